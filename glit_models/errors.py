@@ -1,0 +1,28 @@
+"""The errors that a user can cause, each one line that names the thing and the way out.
+
+The command line prints these and exits with status 2; anything else is a bug and keeps its traceback.
+"""
+
+
+class GlitError(Exception):
+    """Base of every error that a user's input, files or network can cause."""
+
+
+class SpecError(GlitError, ValueError):
+    """An architecture that cannot be built: names the block, the field, the value and the bound."""
+
+
+class WeightsError(GlitError, RuntimeError):
+    """Weights that are missing, unreachable, damaged or do not fit the model."""
+
+
+class DataError(GlitError, ValueError):
+    """A picture, folder or data set that is missing or cannot be read."""
+
+
+class RecipeError(GlitError, ValueError):
+    """A training recipe with an unknown key, a wrong type or an impossible combination."""
+
+
+class TrainingError(GlitError, RuntimeError):
+    """A training run that cannot start, go on or write its files."""

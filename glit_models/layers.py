@@ -1,0 +1,165 @@
+"""The layers of GLiT: local convolution, global-local mixer, block. They know specs, not models or tasks.
+
+Axes: B batch, N tokens, C channels. Tokens stay channels-last [B, N, C] throughout.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from timm.layers import Attention, DropPath, LayerNorm, Mlp
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+from .spec import BlockSpec
+
+__all__ = ["Block", "GlobalLocalMixer", "LocalConv"]
+
+
+class LocalConv(nn.Module):
+    """The local sub-module: pointwise, GLU, depthwise convolution over the sequence, BatchNorm, SiLU, pointwise.
+
+    The convolution module of Conformer (arXiv 2005.08100, section 2.2) without its LayerNorm. The depthwise
+    convolution is a 2-D one of (1, K) over [B, C, 1, N]: tokens that lie channels-last in memory pass through it
+    without a copy, which is many times faster than the 1-D form on CPU.
+
+    Args:
+        dim: C, channels in and out.
+        kernel_size: odd number of taps; zero padding of `kernel_size // 2` on both sides.
+        expand_ratio: hidden channels over `dim`.
+        proj_drop: dropout probability after the last pointwise layer.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        kernel_size: int,
+        expand_ratio: int,
+        proj_drop: float = 0.0,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__()
+        dd = {"device": device, "dtype": dtype}
+        hidden = dim * expand_ratio
+        self.expand = nn.Linear(dim, 2 * hidden, **dd)
+        self.dwconv = nn.Conv2d(
+            hidden, hidden, (1, kernel_size), padding=(0, kernel_size // 2), groups=hidden, **dd
+        )
+        self.bn = nn.BatchNorm2d(hidden, **dd)
+        self.act = nn.SiLU()
+        self.project = nn.Linear(hidden, dim, **dd)
+        self.proj_drop = nn.Dropout(proj_drop)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, N, C] -> [B, N, C]."""
+        x = F.glu(self.expand(x), dim=-1)
+        x = x.transpose(1, 2).unsqueeze(2)  # [B, C, 1, N], channels-last in memory
+        x = self.act(self.bn(self.dwconv(x)))
+        x = x.squeeze(2).transpose(1, 2)
+        return self.proj_drop(self.project(x))
+
+    @torch.jit.ignore
+    def fuse(self) -> "LocalConv":
+        """Fold BatchNorm's running statistics into the depthwise convolution, in place; for inference only.
+
+        `timm.utils.reparameterize_model` calls this.
+        """
+        if isinstance(self.bn, nn.BatchNorm2d):
+            bn = self.bn
+            self.dwconv.weight, self.dwconv.bias = fuse_conv_bn_weights(
+                self.dwconv.weight, self.dwconv.bias, bn.running_mean, bn.running_var, bn.eps, bn.weight, bn.bias
+            )
+            self.bn = nn.Identity()
+        return self
+
+
+class GlobalLocalMixer(nn.Module):
+    """The GL module: self-attention on the first channels, convolution on the last, results concatenated.
+
+    The first C * G / H channels go to the attention of G heads, the last C * L / H to the convolution; a block may
+    have only one of the two. Nothing mixes them here (GLiT, section 3.1).
+
+    Args:
+        dim: C, channels in and out.
+        num_heads: heads of the model, G + L.
+        block: the spec of the block.
+        attn_drop, proj_drop: dropout probabilities.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        block: BlockSpec,
+        attn_drop: float = 0.0,
+        proj_drop: float = 0.0,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__()
+        dd = {"device": device, "dtype": dtype}
+        head_width = dim // num_heads
+        self.global_dim = block.num_global_heads * head_width
+        self.attn: Attention | None = None
+        self.conv: LocalConv | None = None
+        if block.qkv_ratio is not None:
+            self.attn = Attention(
+                self.global_dim,
+                num_heads=block.num_global_heads,
+                attn_head_dim=int(block.qkv_ratio * head_width),
+                qkv_bias=True,
+                attn_drop=attn_drop,
+                proj_drop=proj_drop,
+                **dd,
+            )
+        if block.kernel_size is not None and block.expand_ratio is not None:
+            local_dim = block.num_local_heads * head_width
+            self.conv = LocalConv(local_dim, block.kernel_size, block.expand_ratio, proj_drop, **dd)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, N, C] -> [B, N, C]."""
+        if self.attn is None:
+            assert self.conv is not None  # a block has at least one head
+            return self.conv(x)
+        if self.conv is None:
+            return self.attn(x)
+        global_out = self.attn(x[..., : self.global_dim])
+        local_out = self.conv(x[..., self.global_dim :])
+        return torch.cat([global_out, local_out], dim=-1)
+
+
+class Block(nn.Module):
+    """Pre-norm residual block: x + mixer(norm1(x)), then x + mlp(norm2(x)), each under stochastic depth.
+
+    Args:
+        dim: C, channels of a token.
+        num_heads: heads of the model.
+        block: the spec of this block.
+        attn_drop, proj_drop, drop_path: dropout and stochastic-depth probabilities.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        block: BlockSpec,
+        attn_drop: float = 0.0,
+        proj_drop: float = 0.0,
+        drop_path: float = 0.0,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__()
+        dd = {"device": device, "dtype": dtype}
+        self.norm1 = LayerNorm(dim, eps=1e-6, **dd)
+        self.mixer = GlobalLocalMixer(dim, num_heads, block, attn_drop, proj_drop, **dd)
+        self.drop_path1 = DropPath(drop_path) if drop_path > 0.0 else nn.Identity()
+        self.norm2 = LayerNorm(dim, eps=1e-6, **dd)
+        self.mlp = Mlp(dim, int(dim * block.mlp_ratio), act_layer=nn.GELU, drop=proj_drop, **dd)
+        self.drop_path2 = DropPath(drop_path) if drop_path > 0.0 else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, N, C] -> [B, N, C]."""
+        x = x + self.drop_path1(self.mixer(self.norm1(x)))
+        return x + self.drop_path2(self.mlp(self.norm2(x)))
