@@ -54,13 +54,13 @@ GLIT_BASE = GLIT_TINY.scaled(embed_dim=768, num_heads=12)
 default_cfgs = generate_default_cfgs(hub.default_cfgs())
 
 
-def _create_glit(variant: str, spec: GLiTSpec, pretrained: bool, **kwargs: Any) -> GLiT:
+def _create_glit(variant: str, default_spec: GLiTSpec, pretrained: bool, **kwargs: Any) -> GLiT:
     out_indices = kwargs.pop("out_indices", 3)
     if pretrained:
         kwargs["pretrained_cfg_overlay"] = hub.locate(
             variant, kwargs.get("pretrained_cfg"), kwargs.get("pretrained_cfg_overlay")
         )
-    kwargs.setdefault("spec", spec)
+    kwargs.setdefault("spec", default_spec)
     return build_model_with_cfg(
         GLiT,
         variant,
