@@ -1,0 +1,1 @@
+def save_folder(*a, **k): pass
