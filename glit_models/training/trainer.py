@@ -76,8 +76,10 @@ class Trainer:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.max_minutes = max_minutes
         self.step = 0
+        self.epochs_done = 0  # trained and scored; the last step of an epoch may be done before its score is
+        self.loss_sum = 0.0  # over the steps of the epoch under way
         self.best: dict[str, Any] = {"validation_top1": -1.0, "epoch": -1}
-        self.minutes_before = 0.0
+        self.minutes = 0.0
         self.stop_signal: str | None = None
         self._claim_folder()
         data = recipe.data
@@ -177,21 +179,27 @@ class Trainer:
         if state is None:
             metrics.unlink(missing_ok=True)
             return
-        self.step, self.best, self.minutes_before = state["step"], state["best"], state["minutes"]
+        self.step, self.epochs_done, self.loss_sum = state["step"], state["epochs_done"], state["loss_sum"]
+        self.best, self.minutes = state["best"], state["minutes"]
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.ema is not None:
             self.ema.module.load_state_dict(state["ema"])
         lines = metrics.read_text().splitlines() if metrics.is_file() else []
-        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= self.step]
+        kept = [line for line in lines if line.endswith("}") and self._is_past(json.loads(line))]
         write_atomically(metrics, lambda aside: aside.write_text("".join(f"{line}\n" for line in kept)) and None)
         print(f"glit: going on from step {self.step} of {self.total_steps}", file=sys.stderr)
 
-    def _save(self, minutes: float) -> None:
+    def _is_past(self, entry: dict[str, Any]) -> bool:
+        return entry["step"] <= self.step and entry.get("epoch", 0) <= self.epochs_done
+
+    def _save(self) -> None:
         state = {
             "step": self.step,
+            "epochs_done": self.epochs_done,
+            "loss_sum": self.loss_sum,
             "best": self.best,
-            "minutes": minutes,
+            "minutes": self.minutes,
             "model": self.model.state_dict(),
             "ema": self.ema.module.state_dict() if self.ema is not None else {},
             "optimizer": self.optimizer.state_dict(),
@@ -200,6 +208,7 @@ class Trainer:
 
     def _train(self) -> bool:
         started = saved = time.monotonic()
+        minutes_before = self.minutes
         recipe = self.recipe
         with Progress(
             TextColumn("epoch {task.fields[epoch]}"),
@@ -210,28 +219,29 @@ class Trainer:
             disable=not sys.stderr.isatty(),
         ) as progress:
             bar = progress.add_task("", total=self.total_steps, completed=self.step, epoch=0, status="")
-            while self.step < self.total_steps:
-                epoch, first = divmod(self.step, self.steps_per_epoch)
+            while self.epochs_done < recipe.optim.epochs:
+                epoch = self.epochs_done
+                first = self.step - epoch * self.steps_per_epoch
                 loader = train_loader(
                     self.splits.train, self.train_transform, recipe.optim.batch_size, recipe.seed, epoch, first,
                     recipe.data.num_workers,
                 )  # fmt: skip
-                losses: list[float] = []
+                rate = 0.0
                 window = time.monotonic()
-                for images, labels in loader:
-                    losses.append(self._train_step(images, labels))
+                for batch, (images, labels) in enumerate(loader, 1):
+                    loss = self._train_step(images, labels)
+                    self.loss_sum += loss
                     now = time.monotonic()
-                    rate = len(losses) * recipe.optim.batch_size / (now - window)
+                    rate = batch * recipe.optim.batch_size / (now - window)
                     lr = self.optimizer.param_groups[0]["lr"]
-                    status = f"loss {losses[-1]:.3f}  lr {lr:.1e}  {rate:.0f} img/s"
-                    progress.update(bar, completed=self.step, epoch=epoch, status=status)
+                    status = f"loss {loss:.3f}  lr {lr:.1e}  {rate:.0f} img/s"
+                    progress.update(bar, completed=self.step, epoch=epoch + 1, status=status)
                     if self.step % _LOG_EVERY == 0:
-                        recent = losses[-_LOG_EVERY:]
-                        self._log(loss=sum(recent) / len(recent), lr=lr, images_per_second=round(rate, 1))
-                    minutes = (now - started) / 60
-                    late = self.max_minutes is not None and minutes >= self.max_minutes
+                        self._log(loss=loss, lr=lr, images_per_second=round(rate, 1))
+                    self.minutes = minutes_before + (now - started) / 60
+                    late = self.max_minutes is not None and now - started >= 60 * self.max_minutes
                     if late or self.stop_signal or now - saved > 60 * recipe.checkpoint_minutes:
-                        self._save(self.minutes_before + minutes)
+                        self._save()
                         saved = now
                     if late or self.stop_signal:
                         why = self.stop_signal or f"--max-minutes {self.max_minutes:g}"
@@ -241,8 +251,8 @@ class Trainer:
                             file=sys.stderr,
                         )
                         return False
-                self._end_epoch(epoch, sum(losses) / len(losses), rate)
-                self._save(self.minutes_before + (time.monotonic() - started) / 60)
+                self._end_epoch(rate)
+                self._save()
         return True
 
     def _train_step(self, images: Tensor, labels: Tensor) -> float:
@@ -285,16 +295,20 @@ class Trainer:
     def _loader(self, dataset: Any) -> Any:
         return eval_loader(dataset, self.eval_transform, self.recipe.eval_batch_size, self.recipe.data.num_workers)
 
-    def _end_epoch(self, epoch: int, loss: float, rate: float) -> None:
+    def _end_epoch(self, rate: float) -> None:
+        """Score the epoch on the validation set, keep the weights if they are the best so far, and say so."""
         scored = self.model if self.ema is None else self.ema.module
         top1 = evaluate(scored, self._loader(self.splits.validation), self.device)
         if top1 > self.best["validation_top1"]:
-            self.best = {"validation_top1": top1, "epoch": epoch}
+            self.best = {"validation_top1": top1, "epoch": self.epochs_done + 1}
             weights = {key: value.contiguous() for key, value in scored.state_dict().items()}
             write_atomically(self.out / "best.safetensors", lambda aside: save_file(weights, aside))
-        self._log(epoch=epoch, train_loss=loss, validation_top1=top1)
+        loss = self.loss_sum / self.steps_per_epoch
+        self.epochs_done += 1
+        self.loss_sum = 0.0
+        self._log(epoch=self.epochs_done, train_loss=loss, validation_top1=top1)
         print(
-            f"epoch {epoch + 1}/{self.recipe.optim.epochs}: loss {loss:.3f}, validation top-1 {top1:.2f} %, "
+            f"epoch {self.epochs_done}/{self.recipe.optim.epochs}: loss {loss:.3f}, validation top-1 {top1:.2f} %, "
             f"{rate:.0f} images/s",
             file=sys.stderr,
             flush=True,
@@ -309,7 +323,7 @@ class Trainer:
             input_size=(3, size, size),
         )  # fmt: skip
         save_folder(self.model, self.out / "model", class_names=self.splits.class_names)
-        result = {**self.best, "epochs": self.recipe.optim.epochs, "minutes": round(self.minutes_before, 1)}
+        result = {**self.best, "epochs": self.recipe.optim.epochs, "minutes": round(self.minutes, 1)}
         if self.splits.test is not None:
             result["test_top1"] = evaluate(self.model, self._loader(self.splits.test), self.device)
         write_atomically(self.out / "result.json", lambda aside: aside.write_text(json.dumps(result, indent=2)) and None)
