@@ -143,7 +143,10 @@ class Trainer:
                 if isinstance(module, Attention):
                     module.fused_attn = False  # the fused operator's backward pass is slower on CPU
         optim = recipe.optim
-        self.optimizer = create_optimizer_v2(self.model, optim.opt, lr=optim.lr, weight_decay=optim.weight_decay)
+        fused = {"fused": True} if optim.opt in ("adam", "adamw") else {}  # one kernel instead of hundreds of small ones
+        self.optimizer = create_optimizer_v2(
+            self.model, optim.opt, lr=optim.lr, weight_decay=optim.weight_decay, **fused
+        )
         self.schedule = CosineLRScheduler(
             self.optimizer,
             t_initial=self.total_steps,
