@@ -16,7 +16,7 @@ from typing import Any
 
 from .errors import WeightsError
 
-__all__ = ["explain", "fetch", "quiet_client", "split_revision"]
+__all__ = ["explain", "fetch", "hub_timeout", "quiet_client", "split_revision", "within"]
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -53,12 +53,12 @@ def fetch(repo: str, filename: str, revision: str | None = None) -> Path:
             f"{what} is not in the cache ({constants.HF_HUB_CACHE}) and HF_HUB_OFFLINE is set; "
             "unset it, or copy the cache of a machine that has the file"
         )
-    seconds = _timeout()
+    seconds = hub_timeout()
     with quiet_client():
         # The client alone would try for minutes; asking for the file's metadata first, it answers at once.
         try:
             url = hf_hub_url(repo, filename, revision=revision)
-            _within(seconds, lambda: get_hf_file_metadata(url, timeout=seconds))
+            within(seconds, lambda: get_hf_file_metadata(url, timeout=seconds))
         except Exception as error:  # the client's own exception types change from version to version
             if cached_path and _status(error) is None:
                 return cached_path
@@ -106,7 +106,8 @@ def quiet_client() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _timeout() -> float:
+def hub_timeout() -> float:
+    """Seconds that the Hub has to answer. Raises WeightsError if `$GLIT_HUB_TIMEOUT` is no positive number."""
     text = os.environ.get("GLIT_HUB_TIMEOUT", "12")
     try:
         seconds = float(text)
@@ -117,7 +118,7 @@ def _timeout() -> float:
     return seconds
 
 
-def _within(seconds: float, call: Callable[[], Any]) -> Any:
+def within(seconds: float, call: Callable[[], Any]) -> Any:
     """The result of `call`, or TimeoutError. The client's timeouts leave out looking up names, and count each step."""
     outcome: list[Any] = []
 

@@ -210,16 +210,29 @@ def find(entry: WeightEntry) -> Path:
         WeightsError: if there are no weights, they cannot be fetched, or their sha256 is not the entry's.
     """
     place = where(entry)
+    path, expected = find_unverified(entry)
+    way_out = {
+        "shipped": "reinstall glit-models",
+        "installed": f"remove {path.parent} and install it again",
+        "hub": f"delete {path.resolve()} and try again",
+    }[place]
+    return _verified(entry.name, path, expected, way_out)
+
+
+def find_unverified(entry: WeightEntry) -> tuple[Path, str | None]:
+    """The weights file of an entry, shipped, else installed, else from the Hub, and the sha256 it should have.
+
+    Raises:
+        WeightsError: if there are no weights, or they cannot be fetched.
+    """
+    place = where(entry)
     if place == "shipped":
-        path = SHIPPED / str(entry.file)
-        return _verified(entry.name, path, entry.sha256, "reinstall glit-models")
+        return SHIPPED / str(entry.file), entry.sha256
     if place == "installed":
         folder = store.installed_folder(entry.name)
-        again = f"remove {folder} and install it again"
-        return _verified(entry.name, folder / store.WEIGHTS_FILE, entry.sha256 or _installed_sha256(folder), again)
+        return folder / store.WEIGHTS_FILE, entry.sha256 or _installed_sha256(folder)
     if place == "hub":
-        path = download.fetch(str(entry.repo), store.WEIGHTS_FILE, entry.revision)
-        return _verified(entry.name, path, entry.sha256, f"delete {path.resolve()} and try again")
+        return download.fetch(str(entry.repo), store.WEIGHTS_FILE, entry.revision), entry.sha256
     others = [
         other.name
         for other in registry().values()
