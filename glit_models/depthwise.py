@@ -27,7 +27,7 @@ def depthwise_conv(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """
     if torch.jit.is_scripting():
         return F.conv2d(x, weight, bias, padding=(0, weight.shape[3] // 2), groups=weight.shape[0])
-    else:  # TorchScript compiles only the branch above
+    else:  # noqa: RET505 - TorchScript leaves out a branch only as an `else`
         if x.device.type != "cpu" or x.shape[3] > MAX_TOKENS:
             return F.conv2d(x, weight, bias, padding=(0, weight.shape[3] // 2), groups=weight.shape[0])
         if torch.is_autocast_enabled("cpu"):

@@ -52,7 +52,7 @@ GLIT_SMALL = GLIT_TINY.scaled(embed_dim=384, num_heads=6)
 GLIT_BASE = GLIT_TINY.scaled(embed_dim=768, num_heads=12)
 NAMED_SPECS = {"glit_tiny": GLIT_TINY, "glit_small": GLIT_SMALL, "glit_base": GLIT_BASE}
 
-default_cfgs = generate_default_cfgs(hub.default_cfgs())
+default_cfgs = generate_default_cfgs({**hub.default_cfgs()})
 
 
 def _create_glit(variant: str, default_spec: GLiTSpec, pretrained: bool, **kwargs: Any) -> GLiT:

@@ -46,10 +46,8 @@ class LocalConv(nn.Module):
         dd = {"device": device, "dtype": dtype}
         hidden = dim * expand_ratio
         self.expand = nn.Linear(dim, 2 * hidden, **dd)
-        self.dwconv = nn.Conv2d(
-            hidden, hidden, (1, kernel_size), padding=(0, kernel_size // 2), groups=hidden, **dd
-        )
-        self.bn = nn.BatchNorm2d(hidden, **dd)
+        self.dwconv = nn.Conv2d(hidden, hidden, (1, kernel_size), padding=(0, kernel_size // 2), groups=hidden, **dd)
+        self.bn: nn.Module = nn.BatchNorm2d(hidden, **dd)
         self.act = nn.SiLU()
         self.project = nn.Linear(hidden, dim, **dd)
         self.proj_drop = nn.Dropout(proj_drop)
@@ -58,7 +56,7 @@ class LocalConv(nn.Module):
         """[B, N, C] -> [B, N, C]."""
         x = F.glu(self.expand(x), dim=-1)
         x = x.transpose(1, 2).unsqueeze(2)  # [B, C, 1, N], channels-last in memory
-        if self.training:
+        if self.training:  # noqa: SIM108 - one line would be harder to read
             x = depthwise_conv(x, self.dwconv.weight, self.dwconv.bias)
         else:
             x = self.dwconv(x)
@@ -72,8 +70,10 @@ class LocalConv(nn.Module):
 
         `timm.utils.reparameterize_model` calls this.
         """
-        if isinstance(self.bn, nn.BatchNorm2d):
-            bn = self.bn
+        bn = self.bn
+        if isinstance(bn, nn.BatchNorm2d):
+            assert bn.running_mean is not None  # only without track_running_stats
+            assert bn.running_var is not None
             self.dwconv.weight, self.dwconv.bias = fuse_conv_bn_weights(
                 self.dwconv.weight, self.dwconv.bias, bn.running_mean, bn.running_var, bn.eps, bn.weight, bn.bias
             )

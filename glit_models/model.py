@@ -7,7 +7,7 @@ Axes: B batch, N tokens, C channels, H/W image or grid height and width.
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, ClassVar, Final, cast
 
 import torch
 from timm.layers import (
@@ -60,7 +60,7 @@ class GLiT(nn.Module):
     """
 
     dynamic_img_size: Final[bool]
-    __jit_unused_properties__ = ["_model_args"]
+    __jit_unused_properties__: ClassVar[list[str]] = ["_model_args"]
 
     def __init__(
         self,
@@ -112,7 +112,7 @@ class GLiT(nn.Module):
         self.cls_token = nn.Parameter(torch.empty(1, 1, dim, **dd)) if class_token else None
         self.pos_embed = nn.Parameter(torch.empty(1, num_tokens, dim, **dd))
         self.pos_drop = nn.Dropout(pos_drop_rate)
-        rates = calculate_drop_path_rates(drop_path_rate, spec.depth)
+        rates = cast(list[float], calculate_drop_path_rates(drop_path_rate, spec.depth))
         self.blocks = nn.Sequential(
             *(
                 Block(dim, spec.num_heads, block, attn_drop_rate, proj_drop_rate, rate, **dd)
@@ -156,8 +156,8 @@ class GLiT(nn.Module):
             if isinstance(module, nn.Linear):
                 trunc_normal_(module.weight, std=0.02)
                 nn.init.zeros_(module.bias)
-            elif needs_reset and hasattr(module, "reset_parameters"):
-                module.reset_parameters()
+            elif needs_reset and callable(reset := getattr(module, "reset_parameters", None)):
+                reset()
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
@@ -225,7 +225,10 @@ class GLiT(nn.Module):
         if self.dynamic_img_size:
             B, H, W, C = x.shape
             pos_embed = resample_abs_pos_embed(
-                pos_embed, new_size=[H, W], old_size=self.patch_embed.grid_size, num_prefix_tokens=self.num_prefix_tokens
+                pos_embed,
+                new_size=[H, W],
+                old_size=self.patch_embed.grid_size,
+                num_prefix_tokens=self.num_prefix_tokens,
             )
             x = x.view(B, -1, C)
         if self.cls_token is not None:

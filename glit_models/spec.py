@@ -23,6 +23,11 @@ def _check_int(name: str, value: Any, minimum: int) -> None:
         raise SpecError(f"{name} must be an integer of at least {minimum}, got {value!r}")
 
 
+def _check_odd(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1 or value % 2 == 0:
+        raise SpecError(f"{name} must be odd and positive, got {value!r}")
+
+
 def _check_ratio(name: str, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
         raise SpecError(f"{name} must be a positive finite number, got {value!r}")
@@ -81,8 +86,7 @@ class BlockSpec:
         else:
             object.__setattr__(self, "qkv_ratio", None)
         if self.num_local_heads:
-            if not isinstance(self.kernel_size, int) or self.kernel_size < 1 or self.kernel_size % 2 == 0:
-                raise SpecError(f"kernel_size must be odd and positive, got {self.kernel_size!r}")
+            _check_odd("kernel_size", self.kernel_size)
             _check_int("expand_ratio", self.expand_ratio, 1)
         else:
             object.__setattr__(self, "kernel_size", None)

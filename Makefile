@@ -1,0 +1,74 @@
+# `make demo` and `make test` are all a newcomer needs: each makes the environment if there is none.
+# VENV names another environment folder, PYTHON the interpreter it is made with.
+VENV ?= .venv
+PYTHON ?= python3
+PYTEST = $(VENV)/bin/python -m pytest
+TIMM_TESTS_MODELS ?= glit_tiny,glit_small,glit_base
+
+# The lowest versions that pyproject.toml allows.
+LOWEST = torch==2.11.0 torchvision==0.26.0 timm==1.0.31 huggingface_hub==1.0.0 safetensors==0.5.0 numpy==1.26.4 \
+         pillow==10.3.0 pyyaml==6.0.1 rich==13.7.0
+
+.PHONY: help demo test test-lowest lint format types timm-tests transformers-test bench clean
+
+help:
+	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed 's/:.*## /\t/' | expand -t 20
+
+demo: $(VENV)/.core  ## classify the shipped pictures with the shipped weights
+	$(VENV)/bin/glit demo
+
+test: $(VENV)/.dev  ## the test suite
+	$(PYTEST)
+
+test-lowest: .venv-lowest/.lowest  ## the test suite under the lowest versions of the core dependencies
+	.venv-lowest/bin/python -m pytest
+
+lint: $(VENV)/.dev  ## style, and who may import whom
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+format: $(VENV)/.dev  ## put the style right
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+# search/ and export/ lie beside glit_models/ and are imported from within it: type checkers need to see that.
+types: $(VENV)/.dev  ## type checks
+	rm -rf .types && mkdir -p .types/glit_models
+	for path in glit_models/*; do ln -s ../../$$path .types/glit_models/; done
+	ln -s ../../search ../../export .types/glit_models/
+	cd .types && ../$(VENV)/bin/mypy --config-file ../pyproject.toml -p glit_models
+
+timm-tests: $(VENV)/.dev  ## timm's own model tests on TIMM_TESTS_MODELS
+	$(VENV)/bin/python tests/timm_suite.py --models $(TIMM_TESTS_MODELS)
+
+transformers-test: .venv-transformers/.transformers  ## transformers' timm wrapper, in its own environment
+	.venv-transformers/bin/python -m pytest tests/optional/test_transformers.py
+
+bench: $(VENV)/.core  ## what is measured: import time, throughput, the depthwise convolution
+	$(VENV)/bin/python -m benchmarks.imports
+	$(VENV)/bin/python -m benchmarks.models
+	$(VENV)/bin/python -m benchmarks.depthwise
+
+clean:  ## remove what was built, but for the environments
+	rm -rf .types .cache build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +
+
+$(VENV)/.core: pyproject.toml
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet -e .
+	touch $@
+
+$(VENV)/.dev: pyproject.toml
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet -e ".[all]"
+	touch $@ $(VENV)/.core
+
+.venv-lowest/.lowest: pyproject.toml
+	test -x .venv-lowest/bin/python || $(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/python -m pip install --quiet -e ".[all]" $(LOWEST)
+	touch $@
+
+.venv-transformers/.transformers: pyproject.toml
+	test -x .venv-transformers/bin/python || $(PYTHON) -m venv .venv-transformers
+	.venv-transformers/bin/python -m pip install --quiet -e ".[dev]" transformers
+	touch $@

@@ -1,0 +1,59 @@
+"""A pytest plugin that makes timm's own test suite test GLiT. It asserts nothing itself.
+
+timm's tests choose models through `timm.list_models` with lists of name patterns and of module names. Those lists know
+no outside family, so here the listing treats GLiT as they treat the vision transformers, and then keeps only the
+models named in the environment variable GLIT_TIMM_TESTS (separated by commas).
+"""
+
+import os
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+import timm
+import timm.models
+
+import glit_models  # noqa: F401 - registers the models
+
+MODELS = os.environ["GLIT_TIMM_TESTS"].split(",")
+
+_list_models = timm.list_models
+
+
+def _extended(patterns: str | Iterable[str], vit: str, glit: str) -> str | list[str]:
+    """The same patterns, and ours where the vision transformers' stands among them."""
+    if isinstance(patterns, str):
+        return patterns
+    patterns = list(patterns)
+    return [*patterns, glit] if vit in patterns else patterns
+
+
+def _list_glit_models(
+    filter: Any = "", module: Any = "", pretrained: bool = False, exclude_filters: Any = "", **kwargs
+):
+    names = _list_models(
+        _extended(filter, "vit_*", "glit_*"),
+        module=_extended(module, "vision_transformer", "glit"),
+        pretrained=pretrained,
+        exclude_filters=_extended(exclude_filters, "vit_*", "glit_*"),
+        **kwargs,
+    )
+    return [name for name in names if name.partition(".")[0] in MODELS]
+
+
+timm.list_models = timm.models.list_models = _list_glit_models
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Drop the tests of single, named models of other families, and stop if nothing is left."""
+    ours = [item for item in items if _model_name(item).partition(".")[0] in MODELS]
+    tested = {_model_name(item).partition(".")[0] for item in ours}
+    if tested != set(MODELS):
+        raise pytest.UsageError(f"timm's suite has tests of {sorted(tested)}, wanted {MODELS}")
+    config.hook.pytest_deselected(items=[item for item in items if item not in set(ours)])
+    items[:] = ours
+
+
+def _model_name(item: pytest.Item) -> str:
+    callspec = getattr(item, "callspec", None)
+    return str(callspec.params.get("model_name", "")) if callspec else ""
