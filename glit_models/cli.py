@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from .errors import GlitError
 
 if TYPE_CHECKING:
+    from .inference import Prediction
     from .spec import GLiTSpec
 
 __all__ = ["main"]
@@ -126,7 +128,9 @@ def _run_info(args: argparse.Namespace) -> int:
         "macs": count_macs(spec, size, num_classes, in_chans),
     }
     if args.json:
-        _print_json({"model": args.model, **task, "spec": spec.to_dict(), "blocks": blocks, **total, "weights": weights})
+        _print_json(
+            {"model": args.model, **task, "spec": spec.to_dict(), "blocks": blocks, **total, "weights": weights}
+        )
         return 0
     rows = [
         (
@@ -152,8 +156,12 @@ def _run_info(args: argparse.Namespace) -> int:
         f"{in_chans} x {size[0]} x {size[1]} pixels, {num_classes} classes"
     )
     _print_table(title, [(column, "right") for column in columns], rows)
-    print("G, L: global and local heads; K, E: kernel and expansion of the convolution; r, d_z: width of query, key and")
-    print("value, and of the feed-forward network, over the channels. MACs: matrix products and convolutions, one image.")
+    print(
+        "G, L: global and local heads; K, E: kernel and expansion of the convolution; r, d_z: width of query, key and"
+    )
+    print(
+        "value, and of the feed-forward network, over the channels. MACs: matrix products and convolutions, one image."
+    )
     print(f"Weights: {weights}")
     return 0
 
@@ -204,7 +212,9 @@ def _describe(model: str) -> tuple[GLiTSpec, dict[str, Any], str]:
 
 
 def _add_convert(commands: Commands) -> None:
-    parser = _add(commands, "convert", _run_convert, "Turn a checkpoint, of the authors' code or ours, into safetensors.")
+    parser = _add(
+        commands, "convert", _run_convert, "Turn a checkpoint, of the authors' code or ours, into safetensors."
+    )
     parser.add_argument("checkpoint", help="a torch pickle (.pth, .pth.tar) or a safetensors file")
     parser.add_argument("--model", required=True, help="MODEL or MODEL.TAG that it belongs to")
     parser.add_argument("--install", action="store_true", help="install it for pretrained=True on this machine")
@@ -298,7 +308,9 @@ def _metric(name: str, value: str, source: str) -> dict[str, Any]:
 
 
 def _add_verify(commands: Commands) -> None:
-    parser = _add(commands, "verify", _run_verify, "Recompute hash, parameter count and golden logits; 1 if one differs.")
+    parser = _add(
+        commands, "verify", _run_verify, "Recompute hash, parameter count and golden logits; 1 if one differs."
+    )
     parser.add_argument("source", help="MODEL.TAG, a weight folder, or a Hub repository NAMESPACE/NAME[@REVISION]")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
@@ -318,9 +330,144 @@ def _run_verify(args: argparse.Namespace) -> int:
     return 1 if any(check.agrees is False for check in checks) else 0
 
 
+# ---- glit predict ----
+
+
+def _add_predict(commands: Commands) -> None:
+    parser = _add(commands, "predict", _run_predict, "Classify pictures: files, and folders with all they hold.")
+    parser.add_argument("pictures", nargs="+", metavar="IMAGE", help="a picture, or a folder of them")
+    parser.add_argument("--model", default="glit_tiny.fashion_mnist", help="MODEL.TAG, a weight folder or a repository")
+    parser.add_argument("--topk", type=int, default=5, metavar="K", help="how many classes to show (default 5)")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--device", help="cpu, cuda, ...; the GPU if there is one unless given")
+
+
+def _run_predict(args: argparse.Namespace) -> int:
+    from .inference import Classifier, find_pictures, load_model, pick_device
+
+    if args.topk < 1:
+        raise GlitError(f"--topk must be at least 1, got {args.topk}")
+    paths, device = find_pictures(args.pictures), pick_device(args.device)
+    predictions = list(Classifier(load_model(args.model), device).predict(paths, args.topk))
+    if args.json:
+        _print_json([_prediction_dict(prediction) for prediction in predictions])
+    else:
+        rows = [
+            (str(prediction.path) if rank == 0 else "", name, f"{probability:.1%}")
+            for prediction in predictions
+            for rank, (name, probability) in enumerate(prediction.classes)
+        ]
+        if rows:
+            _print_table(args.model, [("picture", "left"), ("class", "left"), ("probability", "right")], rows)
+    failed = [prediction for prediction in predictions if prediction.error is not None]
+    for prediction in failed:
+        print(f"glit: {prediction.error}", file=sys.stderr)
+    if len(failed) == len(predictions):
+        return 2
+    return 1 if failed else 0
+
+
+def _prediction_dict(prediction: Prediction) -> dict[str, Any]:
+    if prediction.error is not None:
+        return {"picture": str(prediction.path), "error": prediction.error}
+    classes = [{"class": name, "probability": round(value, 6)} for name, value in prediction.classes]
+    return {"picture": str(prediction.path), "classes": classes}
+
+
+# ---- glit demo ----
+
+
+def _add_demo(commands: Commands) -> None:
+    parser = _add(commands, "demo", _run_demo, "Classify the pictures that come with the package, and draw them.")
+    parser.add_argument("--out", default="glit-demo.png", metavar="FILE", help="the contact sheet (glit-demo.png)")
+
+
+def _run_demo(args: argparse.Namespace) -> int:
+    from .demo import MODEL, run_demo
+
+    results = run_demo(Path(args.out))
+    rows = [
+        (
+            prediction.path.name,
+            ", ".join(f"{name} {probability:.0%}" for name, probability in prediction.classes),
+            label,
+            "yes" if prediction.classes[0][0] == label else "no",
+        )
+        for prediction, label in results
+    ]
+    columns = [("picture", "left"), ("first three", "left"), ("true label", "left"), ("right", "left")]
+    _print_table(f"{MODEL} on pictures of the Fashion-MNIST test set", columns, rows)
+    print(f"{sum(row[-1] == 'yes' for row in rows)} of {len(rows)} right. Contact sheet: {args.out}")
+    return 0
+
+
+# ---- glit train ----
+
+
+def _add_train(commands: Commands) -> None:
+    parser = _add(commands, "train", _run_train, "Train a model; the same command again goes on where it stopped.")
+    parser.add_argument("recipe", help="name of a shipped recipe, or the path of a YAML file")
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder of the run")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="override, such as optim.lr=1e-4"
+    )
+    parser.add_argument("--device", help="cpu, cuda, ...; the GPU if there is one unless given")
+    parser.add_argument("--max-minutes", type=float, metavar="M", help="save and leave after so long")
+
+
+def _run_train(args: argparse.Namespace) -> int:
+    from .inference import pick_device
+    from .training import Trainer, load_recipe
+
+    device = pick_device(args.device)
+    command = shlex.join(["glit", "train", args.recipe, *(word for text in args.set for word in ("--set", text))])
+    result = Trainer(load_recipe(args.recipe, args.set), args.out, device, args.max_minutes, command).run()
+    if result is not None:
+        print(json.dumps(result, indent=2))
+        print(
+            f"the model is in {Path(args.out) / 'model'}: try `glit predict IMAGE --model {Path(args.out) / 'model'}`"
+        )
+    return 0
+
+
+# ---- glit eval ----
+
+
+def _add_eval(commands: Commands) -> None:
+    parser = _add(commands, "eval", _run_eval, "Top-1 accuracy of a model on a labelled data set.")
+    parser.add_argument("model", help="MODEL.TAG, a weight folder or a repository")
+    parser.add_argument("dataset", help="fashion-mnist, folder, or a name that timm.data.create_dataset takes")
+    parser.add_argument("--root", metavar="DIR", help="the data set's folder")
+    parser.add_argument("--split", default="test", help="test (default), validation, train")
+    parser.add_argument("--batch-size", type=int, default=250, metavar="N", help="pictures at a time (default 250)")
+    parser.add_argument("--device", help="cpu, cuda, ...; the GPU if there is one unless given")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _run_eval(args: argparse.Namespace) -> int:
+    from .inference import Classifier, load_model, pick_device, score
+
+    if args.batch_size < 1:
+        raise GlitError(f"--batch-size must be at least 1, got {args.batch_size}")
+    classifier = Classifier(load_model(args.model), pick_device(args.device))
+    result = score(classifier, args.dataset, args.root, args.split, args.batch_size)
+    if args.json:
+        _print_json({"model": args.model, "dataset": args.dataset, "split": args.split, **result})
+    else:
+        print(
+            f"{args.model} on {args.dataset} {args.split}: top-1 {result['top1']:.2f} % "
+            f"({result['correct']} of {result['pictures']})"
+        )
+    return 0
+
+
 _COMMANDS: tuple[Callable[[Commands], None], ...] = (
     _add_list,
     _add_info,
+    _add_predict,
+    _add_demo,
+    _add_train,
+    _add_eval,
     _add_convert,
     _add_publish,
     _add_verify,

@@ -6,6 +6,7 @@ Knows timm's model contract and picture files; the command line and the demo pri
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,13 +14,26 @@ from pathlib import Path
 import timm
 import torch
 from PIL import Image, UnidentifiedImageError
+from rich.console import Console
+from rich.progress import track
 from timm.data import create_transform, resolve_data_config
 from timm.utils import reparameterize_model
 from torch import Tensor, nn
 
+from .data import open_split
+from .data.loading import eval_loader
 from .errors import DataError, GlitError, WeightsError
 
-__all__ = ["Classifier", "Prediction", "find_pictures", "load_model", "open_picture", "pick_device"]
+__all__ = [
+    "Classifier",
+    "Prediction",
+    "count_correct",
+    "find_pictures",
+    "load_model",
+    "open_picture",
+    "pick_device",
+    "score",
+]
 
 _BATCH = 32
 
@@ -32,7 +46,9 @@ def pick_device(name: str | None = None) -> torch.device:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise GlitError(f"device {name!r} cannot be used here ({str(error).splitlines()[0]}); try --device cpu") from None
+        raise GlitError(
+            f"device {name!r} cannot be used here ({str(error).splitlines()[0]}); try --device cpu"
+        ) from None
     return device
 
 
@@ -123,7 +139,9 @@ class Classifier:
         self.device = device
         self.transform = create_transform(**config)
         names = model.pretrained_cfg.get("label_names") or ()
-        self.class_names = tuple(names) if len(names) == model.num_classes else tuple(map(str, range(model.num_classes)))
+        self.class_names = (
+            tuple(names) if len(names) == model.num_classes else tuple(map(str, range(model.num_classes)))
+        )
 
     @torch.inference_mode()
     def probabilities(self, pictures: Iterable[Image.Image]) -> Tensor:
@@ -153,3 +171,29 @@ class Classifier:
                 values, indices = rows[path].topk(min(top_k, len(self.class_names)))
                 pairs = zip(indices.tolist(), values.tolist(), strict=True)
                 yield Prediction(path, tuple((self.class_names[index], value) for index, value in pairs))
+
+
+@torch.inference_mode()
+def count_correct(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], device: torch.device) -> int:
+    """How many of the prepared images [B, C, H, W] have their label [B] as most probable class."""
+    return sum(int((model(images.to(device)).argmax(1) == labels.to(device)).sum()) for images, labels in batches)
+
+
+def score(classifier: Classifier, dataset: str, root: str | None, split: str, batch_size: int) -> dict[str, float]:
+    """Top-1 accuracy in percent, correct and all pictures of one split of a data set, with a progress bar.
+
+    Raises:
+        DataError: if the data set is missing, or its classes are not as many as the model's.
+    """
+    data, names = open_split(dataset, root, split)
+    if len(names) != len(classifier.class_names):
+        raise DataError(f"{dataset} has {len(names)} classes, the model {len(classifier.class_names)}")
+    batches = track(
+        eval_loader(data, classifier.transform, batch_size),
+        description="scoring",
+        console=Console(stderr=True),
+        transient=True,
+        disable=not sys.stderr.isatty(),
+    )
+    correct = count_correct(classifier.model, batches, classifier.device)
+    return {"top1": 100 * correct / len(data), "correct": correct, "pictures": len(data)}

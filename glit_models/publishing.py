@@ -101,7 +101,12 @@ def save_folder(
 def to_json(data: Any) -> str:
     """JSON text with lists of numbers on one line each."""
     text = json.dumps(data, indent=2, ensure_ascii=False)
-    return re.sub(r"\[[\s\d.,e+-]+\]", lambda match: re.sub(r"\s+", " ", match[0]).replace("[ ", "[").replace(" ]", "]"), text) + "\n"
+    return (
+        re.sub(
+            r"\[[\s\d.,e+-]+\]", lambda match: re.sub(r"\s+", " ", match[0]).replace("[ ", "[").replace(" ]", "]"), text
+        )
+        + "\n"
+    )
 
 
 def _hub_config(
@@ -217,7 +222,9 @@ def open_folder(source: str) -> WeightFolder:
         return WeightFolder(source, path)
     if path.is_file():
         if path.name != store.WEIGHTS_FILE:
-            raise WeightsError(f"{source}: not a weight folder; give the folder with {store.WEIGHTS_FILE}, or convert it")
+            raise WeightsError(
+                f"{source}: not a weight folder; give the folder with {store.WEIGHTS_FILE}, or convert it"
+            )
         return WeightFolder(source, path.parent)
     if source.partition(".")[0] in NAMED_SPECS:
         entry = hub.get_entry(source)
@@ -243,7 +250,9 @@ def read_config(directory: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise WeightsError(f"{path}: not valid JSON ({error})") from None
     if not isinstance(config, dict) or config.get("architecture") not in NAMED_SPECS:
-        raise WeightsError(f"{path}: not the configuration of a GLiT; 'architecture' must be one of {', '.join(NAMED_SPECS)}")
+        raise WeightsError(
+            f"{path}: not the configuration of a GLiT; 'architecture' must be one of {', '.join(NAMED_SPECS)}"
+        )
     if not all(isinstance(config.get(key), dict) for key in ("pretrained_cfg", "model_args")):
         raise WeightsError(f"{path}: not timm's configuration; it lacks 'pretrained_cfg' or 'model_args'")
     return config
@@ -267,7 +276,9 @@ def load_folder(directory: str | Path) -> GLiT:
     try:
         model: GLiT = timm.create_model(f"local-dir:{directory}")
     except (TypeError, KeyError, AssertionError) as error:
-        raise WeightsError(f"{directory / store.CONFIG_FILE}: timm cannot build {config['architecture']} ({error})") from None
+        raise WeightsError(
+            f"{directory / store.CONFIG_FILE}: timm cannot build {config['architecture']} ({error})"
+        ) from None
     weights = directory / store.WEIGHTS_FILE
     state = read_state_dict(weights)
     check_fits(state, model, where=str(weights))
@@ -308,7 +319,9 @@ def convert(
     custom = any(value is not None for value in (spec, num_classes, img_size))
     entry = _entry_to_install(name) if install and not custom else hub.registry().get(_with_tag(name))
     if install and custom:
-        raise WeightsError("--install is for the model as registered; with another spec, class count or size use --out DIR")
+        raise WeightsError(
+            "--install is for the model as registered; with another spec, class count or size use --out DIR"
+        )
     architecture = name.partition(".")[0]
     if architecture not in NAMED_SPECS:
         raise WeightsError(f"{architecture}: no such model; known: {', '.join(NAMED_SPECS)}")
@@ -319,7 +332,9 @@ def convert(
     model: GLiT = timm.create_model(architecture, **{key: value for key, value in given.items() if value is not None})
     check_fits(state, model, where=str(checkpoint))
     model.load_state_dict(state)
-    facts = entry.to_dict() if entry is not None and not custom else {"origin": f"converted from {Path(checkpoint).name}"}
+    facts = (
+        entry.to_dict() if entry is not None and not custom else {"origin": f"converted from {Path(checkpoint).name}"}
+    )
     folders = [store.installed_folder(_with_tag(name))] if install else []
     folders += [Path(out)] if out is not None else []
     for folder in folders:
@@ -448,7 +463,9 @@ def _complete_entry(found: WeightFolder, model: GLiT, facts: Mapping[str, Any]) 
         if not entry.get(key):
             raise WeightsError(f"{found.name}: the {key} of these weights is not known; give --{key}")
     if not entry.get("recipe") and not entry.get("origin"):
-        raise WeightsError(f"{found.name}: how these weights came about is not known; give --recipe COMMAND or --origin")
+        raise WeightsError(
+            f"{found.name}: how these weights came about is not known; give --recipe COMMAND or --origin"
+        )
     return WeightEntry.from_dict(name, entry, found.name)
 
 
@@ -468,7 +485,8 @@ def _read_entry(directory: Path) -> dict[str, Any]:
 def _copy_folder(source: Path, target: Path) -> None:
     try:
         store.write_files(
-            target, {file.name: lambda path, file=file: shutil.copyfile(file, path) for file in sorted(source.iterdir())}
+            target,
+            {file.name: lambda path, file=file: shutil.copyfile(file, path) for file in sorted(source.iterdir())},
         )
     except OSError as error:
         raise WeightsError(f"{target}: cannot be written ({error.strerror or error})") from None

@@ -156,12 +156,14 @@ def test_another_recipes_folder_is_refused_and_the_difference_named(finished: Pa
 
 def test_a_diverging_run_stops_with_its_place(tmp_path: Path):
     trainer = Trainer(_tiny("optim.lr=1e30", "optim.clip_grad=null", "optim.warmup_epochs=0"), tmp_path, device="cpu")
-    with pytest.raises(TrainingError, match=r"the loss is \S+ at step \d+ \(epoch 0, batch \d+\).*try a lower optim.lr"):
+    with pytest.raises(
+        TrainingError, match=r"the loss is \S+ at step \d+ \(epoch 0, batch \d+\).*try a lower optim.lr"
+    ):
         trainer.run()
 
 
 def test_a_batch_larger_than_the_data_is_refused(tmp_path: Path):
-    with pytest.raises(RecipeError, match="optim.batch_size=302 is more than the 300 training pictures"):
+    with pytest.raises(RecipeError, match="optim.batch_size=302 is more than the 300 pictures to train on"):
         Trainer(_tiny("optim.batch_size=302"), tmp_path, device="cpu")
 
 

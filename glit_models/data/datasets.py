@@ -12,7 +12,7 @@ import numpy as np
 from ..errors import DataError
 from .fashion_mnist import FashionMNIST
 
-__all__ = ["Splits", "Subset", "open_splits"]
+__all__ = ["Splits", "Subset", "open_split", "open_splits"]
 
 
 class Subset:
@@ -76,6 +76,18 @@ def open_splits(
     validation = Subset(train, np.sort(order[:hold_out])) if hold_out else _open_timm(name, root, "validation")
     kept = order[hold_out:][: limit or None]
     return Splits(Subset(train, np.sort(kept)), validation, test, names)
+
+
+def open_split(name: str, root: str | os.PathLike[str] | None, split: str) -> tuple[Any, tuple[str, ...]]:
+    """One split of a data set as it is published, and its class names; names as in `open_splits`.
+
+    Raises:
+        DataError: if it is missing or damaged; names it.
+    """
+    if name == "fashion-mnist":
+        return FashionMNIST(split, root), FashionMNIST.classes
+    dataset = _open_timm(name, root, split)
+    return dataset, _class_names(dataset)
 
 
 def _open_timm(name: str, root: str | os.PathLike[str] | None, split: str) -> Any:

@@ -36,7 +36,9 @@ def find_folder(root: str | os.PathLike[str] | None = None) -> Path:
         for folder in (Path(root), Path(root) / "FashionMNIST" / "raw"):
             if _holds_files(folder):
                 return folder
-        raise DataError(f"{root}: no Fashion-MNIST here; it should hold train-images-idx3-ubyte.gz and its three fellows")
+        raise DataError(
+            f"{root}: no Fashion-MNIST here; it should hold train-images-idx3-ubyte.gz and its three fellows"
+        )
     if _holds_files(_DEBIAN_FOLDER):
         return _DEBIAN_FOLDER
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "glit" / "data"

@@ -38,7 +38,7 @@ class _Seeded(Dataset[tuple[Any, int]]):
             raise DataError(f"picture {index} of the data set cannot be read: {error}") from None
         state = int(np.random.SeedSequence((self.seed, key)).generate_state(1)[0])
         random.seed(state)
-        np.random.seed(state)
+        np.random.seed(state)  # noqa: NPY002  (timm's transforms draw from it)
         torch.default_generator.manual_seed(state)  # torch.manual_seed would also walk every accelerator
         return self.transform(picture), label
 

@@ -19,7 +19,7 @@ __all__ = ["load_state", "save_state", "write_atomically"]
 _NAMES = ("last.pt", "previous.pt")
 
 
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a file beside `path`, force it to disk and move it into place.
 
     Raises:

@@ -9,7 +9,7 @@ import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
@@ -51,8 +51,8 @@ class DataSection:
 class AugmentSection:
     """How training pictures are changed; keywords of `timm.data.create_transform` and `timm.data.Mixup`."""
 
-    scale: tuple[float, ...] = (0.08, 1.0)
-    ratio: tuple[float, ...] = (0.75, 1.3333)
+    scale: tuple[float, float] = (0.08, 1.0)
+    ratio: tuple[float, float] = (0.75, 1.3333)
     hflip: float = 0.5
     color_jitter: float = 0.0
     auto_augment: str | None = None
@@ -90,13 +90,13 @@ class Recipe:
     augment: AugmentSection = field(default_factory=AugmentSection)
     optim: OptimSection = field(default_factory=OptimSection)
     seed: int = 0
-    precision: str = "fp32"  # or bf16: autocast, parameters stay float32
+    precision: Literal["fp32", "bf16"] = "fp32"  # bf16: autocast, parameters stay float32
     checkpoint_minutes: float = 2.0
     eval_batch_size: int = 250
+    save_dtype: Literal["float32", "float16"] = "float32"  # of the model folder's weights
 
     def __post_init__(self) -> None:
         for key, value, valid, bound in (
-            ("precision", self.precision, self.precision in ("fp32", "bf16"), "fp32 or bf16"),
             ("optim.epochs", self.optim.epochs, self.optim.epochs >= 1, "at least 1"),
             ("optim.batch_size", self.optim.batch_size, self.optim.batch_size >= 1, "at least 1"),
             ("optim.lr", self.optim.lr, self.optim.lr > 0, "positive"),
@@ -144,7 +144,9 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     if not path.is_file():
         path = _SHIPPED / f"{name}.yaml"
         if "/" in name or not path.is_file():
-            raise RecipeError(f"no recipe {name!r}: not a file, and the shipped ones are {', '.join(shipped_recipes())}")
+            raise RecipeError(
+                f"no recipe {name!r}: not a file, and the shipped ones are {', '.join(shipped_recipes())}"
+            )
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -189,10 +191,17 @@ def _build(cls: type, data: Mapping[str, Any], prefix: str) -> Any:
 
 
 def _coerce(key: str, hint: Any, value: Any) -> Any:
+    if typing.get_origin(hint) is Literal:
+        if value not in typing.get_args(hint):
+            raise RecipeError(f"{key} must be {' or '.join(typing.get_args(hint))}, got {value!r}")
+        return value
     options = typing.get_args(hint) if typing.get_origin(hint) in (types.UnionType, typing.Union) else (hint,)
     for option in options:
         origin = typing.get_origin(option) or option
         if origin is tuple and isinstance(value, (list, tuple)):
+            length = len(typing.get_args(option))
+            if Ellipsis not in typing.get_args(option) and len(value) != length:
+                raise RecipeError(f"{key} must be {length} values, got {len(value)}")
             return tuple(_coerce(key, typing.get_args(option)[0], item) for item in value)
         if origin is float and isinstance(value, str):  # YAML reads 1e-3 as text
             try:
@@ -203,5 +212,7 @@ def _coerce(key: str, hint: Any, value: Any) -> Any:
             return float(value)
         if isinstance(value, origin) and not (isinstance(value, bool) and origin is not bool):
             return value
-    names = " or ".join("null" if option is type(None) else getattr(option, "__name__", str(option)) for option in options)
+    names = " or ".join(
+        "null" if option is type(None) else getattr(option, "__name__", str(option)) for option in options
+    )
     raise RecipeError(f"{key} must be of type {names}, got {value!r}")

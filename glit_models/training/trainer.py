@@ -34,24 +34,14 @@ import glit_models  # noqa: F401  (registers the models)
 from ..data import open_splits
 from ..data.loading import eval_loader, train_loader
 from ..errors import RecipeError, TrainingError
-from ..publishing import save_folder
+from ..inference import count_correct
+from ..publishing import load_folder, save_folder
 from .checkpoints import load_state, save_state, write_atomically
 from .recipe import Recipe
 
-__all__ = ["Trainer", "evaluate"]
+__all__ = ["Trainer"]
 
 _LOG_EVERY = 50  # steps between lines of metrics.jsonl
-
-
-def evaluate(model: nn.Module, loader: Any, device: torch.device) -> float:
-    """Top-1 accuracy in percent, float32, over all batches of `loader`."""
-    model.eval()
-    correct = total = 0
-    with torch.inference_mode():
-        for images, labels in loader:
-            correct += int((model(images.to(device)).argmax(1) == labels.to(device)).sum())
-            total += len(labels)
-    return 100 * correct / total
 
 
 class Trainer:
@@ -62,6 +52,7 @@ class Trainer:
         out: folder of the run; one that holds a run of the same recipe is continued.
         device: 'cpu', 'cuda', ...; None takes the GPU if there is one.
         max_minutes: save and leave after so long.
+        command: the command line of this run, for the model's record.
 
     Raises:
         RecipeError: if `out` holds a run of another recipe (names the key), or the data do not fit the recipe.
@@ -69,12 +60,17 @@ class Trainer:
     """
 
     def __init__(
-        self, recipe: Recipe, out: str | Path, device: str | None = None, max_minutes: float | None = None
+        self,
+        recipe: Recipe,
+        out: str | Path,
+        device: str | torch.device | None = None,
+        max_minutes: float | None = None,
     ) -> None:
         self.recipe = recipe
         self.out = Path(out)
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.max_minutes = max_minutes
+        self.command = command
         self.step = 0
         self.epochs_done = 0  # trained and scored; the last step of an epoch may be done before its score is
         self.loss_sum = 0.0  # over the steps of the epoch under way
@@ -87,7 +83,7 @@ class Trainer:
         self.steps_per_epoch = len(self.splits.train) // recipe.optim.batch_size
         if not self.steps_per_epoch:
             raise RecipeError(
-                f"optim.batch_size={recipe.optim.batch_size} is more than the {len(self.splits.train)} training pictures"
+                f"optim.batch_size={recipe.optim.batch_size} is more than the {len(self.splits.train)} pictures to train on"
             )
         self.total_steps = self.steps_per_epoch * recipe.optim.epochs
         self._build()
@@ -122,14 +118,16 @@ class Trainer:
                 for old, new in zip(path.read_text().splitlines(), text.splitlines(), strict=False)
                 if old != new
             ]
-            raise RecipeError(f"{self.out} holds a run of another recipe ({'; '.join(changed[:3])}); take another --out")
+            raise RecipeError(
+                f"{self.out} holds a run of another recipe ({'; '.join(changed[:3])}); take another --out"
+            )
         write_atomically(path, lambda aside: aside.write_text(text) and None)
 
     def _build(self) -> None:
         recipe, model_section, augment = self.recipe, self.recipe.model, self.recipe.augment
         num_classes = len(self.splits.class_names)
         torch.manual_seed(recipe.seed)
-        self.model = timm.create_model(
+        self.model: Any = timm.create_model(
             model_section.name,
             pretrained=model_section.pretrained,
             num_classes=num_classes,
@@ -141,9 +139,11 @@ class Trainer:
         if self.device.type == "cpu":
             for module in self.model.modules():
                 if isinstance(module, Attention):
-                    module.fused_attn = False  # the fused operator's backward pass is slower on CPU
+                    module.fused_attn = False  # type: ignore[misc]  # the fused operator's backward pass is slower on CPU
         optim = recipe.optim
-        fused = {"fused": True} if optim.opt in ("adam", "adamw") else {}  # one kernel instead of hundreds of small ones
+        fused = (
+            {"fused": True} if optim.opt in ("adam", "adamw") else {}
+        )  # one kernel instead of hundreds of small ones
         self.optimizer = create_optimizer_v2(
             self.model, optim.opt, lr=optim.lr, weight_decay=optim.weight_decay, **fused
         )
@@ -162,14 +162,14 @@ class Trainer:
             self.mixup = Mixup(augment.mixup, augment.cutmix, label_smoothing=augment.label_smoothing,
                                num_classes=num_classes)  # fmt: skip
         size, data = model_section.img_size, recipe.data
-        shared = {"mean": data.mean, "std": data.std, "interpolation": data.interpolation}
+        shared: dict[str, Any] = {"mean": data.mean, "std": data.std, "interpolation": data.interpolation}
         self.train_transform = create_transform(
             size,
             is_training=True,
             scale=augment.scale,
             ratio=augment.ratio,
             hflip=augment.hflip,
-            color_jitter=augment.color_jitter or None,
+            color_jitter=augment.color_jitter,
             auto_augment=augment.auto_augment,
             re_prob=augment.re_prob,
             **shared,
@@ -264,7 +264,7 @@ class Trainer:
         torch.default_generator.manual_seed(int(seeds[0]))
         if self.device.type == "cuda":
             torch.cuda.manual_seed(int(seeds[0]))
-        np.random.seed(int(seeds[1]))
+        np.random.seed(int(seeds[1]))  # noqa: NPY002  (timm's Mixup draws from it)
         images, targets = images.to(self.device), labels.to(self.device)
         smoothing = self.recipe.augment.label_smoothing
         if self.mixup is not None:
@@ -295,13 +295,16 @@ class Trainer:
         with (self.out / "metrics.jsonl").open("a") as file:
             file.write(json.dumps({"step": self.step, **values}) + "\n")
 
-    def _loader(self, dataset: Any) -> Any:
-        return eval_loader(dataset, self.eval_transform, self.recipe.eval_batch_size, self.recipe.data.num_workers)
+    def _score(self, model: nn.Module, dataset: Any) -> float:
+        """Top-1 accuracy in percent, in float32."""
+        recipe = self.recipe
+        loader = eval_loader(dataset, self.eval_transform, recipe.eval_batch_size, recipe.data.num_workers)
+        return 100 * count_correct(model.eval(), loader, self.device) / len(dataset)
 
     def _end_epoch(self, rate: float) -> None:
         """Score the epoch on the validation set, keep the weights if they are the best so far, and say so."""
         scored = self.model if self.ema is None else self.ema.module
-        top1 = evaluate(scored, self._loader(self.splits.validation), self.device)
+        top1 = self._score(scored, self.splits.validation)
         if top1 > self.best["validation_top1"]:
             self.best = {"validation_top1": top1, "epoch": self.epochs_done + 1}
             weights = {key: value.contiguous() for key, value in scored.state_dict().items()}
@@ -318,16 +321,20 @@ class Trainer:
         )
 
     def _finish(self) -> dict[str, Any]:
-        """Leave the best weights as a model folder, and score them on the test set, once."""
+        """Leave the best weights as a model folder, and score what was written there on the test set, once."""
         self.model.load_state_dict(load_file(self.out / "best.safetensors"))
-        data, size = self.recipe.data, self.recipe.model.img_size
-        self.model.pretrained_cfg.update(
-            mean=data.mean, std=data.std, interpolation=data.interpolation, crop_pct=data.crop_pct,
-            input_size=(3, size, size),
-        )  # fmt: skip
-        save_folder(self.model, self.out / "model", class_names=self.splits.class_names)
-        result = {**self.best, "epochs": self.recipe.optim.epochs, "minutes": round(self.minutes, 1)}
+        recipe, data = self.recipe, self.recipe.data
+        save_folder(
+            self.model,
+            self.out / "model",
+            class_names=self.splits.class_names,
+            data_config={key: getattr(data, key) for key in ("mean", "std", "interpolation", "crop_pct")},
+            dtype=recipe.save_dtype,
+            facts={"dataset": data.dataset, "recipe": self.command},
+        )
+        result = {**self.best, "epochs": recipe.optim.epochs, "minutes": round(self.minutes, 1)}
         if self.splits.test is not None:
-            result["test_top1"] = evaluate(self.model, self._loader(self.splits.test), self.device)
-        write_atomically(self.out / "result.json", lambda aside: aside.write_text(json.dumps(result, indent=2)) and None)
+            result["test_top1"] = self._score(load_folder(self.out / "model").to(self.device), self.splits.test)
+        text = json.dumps(result, indent=2)
+        write_atomically(self.out / "result.json", lambda aside: aside.write_text(text) and None)
         return result
