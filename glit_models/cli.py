@@ -71,7 +71,10 @@ def _print_table(title: str | None, columns: Sequence[tuple[str, str]], rows: Se
         table.add_column(name, justify="right" if justify == "right" else "left", overflow="fold")
     for row in rows:
         table.add_row(*row)
-    Console(markup=False, highlight=False, emoji=False).print(table)
+    console = Console(markup=False, highlight=False, emoji=False)
+    if not console.is_terminal:
+        console.width = 120  # in a file or a pipe there is no width to keep to
+    console.print(table)
 
 
 # ---- glit list ----
@@ -97,12 +100,15 @@ def _run_list(args: argparse.Namespace) -> int:
             f"{entry.input_size[1]}",
             f"{entry.params / 1e6:.2f} M",
             f"{entry.macs / 1e9:.3f} G",
-            "\n".join(f"{metric.value:g}  {metric.name} ({metric.source})" for metric in entry.metrics) or "-",
+            ", ".join(f"{metric.value:g}" for metric in entry.metrics) or "-",
         )
         for entry in entries
     ]
     columns = [("model", "left"), ("weights", "left"), ("data", "left"), ("pixels", "right"), ("parameters", "right")]
-    _print_table(None, [*columns, ("MACs", "right"), ("score", "left")], rows)
+    _print_table(None, [*columns, ("MACs", "right"), ("score", "right")], rows)
+    for entry in entries:
+        for metric in entry.metrics:
+            print(f"{entry.name}: {metric.name} {metric.value:g} ({metric.source})")
     return 0
 
 
