@@ -74,7 +74,9 @@ def _print_table(title: str | None, columns: Sequence[tuple[str, str]], rows: Se
     console = Console(markup=False, highlight=False, emoji=False)
     if not console.is_terminal:
         console.width = 120  # in a file or a pipe there is no width to keep to
-    console.print(table)
+    with console.capture() as captured:  # rich would answer a broken pipe with an exit status of its own
+        console.print(table)
+    print(captured.get(), end="")
 
 
 # ---- glit list ----

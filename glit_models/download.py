@@ -139,10 +139,18 @@ def within(seconds: float, call: Callable[[], Any]) -> Any:
     return result
 
 
-def _status(error: Exception) -> int | None:
-    return getattr(getattr(error, "response", None), "status_code", None)
+def _status(error: BaseException) -> int | None:
+    return getattr(getattr(_root(error), "response", None), "status_code", None)
 
 
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(" .") if lines else type(error).__name__
+def _first_line(error: BaseException) -> str:
+    root = _root(error)
+    lines = str(root).strip().splitlines()
+    return lines[0].rstrip(" .") if lines else type(root).__name__
+
+
+def _root(error: BaseException) -> BaseException:
+    """What the client's error, which may wrap others, began with."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
