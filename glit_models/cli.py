@@ -1,8 +1,8 @@
 """The `glit` command: reads arguments, calls the package, prints. What the commands do is done elsewhere.
 
-A command is one `_add_<name>(commands)` that declares its arguments, and one `_run_<name>(args) -> int` that imports what
-it needs, prints, and returns the exit status: 0; 1 if the work was done and something was found wrong; 2 for bad input.
-Add both, and the first to `_COMMANDS`.
+A command is one `_add_<name>(commands)` that declares its arguments, and one `_run_<name>(args) -> int` that imports
+what it needs, prints, and returns the exit status: 0, or 1 if the work was done and something was found wrong. Bad
+input is a GlitError, which `main` prints. To add a command, write both and add the first to `_COMMANDS`.
 """
 
 from __future__ import annotations
@@ -134,7 +134,9 @@ def _run_info(args: argparse.Namespace) -> int:
         "macs": count_macs(spec, size, num_classes, in_chans),
     }
     if args.json:
-        _print_json({"model": args.model, **task, "spec": spec.to_dict(), "blocks": blocks, **total, "weights": weights})
+        _print_json(
+            {"model": args.model, **task, "spec": spec.to_dict(), "blocks": blocks, **total, "weights": weights}
+        )
         return 0
     rows = [
         (
@@ -160,8 +162,12 @@ def _run_info(args: argparse.Namespace) -> int:
         f"{in_chans} x {size[0]} x {size[1]} pixels, {num_classes} classes"
     )
     _print_table(title, [(column, "right") for column in columns], rows)
-    print("G, L: global and local heads; K, E: kernel and expansion of the convolution; r, d_z: width of query, key and")
-    print("value, and of the feed-forward network, over the channels. MACs: matrix products and convolutions, one image.")
+    print(
+        "G, L: global and local heads; K, E: kernel and expansion of the convolution; r, d_z: width of query, key and"
+    )
+    print(
+        "value, and of the feed-forward network, over the channels. MACs: matrix products and convolutions, one image."
+    )
     print(f"Weights: {weights}")
     return 0
 
@@ -188,8 +194,8 @@ def _block_rows(spec: GLiTSpec, size: tuple[int, int]) -> list[dict[str, Any]]:
 def _describe(model: str) -> tuple[GLiTSpec, dict[str, Any], str]:
     """The spec that `model` names, the task it is for, and where its weights are."""
     from . import hub
+    from .folders import read_config, spec_of
     from .glit import NAMED_SPECS
-    from .publishing import read_config, spec_of
     from .spec import GLiTSpec
 
     path = Path(model)
@@ -212,7 +218,9 @@ def _describe(model: str) -> tuple[GLiTSpec, dict[str, Any], str]:
 
 
 def _add_convert(commands: Commands) -> None:
-    parser = _add(commands, "convert", _run_convert, "Turn a checkpoint, of the authors' code or ours, into safetensors.")
+    parser = _add(
+        commands, "convert", _run_convert, "Turn a checkpoint, of the authors' code or ours, into safetensors."
+    )
     parser.add_argument("checkpoint", help="a torch pickle (.pth, .pth.tar) or a safetensors file")
     parser.add_argument("--model", required=True, help="MODEL or MODEL.TAG that it belongs to")
     parser.add_argument("--install", action="store_true", help="install it for pretrained=True on this machine")
@@ -306,7 +314,9 @@ def _metric(name: str, value: str, source: str) -> dict[str, Any]:
 
 
 def _add_verify(commands: Commands) -> None:
-    parser = _add(commands, "verify", _run_verify, "Recompute hash, parameter count and golden logits; 1 if one differs.")
+    parser = _add(
+        commands, "verify", _run_verify, "Recompute hash, parameter count and golden logits; 1 if one differs."
+    )
     parser.add_argument("source", help="MODEL.TAG, a weight folder, or a Hub repository NAMESPACE/NAME[@REVISION]")
     parser.add_argument("--json", action="store_true", help="print JSON")
 

@@ -77,56 +77,15 @@ def _handler(hub: HubServer) -> type[BaseHTTPRequestHandler]:
             body = self._body()
             oid = self.path.rpartition("/")[2]
             if hashlib.sha256(body).hexdigest() != oid:
-                return self._answer(400, {"error": "hash of the upload differs"})
+                self._answer(400, {"error": "hash of the upload differs"})
+                return
             hub.blobs[oid] = body
             self._answer(200, {})
 
         def do_POST(self) -> None:
             body = self._body()
-            if not self._allowed():
-                return
-            if self.path == "/api/repos/create":
-                request = json.loads(body)
-                repo = f"{request['organization']}/{request['name']}"
-                exists = repo in hub.repos
-                hub.repos.setdefault(repo, {})
-                url = f"{hub.endpoint}/{repo}"
-                return self._answer(409 if exists else 200, {"url": url, "error": "exists"} if exists else {"url": url})
-            if self.path == "/api/validate-yaml":
-                return self._answer(200, {"warnings": [], "errors": []})
-            if match := re.fullmatch(r"/api/models/(.+)/preupload/main", self.path):
-                files = [
-                    {
-                        "path": file["path"],
-                        "uploadMode": "lfs" if file["path"].endswith((".safetensors", ".png")) else "regular",
-                        "shouldIgnore": False,
-                    }
-                    for file in json.loads(body)["files"]
-                ]
-                return self._answer(200, {"files": files})
-            if re.fullmatch(r"/(.+)\.git/info/lfs/objects/batch", self.path):
-                objects = [
-                    {
-                        "oid": thing["oid"],
-                        "size": thing["size"],
-                        "actions": {"upload": {"href": f"{hub.endpoint}/lfs/{thing['oid']}"}},
-                    }
-                    for thing in json.loads(body)["objects"]
-                ]
-                return self._answer(200, {"transfer": "basic", "objects": objects})
-            if match := re.fullmatch(r"/api/models/(.+)/commit/main", self.path):
-                files = {}
-                for line in body.splitlines():
-                    item = json.loads(line)
-                    value = item["value"]
-                    if item["key"] == "file":
-                        files[value["path"]] = base64.b64decode(value["content"])
-                    elif item["key"] == "lfsFile":
-                        files[value["path"]] = hub.blobs[value["oid"]]
-                commit = hub.add(match[1], files)
-                answer = {"commitUrl": f"{hub.endpoint}/{match[1]}/commit/{commit}", "commitOid": commit}
-                return self._answer(200, answer)
-            self._answer(404, {"error": f"not spoken here: {self.path}"})
+            if self._allowed():
+                self._answer(*_answer_post(hub, self.path, body))
 
         def _body(self) -> bytes:
             hub.requests.append((self.command, self.path))
@@ -156,15 +115,10 @@ def _handler(hub: HubServer) -> type[BaseHTTPRequestHandler]:
             hub.requests.append((self.command, self.path))
             if not self._allowed():
                 return
-            match = re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", self.path)
-            if match is None or match[1] not in hub.repos:
-                return self._answer(404, {}, {"X-Error-Code": "RepoNotFound"})
-            commit = hub.head(match[1]) if match[2] == "main" else match[2]
-            if commit not in hub.repos[match[1]]:
-                return self._answer(404, {}, {"X-Error-Code": "RevisionNotFound"})
-            content = hub.repos[match[1]][commit].get(match[3])
-            if content is None:
-                return self._answer(404, {}, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": commit})
+            commit, content, problem = _look_up(hub, self.path)
+            if problem:
+                self._answer(404, {}, {"X-Error-Code": problem})
+                return
             self.send_response(200)
             self.send_header("X-Repo-Commit", commit)
             self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
@@ -190,3 +144,50 @@ def _handler(hub: HubServer) -> type[BaseHTTPRequestHandler]:
                 self.wfile.write(body)
 
     return Handler
+
+
+def _look_up(hub: HubServer, path: str) -> tuple[str, bytes, str]:
+    """The commit and content that a download's path names, and the Hub's code for what is wrong with it, or ''."""
+    match = re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path)
+    if match is None or match[1] not in hub.repos:
+        return "", b"", "RepoNotFound"
+    commit = hub.head(match[1]) if match[2] == "main" else match[2]
+    if commit not in hub.repos[match[1]]:
+        return "", b"", "RevisionNotFound"
+    files = hub.repos[match[1]][commit]
+    return (commit, files[match[3]], "") if match[3] in files else (commit, b"", "EntryNotFound")
+
+
+def _answer_post(hub: HubServer, path: str, body: bytes) -> tuple[int, dict[str, Any]]:
+    """Status and JSON for the steps of an upload: make the repository, ask how, ask where to, commit."""
+    if path == "/api/repos/create":
+        request = json.loads(body)
+        repo = f"{request['organization']}/{request['name']}"
+        status = 409 if repo in hub.repos else 200
+        hub.repos.setdefault(repo, {})
+        return status, {"url": f"{hub.endpoint}/{repo}"}
+    if path == "/api/validate-yaml":
+        return 200, {"warnings": [], "errors": []}
+    if re.fullmatch(r"/api/models/.+/preupload/main", path):
+        paths = [file["path"] for file in json.loads(body)["files"]]
+        modes = ["lfs" if name.endswith((".safetensors", ".png")) else "regular" for name in paths]
+        files = [
+            {"path": name, "uploadMode": mode, "shouldIgnore": False} for name, mode in zip(paths, modes, strict=True)
+        ]
+        return 200, {"files": files}
+    if re.fullmatch(r"/.+\.git/info/lfs/objects/batch", path):
+        wanted = json.loads(body)["objects"]
+        objects = [thing | {"actions": {"upload": {"href": f"{hub.endpoint}/lfs/{thing['oid']}"}}} for thing in wanted]
+        return 200, {"transfer": "basic", "objects": objects}
+    if match := re.fullmatch(r"/api/models/(.+)/commit/main", path):
+        items = [json.loads(line) for line in body.splitlines()]
+        values = {item["value"]["path"]: item["value"] for item in items if item["key"] in ("file", "lfsFile")}
+        commit = hub.add(
+            match[1],
+            {
+                name: hub.blobs[value["oid"]] if "oid" in value else base64.b64decode(value["content"])
+                for name, value in values.items()
+            },
+        )
+        return 200, {"commitUrl": f"{hub.endpoint}/{match[1]}/commit/{commit}", "commitOid": commit}
+    return 404, {"error": f"not spoken here: {path}"}

@@ -193,9 +193,7 @@ def test_torch_hub_loads_from_a_checkout_that_is_not_installed(tmp_path: Path) -
     assert float(total) == pytest.approx(model.pos_embed.abs().sum().item(), rel=1e-5)
 
 
-def test_publish_and_verify_work_through_hf_endpoint_in_a_process_of_their_own(
-    tmp_path: Path, folder: Path
-) -> None:
+def test_publish_and_verify_work_through_hf_endpoint_in_a_process_of_their_own(tmp_path: Path, folder: Path) -> None:
     from hub_server import HubServer
 
     with HubServer() as server:

@@ -21,6 +21,9 @@ from weight_folders import SPEC, create_registered, register, small_folder, smal
 import glit_models
 from glit_models import download, hub, store
 from glit_models.errors import WeightsError
+from glit_models.glit import NAMED_SPECS
+from glit_models.registry import WeightEntry
+from glit_models.verify import verify
 
 REPO = "somebody/glit-small"
 
@@ -54,9 +57,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServe
 def point_client_at(endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What HF_ENDPOINT and HF_HOME do when the client is imported after they are set."""
     monkeypatch.setattr(constants, "ENDPOINT", endpoint)
-    monkeypatch.setattr(
-        constants, "HUGGINGFACE_CO_URL_TEMPLATE", endpoint + "/{repo_id}/resolve/{revision}/{filename}"
-    )
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", endpoint + "/{repo_id}/resolve/{revision}/{filename}")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf"))
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
@@ -68,7 +69,7 @@ def files_of(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def on_hub(server: HubServer, folder: Path, saved: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> hub.WeightEntry:
+def on_hub(server: HubServer, folder: Path, saved: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> WeightEntry:
     revision = server.add(REPO, files_of(folder))
     return register(monkeypatch, saved, repo=REPO, revision=revision)
 
@@ -95,8 +96,6 @@ def test_the_registry_that_ships_is_valid_and_names_no_hub_repository() -> None:
 
 
 def test_registered_parameters_and_macs_are_those_of_the_named_specs() -> None:
-    from glit_models.glit import NAMED_SPECS
-
     for entry in hub.registry().values():
         spec, (channels, height, width) = NAMED_SPECS[entry.architecture], entry.input_size
         assert entry.params == glit_models.count_params(spec, entry.num_classes, (height, width), channels)
@@ -105,8 +104,6 @@ def test_registered_parameters_and_macs_are_those_of_the_named_specs() -> None:
 
 @pytest.mark.parametrize("name", [entry.name for entry in hub.registry().values() if entry.file])
 def test_weights_that_ship_are_what_the_registry_says(name: str) -> None:
-    from glit_models.verify import verify
-
     assert [check.agrees for check in verify(name)] == [True, True, True]
     entry = hub.get_entry(name)
     model = timm.create_model(name, pretrained=True)
@@ -140,7 +137,7 @@ def test_an_impossible_registry_entry_is_refused_by_field(
     saved.pop("name")
     saved.pop("sha256")
     with pytest.raises(WeightsError, match=complaint) as error:
-        hub.WeightEntry.from_dict("glit_tiny.small", saved | change)
+        WeightEntry.from_dict("glit_tiny.small", saved | change)
     assert "glit_tiny.small" in one_line(error)
 
 
@@ -148,19 +145,19 @@ def test_an_impossible_registry_entry_is_refused_by_field(
 
 
 def test_asking_for_in1k_before_it_is_installed_says_where_the_file_is_and_the_command() -> None:
-    with pytest.raises(WeightsError, match="github.com/bychen515/GLiT") as error:
+    with pytest.raises(WeightsError, match=r"github.com/bychen515/GLiT") as error:
         timm.create_model("glit_tiny", pretrained=True)
     assert "`glit convert FILE --model glit_tiny --install`" in one_line(error)
 
 
 def test_an_unknown_tag_lists_those_that_exist() -> None:
-    with pytest.raises(WeightsError, match="glit_tiny.nope: no such weights; glit_tiny has glit_tiny.in1k") as error:
+    with pytest.raises(WeightsError, match=r"glit_tiny.nope: no such weights; glit_tiny has glit_tiny.in1k") as error:
         timm.create_model("glit_tiny.nope", pretrained=True)
     one_line(error)
 
 
 def test_a_model_without_weights_says_so() -> None:
-    with pytest.raises(WeightsError, match="glit_base: no weights.*82.3.*pretrained=False") as error:
+    with pytest.raises(WeightsError, match=r"glit_base: no weights.*82.3.*pretrained=False") as error:
         timm.create_model("glit_base", pretrained=True)
     one_line(error)
 
@@ -248,7 +245,7 @@ def test_a_file_is_hashed_again_only_when_its_size_or_time_changed(
     weights = install(folder) / "model.safetensors"
     first = store.sha256_checked_before(weights)
     with monkeypatch.context() as patch:
-        patch.setattr(store.hashlib, "file_digest", lambda *_: pytest.fail("the file was read again"))
+        patch.setattr("hashlib.file_digest", lambda *_: pytest.fail("the file was read again"))
         assert store.sha256_checked_before(weights) == first
     os.utime(weights, ns=(1, 1))
     (store.home() / "hashes.json").write_text("damaged")
@@ -290,11 +287,11 @@ def test_shipped_weights_are_verified_and_come_before_installed_ones(
     assert hub.where(entry) == "shipped"
     assert_is_small(create_registered(), folder)
     register(monkeypatch, saved, file=f"{folder.name}/model.safetensors", sha256="0" * 64)
-    with pytest.raises(WeightsError, match="refused.*000000000000.*reinstall glit-models") as error:
+    with pytest.raises(WeightsError, match=r"refused.*000000000000.*reinstall glit-models") as error:
         create_registered()
     one_line(error)
     register(monkeypatch, saved, file="gone/model.safetensors")
-    with pytest.raises(WeightsError, match="gone/model.safetensors is missing; reinstall") as error:
+    with pytest.raises(WeightsError, match=r"gone/model.safetensors is missing; reinstall") as error:
         create_registered()
 
 
@@ -344,9 +341,7 @@ def test_a_fault_of_the_hub_is_one_line(
     fault: Any,
     complaint: str,
 ) -> None:
-    from huggingface_hub import file_download
-
-    monkeypatch.setattr(file_download.time, "sleep", lambda seconds: None)  # the client waits between its attempts
+    monkeypatch.setattr("time.sleep", lambda seconds: None)  # the client waits between its attempts
     on_hub(server, folder, saved, monkeypatch)
     server.fault = fault
     with pytest.raises(WeightsError, match=complaint) as error:
@@ -376,7 +371,7 @@ def test_a_server_that_never_answers_is_given_up_in_time(
     on_hub(server, folder, saved, monkeypatch)
     server.fault = "hang"
     start = time.monotonic()
-    with pytest.raises(WeightsError, match="could not be reached within 0.5 s") as error:
+    with pytest.raises(WeightsError, match=r"could not be reached within 0.5 s") as error:
         create_registered()
     assert time.monotonic() - start < 5
     assert "HF_ENDPOINT" in one_line(error)

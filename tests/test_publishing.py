@@ -14,13 +14,15 @@ import torch
 from hub_server import HubServer
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
-from test_hub import assert_is_small, create_registered, point_client_at
-from weight_folders import CLASSES, FACTS, SPEC, register, small_folder, small_model
+from test_hub import assert_is_small, point_client_at
+from weight_folders import CLASSES, FACTS, SPEC, create_registered, register, small_folder, small_model
 
 import glit_models
-from glit_models import checkpoint, hub, publishing
+from glit_models import checkpoint, hub
 from glit_models.errors import WeightsError
-from glit_models.publishing import convert, load_folder, publish, save_folder, ship
+from glit_models.folders import load_folder, open_folder, save_folder
+from glit_models.publishing import convert, publish, ship
+from glit_models.registry import read_registry
 from glit_models.verify import verify
 
 
@@ -75,7 +77,8 @@ def test_saving_changes_nothing_of_the_model(tmp_path: Path) -> None:
     before = {key: value.clone() for key, value in model.state_dict().items()}
     save_folder(model, tmp_path / "saved", dtype="float16")
     assert model.training
-    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    after = model.state_dict()
+    assert all(torch.equal(after[key], value) for key, value in before.items())
 
 
 def test_the_configuration_says_nothing_that_was_true_only_of_other_weights(tmp_path: Path) -> None:
@@ -156,8 +159,18 @@ def test_convert_install_makes_pretrained_in1k_work(tmp_path: Path) -> None:
         with torch.inference_mode():
             torch.testing.assert_close(loaded(image), model(image), atol=1e-6, rtol=0)
     assert hub.where(hub.get_entry("glit_tiny.in1k")) == "installed"
+    publish("glit_tiny.in1k", folder=tmp_path / "card")
+    assert "as published: the authors' repository" in (tmp_path / "card" / "README.md").read_text()
     assert agreements("glit_tiny.in1k") == ALL_AGREE
     assert timm.create_model("glit_tiny.in1k", pretrained=True, num_classes=7).num_classes == 7
+
+
+def test_published_scores_are_not_claimed_for_other_weights(tmp_path: Path) -> None:
+    save_file(timm.create_model("glit_tiny").state_dict(), tmp_path / "mine.safetensors")
+    convert(tmp_path / "mine.safetensors", "glit_tiny", out=tmp_path / "out")
+    entry = json.loads((tmp_path / "out" / "entry.json").read_text())
+    assert entry["origin"] == "converted from mine.safetensors"
+    assert "metrics" not in entry
 
 
 @pytest.mark.parametrize("name", ["glit_huge", "glit_small", "glit_tiny.mine"])
@@ -168,10 +181,14 @@ def test_only_registered_names_can_be_installed(tmp_path: Path, name: str) -> No
 
 def test_a_checkpoint_that_does_not_fit_is_one_line_and_writes_nothing(tmp_path: Path) -> None:
     save_official(tmp_path / "small.pth", small_model())
-    for settings, complaint in (
+    cases: tuple[tuple[dict[str, Any], str], ...] = (
         ({}, "do not fit the model: 'cls_token' is \\(1, 1, 48\\), the model needs \\(1, 1, 192\\)"),
-        ({"spec": SPEC, "img_size": 64, "num_classes": 12}, "'head.weight' is \\(10, 48\\), the model needs \\(12, 48\\)"),
-    ):
+        (
+            {"spec": SPEC, "img_size": 64, "num_classes": 12},
+            "'head.weight' is \\(10, 48\\), the model needs \\(12, 48\\)",
+        ),
+    )
+    for settings, complaint in cases:
         with pytest.raises(WeightsError, match=complaint) as error:
             convert(tmp_path / "small.pth", "glit_tiny", out=tmp_path / "out", **settings)
         assert "\n" not in str(error.value)
@@ -252,7 +269,7 @@ def test_shipping_adds_a_verified_entry_of_a_named_architecture_to_the_package(
     save_folder(model, tmp_path / "run", class_names=CLASSES, dtype="float16")
     ship(str(tmp_path / "run"), "glit_tiny.trained", facts=FACTS, package=package)
 
-    entry = hub.read_registry(package / "registry.json")["glit_tiny.trained"]
+    entry = read_registry(package / "registry.json")["glit_tiny.trained"]
     assert (entry.file, entry.input_size) == ("glit_tiny.trained/model.safetensors", (3, 64, 64))
     assert entry.params == glit_models.count_params(glit_models.GLIT_TINY, 10, 64)
     monkeypatch.setattr(hub, "SHIPPED", package)
@@ -283,5 +300,5 @@ def test_verify_tells_which_of_hash_parameters_and_logits_differ(tmp_path: Path)
 
 @pytest.mark.parametrize("source", ["no/such/folder", "glit_huge", "./nothing"])
 def test_a_source_that_is_nothing_is_one_line(source: str) -> None:
-    with pytest.raises(WeightsError, match="no such folder, and no MODEL.TAG or Hub repository"):
-        publishing.open_folder(source)
+    with pytest.raises(WeightsError, match=r"no such folder, and no MODEL\.TAG or Hub repository"):
+        open_folder(source)

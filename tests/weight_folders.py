@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,9 +10,9 @@ import timm
 import torch
 
 from glit_models import GLIT_TINY, hub
-from glit_models.hub import WeightEntry
+from glit_models.folders import save_folder
 from glit_models.model import GLiT
-from glit_models.publishing import save_folder
+from glit_models.registry import WeightEntry
 
 SPEC = GLIT_TINY.scaled(embed_dim=48, num_heads=3)
 CLASSES = tuple(f"class {index}" for index in range(10))
@@ -58,8 +57,3 @@ def create_registered(**kwargs: Any) -> GLiT:
     return timm.create_model(
         "glit_tiny.in1k", pretrained=True, spec=SPEC, pretrained_cfg_overlay=overlay, **kwargs
     ).eval()
-
-
-def renamed(entry: WeightEntry, **changes: Any) -> WeightEntry:
-    """The entry with other values."""
-    return dataclasses.replace(entry, **changes)
