@@ -44,7 +44,7 @@ def get_entry(name: str) -> WeightEntry:
     architecture, _, tag = name.partition(".")
     entries = [entry for entry in registry().values() if entry.architecture == architecture]
     for entry in entries:
-        if entry.tag == tag or (not tag and entry.tag.startswith("in1k")):
+        if entry.tag == tag or (not tag and _is_default(entry)):
             return entry
     known = ", ".join(entry.name for entry in entries if entry.tag)
     if entries:
@@ -126,12 +126,15 @@ def _verified(name: str, path: Path, expected: str | None, way_out: str) -> Path
 
 def default_cfgs() -> dict[str, dict[str, Any]]:
     """timm's pretrained configurations, keyed `model.tag`; `in1k` and bare models are marked as the default."""
-    cfgs = {}
-    for entry in registry().values():
-        # timm takes a tag that ends in '*' as the default, whether it has weights or not.
-        is_default = not entry.tag or entry.tag.startswith("in1k")
-        cfgs[f"{entry.architecture}.{entry.tag}{'*' if is_default else ''}"] = _timm_cfg(entry)
-    return cfgs
+    # timm takes a tag that ends in '*' as the default even without weights, but then only if it comes last.
+    entries = sorted(registry().values(), key=_is_default)
+    return {
+        f"{entry.architecture}.{entry.tag}{'*' if _is_default(entry) else ''}": _timm_cfg(entry) for entry in entries
+    }
+
+
+def _is_default(entry: WeightEntry) -> bool:
+    return not entry.tag or entry.tag.startswith("in1k")
 
 
 def _timm_cfg(entry: WeightEntry) -> dict[str, Any]:

@@ -245,4 +245,4 @@ def _upload(folder: Path, repo: str, message: str) -> str:
             download.within(seconds, lambda: api.create_repo(repo, exist_ok=True))
             return str(api.create_commit(repo, operations, commit_message=message).oid)
     except Exception as error:  # the client's own exception types change from version to version
-        raise WeightsError(f"{repo}: not published: {download.explain(error, seconds)}") from None
+        raise WeightsError(f"{repo}: not published: {download.explain(error)}") from None
