@@ -1,8 +1,8 @@
 """The `glit` command: reads arguments, calls the package, prints. What the commands do is done elsewhere.
 
-A command is one `_add_<name>(commands)` that declares its arguments, and one `_run_<name>(args) -> int` that imports what
-it needs, prints, and returns the exit status: 0; 1 if the work was done and something was found wrong; 2 for bad input.
-Add both, and the first to `_COMMANDS`.
+A command is one `_add_<name>(commands)` that declares its arguments, and one `_run_<name>(args) -> int` that imports
+what it needs, prints, and returns the exit status: 0, or 1 if the work was done and something was found wrong. Bad
+input is a GlitError, which `main` prints. To add a command, write both and add the first to `_COMMANDS`.
 """
 
 from __future__ import annotations
@@ -73,7 +73,12 @@ def _print_table(title: str | None, columns: Sequence[tuple[str, str]], rows: Se
         table.add_column(name, justify="right" if justify == "right" else "left", overflow="fold")
     for row in rows:
         table.add_row(*row)
-    Console(markup=False, highlight=False, emoji=False).print(table)
+    console = Console(markup=False, highlight=False, emoji=False)
+    if not console.is_terminal:
+        console.width = 120  # in a file or a pipe there is no width to keep to
+    with console.capture() as captured:  # rich would answer a broken pipe with an exit status of its own
+        console.print(table)
+    print(captured.get(), end="")
 
 
 # ---- glit list ----
@@ -99,12 +104,15 @@ def _run_list(args: argparse.Namespace) -> int:
             f"{entry.input_size[1]}",
             f"{entry.params / 1e6:.2f} M",
             f"{entry.macs / 1e9:.3f} G",
-            "\n".join(f"{metric.value:g}  {metric.name} ({metric.source})" for metric in entry.metrics) or "-",
+            ", ".join(f"{metric.value:g}" for metric in entry.metrics) or "-",
         )
         for entry in entries
     ]
     columns = [("model", "left"), ("weights", "left"), ("data", "left"), ("pixels", "right"), ("parameters", "right")]
-    _print_table(None, [*columns, ("MACs", "right"), ("score", "left")], rows)
+    _print_table(None, [*columns, ("MACs", "right"), ("score", "right")], rows)
+    for entry in entries:
+        for metric in entry.metrics:
+            print(f"{entry.name}: {metric.name} {metric.value:g} ({metric.source})")
     return 0
 
 
@@ -188,8 +196,8 @@ def _block_rows(spec: GLiTSpec, size: tuple[int, int]) -> list[dict[str, Any]]:
 def _describe(model: str) -> tuple[GLiTSpec, dict[str, Any], str]:
     """The spec that `model` names, the task it is for, and where its weights are."""
     from . import hub
+    from .folders import read_config, spec_of
     from .glit import NAMED_SPECS
-    from .publishing import read_config, spec_of
     from .spec import GLiTSpec
 
     path = Path(model)

@@ -62,19 +62,19 @@ def fetch(repo: str, filename: str, revision: str | None = None) -> Path:
         except Exception as error:  # the client's own exception types change from version to version
             if cached_path and _status(error) is None:
                 return cached_path
-            raise WeightsError(f"{what}: {explain(error, seconds)}") from None
+            raise WeightsError(f"{what}: {explain(error)}") from None
         try:
             return Path(hf_hub_download(repo, filename, revision=revision, etag_timeout=seconds))
         except Exception as error:
             if _status(error) is not None:
-                raise WeightsError(f"{what}: {explain(error, seconds)}") from None
+                raise WeightsError(f"{what}: {explain(error)}") from None
             raise WeightsError(
                 f"{what}: the download was cut short ({_first_line(error)}); run it again to go on"
             ) from None
 
 
-def explain(error: Exception, seconds: float | None = None) -> str:
-    """In one line, why a request to the Hub failed and what to do; `seconds` is how long it was given."""
+def explain(error: Exception) -> str:
+    """In one line, why a request to the Hub failed and what to do."""
     from huggingface_hub import constants
 
     status = _status(error)
@@ -87,9 +87,8 @@ def explain(error: Exception, seconds: float | None = None) -> str:
         return "no such repository, revision or file on the Hub (404); check the name"
     if status is not None:
         return f"the Hub answered with an error ({status}); try again later"
-    limit = "" if seconds is None else f" within {seconds:g} s"
     return (
-        f"the Hub ({constants.ENDPOINT}) could not be reached{limit} ({_first_line(error)}); "
+        f"the Hub ({constants.ENDPOINT}) could not be reached ({_first_line(error)}); "
         "check the network and HF_ENDPOINT, or set HF_HUB_OFFLINE=1 to use what is in the cache"
     )
 
@@ -132,17 +131,25 @@ def within(seconds: float, call: Callable[[], Any]) -> Any:
     thread.start()
     thread.join(seconds)
     if not outcome:
-        raise TimeoutError("no answer")
+        raise TimeoutError(f"no answer within {seconds:g} s")
     result, error = outcome[0]
     if error is not None:
         raise error
     return result
 
 
-def _status(error: Exception) -> int | None:
-    return getattr(getattr(error, "response", None), "status_code", None)
+def _status(error: BaseException) -> int | None:
+    return getattr(getattr(_root(error), "response", None), "status_code", None)
 
 
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(" .") if lines else type(error).__name__
+def _first_line(error: BaseException) -> str:
+    root = _root(error)
+    lines = str(root).strip().splitlines()
+    return lines[0].rstrip(" .") if lines else type(root).__name__
+
+
+def _root(error: BaseException) -> BaseException:
+    """What the client's error, which may wrap others, began with."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from .cost import count_block_macs, count_block_params
-from .hub import AUTHORS_URL, WeightEntry
+from .hub import AUTHORS_URL
+from .registry import WeightEntry
 from .spec import BlockSpec, GLiTSpec
 
 __all__ = ["draw_architecture", "model_card"]
@@ -66,8 +67,8 @@ def _summary(entry: WeightEntry, spec: GLiTSpec) -> str:
         f"2107.02960), [authors' code]({AUTHORS_URL})).\n\n"
         f"| | |\n|---|---|\n| Parameters | {entry.params:,} |\n| Multiply-adds | {entry.macs / 1e6:,.1f} M (matrix "
         f"products and convolutions, one image) |\n| Input | {channels} x {height} x {width} |\n"
-        f"| Classes | {_classes(entry)} |\n| Blocks, width, heads | {spec.depth}, {spec.embed_dim}, {spec.num_heads} |\n"
-        f"| License | {entry.license} |"
+        f"| Classes | {_classes(entry)} |\n"
+        f"| Blocks, width, heads | {spec.depth}, {spec.embed_dim}, {spec.num_heads} |\n| License | {entry.license} |"
     )
 
 
@@ -80,7 +81,7 @@ def _classes(entry: WeightEntry) -> str:
 def _usage(entry: WeightEntry, repo: str | None) -> str:
     source = f"hf-hub:{repo}" if repo else "local-dir:PATH/OF/THIS/FOLDER"
     return f"""```python
-import glit_models  # pip install glit-models; makes timm know GLiT
+import glit_models  # makes timm know GLiT
 import timm
 import torch
 from PIL import Image

@@ -5,6 +5,7 @@ Standard library only. It knows folders and bytes, not models or registries.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -23,7 +24,7 @@ ENTRY_FILE = "entry.json"
 def home() -> Path:
     """Where this package keeps files of its own: `$GLIT_HOME`, else `$XDG_CACHE_HOME/glit`, else `~/.cache/glit`."""
     if own := os.environ.get("GLIT_HOME"):
-        return Path(own).expanduser()
+        return Path(own).expanduser().absolute()
     cache = os.environ.get("XDG_CACHE_HOME")
     return (Path(cache) if cache else Path.home() / ".cache") / "glit"
 
@@ -47,10 +48,8 @@ def sha256_checked_before(path: Path) -> str:
     with open(path, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     seen[str(path)] = [stat.st_size, stat.st_mtime_ns, digest]
-    try:
+    with contextlib.suppress(OSError):  # only a cache: a store that cannot be written costs time, nothing else
         write_text(_hashes_file(), json.dumps(seen, indent=1))
-    except OSError:
-        pass  # only a cache: a store that cannot be written costs time, nothing else
     return digest
 
 

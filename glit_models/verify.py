@@ -13,7 +13,7 @@ from . import store
 from .checkpoint import read_state_dict, sha256_of
 from .cost import count_params
 from .errors import GlitError, WeightsError
-from .publishing import WeightFolder, load_folder, open_folder, spec_of
+from .folders import WeightFolder, load_folder, open_folder, spec_of
 
 __all__ = ["GOLDEN_TOLERANCE", "Check", "verify"]
 
@@ -23,7 +23,7 @@ _BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 
 @dataclass(frozen=True)
 class Check:
-    """One comparison: its name, what was expected and found, as text, and whether they agree (None: nothing to compare)."""
+    """One comparison: what was expected and found, as text, and whether they agree (None: nothing to compare)."""
 
     name: str
     expected: str

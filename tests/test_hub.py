@@ -1,0 +1,408 @@
+"""The weight registry, the installed store, and downloads from a local Hub with all its faults."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from hub_server import HubServer
+from huggingface_hub import constants
+from safetensors.torch import load_file
+from weight_folders import SPEC, create_registered, register, small_folder, small_model
+
+import glit_models
+from glit_models import download, hub, store
+from glit_models.errors import WeightsError
+from glit_models.glit import NAMED_SPECS
+from glit_models.registry import WeightEntry
+from glit_models.verify import verify
+
+REPO = "somebody/glit-small"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("weights") / "small"
+    small_folder(path)
+    return path
+
+
+@pytest.fixture
+def saved(folder: Path) -> dict[str, Any]:
+    entry: dict[str, Any] = json.loads((folder / "entry.json").read_text())
+    return entry
+
+
+@pytest.fixture(autouse=True)
+def own_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("GLIT_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    with HubServer() as running:
+        point_client_at(running.endpoint, tmp_path, monkeypatch)
+        yield running
+
+
+def point_client_at(endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What HF_ENDPOINT and HF_HOME do when the client is imported after they are set."""
+    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", endpoint + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf"))
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def on_hub(server: HubServer, folder: Path, saved: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> WeightEntry:
+    revision = server.add(REPO, files_of(folder))
+    return register(monkeypatch, saved, repo=REPO, revision=revision)
+
+
+def assert_is_small(model: torch.nn.Module, folder: Path) -> None:
+    golden = load_file(folder / "golden.safetensors")
+    assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
+    with torch.inference_mode():
+        torch.testing.assert_close(model(golden["input"]), golden["logits"], atol=1e-5, rtol=0)
+
+
+def one_line(error: pytest.ExceptionInfo[WeightsError]) -> str:
+    text = str(error.value)
+    assert "\n" not in text
+    return text
+
+
+# ---- the registry ----
+
+
+def test_the_registry_that_ships_is_valid_and_names_no_hub_repository() -> None:
+    assert hub.registry()["glit_tiny.in1k"].params == 7_264_456
+    assert all(entry.repo is None for entry in hub.registry().values())
+
+
+def test_registered_parameters_and_macs_are_those_of_the_named_specs() -> None:
+    for entry in hub.registry().values():
+        spec, (channels, height, width) = NAMED_SPECS[entry.architecture], entry.input_size
+        assert entry.params == glit_models.count_params(spec, entry.num_classes, (height, width), channels)
+        assert entry.macs == glit_models.count_macs(spec, (height, width), entry.num_classes, channels)
+
+
+@pytest.mark.parametrize("name", [entry.name for entry in hub.registry().values() if entry.file])
+def test_weights_that_ship_are_what_the_registry_says(name: str) -> None:
+    assert [check.agrees for check in verify(name)] == [True, True, True]
+    entry = hub.get_entry(name)
+    model = timm.create_model(name, pretrained=True)
+    assert model.num_classes == entry.num_classes
+    assert model.pretrained_cfg["mean"] == entry.mean
+    assert hub.find(entry).stat().st_size < 16 * 2**20
+
+
+def test_the_default_of_glit_tiny_has_1000_classes_and_224_pixels() -> None:
+    cfg = timm.get_pretrained_cfg("glit_tiny")
+    assert (cfg.tag, cfg.num_classes, cfg.input_size, cfg.crop_pct) == ("in1k", 1000, (3, 224, 224), 0.875)
+    assert timm.get_pretrained_cfg("glit_base").num_classes == 1000
+
+
+def test_weights_of_another_tag_do_not_become_the_default(
+    saved: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = {key: value for key, value in saved.items() if key != "name"}
+    located = [small | {"file": "x"}, small | {"repo": "a/b", "revision": "0" * 40}]
+    names = ["glit_tiny.small", "glit_base.small"]
+    added = {name: WeightEntry.from_dict(name, data) for name, data in zip(names, located, strict=True)}
+    for entries in (hub.registry() | added, added | hub.registry()):
+        monkeypatch.setattr(hub, "registry", lambda entries=entries: entries)
+        cfgs = timm.models.generate_default_cfgs(hub.default_cfgs())
+        assert cfgs["glit_tiny"].default.num_classes == cfgs["glit_base"].default.num_classes == 1000
+        assert "small" in cfgs["glit_tiny"].tags
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"repo": "a/b", "revision": "main", "sha256": "0" * 64}, "revision must be a commit of 40 hex digits"),
+        ({"repo": "a/b", "revision": "0" * 40}, "sha256 must be 64 hex digits"),
+        ({"file": "x", "sha256": "short"}, "sha256 must be 64 hex digits"),
+        ({"params": 0}, "params must be a positive integer, got 0"),
+        ({"class_names": ["one"]}, "class_names must be 10 names"),
+        ({"colour": "red"}, "unknown field 'colour'"),
+        ({"license": None}, "lacks the field 'license'"),
+        ({"metrics": [{"name": "top-1"}]}, "metrics must be a list of objects"),
+    ],
+)
+def test_an_impossible_registry_entry_is_refused_by_field(
+    saved: dict[str, Any], change: dict[str, Any], complaint: str
+) -> None:
+    saved.pop("name")
+    saved.pop("sha256")
+    with pytest.raises(WeightsError, match=complaint) as error:
+        WeightEntry.from_dict("glit_tiny.small", saved | change)
+    assert "glit_tiny.small" in one_line(error)
+
+
+# ---- weights that are not there ----
+
+
+def test_asking_for_in1k_before_it_is_installed_says_where_the_file_is_and_the_command() -> None:
+    with pytest.raises(WeightsError, match=r"github.com/bychen515/GLiT") as error:
+        timm.create_model("glit_tiny", pretrained=True)
+    assert "`glit convert FILE --model glit_tiny --install`" in one_line(error)
+
+
+def test_an_unknown_tag_lists_those_that_exist() -> None:
+    with pytest.raises(WeightsError, match=r"glit_tiny.nope: no such weights; glit_tiny has glit_tiny.in1k") as error:
+        timm.create_model("glit_tiny.nope", pretrained=True)
+    one_line(error)
+
+
+def test_a_model_without_weights_says_so() -> None:
+    with pytest.raises(WeightsError, match=r"glit_base: no weights.*82.3.*pretrained=False") as error:
+        timm.create_model("glit_base", pretrained=True)
+    one_line(error)
+
+
+# ---- a source of the user's own ----
+
+
+def test_a_file_of_the_users_own_is_checked_before_timm_reads_it(tmp_path: Path, folder: Path) -> None:
+    cut = tmp_path / "cut.safetensors"
+    cut.write_bytes((folder / "model.safetensors").read_bytes()[:-100])
+    for file, complaint in ((tmp_path / "none.pth", "no such file"), (cut, "cut short")):
+        with pytest.raises(WeightsError, match=complaint) as error:
+            timm.create_model("glit_tiny", pretrained=True, pretrained_cfg_overlay={"file": str(file)})
+        assert str(file) in one_line(error)
+
+
+def test_a_folder_of_the_users_own_is_checked_before_timm_reads_it(tmp_path: Path, folder: Path) -> None:
+    assert_is_small(timm.create_model(f"local-dir:{folder}", pretrained=True).eval(), folder)
+    (tmp_path / "config.json").write_bytes((folder / "config.json").read_bytes())
+    with pytest.raises(WeightsError, match="no weights in this folder") as error:
+        timm.create_model(f"local-dir:{tmp_path}", pretrained=True)
+    one_line(error)
+
+
+def test_a_state_dict_of_the_users_own_is_used_as_it_is() -> None:
+    state = small_model().state_dict()
+    overlay = {"state_dict": state, "num_classes": 10, "input_size": (3, 64, 64)}
+    model = timm.create_model("glit_tiny", pretrained=True, spec=SPEC, pretrained_cfg_overlay=overlay)
+    torch.testing.assert_close(model.state_dict()["pos_embed"], state["pos_embed"])
+
+
+def test_a_configuration_that_names_no_weights_is_refused() -> None:
+    with pytest.raises(WeightsError, match="names no weights") as error:
+        timm.create_model("glit_tiny", pretrained=True, pretrained_cfg={"num_classes": 10})
+    one_line(error)
+
+
+def test_timms_own_copy_of_a_registered_configuration_finds_the_registered_weights() -> None:
+    cfg = timm.get_pretrained_cfg("glit_tiny.in1k").to_dict()
+    with pytest.raises(WeightsError, match="glit convert"):
+        timm.create_model("glit_tiny", pretrained=True, pretrained_cfg=cfg)
+
+
+# ---- the installed store ----
+
+
+def install(folder: Path) -> Path:
+    target = store.installed_folder("glit_tiny.in1k")
+    target.mkdir(parents=True)
+    for name, content in files_of(folder).items():
+        (target / name).write_bytes(content)
+    return target
+
+
+def test_installed_weights_are_found_and_load_in_float32(folder: Path) -> None:
+    install(folder)
+    assert_is_small(create_registered(), folder)
+
+
+def test_an_installed_file_that_changed_is_refused_by_name_and_hash(folder: Path, saved: dict[str, Any]) -> None:
+    weights = install(folder) / "model.safetensors"
+    create_registered()
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    os.utime(weights, ns=(0, 0))
+    with pytest.raises(WeightsError, match="refused") as error:
+        create_registered()
+    text = one_line(error)
+    assert str(weights) in text
+    assert saved["sha256"][:12] in text
+    assert "install it again" in text
+
+
+def test_an_installed_file_without_its_recorded_hash_is_refused(folder: Path) -> None:
+    (install(folder) / "entry.json").unlink()
+    with pytest.raises(WeightsError, match="recorded nowhere") as error:
+        create_registered()
+    one_line(error)
+
+
+def test_a_file_is_hashed_again_only_when_its_size_or_time_changed(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = install(folder) / "model.safetensors"
+    first = store.sha256_checked_before(weights)
+    with monkeypatch.context() as patch:
+        patch.setattr("hashlib.file_digest", lambda *_: pytest.fail("the file was read again"))
+        assert store.sha256_checked_before(weights) == first
+    os.utime(weights, ns=(1, 1))
+    (store.home() / "hashes.json").write_text("damaged")
+    assert store.sha256_checked_before(weights) == first
+
+
+def test_a_store_that_cannot_be_written_only_costs_time(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GLIT_HOME", "/dev/null/store")
+    assert len(store.sha256_checked_before(folder / "model.safetensors")) == 64
+
+
+def test_the_store_follows_glit_home_then_xdg_cache_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert store.home() == tmp_path / "home"
+    monkeypatch.delenv("GLIT_HOME")
+    assert store.home() == tmp_path / "cache" / "glit"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert store.home() == Path.home() / ".cache" / "glit"
+
+
+def test_files_are_written_all_or_none(tmp_path: Path) -> None:
+    def fail(path: Path) -> None:
+        path.write_text("half")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        store.write_files(tmp_path / "new", {"a": lambda path: path.write_text("a"), "b": fail})
+    assert list(tmp_path.iterdir()) == []
+
+
+# ---- shipped ----
+
+
+def test_shipped_weights_are_verified_and_come_before_installed_ones(
+    folder: Path, saved: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub, "SHIPPED", folder.parent)
+    entry = register(monkeypatch, saved, file=f"{folder.name}/model.safetensors")
+    assert hub.where(entry) == "shipped"
+    assert_is_small(create_registered(), folder)
+    register(monkeypatch, saved, file=f"{folder.name}/model.safetensors", sha256="0" * 64)
+    with pytest.raises(WeightsError, match=r"refused.*000000000000.*reinstall glit-models") as error:
+        create_registered()
+    one_line(error)
+    register(monkeypatch, saved, file="gone/model.safetensors")
+    with pytest.raises(WeightsError, match=r"gone/model.safetensors is missing; reinstall") as error:
+        create_registered()
+
+
+# ---- the Hub ----
+
+
+def test_weights_are_fetched_from_the_hub_once_then_read_from_the_cache(
+    server: HubServer, folder: Path, saved: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_hub(server, folder, saved, monkeypatch)
+    assert_is_small(create_registered(), folder)
+    asked = len(server.requests)
+    assert asked > 0
+    assert_is_small(create_registered(), folder)
+    assert len(server.requests) == asked
+
+
+def test_offline_the_cache_is_used_and_what_it_lacks_is_said(
+    server: HubServer, folder: Path, saved: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_hub(server, folder, saved, monkeypatch)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(WeightsError, match="HF_HUB_OFFLINE is set") as error:
+        create_registered()
+    assert REPO in one_line(error)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    create_registered()
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert_is_small(create_registered(), folder)
+
+
+@pytest.mark.parametrize(
+    ("fault", "complaint"),
+    [
+        ("401", "refused access \\(401\\).*hf auth login"),
+        ("403", "refused access \\(403\\)"),
+        ("500", "answered with an error \\(500\\); try again later"),
+        ("truncate", "cut short"),
+        ("corrupt", "refused .*sha256 is .* delete .* and try again"),
+    ],
+)
+def test_a_fault_of_the_hub_is_one_line(
+    server: HubServer,
+    folder: Path,
+    saved: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    fault: Any,
+    complaint: str,
+) -> None:
+    monkeypatch.setattr("time.sleep", lambda seconds: None)  # the client waits between its attempts
+    on_hub(server, folder, saved, monkeypatch)
+    server.fault = fault
+    with pytest.raises(WeightsError, match=complaint) as error:
+        create_registered()
+    one_line(error)
+
+
+def test_a_repository_revision_or_file_that_is_not_there_is_one_line(server: HubServer) -> None:
+    commit = server.add(REPO, {"README.md": b"hello"})
+    for repo, revision, filename in (
+        ("nobody/nothing", commit, "model.safetensors"),
+        (REPO, "0" * 40, "model.safetensors"),
+        (REPO, commit, "model.safetensors"),
+    ):
+        with pytest.raises(WeightsError, match=r"\(404\)") as error:
+            download.fetch(repo, filename, revision)
+        assert repo in one_line(error)
+    with pytest.raises(WeightsError, match="not the name of a Hub repository") as error:
+        download.fetch("a//b", "model.safetensors")
+
+
+def test_a_server_that_never_answers_is_given_up_in_time(
+    server: HubServer, folder: Path, saved: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert download.hub_timeout() < 15
+    monkeypatch.setenv("GLIT_HUB_TIMEOUT", "0.5")
+    on_hub(server, folder, saved, monkeypatch)
+    server.fault = "hang"
+    start = time.monotonic()
+    with pytest.raises(WeightsError, match=r"could not be reached \(.*(within 0.5 s|timed out)") as error:
+        create_registered()
+    assert time.monotonic() - start < 5
+    assert "HF_ENDPOINT" in one_line(error)
+
+
+def test_a_closed_port_is_reported_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        point_client_at(f"http://127.0.0.1:{taken.getsockname()[1]}", tmp_path, monkeypatch)
+        start = time.monotonic()
+        with pytest.raises(WeightsError, match="could not be reached") as error:
+            download.fetch(REPO, "model.safetensors", "0" * 40)
+        assert time.monotonic() - start < 5
+    one_line(error)
+
+
+def test_an_impossible_timeout_is_refused(server: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GLIT_HUB_TIMEOUT", "soon")
+    with pytest.raises(WeightsError, match="GLIT_HUB_TIMEOUT must be a positive number of seconds, got 'soon'"):
+        download.fetch(REPO, "model.safetensors")
