@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from .spec import BlockSpec, GLiTSpec
 
-__all__ = ["count_macs", "count_params"]
+__all__ = ["count_block_macs", "count_block_params", "count_macs", "count_params"]
 
 
 def _linear(inputs: int, outputs: int) -> int:
@@ -28,6 +28,31 @@ def _block_widths(spec: GLiTSpec, block: BlockSpec) -> tuple[int, int, int, int,
     return global_dim, attn_dim, local_dim, conv_dim, int(spec.embed_dim * block.mlp_ratio)
 
 
+def count_block_params(spec: GLiTSpec, block: BlockSpec) -> int:
+    """Trainable parameters of one block at the width of `spec`."""
+    dim = spec.embed_dim
+    global_dim, attn_dim, local_dim, conv_dim, mlp_dim = _block_widths(spec, block)
+    total = 2 * 2 * dim  # two LayerNorms
+    total += _linear(dim, mlp_dim) + _linear(mlp_dim, dim)
+    if block.num_global_heads:
+        total += _linear(global_dim, 3 * attn_dim) + _linear(attn_dim, global_dim)
+    if block.kernel_size is not None:
+        total += _linear(local_dim, 2 * conv_dim) + _linear(conv_dim, local_dim)
+        total += conv_dim * (block.kernel_size + 1) + 2 * conv_dim  # depthwise convolution, BatchNorm
+    return total
+
+
+def count_block_macs(spec: GLiTSpec, block: BlockSpec, num_tokens: int) -> int:
+    """Multiply-adds of one block at the width of `spec` for one image of `num_tokens` tokens, class token included."""
+    global_dim, attn_dim, local_dim, conv_dim, mlp_dim = _block_widths(spec, block)
+    per_token = 2 * spec.embed_dim * mlp_dim
+    per_token += (3 + 1) * global_dim * attn_dim  # qkv and output projections
+    per_token += 2 * num_tokens * attn_dim  # query @ key, weights @ value
+    per_token += (2 + 1) * local_dim * conv_dim  # pointwise in (twice as wide, for the gate) and out
+    per_token += conv_dim * (block.kernel_size or 0)
+    return num_tokens * per_token
+
+
 def count_params(
     spec: GLiTSpec,
     num_classes: int = 1000,
@@ -42,15 +67,7 @@ def count_params(
     dim = spec.embed_dim
     total = _linear(in_chans * spec.patch_size**2, dim)  # patch embedding
     total += _num_tokens(spec, img_size, class_token) * dim + int(class_token) * dim  # position embedding, class token
-    for block in spec.blocks:
-        global_dim, attn_dim, local_dim, conv_dim, mlp_dim = _block_widths(spec, block)
-        total += 2 * 2 * dim  # two LayerNorms
-        total += _linear(dim, mlp_dim) + _linear(mlp_dim, dim)
-        if block.num_global_heads:
-            total += _linear(global_dim, 3 * attn_dim) + _linear(attn_dim, global_dim)
-        if block.kernel_size is not None:
-            total += _linear(local_dim, 2 * conv_dim) + _linear(conv_dim, local_dim)
-            total += conv_dim * (block.kernel_size + 1) + 2 * conv_dim  # depthwise convolution, BatchNorm
+    total += sum(count_block_params(spec, block) for block in spec.blocks)
     total += 2 * dim  # final LayerNorm
     return total + (_linear(dim, num_classes) if num_classes else 0)
 
@@ -69,11 +86,5 @@ def count_macs(
     tokens = _num_tokens(spec, img_size, class_token)
     dim = spec.embed_dim
     total = (tokens - int(class_token)) * in_chans * spec.patch_size**2 * dim
-    for block in spec.blocks:
-        global_dim, attn_dim, local_dim, conv_dim, mlp_dim = _block_widths(spec, block)
-        total += tokens * 2 * dim * mlp_dim
-        total += tokens * (3 + 1) * global_dim * attn_dim  # qkv and output projections
-        total += 2 * tokens * tokens * attn_dim  # query @ key, weights @ value
-        total += tokens * (2 + 1) * local_dim * conv_dim  # pointwise in (twice as wide, for the gate) and out
-        total += tokens * conv_dim * (block.kernel_size or 0)
+    total += sum(count_block_macs(spec, block, tokens) for block in spec.blocks)
     return total + dim * num_classes

@@ -13,7 +13,7 @@ from . import hub
 from .model import GLiT, checkpoint_filter_fn
 from .spec import BlockSpec, GLiTSpec
 
-__all__ = ["GLIT_BASE", "GLIT_SMALL", "GLIT_TINY"]
+__all__ = ["GLIT_BASE", "GLIT_SMALL", "GLIT_TINY", "NAMED_SPECS"]
 
 
 def _global(qkv_ratio: float, mlp_ratio: float) -> BlockSpec:
@@ -50,6 +50,7 @@ GLIT_TINY = GLiTSpec(
 # Scaled from Tiny as DeiT is; the paper's own Small and Base are a little smaller and were never released.
 GLIT_SMALL = GLIT_TINY.scaled(embed_dim=384, num_heads=6)
 GLIT_BASE = GLIT_TINY.scaled(embed_dim=768, num_heads=12)
+NAMED_SPECS = {"glit_tiny": GLIT_TINY, "glit_small": GLIT_SMALL, "glit_base": GLIT_BASE}
 
 default_cfgs = generate_default_cfgs({**hub.default_cfgs()})
 

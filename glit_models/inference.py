@@ -1,0 +1,155 @@
+"""From files to class probabilities: load any model by name or folder, read pictures, predict.
+
+Knows timm's model contract and picture files; the command line and the demo print what it returns.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import timm
+import torch
+from PIL import Image, UnidentifiedImageError
+from timm.data import create_transform, resolve_data_config
+from timm.utils import reparameterize_model
+from torch import Tensor, nn
+
+from .errors import DataError, GlitError, WeightsError
+
+__all__ = ["Classifier", "Prediction", "find_pictures", "load_model", "open_picture", "pick_device"]
+
+_BATCH = 32
+
+
+def pick_device(name: str | None = None) -> torch.device:
+    """The named device, or a GPU if there is one, else the CPU. Raises GlitError if it cannot be used here."""
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise GlitError(f"device {name!r} cannot be used here ({str(error).splitlines()[0]}); try --device cpu") from None
+    return device
+
+
+def load_model(name: str) -> nn.Module:
+    """A pretrained model in eval mode.
+
+    Args:
+        name: 'model.tag' or 'model' as timm names it, a folder with `config.json` and `model.safetensors`, or a Hub
+            repository 'namespace/name'.
+
+    Raises:
+        WeightsError: if there is no such model, or its weights are missing or damaged.
+    """
+    if Path(name).is_dir():
+        if not (Path(name) / "config.json").is_file():
+            raise WeightsError(f"{name}: no model folder, config.json is missing")
+        name = f"local-dir:{name}"
+    elif not name.startswith(("local-dir:", "hf-hub:")):
+        if name.count("/") == 1 and not Path(name).exists():
+            name = f"hf-hub:{name}"
+        elif os.sep in name or Path(name).exists():
+            raise WeightsError(f"{name}: not a model folder; give the folder that holds config.json")
+        elif not timm.is_model(name.split(".")[0]):
+            raise WeightsError(f"no model {name!r}; `glit list` shows what there is")
+    try:
+        return timm.create_model(name, pretrained=True).eval()
+    except GlitError:
+        raise
+    except (RuntimeError, OSError, ValueError, KeyError) as error:
+        raise WeightsError(f"{name} cannot be loaded: {str(error).splitlines()[0]}") from None
+
+
+def find_pictures(paths: Iterable[str]) -> list[Path]:
+    """The picture files that `paths` name: files as they are, folders searched through in order of name.
+
+    Raises:
+        DataError: on a URL, a path that does not exist, or a folder without pictures.
+    """
+    found: list[Path] = []
+    extensions = tuple(Image.registered_extensions())
+    for text in paths:
+        path = Path(text)
+        if "://" in text:
+            raise DataError(f"{text}: URLs are not fetched; download the picture and give its path")
+        if path.is_dir():
+            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in extensions and p.is_file())
+            if not inside:
+                raise DataError(f"{path}: no pictures in this folder")
+            found.extend(inside)
+        elif path.is_file():
+            found.append(path)
+        else:
+            raise DataError(f"{path}: no such file or folder")
+    return found
+
+
+def open_picture(path: Path) -> Image.Image:
+    """The picture in RGB. Raises DataError if the file is not a whole picture; names it."""
+    try:
+        with Image.open(path) as picture:
+            return picture.convert("RGB")
+    except UnidentifiedImageError:
+        raise DataError(f"{path}: not a picture") from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise DataError(f"{path}: cannot be read ({error})") from None
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One file's result: (class name, probability) pairs, most probable first, or the error that kept it from one."""
+
+    path: Path
+    classes: tuple[tuple[str, float], ...] = ()
+    error: str | None = None
+
+
+class Classifier:
+    """A model, its preprocessing and its class names.
+
+    Args:
+        model: any timm classifier with a `pretrained_cfg`; classes without names are called by number.
+        device: where to compute.
+    """
+
+    def __init__(self, model: nn.Module, device: torch.device) -> None:
+        config = resolve_data_config(model=model)
+        self.model = reparameterize_model(model).eval().to(device)
+        self.device = device
+        self.transform = create_transform(**config)
+        names = model.pretrained_cfg.get("label_names") or ()
+        self.class_names = tuple(names) if len(names) == model.num_classes else tuple(map(str, range(model.num_classes)))
+
+    @torch.inference_mode()
+    def probabilities(self, pictures: Iterable[Image.Image]) -> Tensor:
+        """RGB pictures -> probabilities [B, num_classes] on the CPU."""
+        batch = torch.stack([self.transform(picture) for picture in pictures])
+        return self.model(batch.to(self.device)).softmax(-1).cpu()
+
+    def predict(self, paths: Iterable[Path], top_k: int = 5) -> Iterator[Prediction]:
+        """One `Prediction` a file, in order; a file that cannot be read gives one with its error."""
+        paths = list(paths)
+        for start in range(0, len(paths), _BATCH):
+            yield from self._predict_batch(paths[start : start + _BATCH], top_k)
+
+    def _predict_batch(self, paths: list[Path], top_k: int) -> Iterator[Prediction]:
+        pictures: dict[Path, Image.Image] = {}
+        errors: dict[Path, str] = {}
+        for path in paths:
+            try:
+                pictures[path] = open_picture(path)
+            except DataError as error:
+                errors[path] = str(error)
+        rows = dict(zip(pictures, self.probabilities(pictures.values()), strict=True)) if pictures else {}
+        for path in paths:
+            if path in errors:
+                yield Prediction(path, error=errors[path])
+            else:
+                values, indices = rows[path].topk(min(top_k, len(self.class_names)))
+                pairs = zip(indices.tolist(), values.tolist(), strict=True)
+                yield Prediction(path, tuple((self.class_names[index], value) for index, value in pairs))

@@ -1,0 +1,6 @@
+"""Recipes and the one trainer, for pretraining, fine-tuning and retraining."""
+
+from .recipe import Recipe, load_recipe, shipped_recipes
+from .trainer import Trainer
+
+__all__ = ["Recipe", "Trainer", "load_recipe", "shipped_recipes"]
