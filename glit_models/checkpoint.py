@@ -112,7 +112,7 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of torch, about the pickle's age; the error below says what matters
+            warnings.simplefilter("ignore", UserWarning)  # torch warns of pickle protocols that it may not know
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except SafetensorError as error:
         raise WeightsError(f"{path}: not a whole safetensors file, probably cut short ({error})") from None
