@@ -36,7 +36,7 @@ types: $(VENV)/.dev  ## type checks
 	rm -rf .types && mkdir -p .types/glit_models
 	for path in glit_models/*; do ln -s ../../$$path .types/glit_models/; done
 	ln -s ../../search ../../export .types/glit_models/
-	cd .types && ../$(VENV)/bin/mypy --config-file ../pyproject.toml -p glit_models
+	cd .types && $(abspath $(VENV))/bin/mypy --config-file ../pyproject.toml -p glit_models
 
 timm-tests: $(VENV)/.dev  ## timm's own model tests on TIMM_TESTS_MODELS
 	$(VENV)/bin/python tests/timm_suite.py --models $(TIMM_TESTS_MODELS)
