@@ -36,13 +36,13 @@ types: $(VENV)/.dev  ## type checks
 	rm -rf .types && mkdir -p .types/glit_models
 	for path in glit_models/*; do ln -s ../../$$path .types/glit_models/; done
 	ln -s ../../search ../../export .types/glit_models/
-	cd .types && ../$(VENV)/bin/mypy --config-file ../pyproject.toml -p glit_models
+	cd .types && $(abspath $(VENV))/bin/mypy --config-file ../pyproject.toml -p glit_models
 
 timm-tests: $(VENV)/.dev  ## timm's own model tests on TIMM_TESTS_MODELS
 	$(VENV)/bin/python tests/timm_suite.py --models $(TIMM_TESTS_MODELS)
 
 transformers-test: .venv-transformers/.transformers  ## transformers' timm wrapper, in its own environment
-	.venv-transformers/bin/python -m pytest tests/optional/test_transformers.py
+	.venv-transformers/bin/python -m pytest tests/transformers_test.py
 
 bench: $(VENV)/.core  ## what is measured: import time, throughput, the depthwise convolution
 	$(VENV)/bin/python -m benchmarks.imports

@@ -53,13 +53,13 @@ class _ShortDepthwise(torch.autograd.Function):
                 grad, x, weight, None, [1, 1], padding, [1, 1], False, [0, 0], weight.shape[0], [True, False, False]
             )[0]
         if ctx.needs_input_grad[1]:
-            grad_weight = _weight_grad(x.squeeze(2), grad.squeeze(2), weight.shape[3])
+            grad_weight = weight_grad(x.squeeze(2), grad.squeeze(2), weight.shape[3])
         if ctx.needs_input_grad[2]:  # not from the operator above: asking it for this computes the slow part too
             grad_bias = grad.sum((0, 2, 3))
         return grad_x, grad_weight, grad_bias
 
 
-def _weight_grad(x: Tensor, grad: Tensor, taps: int) -> Tensor:
+def weight_grad(x: Tensor, grad: Tensor, taps: int) -> Tensor:
     """The sum over b and n of grad[b, c, n] * x[b, c, n + k - K // 2]: [B, C, N], [B, C, N] -> [C, 1, 1, K]."""
     channels, tokens = x.shape[1], x.shape[2]
     products = torch.bmm(grad.permute(1, 2, 0), x.permute(1, 0, 2))  # [C, N, N], [c, i, j] = grad at i times x at j

@@ -7,7 +7,7 @@ Axes: B batch, N tokens, C channels, H/W image or grid height and width.
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, ClassVar, Final, cast
+from typing import Any, ClassVar, Final
 
 import torch
 from timm.layers import (
@@ -112,7 +112,7 @@ class GLiT(nn.Module):
         self.cls_token = nn.Parameter(torch.empty(1, 1, dim, **dd)) if class_token else None
         self.pos_embed = nn.Parameter(torch.empty(1, num_tokens, dim, **dd))
         self.pos_drop = nn.Dropout(pos_drop_rate)
-        rates = cast(list[float], calculate_drop_path_rates(drop_path_rate, spec.depth))
+        rates = calculate_drop_path_rates(drop_path_rate, spec.depth)
         self.blocks = nn.Sequential(
             *(
                 Block(dim, spec.num_heads, block, attn_drop_rate, proj_drop_rate, rate, **dd)

@@ -1,0 +1,90 @@
+"""The depthwise convolution on CPU: channels-last against channels-first, our weight gradient against torch's.
+
+Axes: B batch, N tokens, C channels, K taps.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from glit_models.depthwise import depthwise_conv, weight_grad
+
+from . import report
+
+TAPS = 45
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def main() -> None:
+    """Measure and print."""
+    options = report.parser(__doc__.splitlines()[0] if __doc__ else None, rounds=15).parse_args()
+    torch.set_num_threads(options.threads)
+    cases: dict[tuple[str, str, str], Callable[[], object]] = {}
+    for name, case in _forward_cases(16, 197, 768).items():
+        cases["forward, 16 x 197 x 768", "float32", name] = case
+    for dtype_name, dtype in DTYPES.items():
+        for name, case in _weight_gradient_cases(128, 17, 768, dtype).items():
+            cases["weight gradient, 128 x 17 x 768", dtype_name, name] = case
+        for name, case in _training_cases(128, 17, 768, dtype).items():
+            cases["forward and backward, 128 x 17 x 768", dtype_name, name] = case
+    seconds = report.interleaved({"|".join(key): case for key, case in cases.items()}, options.rounds)
+    rows: list[dict[str, str | int | float]] = [
+        {"what (B x N x C, 45 taps)": key[0], "type": key[1], "how": key[2], "ms": seconds["|".join(key)] * 1e3}
+        for key in cases
+    ]
+    report.show("depthwise", options, rows)
+
+
+def _operands(B: int, N: int, C: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """Input [B, C, 1, N] that lies channels-last in memory, weight and bias."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(B, N, C, generator=generator).to(dtype).transpose(1, 2).unsqueeze(2)
+    return x, torch.randn(C, 1, 1, TAPS, generator=generator).to(dtype), torch.zeros(C, dtype=dtype)
+
+
+def _conv2d(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return F.conv2d(x, weight, bias, padding=(0, TAPS // 2), groups=weight.shape[0])
+
+
+def _forward_cases(B: int, N: int, C: int) -> dict[str, Callable[[], object]]:
+    x, weight, bias = _operands(B, N, C, torch.float32)
+    flat, flat_weight = x.squeeze(2).contiguous(), weight.squeeze(2)
+
+    def conv1d() -> None:
+        with torch.inference_mode():
+            F.conv1d(flat, flat_weight, bias, padding=TAPS // 2, groups=C)
+
+    def conv2d() -> None:
+        with torch.inference_mode():
+            _conv2d(x, weight, bias)
+
+    return {"conv1d, [B, C, N]": conv1d, "conv2d, channels-last": conv2d}
+
+
+def _weight_gradient_cases(B: int, N: int, C: int, dtype: torch.dtype) -> dict[str, Callable[[], object]]:
+    x, weight, bias = _operands(B, N, C, dtype)
+    grad = _conv2d(x, weight, bias)
+
+    def stock() -> None:
+        torch.ops.aten.convolution_backward(
+            grad, x, weight, None, [1, 1], [0, TAPS // 2], [1, 1], False, [0, 0], C, [False, True, False]
+        )
+
+    return {"torch": stock, "glit_models": partial(weight_grad, x.squeeze(2), grad.squeeze(2), TAPS)}
+
+
+def _training_cases(B: int, N: int, C: int, dtype: torch.dtype) -> dict[str, Callable[[], object]]:
+    leaves = [tensor.requires_grad_() for tensor in _operands(B, N, C, dtype)]
+    grad = torch.ones_like(leaves[0].detach())
+
+    def step(function: Callable[..., Tensor]) -> None:
+        torch.autograd.grad(function(*leaves), leaves, grad)
+
+    return {"torch": partial(step, _conv2d), "glit_models": partial(step, depthwise_conv)}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,70 @@
+"""How a benchmark measures and how it shows its numbers. It measures nothing by itself."""
+
+import argparse
+import json
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import timm
+import torch
+
+Row = Mapping[str, str | int | float]
+
+
+def parser(description: str | None, rounds: int) -> argparse.ArgumentParser:
+    """The options that every benchmark has."""
+    options = argparse.ArgumentParser(description=description)
+    options.add_argument("--rounds", type=int, default=rounds, help="measurements of each thing; medians are shown")
+    options.add_argument("--threads", type=int, default=2, help="threads of torch")
+    options.add_argument("--json", action="store_true", help="JSON instead of a Markdown table")
+    return options
+
+
+def interleaved(cases: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """The median seconds of each case. Each round runs all of them, so that a slow minute is slow for everyone."""
+    seconds: dict[str, list[float]] = {name: [] for name in cases}
+    for function in cases.values():
+        function()  # warm caches and allocators
+    for _ in range(rounds):
+        for name, function in cases.items():
+            start = time.perf_counter()
+            function()
+            seconds[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def show(name: str, options: argparse.Namespace, rows: list[dict[str, str | int | float]]) -> None:
+    """Print the command, the machine, the versions and the rows."""
+    command = " ".join(["python", "-m", f"benchmarks.{name}", *sys.argv[1:]])
+    about = {"command": command, "machine": _machine(), "threads": options.threads, "rounds": options.rounds}
+    versions = {"python": platform.python_version(), "torch": torch.__version__, "timm": timm.__version__}
+    if options.json:
+        print(json.dumps({**about, "versions": versions, "rows": rows}, indent=2))
+        return
+    print(f"`{command}`: {options.threads} threads, median of {options.rounds}")
+    print(f"{about['machine']}; {', '.join(f'{key} {value}' for key, value in versions.items())}\n")
+    print("| " + " | ".join(rows[0]) + " |")
+    print("|" + "---|" * len(rows[0]))
+    for row in rows:
+        print("| " + " | ".join(map(_text, row.values())) + " |")
+
+
+def _text(value: str | int | float) -> str:
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _machine() -> str:
+    """The processor's name, as far as the system tells it, and the number of its cores."""
+    name = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        names = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
+        name = names[0] if names else name
+        return f"{name}, {max(len(names), 1)} cores"
+    return name

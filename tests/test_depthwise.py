@@ -1,0 +1,107 @@
+"""The depthwise convolution for training is torch's own: same output, same gradients, whatever is asked of it."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from glit_models.depthwise import MAX_TOKENS, depthwise_conv
+
+SIZES = [
+    (2, 3, 17, 45),
+    (1, 1, 1, 1),
+    (3, 2, 1, 5),
+    (2, 5, 4, 31),
+    (2, 4, 16, 3),
+    (1, 8, 17, 33),
+    (2, 2, MAX_TOKENS, 7),
+]
+
+
+def operands(
+    batch: int, channels: int, tokens: int, taps: int, dtype: torch.dtype = torch.float64
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Input (channels-last in memory, as in the model), weight and bias, all wanting gradients."""
+    generator = torch.Generator().manual_seed(tokens * 100 + taps)
+    x = torch.randn(batch, tokens, channels, generator=generator).to(dtype).transpose(1, 2).unsqueeze(2)
+    weight = torch.randn(channels, 1, 1, taps, generator=generator).to(dtype)
+    bias = torch.randn(channels, generator=generator).to(dtype)
+    return x.requires_grad_(), weight.requires_grad_(), bias.requires_grad_()
+
+
+def stock(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return F.conv2d(x, weight, bias, padding=(0, weight.shape[3] // 2), groups=weight.shape[0])
+
+
+def output_and_gradients(function, *tensors: Tensor | None) -> list[Tensor | None]:
+    for tensor in tensors:
+        if tensor is not None:
+            tensor.grad = None
+    output = function(*tensors)
+    (output * torch.linspace(-1, 1, output.numel()).view(output.shape)).sum().backward()
+    return [output, *(None if tensor is None else tensor.grad for tensor in tensors)]
+
+
+def assert_same(tensors: tuple, **tolerance: float) -> None:
+    actual = output_and_gradients(depthwise_conv, *tensors)
+    expected = output_and_gradients(stock, *tensors)
+    for ours, theirs in zip(actual, expected, strict=True):
+        assert (ours is None) == (theirs is None)
+        if ours is not None:
+            assert ours.dtype == theirs.dtype
+            torch.testing.assert_close(ours, theirs, **tolerance)
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_output_and_gradients_are_torch_s_own(size: tuple[int, int, int, int]) -> None:
+    assert_same(operands(*size))
+
+
+@pytest.mark.parametrize("size", SIZES[:4], ids=str)
+def test_gradients_are_the_numerical_ones(size: tuple[int, int, int, int]) -> None:
+    batch, channels, tokens, _ = size
+    assert torch.autograd.gradcheck(depthwise_conv, operands(batch, channels, min(tokens, 6), 5))
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 5e-2)])
+def test_other_precisions_differ_by_their_rounding(dtype: torch.dtype, tolerance: float) -> None:
+    assert_same(operands(4, 8, 17, 45, dtype), rtol=tolerance, atol=tolerance)
+
+
+def test_autocast_computes_in_bfloat16_and_returns_gradients_of_the_parameters_type() -> None:
+    tensors = operands(4, 8, 17, 45, torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        output = depthwise_conv(*tensors)
+        expected = stock(*tensors)
+    assert output.dtype == expected.dtype == torch.bfloat16
+    torch.testing.assert_close(output, expected)
+    output.float().sum().backward()
+    assert [tensor.grad.dtype for tensor in tensors] == [torch.float32] * 3
+    ours = tensors[1].grad.clone()
+    tensors[1].grad = None
+    expected.float().sum().backward()
+    torch.testing.assert_close(ours, tensors[1].grad, rtol=5e-2, atol=5e-2)
+
+
+@pytest.mark.parametrize("frozen", [(0,), (1,), (2,), (0, 1), (1, 2), (0, 2)], ids=str)
+def test_what_is_frozen_gets_no_gradient_and_the_rest_the_same(frozen: tuple[int, ...]) -> None:
+    tensors = operands(2, 3, 17, 45)
+    for index in frozen:
+        tensors[index].requires_grad_(False)
+    assert_same(tensors)
+
+
+def test_a_convolution_without_bias_works() -> None:
+    x, weight, _ = operands(2, 3, 17, 45)
+    assert_same((x, weight, None))
+
+
+def test_a_contiguous_input_works() -> None:
+    x, weight, bias = operands(2, 3, 17, 45)
+    assert_same((x.detach().contiguous().requires_grad_(), weight, bias))
+
+
+def test_long_sequences_take_torch_s_own_road() -> None:
+    tensors = operands(2, 3, MAX_TOKENS + 1, 7)
+    assert "Convolution" in depthwise_conv(*tensors).grad_fn.name()
+    assert_same(tensors)
