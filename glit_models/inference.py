@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -52,7 +53,7 @@ def pick_device(name: str | None = None) -> torch.device:
     return device
 
 
-def load_model(name: str) -> nn.Module:
+def load_model(name: str) -> Any:
     """A pretrained model in eval mode.
 
     Args:
@@ -133,7 +134,7 @@ class Classifier:
         device: where to compute.
     """
 
-    def __init__(self, model: nn.Module, device: torch.device) -> None:
+    def __init__(self, model: Any, device: torch.device) -> None:
         config = resolve_data_config(model=model)
         self.model = reparameterize_model(model).eval().to(device)
         self.device = device

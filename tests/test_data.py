@@ -74,7 +74,7 @@ def test_a_header_that_promises_more_than_there_is_is_refused(damaged: Path):
 
 def test_training_validation_and_test_pictures_never_overlap():
     splits = open_splits("fashion-mnist", FIXTURE, hold_out=100, seed=3)
-    train, validation = set(splits.train.indices.tolist()), set(splits.validation.indices.tolist())
+    train, validation = set(splits.train.indices), set(splits.validation.indices)
     assert len(train) == 300
     assert len(validation) == 100
     assert not train & validation
@@ -83,7 +83,7 @@ def test_training_validation_and_test_pictures_never_overlap():
 
 def test_the_held_out_pictures_depend_on_the_seed_alone():
     first, again, other = (open_splits("fashion-mnist", FIXTURE, hold_out=50, seed=s).validation for s in (1, 1, 2))
-    assert first.indices.tolist() == again.indices.tolist() != other.indices.tolist()
+    assert first.indices == again.indices != other.indices
 
 
 def test_holding_out_more_than_there_is_says_so():

@@ -26,7 +26,7 @@ class Subset:
         return len(self.indices)
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
-        return self.dataset[int(self.indices[index])]
+        return self.dataset[self.indices[index]]
 
 
 @dataclass(frozen=True)
@@ -73,9 +73,9 @@ def open_splits(
     order = np.random.default_rng(seed).permutation(len(train))
     if len(train) <= hold_out:
         raise DataError(f"{name} has {len(train)} training pictures, too few to hold out {hold_out}")
-    validation = Subset(train, np.sort(order[:hold_out])) if hold_out else _open_timm(name, root, "validation")
+    validation = Subset(train, np.sort(order[:hold_out]).tolist()) if hold_out else _open_timm(name, root, "validation")
     kept = order[hold_out:][: limit or None]
-    return Splits(Subset(train, np.sort(kept)), validation, test, names)
+    return Splits(Subset(train, np.sort(kept).tolist()), validation, test, names)
 
 
 def open_split(name: str, root: str | os.PathLike[str] | None, split: str) -> tuple[Any, tuple[str, ...]]:

@@ -7,6 +7,7 @@ from process-wide generators whose state a checkpoint cannot hold for every work
 from __future__ import annotations
 
 import random
+import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -65,10 +66,23 @@ def train_loader(
     """
     sampler = _EpochSampler(len(dataset), seed, epoch, first_batch * batch_size)
     return DataLoader(
-        _Seeded(dataset, transform, seed), batch_size, sampler=sampler, num_workers=num_workers, drop_last=True
+        _Seeded(dataset, transform, seed),
+        batch_size,
+        sampler=sampler,
+        num_workers=num_workers,
+        drop_last=True,
+        worker_init_fn=_leave_signals_to_the_parent,
     )
 
 
 def eval_loader(dataset: Any, transform: Any, batch_size: int, num_workers: int = 0) -> DataLoader[Any]:
     """All pictures in order, under a transform without chance."""
-    return DataLoader(_Seeded(dataset, transform, 0), batch_size, num_workers=num_workers)
+    return DataLoader(
+        _Seeded(dataset, transform, 0), batch_size, num_workers=num_workers, worker_init_fn=_leave_signals_to_the_parent
+    )
+
+
+def _leave_signals_to_the_parent(worker: int) -> None:
+    """Schedulers and terminals signal the whole group; workers must live until the parent has saved."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)

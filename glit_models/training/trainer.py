@@ -34,8 +34,8 @@ import glit_models  # noqa: F401  (registers the models)
 from ..data import open_splits
 from ..data.loading import eval_loader, train_loader
 from ..errors import RecipeError, TrainingError
+from ..folders import load_folder, save_folder
 from ..inference import count_correct
-from ..publishing import load_folder, save_folder
 from .checkpoints import load_state, save_state, write_atomically
 from .recipe import Recipe
 
@@ -65,6 +65,7 @@ class Trainer:
         out: str | Path,
         device: str | torch.device | None = None,
         max_minutes: float | None = None,
+        command: str | None = None,
     ) -> None:
         self.recipe = recipe
         self.out = Path(out)
@@ -82,9 +83,8 @@ class Trainer:
         self.splits = open_splits(data.dataset, data.root, data.hold_out, data.limit, recipe.seed)
         self.steps_per_epoch = len(self.splits.train) // recipe.optim.batch_size
         if not self.steps_per_epoch:
-            raise RecipeError(
-                f"optim.batch_size={recipe.optim.batch_size} is more than the {len(self.splits.train)} pictures to train on"
-            )
+            size, count = recipe.optim.batch_size, len(self.splits.train)
+            raise RecipeError(f"optim.batch_size={size} is more than the {count} pictures to train on")
         self.total_steps = self.steps_per_epoch * recipe.optim.epochs
         self._build()
 
@@ -95,14 +95,17 @@ class Trainer:
             print(f"glit: {self.out} is finished; its result is in {result}", file=sys.stderr)
             return json.loads(result.read_text())
         self._resume()
-        previous = signal.signal(signal.SIGTERM, self._on_signal)
+        previous = {number: signal.signal(number, self._on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
             finished = self._train()
         finally:
-            signal.signal(signal.SIGTERM, previous)
+            for number, handler in previous.items():
+                signal.signal(number, handler)
         return self._finish() if finished else None
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self.stop_signal:
+            raise KeyboardInterrupt  # asked twice: leave without saving
         self.stop_signal = signal.Signals(number).name
 
     def _claim_folder(self) -> None:
@@ -121,7 +124,7 @@ class Trainer:
             raise RecipeError(
                 f"{self.out} holds a run of another recipe ({'; '.join(changed[:3])}); take another --out"
             )
-        write_atomically(path, lambda aside: aside.write_text(text) and None)
+        write_atomically(path, lambda aside: aside.write_text(text))
 
     def _build(self) -> None:
         recipe, model_section, augment = self.recipe, self.recipe.model, self.recipe.augment
@@ -139,7 +142,7 @@ class Trainer:
         if self.device.type == "cpu":
             for module in self.model.modules():
                 if isinstance(module, Attention):
-                    module.fused_attn = False  # type: ignore[misc]  # the fused operator's backward pass is slower on CPU
+                    module.fused_attn = False  # the fused operator's backward pass is slower on CPU
         optim = recipe.optim
         fused = (
             {"fused": True} if optim.opt in ("adam", "adamw") else {}
@@ -190,7 +193,7 @@ class Trainer:
             self.ema.module.load_state_dict(state["ema"])
         lines = metrics.read_text().splitlines() if metrics.is_file() else []
         kept = [line for line in lines if line.endswith("}") and self._is_past(json.loads(line))]
-        write_atomically(metrics, lambda aside: aside.write_text("".join(f"{line}\n" for line in kept)) and None)
+        write_atomically(metrics, lambda aside: aside.write_text("".join(f"{line}\n" for line in kept)))
         print(f"glit: going on from step {self.step} of {self.total_steps}", file=sys.stderr)
 
     def _is_past(self, entry: dict[str, Any]) -> bool:
@@ -292,8 +295,12 @@ class Trainer:
         return value
 
     def _log(self, **values: Any) -> None:
-        with (self.out / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps({"step": self.step, **values}) + "\n")
+        path = self.out / "metrics.jsonl"
+        try:
+            with path.open("a") as file:
+                file.write(json.dumps({"step": self.step, **values}) + "\n")
+        except OSError as error:
+            raise TrainingError(f"{path} could not be written: {error.strerror}") from None
 
     def _score(self, model: nn.Module, dataset: Any) -> float:
         """Top-1 accuracy in percent, in float32."""
@@ -336,5 +343,5 @@ class Trainer:
         if self.splits.test is not None:
             result["test_top1"] = self._score(load_folder(self.out / "model").to(self.device), self.splits.test)
         text = json.dumps(result, indent=2)
-        write_atomically(self.out / "result.json", lambda aside: aside.write_text(text) and None)
+        write_atomically(self.out / "result.json", lambda aside: aside.write_text(text))
         return result
