@@ -42,7 +42,7 @@ timm-tests: $(VENV)/.dev  ## timm's own model tests on TIMM_TESTS_MODELS
 	$(VENV)/bin/python tests/timm_suite.py --models $(TIMM_TESTS_MODELS)
 
 transformers-test: .venv-transformers/.transformers  ## transformers' timm wrapper, in its own environment
-	.venv-transformers/bin/python -m pytest tests/transformers_test.py
+	HF_HUB_OFFLINE=1 .venv-transformers/bin/python -m pytest tests/transformers_test.py
 
 bench: $(VENV)/.core  ## what is measured: import time, throughput, the depthwise convolution
 	$(VENV)/bin/python -m benchmarks.imports

@@ -13,6 +13,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from . import download, store
 from .checkpoint import read_state_dict
 from .errors import WeightsError
@@ -191,7 +193,11 @@ def locate(variant: str, pretrained_cfg: Any, overlay: Mapping[str, Any] | None)
     if any(named.get(key) is not None for key in _SOURCES):
         file = named.get("file")
         if file and not named.get("state_dict"):
-            _check_file(Path(file), folder=named.get("source") == "local-dir")
+            state_dict = _read_source(Path(file), folder=named.get("source") == "local-dir")
+            head = state_dict.get("head.weight")
+            if head is not None and "file" in overlay:
+                # timm would drop a head of another size than the default configuration's; this file's is the truth
+                overlay.setdefault("num_classes", head.shape[0])
         return overlay
     if cfg and entry is None:
         raise WeightsError(f"{variant}: this pretrained_cfg names no weights; give it a file, url or hf_hub_id")
@@ -207,7 +213,7 @@ def _as_mapping(pretrained_cfg: Any) -> dict[str, Any]:
     return {field.name: getattr(pretrained_cfg, field.name) for field in fields(pretrained_cfg)}
 
 
-def _check_file(path: Path, folder: bool) -> None:
+def _read_source(path: Path, folder: bool) -> dict[str, Tensor]:
     if folder:
         if not path.is_dir():
             raise WeightsError(f"{path}: no such folder")
@@ -215,4 +221,4 @@ def _check_file(path: Path, folder: bool) -> None:
         if not found:
             raise WeightsError(f"{path}: no weights in this folder; it needs a {_FOLDER_FILES[0]}")
         path = found[0]
-    read_state_dict(path)
+    return read_state_dict(path)

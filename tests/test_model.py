@@ -431,6 +431,15 @@ def test_loading_another_class_count_keeps_all_but_the_head(weights) -> None:
     assert torch.equal(other.forward_features(images()), model.forward_features(images()))
 
 
+def test_a_files_own_class_count_is_taken_without_being_told(weights) -> None:
+    model, overlay = weights
+    overlay.pop("num_classes")
+    assert torch.equal(load(overlay)(images()), model(images()))
+    spec = {"spec": SMALL, "img_size": 64}
+    again = timm.create_model("glit_tiny", pretrained=True, pretrained_cfg_overlay=overlay, **spec)
+    assert again.num_classes == 10
+
+
 def test_loading_one_input_channel_sums_the_three(weights) -> None:
     model, overlay = weights
     gray = load(overlay, in_chans=1)
