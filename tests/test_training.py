@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
-from glit_models.errors import RecipeError, TrainingError
+from glit_models import hub
+from glit_models.errors import GlitError, RecipeError, TrainingError
 from glit_models.training import Trainer, load_recipe, shipped_recipes
 from glit_models.training.checkpoints import load_state, save_state
 from glit_models.training.recipe import Recipe
@@ -171,3 +173,42 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path):
     (tmp_path / "file").write_text("")
     with pytest.raises(TrainingError, match="file/run cannot be made"):
         Trainer(_tiny(), tmp_path / "file" / "run", device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model.name=glit_huge", "model.name 'glit_huge' is no model; `glit list` shows what there is"),
+        ("model.name=resnet18", "model.name 'resnet18' cannot be built"),
+        ("model.img_size=33", "img_size must be a multiple of patch_size=8, got 33 x 33"),
+        ("model.spec=nowhere.json", "spec file nowhere.json cannot be read"),
+    ],
+)
+def test_a_model_that_cannot_be_built_is_one_line(override: str, message: str, tmp_path: Path):
+    with pytest.raises(GlitError, match=message) as error:
+        Trainer(_tiny(override), tmp_path, device="cpu")
+    assert "\n" not in str(error.value)
+
+
+def test_fine_tuning_starts_from_weights_and_keeps_their_preprocessing(tmp_path: Path):
+    for split in ("train", "val"):
+        for label, colour in (("dark", 40), ("light", 210)):
+            (tmp_path / split / label).mkdir(parents=True)
+            for index in range(4):
+                Image.new("RGB", (70, 64), (colour, colour + index, colour)).save(
+                    tmp_path / split / label / f"{index}.png"
+                )
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        f"model: {{name: glit_tiny.fashion_mnist, pretrained: true, img_size: 64}}\n"
+        f"data: {{dataset: folder, root: {tmp_path}, num_workers: 0}}\n"
+        "optim: {batch_size: 4, epochs: 3, lr: 1e-3, ema_decay: null}\n"
+    )
+    result = Trainer(load_recipe(str(recipe)), tmp_path / "run", device="cpu").run()
+    assert result is not None
+    assert result["validation_top1"] == 100
+    assert "test_top1" not in result
+    config = json.loads((tmp_path / "run" / "model" / "config.json").read_text())
+    shipped = hub.registry()["glit_tiny.fashion_mnist"]
+    assert config["label_names"] == ["dark", "light"]
+    assert tuple(config["pretrained_cfg"]["mean"]) == shipped.mean

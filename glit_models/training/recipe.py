@@ -41,10 +41,10 @@ class DataSection:
     hold_out: int = 0
     limit: int | None = None
     num_workers: int = 1
-    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
-    std: tuple[float, ...] = (0.229, 0.224, 0.225)
-    interpolation: str = "bicubic"
-    crop_pct: float = 0.875
+    mean: tuple[float, ...] | None = None  # these four: the model's own preprocessing unless given
+    std: tuple[float, ...] | None = None
+    interpolation: str | None = None
+    crop_pct: float | None = None
 
 
 @dataclass(frozen=True)
