@@ -1,8 +1,8 @@
 """The depthwise convolution of training on CPU over short sequences, whose stock weight gradient is slow.
 
 Knows tensors only. oneDNN computes output and input gradient of a channels-last depthwise convolution quickly but
-takes 20 times longer for the weight gradient (95 ms against 5 ms for 128 x 17 tokens x 768 channels, 45 taps, bf16
-on 2 cores: `python -m benchmarks.depthwise`); for short sequences one batched matrix product does that better.
+takes far longer for the weight gradient (137 ms against 5.3 ms here, for 128 x 17 tokens x 768 channels, 45 taps,
+bf16 on 2 cores: `python -m benchmarks.depthwise`); for short sequences one batched matrix product does that better.
 
 Axes: B batch, N tokens, C channels, K taps.
 """
