@@ -21,7 +21,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from .errors import WeightsError
+from .errors import WeightsError, first_line
 
 __all__ = ["check_fits", "convert_official_state_dict", "is_official", "read_state_dict", "sha256_of", "to_official"]
 
@@ -119,7 +119,7 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     except pickle.UnpicklingError:
         raise WeightsError(f"{path}: refused, this pickle holds more than tensors and could run code") from None
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise WeightsError(f"{path}: not a readable checkpoint ({str(error).splitlines()[0]})") from None
+        raise WeightsError(f"{path}: not a readable checkpoint ({first_line(error)})") from None
     return _unwrap(path, checkpoint)
 
 

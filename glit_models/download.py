@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from .errors import WeightsError
+from .errors import WeightsError, first_line
 
 __all__ = ["explain", "fetch", "hub_timeout", "quiet_client", "split_revision", "within"]
 
@@ -68,9 +68,7 @@ def fetch(repo: str, filename: str, revision: str | None = None) -> Path:
         except Exception as error:
             if _status(error) is not None:
                 raise WeightsError(f"{what}: {explain(error)}") from None
-            raise WeightsError(
-                f"{what}: the download was cut short ({_first_line(error)}); run it again to go on"
-            ) from None
+            raise WeightsError(f"{what}: the download was cut short ({_cause(error)}); run it again to go on") from None
 
 
 def explain(error: Exception) -> str:
@@ -88,7 +86,7 @@ def explain(error: Exception) -> str:
     if status is not None:
         return f"the Hub answered with an error ({status}); try again later"
     return (
-        f"the Hub ({constants.ENDPOINT}) could not be reached ({_first_line(error)}); "
+        f"the Hub ({constants.ENDPOINT}) could not be reached ({_cause(error)}); "
         "check the network and HF_ENDPOINT, or set HF_HUB_OFFLINE=1 to use what is in the cache"
     )
 
@@ -142,10 +140,8 @@ def _status(error: BaseException) -> int | None:
     return getattr(getattr(_root(error), "response", None), "status_code", None)
 
 
-def _first_line(error: BaseException) -> str:
-    root = _root(error)
-    lines = str(root).strip().splitlines()
-    return lines[0].rstrip(" .") if lines else type(root).__name__
+def _cause(error: BaseException) -> str:
+    return first_line(_root(error)).rstrip(" .")
 
 
 def _root(error: BaseException) -> BaseException:

@@ -26,3 +26,8 @@ class RecipeError(GlitError, ValueError):
 
 class TrainingError(GlitError, RuntimeError):
     """A training run that cannot start, go on or write its files."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, or its type's name where it has none."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

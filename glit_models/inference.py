@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from .data import open_split
 from .data.loading import eval_loader
-from .errors import DataError, GlitError, WeightsError
+from .errors import DataError, GlitError, WeightsError, first_line
 
 __all__ = [
     "Classifier",
@@ -47,9 +47,7 @@ def pick_device(name: str | None = None) -> torch.device:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise GlitError(
-            f"device {name!r} cannot be used here ({str(error).splitlines()[0]}); try --device cpu"
-        ) from None
+        raise GlitError(f"device {name!r} cannot be used here ({first_line(error)}); try --device cpu") from None
     return device
 
 
@@ -79,7 +77,7 @@ def load_model(name: str) -> Any:
     except GlitError:
         raise
     except (RuntimeError, OSError, ValueError, KeyError) as error:
-        raise WeightsError(f"{name} cannot be loaded: {str(error).splitlines()[0]}") from None
+        raise WeightsError(f"{name} cannot be loaded: {first_line(error)}") from None
 
 
 def find_pictures(paths: Iterable[str]) -> list[Path]:

@@ -12,7 +12,7 @@ import torch
 from . import store
 from .checkpoint import read_state_dict, sha256_of
 from .cost import count_params
-from .errors import GlitError, WeightsError
+from .errors import GlitError, WeightsError, first_line
 from .folders import WeightFolder, load_folder, open_folder, spec_of
 
 __all__ = ["GOLDEN_TOLERANCE", "Check", "verify"]
@@ -90,5 +90,5 @@ def _check_golden(folder: WeightFolder) -> Check:
             logits = model(golden["input"])
         difference = (logits - golden["logits"]).abs().max().item()
     except (GlitError, KeyError, RuntimeError) as error:
-        return Check("golden logits", expected, str(error).splitlines()[0], False)
+        return Check("golden logits", expected, first_line(error), False)
     return Check("golden logits", expected, f"{difference:.1e}", difference <= GOLDEN_TOLERANCE)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import DataError
+from ..errors import DataError, first_line
 from .fashion_mnist import FashionMNIST
 
 __all__ = ["Splits", "Subset", "open_split", "open_splits"]
@@ -98,7 +98,7 @@ def _open_timm(name: str, root: str | os.PathLike[str] | None, split: str) -> An
     try:
         dataset = create_dataset("" if name == "folder" else name, root=root, split=split)
     except (RuntimeError, ValueError, OSError, ImportError, AssertionError) as error:
-        raise DataError(f"{name} {split} split in {root}: {str(error).splitlines()[0]}") from None
+        raise DataError(f"{name} {split} split in {root}: {first_line(error)}") from None
     return dataset
 
 

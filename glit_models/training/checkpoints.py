@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from ..errors import TrainingError
+from ..errors import TrainingError, first_line
 
 __all__ = ["load_state", "save_state", "write_atomically"]
 
@@ -33,7 +33,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         os.replace(aside, path)
     except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
         aside.unlink(missing_ok=True)
-        raise TrainingError(f"{path} could not be written: {str(error).splitlines()[0]}") from None
+        raise TrainingError(f"{path} could not be written: {first_line(error)}") from None
 
 
 def save_state(folder: Path, state: dict[str, Any]) -> None:

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from ..data import open_splits
 from ..data.loading import eval_loader, train_loader
-from ..errors import GlitError, RecipeError, TrainingError
+from ..errors import GlitError, RecipeError, TrainingError, first_line
 from ..folders import load_folder, save_folder
 from ..inference import count_correct
 from ..model import GLiT
@@ -353,7 +353,7 @@ def _create_model(section: ModelSection, num_classes: int) -> GLiT:
     except (RuntimeError, TypeError, ValueError) as error:
         if isinstance(error, GlitError):
             raise
-        raise RecipeError(f"model.name {section.name!r} cannot be built: {str(error).splitlines()[0]}") from None
+        raise RecipeError(f"model.name {section.name!r} cannot be built: {first_line(error)}") from None
     if not isinstance(model, GLiT):
         raise RecipeError(f"model.name must be a GLiT, got {section.name!r}")
     return model
