@@ -212,3 +212,27 @@ def test_fine_tuning_starts_from_weights_and_keeps_their_preprocessing(tmp_path:
     shipped = hub.registry()["glit_tiny.fashion_mnist"]
     assert config["label_names"] == ["dark", "light"]
     assert tuple(config["pretrained_cfg"]["mean"]) == shipped.mean
+
+
+def test_a_mistake_leaves_no_folder_that_would_refuse_the_corrected_command(tmp_path: Path):
+    out = tmp_path / "run"
+    for wrong in ("data.root=nowhere", "model.name=glit_huge"):
+        with pytest.raises(GlitError):
+            Trainer(_tiny(wrong), out, device="cpu")
+    assert not out.exists()
+
+
+def test_a_signal_to_the_whole_group_saves_and_leaves(tmp_path: Path):
+    command = [sys.executable, "-m", "glit_models", "train", TINY, "--set", ROOT, "--set", "data.num_workers=1"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    process = subprocess.Popen(
+        [*command, "--out", str(tmp_path)], env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    waited = time.monotonic()
+    while not (tmp_path / "last.pt").exists() and process.poll() is None and time.monotonic() - waited < 60:
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert "stopped by SIGTERM" in err
+    assert "Traceback" not in err

@@ -78,7 +78,7 @@ class Trainer:
         self.best: dict[str, Any] = {"validation_top1": -1.0, "epoch": -1}
         self.minutes = 0.0
         self.stop_signal: str | None = None
-        self._claim_folder()
+        self._refuse_another_recipe()
         data = recipe.data
         self.splits = open_splits(data.dataset, data.root, data.hold_out, data.limit, recipe.seed)
         self.steps_per_epoch = len(self.splits.train) // recipe.optim.batch_size
@@ -87,6 +87,7 @@ class Trainer:
             raise RecipeError(f"optim.batch_size={size} is more than the {count} pictures to train on")
         self.total_steps = self.steps_per_epoch * recipe.optim.epochs
         self._build()
+        self._claim_folder()  # last, so that a mistake above leaves no folder behind
 
     def run(self) -> dict[str, Any] | None:
         """Train to the end and return the result, or None if stopped before it (by signal or `max_minutes`)."""
@@ -108,23 +109,23 @@ class Trainer:
             raise KeyboardInterrupt  # asked twice: leave without saving
         self.stop_signal = signal.Signals(number).name
 
+    def _refuse_another_recipe(self) -> None:
+        path = self.out / "recipe.yaml"
+        if not path.is_file():
+            return
+        lines = zip(path.read_text().splitlines(), self.recipe.to_yaml().splitlines(), strict=False)
+        changed = [f"{old.strip()} -> {new.strip()}" for old, new in lines if old != new]
+        if changed:
+            raise RecipeError(
+                f"{self.out} holds a run of another recipe ({'; '.join(changed[:3])}); take another --out"
+            )
+
     def _claim_folder(self) -> None:
         try:
             self.out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise TrainingError(f"{self.out} cannot be made: {error.strerror}") from None
-        path = self.out / "recipe.yaml"
-        text = self.recipe.to_yaml()
-        if path.is_file() and path.read_text() != text:
-            changed = [
-                f"{old.strip()} -> {new.strip()}"
-                for old, new in zip(path.read_text().splitlines(), text.splitlines(), strict=False)
-                if old != new
-            ]
-            raise RecipeError(
-                f"{self.out} holds a run of another recipe ({'; '.join(changed[:3])}); take another --out"
-            )
-        write_atomically(path, lambda aside: aside.write_text(text))
+        write_atomically(self.out / "recipe.yaml", lambda aside: aside.write_text(self.recipe.to_yaml()))
 
     def _build(self) -> None:
         recipe, augment = self.recipe, self.recipe.augment
