@@ -1,0 +1,270 @@
+"""From affine maps to pictures: how an iterated function system is drawn, with torch, on any device.
+
+It knows nothing of classes or data sets. Only operations whose result IEEE 754 fixes are used (products, sums,
+quotients, square roots, comparisons, integers), each as a kernel of its own, so that devices agree to the bit.
+
+Axes: B images, F maps, T words (finite sequences of maps), G clouds, M points of a cloud, P colour planes.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = [
+    "MAX_MAPS",
+    "MAX_SIZE",
+    "MAX_STRETCH",
+    "areas",
+    "contract",
+    "draw",
+    "hash_keys",
+    "images_at_once",
+    "stretch",
+    "uniform",
+]
+
+MAX_MAPS = 8
+MAX_SIZE = 1024  # pixels; beyond it a float32 could not address every pixel of four planes with room to spare
+MAX_STRETCH = 0.98  # the largest singular value that a map may have; 1 would be no contraction
+_NUM_CLOUDS = 4
+_WORD_STEPS, _CLOUD_STEPS = 12, 16
+_MARGIN = 2  # pixels around the picture: one for patches that reach in, one for the points that are outside
+_ANGLES = 4096
+
+
+# ---- chance: a counter-based hash, the same integers everywhere ----
+
+
+def hash_keys(*parts: Tensor | int) -> Tensor:
+    """Int64 keys from broadcastable integers: the finaliser of splitmix64 (Steele et al. 2014) over each in turn."""
+    key = torch.zeros((), dtype=torch.int64)
+    for part in parts:
+        device = part.device if isinstance(part, Tensor) else key.device
+        key = key.to(device) + part + _signed(0x9E3779B97F4A7C15)
+        key = (key ^ _shift(key, 30)) * _signed(0xBF58476D1CE4E5B9)
+        key = (key ^ _shift(key, 27)) * _signed(0x94D049BB133111EB)
+        key = key ^ _shift(key, 31)
+    return key
+
+
+def uniform(keys: Tensor) -> Tensor:
+    """Float32 in [0, 1) from the upper 24 bits of each key."""
+    return _shift(keys, 40).to(torch.float32) * 2.0**-24
+
+
+def _signed(value: int) -> int:
+    return value - (1 << 64) if value >= 1 << 63 else value
+
+
+def _shift(key: Tensor, bits: int) -> Tensor:
+    """Logical right shift; torch's own carries the sign."""
+    return (key >> bits) & ((1 << (64 - bits)) - 1)
+
+
+# ---- maps ----
+
+
+def stretch(maps: Tensor) -> Tensor:
+    """The largest singular value of each map's linear part, [..., F] from [..., F, 6]; see `contract`."""
+    a, b, c, d = maps[..., :4].unbind(-1)
+    squares, det = a * a + b * b + (c * c + d * d), a * d - b * c
+    gap = (squares * squares - (det * det) * 4).clamp(min=0)
+    return ((squares + gap.sqrt()) * 0.5).sqrt()
+
+
+def contract(maps: Tensor) -> Tensor:
+    """Shrink linear parts that stretch by more than `MAX_STRETCH` down to it, so that no orbit diverges.
+
+    Args:
+        maps: [..., F, 6] of (a, b, c, d, e, f): x' = a x + b y + e, y' = c x + d y + f.
+    """
+    found = stretch(maps)
+    factor = torch.where(found > MAX_STRETCH, MAX_STRETCH / found, 1.0).unsqueeze(-1)
+    return torch.cat((maps[..., :4] * factor, maps[..., 4:]), -1)
+
+
+def areas(maps: Tensor) -> Tensor:
+    """|det|, what each map makes of a unit of area: [..., F] from [..., F, 6]."""
+    a, b, c, d = maps[..., :4].unbind(-1)
+    return (a * d - b * c).abs()
+
+
+def _shares(maps: Tensor, num_maps: Tensor) -> Tensor:
+    """Each map's share of |det|, [B, F], as FractalDB chooses them; zero past an image's `num_maps` [B]."""
+    used = torch.arange(maps.shape[-2], device=maps.device) < num_maps.unsqueeze(-1)
+    weights = torch.where(used, areas(maps).clamp(min=1e-6), 0.0)
+    total = weights[..., 0]
+    for column in weights.unbind(-1)[1:]:  # in this order everywhere; a device's own sum has its own
+        total = total + column
+    return weights / total.unsqueeze(-1)
+
+
+# ---- drawing ----
+
+
+def draw(
+    maps: Tensor, num_maps: Tensor, keys: Tensor, view: Tensor, size: int, density: float, num_planes: int = 1
+) -> Tensor:
+    """Draw systems: uint8 [B, P, size + 2, size + 2], 1 where a point lies, with a border of one pixel.
+
+    A point is a word of maps applied to a point of the attractor, so it lies on the attractor too. Rather than one
+    random walk a point, every one of T words is applied to every one of M points: T + M walks draw T x M points.
+    Words are drawn from evenly spaced numbers, digit by digit, so that each part of the fractal has its share, and
+    end when their share falls below 1 / T. G clouds take turns, so that equal words draw different points.
+
+    Args:
+        maps: [B, F, 6], contractive.
+        num_maps: [B] int64, how many of F are in use.
+        keys: [B] int64; the rest of the chance.
+        view: [B, 4]: share of a full turn and choice of the anchor, both in [0, 1), zoom factor, mirrored if above 0;
+            in the order turn, mirror, zoom, anchor.
+        size: pixels a side, at most `MAX_SIZE`.
+        density: points a pixel.
+        num_planes: parts of equal share, each drawn into a plane of its own.
+    """
+    num_points, num_words = _plan(size, density)
+    table = _table(maps, num_maps)
+    words = _words(table, _addresses(keys, num_words, 1), _WORD_STEPS, 1 / num_words)
+    orbit = _words(table, _addresses(keys, num_points * _NUM_CLOUDS, 2), _CLOUD_STEPS, 0.0)
+    cloud = _apply(orbit, _fixed_point(maps[:, 0]))
+    words = _compose(_view(words, cloud, view, size), words)
+    width = size + 2 * _MARGIN
+    raster = torch.zeros(len(maps), num_planes, width, width, dtype=torch.uint8, device=maps.device)
+    _scatter(words, cloud, raster, max(1, _held(maps.device)[1] // (num_words * num_points)))
+    return raster[..., 1:-1, 1:-1]
+
+
+def images_at_once(size: int, density: float, device: torch.device) -> int:
+    """How many pictures are best drawn together: what a core's cache holds on a CPU, a bound on memory on a GPU."""
+    num_points, num_words = _plan(size, density)
+    return max(1, _held(device)[0] // (num_words + _NUM_CLOUDS * num_points))
+
+
+def _held(device: torch.device) -> tuple[int, int]:
+    """Words and points that may be held at a time."""
+    return (1 << 15, 1 << 17) if device.type == "cpu" else (1 << 20, 1 << 26)
+
+
+def _plan(size: int, density: float) -> tuple[int, int]:
+    """Points a cloud and words, near the fewest walks: their product is the points of a picture."""
+    wanted = density * size * size
+    num_points = max(1, round(math.sqrt(wanted / _NUM_CLOUDS)))
+    return num_points, _NUM_CLOUDS * max(1, math.ceil(wanted / num_points / _NUM_CLOUDS))
+
+
+def _addresses(keys: Tensor, count: int, lane: int) -> Tensor:
+    """Evenly spaced numbers in [0, 1), each moved at random within its own part: [B, count]."""
+    position = torch.arange(count, device=keys.device)
+    return (position + uniform(hash_keys(keys.unsqueeze(-1), lane, position))) * (1 / count)
+
+
+def _table(maps: Tensor, num_maps: Tensor) -> tuple[Tensor, Tensor]:
+    """The maps, [8, B, F + 1] of (a, b, e, c, d, f, share, shares before it), the identity last; bounds [F - 1, B, 1]."""
+    share = _shares(maps, num_maps)
+    before = [torch.zeros_like(share[:, 0])]
+    for column in share.unbind(-1)[:-1]:
+        before.append(before[-1] + column)
+    low = torch.stack(before, -1)
+    last = torch.arange(1, maps.shape[1], device=maps.device) >= num_maps.unsqueeze(-1)
+    bounds = torch.where(last, 2.0, low[:, 1:]).T.unsqueeze(-1)  # rounding must not reach a map that is not there
+    columns = torch.cat((maps[..., [0, 1, 4, 2, 3, 5]], share.unsqueeze(-1), low.unsqueeze(-1)), -1)
+    identity = columns.new_tensor([1, 0, 0, 0, 1, 0, 1, 0]).expand(len(maps), 1, 8)
+    return torch.cat((columns, identity), 1).permute(2, 0, 1).contiguous(), bounds
+
+
+def _words(table: tuple[Tensor, Tensor], numbers: Tensor, steps: int, least_share: float) -> Tensor:
+    """Read `numbers` [B, T] as words, the map of the largest parts first: their composition, [2, 3, B, T]."""
+    columns, bounds = table
+    batch, count = numbers.shape
+    rows = columns.shape[-1]
+    first = torch.arange(batch, device=numbers.device).unsqueeze(-1) * rows
+    flat = columns.flatten(1)
+    word = torch.eye(2, 3, device=numbers.device)[..., None, None].expand(2, 3, batch, count).contiguous()
+    share = torch.ones_like(numbers)
+    for _ in range(steps):
+        digit = torch.zeros(numbers.shape, dtype=torch.uint8, device=numbers.device)
+        for bound in bounds:
+            digit += (numbers >= bound).view(torch.uint8)
+        row = digit + first
+        if least_share:
+            share = share * flat[6].take(row)
+            row = torch.where(share >= least_share, row, first + (rows - 1))
+        chosen = flat.index_select(1, row.flatten()).view(8, batch, count)
+        word = _compose(word, chosen[:6].view(2, 3, batch, count))
+        numbers = (numbers - chosen[7]) / chosen[6]
+    return word
+
+
+def _compose(outer: Tensor, inner: Tensor) -> Tensor:
+    """The map that applies `inner` and then `outer`; both [2, 3, B, T]."""
+    result = outer[:, 0:1] * inner[0:1]
+    result += outer[:, 1:2] * inner[1:2]
+    result[:, 2] += outer[:, 2]
+    return result
+
+
+def _apply(word: Tensor, point: Tensor) -> Tensor:
+    """Points [2, B, T]: each word at `point` [2, B, 1 or T]."""
+    return word[:, 0] * point[0] + word[:, 1] * point[1] + word[:, 2]
+
+
+def _fixed_point(maps: Tensor) -> Tensor:
+    """Where the map [B, 6] leaves the plane as it is, [2, B, 1]; a point of the attractor."""
+    a, b, c, d, e, f = maps.unsqueeze(1).unbind(-1)
+    det = (1 - a) * (1 - d) - b * c
+    return torch.stack(((e * (1 - d) + b * f) / det, (f * (1 - a) + c * e) / det))
+
+
+def _view(words: Tensor, cloud: Tensor, view: Tensor, size: int) -> Tensor:
+    """From the plane to pixels, [2, 3, B, 1]: the fractal's box becomes a square, which is turned, flipped and zoomed.
+
+    The zoom holds a point of the fractal where it is, so that no view is empty.
+    """
+    low, high = cloud.amin(-1, keepdim=True), cloud.amax(-1, keepdim=True)
+    middle, half = (low + high) * 0.5, (high - low) * 0.5  # of the cloud; each word bounds its own copy
+    middles = _apply(words, middle)
+    halves = words[:, 0].abs() * half[0] + words[:, 1].abs() * half[1]
+    low, high = (middles - halves).amin(-1, keepdim=True), (middles + halves).amax(-1, keepdim=True)
+    middle, scale = (low + high) * 0.5, 2 / (high - low).clamp(min=1e-6)
+    turn, mirror, zoom, choice = view.unsqueeze(-1).unbind(1)
+    cos, sin = _turns(view.device)[:, (turn * _ANGLES).to(torch.int64)]
+    sign = torch.where(mirror > 0, -1.0, 1.0)
+    turned = torch.stack((cos * sign, -sin, sin * sign, cos)).view(2, 2, -1, 1) * scale
+    index = (choice * cloud.shape[-1]).to(torch.int64).expand(2, -1, -1)
+    anchor = cloud.gather(-1, index) - middle
+    anchor = turned[:, 0] * anchor[0] + turned[:, 1] * anchor[1]
+    shift = anchor.clamp(-1, 1) - anchor * zoom
+    linear = turned * zoom
+    shift = shift - (linear[:, 0] * middle[0] + linear[:, 1] * middle[1])
+    radius = (size - 1) / 2
+    return torch.cat((linear * radius, ((shift * radius) + (size / 2 + _MARGIN)).unsqueeze(1)), 1)
+
+
+def _turns(device: torch.device) -> Tensor:
+    """Cosine and sine of the angles that a view can have, [2, angles]; one table, for devices round these apart."""
+    angles = np.arange(_ANGLES) * (2 * np.pi / _ANGLES)
+    return torch.from_numpy(np.stack((np.cos(angles), np.sin(angles))).astype(np.float32)).to(device)
+
+
+def _scatter(words: Tensor, cloud: Tensor, raster: Tensor, step: int) -> None:
+    """Set the pixels of `raster` [B, P, W, W] that the words [2, 3, B, T] of the clouds [2, B, G M] fall on."""
+    batch, num_planes, width, _ = raster.shape
+    words = words.unflatten(-1, (-1, _NUM_CLOUDS)).transpose(-1, -2).unsqueeze(-1)  # [2, 3, B, G, T / G, 1]
+    cloud = cloud.unflatten(-1, (_NUM_CLOUDS, -1)).unsqueeze(-2)  # [2, B, G, 1, M]
+    plane = torch.arange(words.shape[-2], device=words.device) * num_planes // words.shape[-2]
+    offset = (plane * (width * width)).to(torch.float32).unsqueeze(-1)
+    for start in range(0, batch, step):
+        part = slice(start, start + step)
+        x, y = cloud[:, part]
+        row, column = (
+            (line[0] * x).add_(line[1] * y).add_(line[2]).clamp_(0, width - 1).trunc_()
+            for line in (words[1, :, part], words[0, :, part])
+        )
+        index = row.mul_(width).add_(column)
+        if num_planes > 1:
+            index.add_(offset)
+        raster[part].view(len(index), -1).scatter_(1, index.flatten(1).to(torch.int64), 1)
