@@ -469,6 +469,43 @@ def _run_eval(args: argparse.Namespace) -> int:
     return 0
 
 
+# ---- glit fractals ----
+
+
+def _add_fractals(commands: Commands) -> None:
+    parser = _add(
+        commands, "fractals", _run_fractals, "Draw a sheet of the fractals that pretraining needs no data for."
+    )
+    parser.add_argument("--out", default="glit-fractals.png", metavar="FILE", help="the sheet (glit-fractals.png)")
+    parser.add_argument("--classes", type=int, default=12, metavar="N", help="the first classes, a row each (12)")
+    parser.add_argument("--instances", type=int, default=8, metavar="N", help="pictures of each class (8)")
+    parser.add_argument("--size", type=int, default=112, metavar="PIXELS", help="side of a picture (112)")
+    parser.add_argument("--seed", type=int, default=0, help="of the classes and their instances (0)")
+    parser.add_argument("--max-maps", type=int, metavar="N", help="maps that a class may have")
+    parser.add_argument(
+        "--perturbation", type=float, metavar="SHARE", help="how far instances leave their class's maps"
+    )
+    parser.add_argument("--single", action="store_true", default=None, help="all classes are changes of one fractal")
+    parser.add_argument("--delta", type=float, metavar="D", help="with --single: how far classes lie from that fractal")
+    parser.add_argument("--color", choices=("gray", "color"), help="one level of gray, or four colours")
+    parser.add_argument("--render", choices=("point", "patch"), help="points, or a 3 x 3 pattern at each of them")
+    parser.add_argument("--density", type=float, metavar="POINTS", help="points drawn for each pixel")
+
+
+def _run_fractals(args: argparse.Namespace) -> int:
+    from .data.fractals import FractalConfig, Fractals, draw_sheet
+
+    for name, value in (("classes", args.classes), ("instances", args.instances)):
+        if value < 1:
+            raise GlitError(f"--{name} must be at least 1, got {value}")
+    keys = ("max_maps", "perturbation", "single", "delta", "color", "render", "density")
+    chosen = {key: getattr(args, key) for key in keys if getattr(args, key) is not None}
+    fractals = Fractals(FractalConfig(num_classes=args.classes, **chosen), args.seed)
+    draw_sheet(fractals, args.instances, args.size, Path(args.out))
+    print(f"{args.classes} classes, {args.instances} instances of each, {args.size} pixels a side: {args.out}")
+    return 0
+
+
 _COMMANDS: tuple[Callable[[Commands], None], ...] = (
     _add_list,
     _add_info,
@@ -479,4 +516,5 @@ _COMMANDS: tuple[Callable[[Commands], None], ...] = (
     _add_convert,
     _add_publish,
     _add_verify,
+    _add_fractals,
 )

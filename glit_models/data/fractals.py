@@ -9,29 +9,28 @@ Axes: B pictures, F maps, P colour planes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ..errors import DataError, RecipeError
-from .ifs import MAX_MAPS, MAX_SIZE, MAX_STRETCH, areas, contract, draw, hash_keys, images_at_once, stretch, uniform
+from .fractal_search import find_classes
+from .ifs import MAX_MAPS, MAX_SIZE, contract, draw, hash_keys, images_at_once, numbers
 
-__all__ = ["FractalConfig", "Fractals", "measure"]
+__all__ = ["FractalConfig", "Fractals", "draw_sheet"]
 
 Integers = Tensor | Sequence[int]
 
-_SEARCH_SIZE = 128
-_SEARCH_DENSITY = 100_000 / 512**2  # points a pixel in FractalDB's own search
-_SEARCH_BATCH = 128
-_SEARCH_PATIENCE = 4096, 64  # candidates that may fail at first, and for each class that is found
-_DRAWS = 24  # of one map, until one is a contraction
-_LEAST_COVERAGE = 3  # sum of the maps' |det| for each unit of filling rate; with less, pictures hardly ever pass
 _GRAY = 127  # FractalDB's
 _NUM_COLORS = 4  # of a picture
-_COUNT, _MAPS, _FACTORS, _VIEW, _PALETTE, _PATTERN = range(10, 16)  # what a hash is for; `ifs` has those below
+_SHEET_PIXELS = 1 << 26
+_CAPTION = 100  # width of a sheet's first column, in pixels
+_FACTORS, _VIEW, _PALETTE, _PATTERN = range(10, 14)  # what chance is for; `ifs` has the numbers below
 
 
 @dataclass(frozen=True)
@@ -53,8 +52,10 @@ class FractalConfig:
         zoom_max: largest; above 1 parts leave the picture.
         rotation: degrees by which a picture may be turned either way, up to 180.
         flip_prob: how often a picture is mirrored.
-        filling_rate: least share of pixels that a class covers in the search; FractalDB's is 0.2.
-        variance: least variance of a class's pixels along either axis, the picture going from -1 to 1.
+        filling_rate: least share of pixels that a class covers in the search, where no more than 0.38 can be; 0.2 in
+            FractalDB.
+        variance: least variance of a class's pixels along either axis, the picture going from -1 to 1; 0.05 in
+            PC-FractalDB.
 
     Raises:
         RecipeError: on a value that cannot be; names the key, the value and the bound.
@@ -90,7 +91,7 @@ class FractalConfig:
             ("zoom_max", self.zoom_min <= self.zoom_max <= 8, f"from zoom_min={self.zoom_min} to 8"),
             ("rotation", 0 <= self.rotation <= 180, "from 0 to 180"),
             ("flip_prob", 0 <= self.flip_prob <= 1, "from 0 to 1"),
-            ("filling_rate", 0 <= self.filling_rate < 1, "from 0 to below 1"),
+            ("filling_rate", 0 <= self.filling_rate <= 0.35, "from 0 to 0.35"),
             ("variance", 0 <= self.variance < 1, "from 0 to below 1"),
         ):
             if not valid:
@@ -121,7 +122,7 @@ class Fractals:
             raise DataError(f"seed must be from 0 to {2**63 - 1}, got {seed}")
         self.config = config
         self.seed = seed
-        self.maps, self.num_maps = _find_classes(config, seed)
+        self.maps, self.num_maps = find_classes(config, seed)
         digits = len(str(config.num_classes - 1))
         self.class_names = tuple(f"fractal_{label:0{digits}d}" for label in range(config.num_classes))
         self._placed = {self.maps.device: (self.maps, self.num_maps)}
@@ -170,7 +171,7 @@ class Fractals:
         maps, num_maps = all_maps[label], all_counts[label]
         keys = hash_keys(self.seed, label, index)
         if config.perturbation:
-            sway = (2 * _numbers(keys, _FACTORS, maps.shape[1] * 6) - 1).view_as(maps)
+            sway = (2 * numbers(keys, _FACTORS, maps.shape[1] * 6) - 1).view_as(maps)
             maps = contract(maps * (1 + sway * config.perturbation))
         num_colors = _NUM_COLORS if config.color == "color" else 1
         pictures = _packed(draw(maps, num_maps, keys, self._view(keys), size, config.density, num_colors))
@@ -180,7 +181,7 @@ class Fractals:
     def _view(self, keys: Tensor) -> Tensor:
         """[B, 4] for `draw`."""
         config = self.config
-        turn, mirror, zoom, anchor = _numbers(keys, _VIEW, 4).unbind(-1)
+        turn, mirror, zoom, anchor = numbers(keys, _VIEW, 4).unbind(-1)
         turn = (turn * 2 - 1) * (config.rotation / 360)
         turn = torch.where(turn < 0, turn + 1, turn).clamp(max=1 - 2**-20)  # a tiny turn below 0 rounds to a full one
         zoom = config.zoom_min + zoom * (config.zoom_max - config.zoom_min)
@@ -204,11 +205,6 @@ def _checked(
     return label, index
 
 
-def _numbers(keys: Tensor, purpose: int, count: int) -> Tensor:
-    """[B, count] in [0, 1)."""
-    return uniform(hash_keys(keys.unsqueeze(-1), purpose, torch.arange(count, device=keys.device)))
-
-
 # ---- from planes to colours ----
 
 
@@ -223,7 +219,7 @@ def _packed(planes: Tensor) -> Tensor:
 def _patched(pictures: Tensor, keys: Tensor) -> Tensor:
     """Draw each picture's 3 x 3 pattern, never an empty one, around every point; takes the border of one pixel off."""
     size = pictures.shape[-1] - 2
-    pattern = (_numbers(keys, _PATTERN, 1) * 511).to(torch.int64) + 1
+    pattern = (numbers(keys, _PATTERN, 1) * 511).to(torch.int64) + 1
     masks = (((pattern >> torch.arange(9, device=keys.device)) & 1) * 255).to(torch.uint8).view(-1, 9, 1, 1)
     result = torch.zeros_like(pictures[:, :size, :size])
     for place in range(9):
@@ -235,79 +231,41 @@ def _patched(pictures: Tensor, keys: Tensor) -> Tensor:
 def _colored(pictures: Tensor, keys: Tensor) -> Tensor:
     """[B, 3, H, W] from packed [B, H, W]: a random colour for each bit; where they meet, each channel's largest."""
     device = keys.device
-    palette = (64 + _numbers(keys, _PALETTE, _NUM_COLORS * 3) * 192).to(torch.uint8).view(-1, 3, _NUM_COLORS)
+    palette = (64 + numbers(keys, _PALETTE, _NUM_COLORS * 3) * 192).to(torch.uint8).view(-1, 3, _NUM_COLORS)
     bits = (torch.arange(1 << _NUM_COLORS, device=device)[:, None] >> torch.arange(_NUM_COLORS, device=device)) & 1
     colors = (palette.unsqueeze(2) * bits.to(torch.uint8)).amax(-1)  # [B, 3, 16]
     flat = pictures.flatten(1).to(torch.int64).unsqueeze(1).expand(-1, 3, -1)
     return colors.gather(2, flat).unflatten(-1, pictures.shape[1:])
 
 
-# ---- the search for classes ----
+# ---- a sheet to look at ----
 
 
-def measure(maps: Tensor, num_maps: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
-    """Filling rate and variance of systems [B, F, 6], [B] each, from a plain picture of 128 pixels.
+def draw_sheet(fractals: Fractals, instances: int, size: int, out: Path) -> None:
+    """Write a PNG of all classes, a row each: the name, then instances 0, 1, ...
 
-    It has as many points a pixel as FractalDB's search, which draws 100,000 on 512 x 512. The variance is the smaller
-    one of the two axes, over the covered pixels, in coordinates from -1 to 1.
+    Raises:
+        DataError: if `out` cannot be written, or a number is impossible; names it.
     """
-    view = torch.tensor([0.0, 0.0, 1.0, 0.0]).expand(len(maps), 4)
-    picture = draw(maps, num_maps, keys, view, _SEARCH_SIZE, _SEARCH_DENSITY)[:, 0, 1:-1, 1:-1].to(torch.float64)
-    position = torch.linspace(-1, 1, _SEARCH_SIZE, dtype=torch.float64)
-    total = picture.sum((1, 2))
-    variances = []
-    for axis in (1, 2):
-        share = picture.sum(axis) / total.unsqueeze(-1)
-        mean = (share * position).sum(-1, keepdim=True)
-        variances.append((share * (position - mean) ** 2).sum(-1))
-    return total / _SEARCH_SIZE**2, torch.minimum(*variances)
-
-
-def _find_classes(config: FractalConfig, seed: int) -> tuple[Tensor, Tensor]:
-    """The first candidates, in the order of their numbers, that pass both thresholds."""
-    center = next(_passing(config, seed)) if config.single else None
-    found = []
-    for system in _passing(config, seed, center):
-        found.append(system)
-        if len(found) == config.num_classes:
-            break
-    maps, num_maps = zip(*found, strict=True)
-    return torch.stack(maps), torch.stack(num_maps)
-
-
-def _passing(
-    config: FractalConfig, seed: int, center: tuple[Tensor, Tensor] | None = None
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Systems, (maps [F, 6], count []), that pass both thresholds, for as long as enough of them do."""
-    found = tried = 0
-    while tried < _SEARCH_PATIENCE[0] + _SEARCH_PATIENCE[1] * found:
-        keys = hash_keys(seed, torch.arange(tried, tried + _SEARCH_BATCH))
-        maps, num_maps, fit = _candidates(keys, config, center)
-        maps, num_maps = maps[fit], num_maps[fit]
-        filling_rate, variance = measure(maps, num_maps, keys[fit])
-        passed = (filling_rate >= config.filling_rate) & (variance >= config.variance)
-        yield from zip(maps[passed], num_maps[passed], strict=True)
-        found, tried = found + int(passed.sum()), tried + _SEARCH_BATCH
-    raise DataError(
-        f"fractals.filling_rate={config.filling_rate} and fractals.variance={config.variance} leave "
-        f"{found} classes of {tried} candidates, where fractals.num_classes={config.num_classes}; lower them"
-    )
-
-
-def _candidates(
-    keys: Tensor, config: FractalConfig, center: tuple[Tensor, Tensor] | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Systems by number: maps [B, F, 6], counts [B], and which of them are worth a picture.
-
-    Coefficients are uniform in [-1, 1], or around `center` within delta; each map is the first contraction of some.
-    """
-    num_maps = (_numbers(keys, _COUNT, 1)[:, 0] * (config.max_maps - 1)).to(torch.int64) + 2
-    draws = 2 * _numbers(keys, _MAPS, _DRAWS * config.max_maps * 6).view(-1, _DRAWS, config.max_maps, 6) - 1
-    if center is not None:
-        draws, num_maps = center[0] + config.delta * draws, center[1].expand(len(keys))
-    fits = stretch(draws) <= MAX_STRETCH  # [B, draws, F]
-    first = fits.to(torch.uint8).argmax(1)
-    maps = draws.gather(1, first[:, None, :, None].expand(-1, 1, -1, 6)).squeeze(1)
-    used = torch.arange(config.max_maps) < num_maps.unsqueeze(-1)
-    coverage = (areas(maps) * used).to(torch.float64).sum(-1)
-    return maps, num_maps, (fits.any(1) | ~used).all(-1) & (coverage >= _LEAST_COVERAGE * config.filling_rate)
+    num_classes = fractals.config.num_classes
+    if instances < 1 or num_classes * instances * size * size > _SHEET_PIXELS:
+        raise DataError(
+            f"a sheet of {num_classes} classes, {instances} instances and {size} pixels a side "
+            f"must have 1 to {_SHEET_PIXELS} pixels"
+        )
+    labels = torch.arange(num_classes).repeat_interleave(instances)
+    pictures = fractals.batch(labels, torch.arange(instances).repeat(num_classes), size)
+    rows = pictures.unflatten(0, (num_classes, instances)).permute(0, 3, 1, 4, 2)  # [classes, H, instances, W, 3]
+    sheet = Image.new("RGB", (_CAPTION + instances * size, num_classes * size), "white")
+    sheet.paste(Image.fromarray(rows.reshape(num_classes * size, instances * size, 3).numpy()), (_CAPTION, 0))
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=12)
+    for label, name in enumerate(fractals.class_names):
+        pen.text((6, (label + 0.5) * size), name, "black", font, anchor="lm")
+    aside = out.with_name(f".{out.name}.tmp")
+    try:
+        sheet.save(aside, format="PNG")
+        aside.replace(out)
+    except OSError as error:
+        raise DataError(f"{out} cannot be written: {error.strerror}") from None
+    finally:
+        aside.unlink(missing_ok=True)

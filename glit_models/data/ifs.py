@@ -23,8 +23,8 @@ __all__ = [
     "draw",
     "hash_keys",
     "images_at_once",
+    "numbers",
     "stretch",
-    "uniform",
 ]
 
 MAX_MAPS = 8
@@ -51,9 +51,14 @@ def hash_keys(*parts: Tensor | int) -> Tensor:
     return key
 
 
-def uniform(keys: Tensor) -> Tensor:
+def _uniform(keys: Tensor) -> Tensor:
     """Float32 in [0, 1) from the upper 24 bits of each key."""
     return _shift(keys, 40).to(torch.float32) * 2.0**-24
+
+
+def numbers(keys: Tensor, purpose: int, count: int) -> Tensor:
+    """[B, count] in [0, 1) for keys [B]; `draw` takes purposes below 10 for itself."""
+    return _uniform(hash_keys(keys.unsqueeze(-1), purpose, torch.arange(count, device=keys.device)))
 
 
 def _signed(value: int) -> int:
@@ -145,8 +150,8 @@ def images_at_once(size: int, density: float, device: torch.device) -> int:
 
 
 def _held(device: torch.device) -> tuple[int, int]:
-    """Words and points that may be held at a time."""
-    return (1 << 15, 1 << 17) if device.type == "cpu" else (1 << 20, 1 << 26)
+    """Words and points that may be held at a time: on a GPU, each of the two comes to some hundred megabytes."""
+    return (1 << 15, 1 << 17) if device.type == "cpu" else (1 << 19, 1 << 24)
 
 
 def _plan(size: int, density: float) -> tuple[int, int]:
@@ -156,14 +161,17 @@ def _plan(size: int, density: float) -> tuple[int, int]:
     return num_points, _NUM_CLOUDS * max(1, math.ceil(wanted / num_points / _NUM_CLOUDS))
 
 
-def _addresses(keys: Tensor, count: int, lane: int) -> Tensor:
+def _addresses(keys: Tensor, count: int, purpose: int) -> Tensor:
     """Evenly spaced numbers in [0, 1), each moved at random within its own part: [B, count]."""
-    position = torch.arange(count, device=keys.device)
-    return (position + uniform(hash_keys(keys.unsqueeze(-1), lane, position))) * (1 / count)
+    return (torch.arange(count, device=keys.device) + numbers(keys, purpose, count)) * (1 / count)
 
 
 def _table(maps: Tensor, num_maps: Tensor) -> tuple[Tensor, Tensor]:
-    """The maps, [8, B, F + 1] of (a, b, e, c, d, f, share, shares before it), the identity last; bounds [F - 1, B, 1]."""
+    """What `_words` looks up: columns [8, B, F + 1] and bounds [F - 1, B, 1].
+
+    The columns are a, b, e, c, d, f, the map's share and the shares before it; the identity comes last. The bounds
+    are where one map's numbers end and the next one's begin.
+    """
     share = _shares(maps, num_maps)
     before = [torch.zeros_like(share[:, 0])]
     for column in share.unbind(-1)[:-1]:
@@ -176,26 +184,26 @@ def _table(maps: Tensor, num_maps: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cat((columns, identity), 1).permute(2, 0, 1).contiguous(), bounds
 
 
-def _words(table: tuple[Tensor, Tensor], numbers: Tensor, steps: int, least_share: float) -> Tensor:
-    """Read `numbers` [B, T] as words, the map of the largest parts first: their composition, [2, 3, B, T]."""
+def _words(table: tuple[Tensor, Tensor], addresses: Tensor, steps: int, least_share: float) -> Tensor:
+    """Read `addresses` [B, T] as words, the map of the largest parts first: their composition, [2, 3, B, T]."""
     columns, bounds = table
-    batch, count = numbers.shape
+    batch, count = addresses.shape
     rows = columns.shape[-1]
-    first = torch.arange(batch, device=numbers.device).unsqueeze(-1) * rows
+    first = torch.arange(batch, device=addresses.device).unsqueeze(-1) * rows
     flat = columns.flatten(1)
-    word = torch.eye(2, 3, device=numbers.device)[..., None, None].expand(2, 3, batch, count).contiguous()
-    share = torch.ones_like(numbers)
+    word = torch.eye(2, 3, device=addresses.device)[..., None, None].expand(2, 3, batch, count).contiguous()
+    share = torch.ones_like(addresses)
     for _ in range(steps):
-        digit = torch.zeros(numbers.shape, dtype=torch.uint8, device=numbers.device)
+        digit = torch.zeros(addresses.shape, dtype=torch.uint8, device=addresses.device)
         for bound in bounds:
-            digit += (numbers >= bound).view(torch.uint8)
+            digit += (addresses >= bound).view(torch.uint8)
         row = digit + first
         if least_share:
             share = share * flat[6].take(row)
             row = torch.where(share >= least_share, row, first + (rows - 1))
         chosen = flat.index_select(1, row.flatten()).view(8, batch, count)
         word = _compose(word, chosen[:6].view(2, 3, batch, count))
-        numbers = (numbers - chosen[7]) / chosen[6]
+        addresses = (addresses - chosen[7]) / chosen[6]
     return word
 
 
