@@ -248,6 +248,17 @@ def test_a_gpu_draws_the_same_pixels_as_a_cpu(fractals: Fractals, keys: dict[str
     assert int(different.sum()) == 0
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_drawing_never_waits_for_the_gpu(fractals: Fractals) -> None:
+    labels, indices = torch.arange(8, device="cuda"), torch.arange(8, device="cuda")
+    fractals.batch(labels, indices, 64, "cuda")
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        fractals.batch(labels, indices, 64, "cuda")
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
 def test_the_sheet_shows_a_row_for_each_class(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "sheet.png"
     command = ["fractals", "--out", str(out), "--classes", "3", "--instances", "4", "--size", "32", "--seed", "3"]

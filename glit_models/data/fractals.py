@@ -24,7 +24,7 @@ from .ifs import MAX_MAPS, MAX_SIZE, contract, draw, hash_keys, images_at_once, 
 
 __all__ = ["FractalConfig", "Fractals", "draw_sheet"]
 
-Integers = Tensor | Sequence[int]
+Integers = Tensor | Sequence[int]  # of 64 bits
 
 _GRAY = 127  # FractalDB's
 _NUM_COLORS = 4  # of a picture
@@ -130,13 +130,7 @@ class Fractals:
     def __len__(self) -> int:
         return self.config.num_classes * self.config.instances
 
-    def batch(
-        self,
-        labels: Tensor | Sequence[int],
-        indices: Tensor | Sequence[int],
-        size: int,
-        device: torch.device | str = "cpu",
-    ) -> Tensor:
+    def batch(self, labels: Integers, indices: Integers, size: int, device: torch.device | str = "cpu") -> Tensor:
         """Draw one picture for each pair of label and index.
 
         Args:
@@ -155,7 +149,7 @@ class Fractals:
         label, index = _checked(labels, indices, self.config.num_classes)
         if not 8 <= size <= MAX_SIZE:
             raise DataError(f"size must be from 8 to {MAX_SIZE}, got {size}")
-        label, index = label.to(device), index.to(device)
+        label, index = label.to(device, non_blocking=True), index.to(device, non_blocking=True)
         pictures = torch.empty(len(label), 3, size, size, dtype=torch.uint8, device=label.device)
         step = images_at_once(size, self.config.density, label.device)
         for start in range(0, len(label), step):
@@ -183,14 +177,12 @@ class Fractals:
         config = self.config
         turn, mirror, zoom, anchor = numbers(keys, _VIEW, 4).unbind(-1)
         turn = (turn * 2 - 1) * (config.rotation / 360)
-        turn = torch.where(turn < 0, turn + 1, turn).clamp(max=1 - 2**-20)  # a tiny turn below 0 rounds to a full one
+        turn = (turn + (turn < 0)).clamp(max=1 - 2**-20)  # a tiny turn below 0 rounds to a full one
         zoom = config.zoom_min + zoom * (config.zoom_max - config.zoom_min)
         return torch.stack((turn, config.flip_prob - mirror, zoom, anchor), -1)
 
 
-def _checked(
-    labels: Tensor | Sequence[int], indices: Tensor | Sequence[int], num_classes: int
-) -> tuple[Tensor, Tensor]:
+def _checked(labels: Integers, indices: Integers, num_classes: int) -> tuple[Tensor, Tensor]:
     try:
         label, index = torch.as_tensor(labels, dtype=torch.int64), torch.as_tensor(indices, dtype=torch.int64)
     except (OverflowError, RuntimeError, TypeError, ValueError):

@@ -1,13 +1,15 @@
 """From affine maps to pictures: how an iterated function system is drawn, with torch, on any device.
 
 It knows nothing of classes or data sets. Only operations whose result IEEE 754 fixes are used (products, sums,
-quotients, square roots, comparisons, integers), each as a kernel of its own, so that devices agree to the bit.
+quotients, square roots, comparisons, integers), each as a kernel of its own, so that devices agree to the bit. Nothing
+is copied to a GPU or read back after its first picture, so that drawing does not hold up the work queued there.
 
 Axes: B images, F maps, T words (finite sequences of maps), G clouds, M points of a cloud, P colour planes.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 
 import numpy as np
@@ -28,7 +30,7 @@ __all__ = [
 ]
 
 MAX_MAPS = 8
-MAX_SIZE = 1024  # pixels; beyond it a float32 could not address every pixel of four planes with room to spare
+MAX_SIZE = 1024  # pixels a side; a float32 must be able to count the pixels of all planes
 MAX_STRETCH = 0.98  # the largest singular value that a map may have; 1 would be no contraction
 _NUM_CLOUDS = 4
 _WORD_STEPS, _CLOUD_STEPS = 12, 16
@@ -40,11 +42,14 @@ _ANGLES = 4096
 
 
 def hash_keys(*parts: Tensor | int) -> Tensor:
-    """Int64 keys from broadcastable integers: the finaliser of splitmix64 (Steele et al. 2014) over each in turn."""
-    key = torch.zeros((), dtype=torch.int64)
+    """Int64 keys from broadcastable integers, of which one is a tensor.
+
+    The finaliser of splitmix64 (Steele et al., OOPSLA 2014) over the sum so far, for each part in turn.
+    """
+    device = next(part.device for part in parts if isinstance(part, Tensor))
+    key = torch.zeros((), dtype=torch.int64, device=device)
     for part in parts:
-        device = part.device if isinstance(part, Tensor) else key.device
-        key = key.to(device) + part + _signed(0x9E3779B97F4A7C15)
+        key = key + part + _signed(0x9E3779B97F4A7C15)
         key = (key ^ _shift(key, 30)) * _signed(0xBF58476D1CE4E5B9)
         key = (key ^ _shift(key, 27)) * _signed(0x94D049BB133111EB)
         key = key ^ _shift(key, 31)
@@ -88,7 +93,7 @@ def contract(maps: Tensor) -> Tensor:
         maps: [..., F, 6] of (a, b, c, d, e, f): x' = a x + b y + e, y' = c x + d y + f.
     """
     found = stretch(maps)
-    factor = torch.where(found > MAX_STRETCH, MAX_STRETCH / found, 1.0).unsqueeze(-1)
+    factor = (MAX_STRETCH / found).masked_fill(found <= MAX_STRETCH, 1.0).unsqueeze(-1)
     return torch.cat((maps[..., :4] * factor, maps[..., 4:]), -1)
 
 
@@ -100,8 +105,8 @@ def areas(maps: Tensor) -> Tensor:
 
 def _shares(maps: Tensor, num_maps: Tensor) -> Tensor:
     """Each map's share of |det|, [B, F], as FractalDB chooses them; zero past an image's `num_maps` [B]."""
-    used = torch.arange(maps.shape[-2], device=maps.device) < num_maps.unsqueeze(-1)
-    weights = torch.where(used, areas(maps).clamp(min=1e-6), 0.0)
+    unused = torch.arange(maps.shape[-2], device=maps.device) >= num_maps.unsqueeze(-1)
+    weights = areas(maps).clamp(min=1e-6).masked_fill(unused, 0.0)
     total = weights[..., 0]
     for column in weights.unbind(-1)[1:]:  # in this order everywhere; a device's own sum has its own
         total = total + column
@@ -125,8 +130,8 @@ def draw(
         maps: [B, F, 6], contractive.
         num_maps: [B] int64, how many of F are in use.
         keys: [B] int64; the rest of the chance.
-        view: [B, 4]: share of a full turn and choice of the anchor, both in [0, 1), zoom factor, mirrored if above 0;
-            in the order turn, mirror, zoom, anchor.
+        view: [B, 4]: the share of a full turn, in [0, 1); mirrored if above 0; the zoom factor; which point of the
+            fractal the zoom leaves where it is, in [0, 1).
         size: pixels a side, at most `MAX_SIZE`.
         density: points a pixel.
         num_planes: parts of equal share, each drawn into a plane of its own.
@@ -178,10 +183,12 @@ def _table(maps: Tensor, num_maps: Tensor) -> tuple[Tensor, Tensor]:
         before.append(before[-1] + column)
     low = torch.stack(before, -1)
     last = torch.arange(1, maps.shape[1], device=maps.device) >= num_maps.unsqueeze(-1)
-    bounds = torch.where(last, 2.0, low[:, 1:]).T.unsqueeze(-1)  # rounding must not reach a map that is not there
-    columns = torch.cat((maps[..., [0, 1, 4, 2, 3, 5]], share.unsqueeze(-1), low.unsqueeze(-1)), -1)
-    identity = columns.new_tensor([1, 0, 0, 0, 1, 0, 1, 0]).expand(len(maps), 1, 8)
-    return torch.cat((columns, identity), 1).permute(2, 0, 1).contiguous(), bounds
+    bounds = low[:, 1:].masked_fill(last, 2.0).T.unsqueeze(-1)  # rounding must not reach a map that is not there
+    a, b, c, d, e, f = maps.unbind(-1)
+    columns = torch.stack((a, b, e, c, d, f, share, low))
+    identity = columns.new_zeros(8, len(maps), 1)
+    identity[0::4] = identity[6] = 1
+    return torch.cat((columns, identity), -1), bounds
 
 
 def _words(table: tuple[Tensor, Tensor], addresses: Tensor, steps: int, least_share: float) -> Tensor:
@@ -240,7 +247,7 @@ def _view(words: Tensor, cloud: Tensor, view: Tensor, size: int) -> Tensor:
     middle, scale = (low + high) * 0.5, 2 / (high - low).clamp(min=1e-6)
     turn, mirror, zoom, choice = view.unsqueeze(-1).unbind(1)
     cos, sin = _turns(view.device)[:, (turn * _ANGLES).to(torch.int64)]
-    sign = torch.where(mirror > 0, -1.0, 1.0)
+    sign = 1 - 2 * (mirror > 0).to(torch.float32)
     turned = torch.stack((cos * sign, -sin, sin * sign, cos)).view(2, 2, -1, 1) * scale
     index = (choice * cloud.shape[-1]).to(torch.int64).expand(2, -1, -1)
     anchor = cloud.gather(-1, index) - middle
@@ -252,6 +259,7 @@ def _view(words: Tensor, cloud: Tensor, view: Tensor, size: int) -> Tensor:
     return torch.cat((linear * radius, ((shift * radius) + (size / 2 + _MARGIN)).unsqueeze(1)), 1)
 
 
+@functools.lru_cache
 def _turns(device: torch.device) -> Tensor:
     """Cosine and sine of the angles that a view can have, [2, angles]; one table, for devices round these apart."""
     angles = np.arange(_ANGLES) * (2 * np.pi / _ANGLES)
