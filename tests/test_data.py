@@ -2,17 +2,21 @@
 
 import gzip
 import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from timm.data import create_transform
+from timm.data import Mixup, create_transform
 
 from glit_models.data import open_splits
 from glit_models.data.fashion_mnist import FashionMNIST, find_folder
-from glit_models.data.loading import eval_loader, train_loader
+from glit_models.data.loading import eval_loader, part_positions, train_parts
 from glit_models.errors import DataError
 
 FIXTURE = Path(__file__).parent / "fixtures" / "fashion-mnist"
@@ -108,25 +112,139 @@ def test_a_missing_folder_is_named():
         open_splits("folder", "nowhere")
 
 
-def _batches(**kwargs: int) -> list[torch.Tensor]:
-    dataset = FashionMNIST("train", FIXTURE)
-    transform = create_transform(32, is_training=True, scale=(0.3, 1.0), re_prob=0.5, auto_augment="rand-m9-mstd0.5")
-    return [images for images, _ in train_loader(dataset, transform, 64, seed=5, epoch=2, **kwargs)]
+TRANSFORM = create_transform(32, is_training=True, scale=(0.3, 1.0), re_prob=0.5, auto_augment="rand-m9-mstd0.5")
+
+
+def _parts(num_parts: int = 1, parts: Sequence[int] = (0,), **kwargs: Any) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    dataset = kwargs.pop("dataset", None) or FashionMNIST("train", FIXTURE)
+    options = {"batch_size": 64, "seed": 5, "epoch": 2, **kwargs}
+    return list(train_parts(dataset, TRANSFORM, num_parts=num_parts, parts=parts, **options))
 
 
 def test_batches_are_the_same_however_many_workers_load_them():
-    alone, shared = _batches(), _batches(num_workers=2)
+    alone, shared = _parts(), _parts(num_workers=2)
     assert len(alone) == 6
-    assert all(torch.equal(a, b) for a, b in zip(alone, shared, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(alone[0] + alone[5], shared[0] + shared[5], strict=True))
 
 
-def test_an_epoch_goes_on_from_any_batch():
-    whole, rest = _batches(), _batches(first_batch=4)
+def test_an_epoch_goes_on_from_any_step():
+    whole, rest = _parts(2, (1,)), _parts(2, (1,), first_step=4)
     assert len(rest) == 2
-    assert all(torch.equal(a, b) for a, b in zip(whole[4:], rest, strict=True))
+    assert all(torch.equal(a[0], b[0]) for a, b in zip(whole[4:], rest, strict=True))
+
+
+@pytest.mark.parametrize("num_parts", [2, 4, 8])
+def test_the_parts_of_a_batch_are_the_batch(num_parts: int):
+    (images, labels), *_ = _parts()
+    parts = [_parts(num_parts, (part,))[0] for part in range(num_parts)]
+    places = np.concatenate([part_positions(64, num_parts, part) for part in range(num_parts)])
+    assert sorted(places) == list(range(64))
+    assert torch.equal(torch.cat([part[0] for part in parts]), images[places])
+    assert torch.equal(torch.cat([part[1] for part in parts]), labels[places])
+
+
+def test_a_process_gets_its_parts_of_every_step_in_turn():
+    mine = _parts(4, (2, 3))
+    assert len(mine) == len(train_parts(FashionMNIST("train", FIXTURE), TRANSFORM, batch_size=64, num_parts=4,
+                                        parts=(2, 3), seed=5, epoch=2)) == 12  # fmt: skip
+    for index, part in enumerate((2, 3)):
+        assert all(torch.equal(a[0], b[0]) for a, b in zip(mine[index::2], _parts(4, (part,)), strict=True))
+
+
+@pytest.mark.parametrize("options", [{"mixup_alpha": 0.8, "cutmix_alpha": 0.0}, {"mixup_alpha": 0, "cutmix_alpha": 1}])
+def test_mixing_the_parts_of_a_batch_is_mixing_the_batch(options: dict[str, float]):
+    mixup = Mixup(**options, num_classes=10, label_smoothing=0.1)
+
+    def mixed(images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        np.random.seed(3)  # noqa: NPY002  (timm draws from it)
+        return mixup(images.clone(), labels)
+
+    whole = mixed(*_parts()[0])
+    assert not torch.equal(whole[0], _parts()[0][0])
+    for part in range(4):
+        places = part_positions(64, 4, part)
+        for ours, theirs in zip(mixed(*_parts(4, (part,))[0]), whole, strict=True):
+            assert torch.equal(ours, theirs[places])
+
+
+def test_parts_of_odd_size_are_plain_slices():
+    assert part_positions(9, 3, 1).tolist() == [3, 4, 5]
+    assert part_positions(8, 2, 1).tolist() == [2, 3, 4, 5]
+
+
+class _Numbered:
+    """Ten flat pictures, each with its index as grey value and label."""
+
+    def __len__(self) -> int:
+        return 10
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        return Image.new("RGB", (8, 8), (index, index, index)), index
+
+
+def test_repeated_augmentation_shows_fewer_pictures_each_so_often():
+    def labels(**kwargs: Any) -> list[list[int]]:
+        batches = train_parts(_Numbered(), TRANSFORM, batch_size=6, num_parts=1, parts=(0,), seed=0, **kwargs)
+        return [labels.tolist() for _, labels in batches]
+
+    assert len(labels(epoch=0, repeats=3)) == 1  # as many pictures an epoch as without
+    (batch,) = labels(epoch=0, repeats=3)
+    assert batch[:2] == batch[2:4] == batch[4:]
+    assert len(set(batch)) == 2
+    assert batch != labels(epoch=1, repeats=3)[0]
+
+
+def test_each_repetition_is_augmented_in_its_own_way():
+    images, labels = _parts(repeats=3, batch_size=12)[0]
+    same = [place for place, label in enumerate(labels[:12:4].tolist()) if label == labels[0]]
+    assert len(same) == 3
+    assert not torch.equal(images[0], images[4])
+    assert not torch.equal(images[4], images[8])
 
 
 def test_evaluation_takes_every_picture_once_in_order():
     dataset = FashionMNIST("test", FIXTURE)
     labels = torch.cat([labels for _, labels in eval_loader(dataset, create_transform(32), 33)])
     assert labels.tolist() == dataset.labels.tolist()
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_processes_share_an_evaluation_without_counting_a_picture_twice(num_workers: int):
+    dataset = FashionMNIST("test", FIXTURE)
+    shares = []
+    for rank in range(3):
+        batches = eval_loader(dataset, create_transform(32), 16, num_workers, rank, world_size=3)
+        share = torch.cat([labels for _, labels in batches])
+        assert share.tolist() == dataset.labels[rank::3].tolist()
+        assert len(batches) == -(-len(share) // 16)
+        shares.append(len(share))
+    assert sum(shares) == 100
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_picture_that_cannot_be_read_is_one_line_with_its_file(image_folder: Path, num_workers: int):
+    broken = image_folder / "train" / "dog" / "3.png"
+    broken.write_bytes(broken.read_bytes()[:200])
+    (image_folder / "val" / "emu" / "0.png").write_bytes(b"no picture")
+    splits = open_splits("folder", image_folder)
+    with pytest.raises(DataError) as error:
+        list(train_parts(splits.train, TRANSFORM, batch_size=18, num_parts=1, parts=(0,), seed=0, epoch=0,
+                         num_workers=num_workers))  # fmt: skip
+    assert str(error.value).startswith(f"{broken}: cannot be read (")
+    assert "\n" not in str(error.value)
+    with pytest.raises(DataError, match="emu/0.png: not a picture$"):
+        list(eval_loader(splits.validation, create_transform(32), 6, num_workers))
+
+
+def test_a_program_that_fails_while_workers_load_ends():
+    code = f"""
+from timm.data import create_transform
+from glit_models.data.fashion_mnist import FashionMNIST
+from glit_models.data.loading import eval_loader
+batches = iter(eval_loader(FashionMNIST("test", {str(FIXTURE)!r}), create_transform(32), 5, num_workers=1))
+next(batches)
+raise RuntimeError("of another kind")
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert ended.returncode == 1
+    assert "RuntimeError: of another kind" in ended.stderr

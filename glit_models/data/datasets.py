@@ -1,16 +1,18 @@
-"""From a data set's name to its three splits: training, validation held out of it, and test."""
+"""From a data set's name to its three splits, which never share a picture: training, validation, test."""
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from ..errors import DataError, first_line
-from .fashion_mnist import FashionMNIST
+from ..errors import DataError
+from .sources import Pictures, Source, Stream, find_part, is_folder, open_source
 
 __all__ = ["Splits", "Subset", "open_split", "open_splits"]
 
@@ -31,7 +33,7 @@ class Subset:
 
 @dataclass(frozen=True)
 class Splits:
-    """Three map-style data sets of (PIL picture, label) and the class names in label order.
+    """Three data sets of (RGB PIL picture, label), map-style or each a `Stream`, and the class names in label order.
 
     Choices are made on `validation`; `test` is for the end. Where a data set has only two parts, `test` is None.
     """
@@ -43,67 +45,181 @@ class Splits:
 
 
 def open_splits(
-    name: str, root: str | os.PathLike[str] | None = None, hold_out: int = 0, limit: int | None = None, seed: int = 0
+    dataset: str,
+    root: str | os.PathLike[str] | None = None,
+    hold_out: int = 0,
+    limit: int | None = None,
+    seed: int = 0,
+    *,
+    train_split: str = "train",
+    validation_split: str = "validation",
+    test_split: str | None = None,
+    download: bool = False,
+    input_key: str | None = None,
+    target_key: str | None = None,
 ) -> Splits:
-    """Open a data set by name.
+    """Open a data set by name; the arguments are the keys of a recipe's `data`.
 
     Args:
-        name: 'fashion-mnist', 'folder' (`root/train/CLASS/*`, `root/val/CLASS/*`), or any name that
-            `timm.data.create_dataset` takes, such as 'hfds/...' or 'torch/...'.
-        root: the data set's folder; Fashion-MNIST is found or downloaded without.
-        hold_out: how many training pictures, drawn by `seed`, become the validation set. 0 takes the data set's own
-            validation split instead.
-        limit: keep only the first `limit` of the training pictures so drawn.
+        dataset, root, download, input_key, target_key: see `open_source`.
+        hold_out: how many training pictures, drawn by `seed`, become the validation set; of an image folder, each class
+            gives its share and at least one. 0 takes `validation_split` instead.
+        limit: keep only so many of the training pictures, the first as drawn.
         seed: of the draw.
+        train_split, validation_split, test_split: as the data set calls them; an image folder's may be called by their
+            usual synonyms. Without `test_split`, the test set is Fashion-MNIST's own, or the validation folder where
+            `hold_out` leaves it unused, or None.
 
     Raises:
-        DataError: if it is missing, damaged or too small; names it.
+        DataError: if a split is missing, damaged, too small, has other classes than the training split, or shares
+            pictures with another; names it.
     """
-    test: Any | None = None
-    if name == "fashion-mnist":
-        train, test = FashionMNIST("train", root), FashionMNIST("test", root)
-        names: tuple[str, ...] = FashionMNIST.classes
-        if not hold_out:
-            raise DataError("fashion-mnist has no validation split of its own; set data.hold_out")
+    open_one = partial(open_source, dataset, root, download=download, input_key=input_key, target_key=target_key)
+    if test_split is None:
+        test_split = _usual_test_split(dataset, root, hold_out, validation_split)
+    names = {"train": train_split, "validation": None if hold_out else validation_split, "test": test_split}
+    _refuse_shared_pictures(dataset, root, names)
+    if dataset == "fashion-mnist" and not hold_out:
+        raise DataError("fashion-mnist has no validation split of its own; set data.hold_out")
+    train = open_one(train_split, training=True)
+    if isinstance(train, Stream) and (hold_out or limit):
+        key = "hold_out" if hold_out else "limit"
+        raise DataError(f"data.{key} cannot be set for {dataset}, which is read as a stream without an index")
+    held_out, kept = _draw(train, dataset, hold_out, seed)
+    if hold_out:
+        validation: Any = Subset(train, held_out)
     else:
-        train = _open_timm(name, root, "train")
-        names = _class_names(train)
-        if hold_out:
-            test = _open_timm(name, root, "validation")
-    order = np.random.default_rng(seed).permutation(len(train))
-    if len(train) <= hold_out:
-        raise DataError(f"{name} has {len(train)} training pictures, too few to hold out {hold_out}")
-    validation = Subset(train, np.sort(order[:hold_out]).tolist()) if hold_out else _open_timm(name, root, "validation")
-    kept = order[hold_out:][: limit or None]
-    return Splits(Subset(train, np.sort(kept).tolist()), validation, test, names)
+        validation = _open_validation(open_one, dataset, root, validation_split)
+    test = open_one(test_split) if test_split is not None else None
+    for split, source in ((validation_split, None if hold_out else validation), (test_split, test)):
+        if source is not None:
+            _refuse_other_classes(dataset, train, source, str(split))
+    members = train if isinstance(train, Stream) else Subset(train, sorted(kept[: limit or None]))
+    return Splits(members, validation, test, train.classes)
 
 
-def open_split(name: str, root: str | os.PathLike[str] | None, split: str) -> tuple[Any, tuple[str, ...]]:
-    """One split of a data set as it is published, and its class names; names as in `open_splits`.
+def open_split(
+    name: str, root: str | os.PathLike[str] | None, split: str, *, download: bool = False
+) -> tuple[Any, tuple[str, ...]]:
+    """One split of a data set as it is published, and its class names; names as in `open_source`.
 
     Raises:
         DataError: if it is missing or damaged; names it.
     """
-    if name == "fashion-mnist":
-        return FashionMNIST(split, root), FashionMNIST.classes
-    dataset = _open_timm(name, root, split)
-    return dataset, _class_names(dataset)
+    source = open_source(name, root, split, download=download)
+    return source, source.classes
 
 
-def _open_timm(name: str, root: str | os.PathLike[str] | None, split: str) -> Any:
-    from timm.data import create_dataset
+def _usual_test_split(
+    dataset: str, root: str | os.PathLike[str] | None, hold_out: int, validation_split: str
+) -> str | None:
+    if dataset == "fashion-mnist":
+        return "test"
+    unused = hold_out and is_folder(dataset) and root is not None and find_part(root, validation_split)
+    return validation_split if unused else None
 
-    if name == "folder" and (root is None or not os.path.isdir(root)):
-        raise DataError(f"data.root {root}: no such folder")
+
+def _open_validation(open_one: Any, dataset: str, root: Any, split: str) -> Source:
     try:
-        dataset = create_dataset("" if name == "folder" else name, root=root, split=split)
-    except (RuntimeError, ValueError, OSError, ImportError, AssertionError) as error:
-        raise DataError(f"{name} {split} split in {root}: {first_line(error)}") from None
-    return dataset
+        return open_one(split)
+    except DataError as error:
+        if is_folder(dataset):
+            raise DataError(f"{error}; set data.hold_out to validate on some of the training pictures") from None
+        raise
 
 
-def _class_names(dataset: Any) -> tuple[str, ...]:
-    mapping = getattr(getattr(dataset, "reader", dataset), "class_to_idx", None)
-    if not mapping:
-        raise DataError("the data set does not name its classes")
-    return tuple(sorted(mapping, key=mapping.__getitem__))
+# ---- what is held out ----
+
+
+def _draw(train: Source, name: str, hold_out: int, seed: int) -> tuple[list[int], list[int]]:
+    """Indices of the pictures held out, in order, and of the others, in the order in which they were drawn."""
+    if isinstance(train, Stream):
+        return [], []
+    if len(train) <= hold_out:
+        raise DataError(f"{name} has {len(train)} training pictures, too few to hold out {hold_out}")
+    order = np.random.default_rng(seed).permutation(len(train))
+    chosen = order[:hold_out]
+    if hold_out and isinstance(train, Pictures) and train.labels is not None:
+        drawn = np.array(train.labels)[order]
+        shares = _shares(np.bincount(drawn, minlength=len(train.classes)), hold_out)
+        chosen = np.concatenate([order[drawn == label][:share] for label, share in enumerate(shares)])
+    held_out = set(chosen.tolist())
+    return sorted(held_out), [index for index in order.tolist() if index not in held_out]
+
+
+def _shares(counts: np.ndarray, hold_out: int) -> list[int]:
+    """How many pictures of each class to hold out: in proportion, but one of each at least and not all of them.
+
+    A class of one picture keeps it for training.
+    """
+    least, most = np.minimum(1, counts - 1).clip(0), (counts - 1).clip(0)
+    if not least.sum() <= hold_out <= most.sum():
+        raise DataError(
+            f"data.hold_out must be from {least.sum()} to {most.sum()}, so that every class with two pictures or more "
+            f"has one to train and one to validate on, got {hold_out}"
+        )
+    quota = counts * (hold_out / counts.sum())
+    shares = np.floor(quota).astype(int).clip(least, most)
+    while shares.sum() != hold_out:  # at most one step for each class, and for each picture that a bound moved
+        step = 1 if shares.sum() < hold_out else -1
+        gain = np.where((shares + step >= least) & (shares + step <= most), step * (quota - shares), -np.inf)
+        shares[int(gain.argmax())] += step
+    return shares.tolist()
+
+
+# ---- what splits may not share ----
+
+
+def _refuse_shared_pictures(dataset: str, root: Any, names: dict[str, str | None]) -> None:
+    """Two splits that are, or overlap, one part of the data set would score on what was trained or chosen on."""
+    given = [(f"data.{key}_split", split) for key, split in names.items() if split is not None]
+    for index, (key, split) in enumerate(given):
+        for other_key, other in given[:index]:
+            if _share_pictures(dataset, root, split, other):
+                raise DataError(
+                    f"{other_key}={other} and {key}={split} share pictures of {dataset}; "
+                    "name another split, or set data.hold_out"
+                )
+
+
+def _share_pictures(dataset: str, root: Any, first: str, second: str) -> bool:
+    if is_folder(dataset) and root is not None:
+        part = find_part(root, first)
+        return first == second or (part is not None and part == find_part(root, second))
+    if dataset.startswith("torch/"):
+        both = [split in ("train", "training") for split in (first, second)]
+        if dataset.rpartition("/")[2] in ("cifar10", "cifar100", "mnist", "kmnist", "qmnist", "fashion_mnist"):
+            return both[0] == both[1]  # these have a train and a test part, and timm calls all but 'train' test
+    return any(_slices_overlap(a, b) for a in first.split("+") for b in second.split("+"))
+
+
+_SLICE = re.compile(r"(?P<name>[^\[\]]+)(\[(?P<start>\d*%?):(?P<end>\d*%?)\])?")
+
+
+def _slices_overlap(first: str, second: str) -> bool:
+    """Whether slices such as 'train[:90%]' and 'train[90%:]' share anything, as far as their text can tell."""
+    a, b = _SLICE.fullmatch(first.strip()), _SLICE.fullmatch(second.strip())
+    if a is None or b is None:
+        return first == second
+    if a["name"] != b["name"]:
+        return False
+    bounds = [bound for match in (a, b) for bound in (match["start"], match["end"]) if bound]
+    if len({bound.endswith("%") for bound in bounds}) > 1:
+        return False  # a share against a count: only the data set knows
+    spans = [(_number(match["start"], 0), _number(match["end"], float("inf"))) for match in (a, b)]
+    return max(start for start, _ in spans) < min(end for _, end in spans)
+
+
+def _number(bound: str | None, default: float) -> float:
+    return float(bound.rstrip("%")) if bound else default
+
+
+def _refuse_other_classes(dataset: str, train: Source, other: Source, split: str) -> None:
+    """Labels are places in a list of classes; with another list they would mean something else."""
+    unknown = [name for name in other.classes if name not in train.classes]
+    missing = [name for name in train.classes if name not in other.classes]
+    if unknown or (missing and is_folder(dataset)):
+        which = f"has {', '.join(unknown[:3])}" if unknown else f"lacks {', '.join(missing[:3])}"
+        raise DataError(
+            f"{dataset}: the {split} split {which}, unlike the training split; they must have the same classes"
+        )

@@ -1,27 +1,91 @@
-"""Batches that are a function of (seed, epoch, position) alone, so that a run can stop and go on anywhere.
+"""Batches that are a function of (seed, epoch, position) alone, so that a run can stop, go on anywhere, and be shared.
 
 timm's transforms do the work; `timm.data.create_loader` is not used because its samplers and its augmentation draw
 from process-wide generators whose state a checkpoint cannot hold for every worker.
+
+`B` the pictures of a step over all processes, `b` of one part of it.
 """
 
 from __future__ import annotations
 
+import atexit
+import multiprocessing
 import random
 import signal
-from collections.abc import Iterator
+import weakref
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, default_collate, get_worker_info
 
-from ..errors import DataError
+from ..errors import DataError, first_line
+from .sources import Stream
 
-__all__ = ["eval_loader", "train_loader"]
+__all__ = ["Batches", "eval_loader", "part_positions", "train_loader", "train_parts"]
 
 
-class _Seeded(Dataset[tuple[Any, int]]):
-    """Transforms picture `key % len` under generators seeded by (seed, key), where key = epoch * len + index."""
+class Batches:
+    """The batches of a `DataLoader` (images [b, C, H, W] float32, labels [b] int64), and the errors of its workers.
+
+    Iterating raises DataError for a picture that cannot be read, in a worker too, for a worker that has died, and if
+    fewer pictures come than `stream`, where it is given, promises.
+    """
+
+    def __init__(self, loader: DataLoader[Any], length: int, stream: Stream | None = None) -> None:
+        self.loader = loader
+        self.length = length
+        self.stream = stream
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        others = set(multiprocessing.active_children())
+        batches: Any = iter(self.loader)
+        _workers.update(set(multiprocessing.active_children()) - others)
+        pictures = 0
+        try:
+            while True:
+                batch = next(batches, None)
+                if batch is None:
+                    break
+                if isinstance(batch, DataError):  # returned by a worker; raised there, it would bring its traceback
+                    raise batch
+                if isinstance(batch, int):
+                    pictures += batch
+                elif batch:
+                    yield batch[0], batch[1]
+        except RuntimeError as error:
+            if "DataLoader worker" in str(error) and "Caught" not in str(error):  # no exception, a dead process
+                text = "a process that loads data died; is memory short? try a lower data.num_workers"
+                raise DataError(f"{text} ({first_line(error)})") from None
+            raise
+        finally:
+            batches = None  # ends its workers even while a traceback holds this frame
+        if self.stream is not None and pictures != len(self.stream):
+            raise DataError(f"{self.stream.name} promises {len(self.stream)} pictures, and {pictures} could be read")
+
+
+_workers: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+@atexit.register
+def _end_workers() -> None:
+    """Python asks its children to end with SIGTERM, which these ignore, and waits for them."""
+    for process in _workers:
+        if process.is_alive():
+            process.kill()
+
+
+# ---- data sets with an index ----
+
+
+class _Seeded(Dataset[Any]):
+    """Transforms picture `key % len` under generators seeded by (seed, key)."""
 
     def __init__(self, dataset: Any, transform: Any, seed: int) -> None:
         self.dataset = dataset
@@ -31,55 +95,237 @@ class _Seeded(Dataset[tuple[Any, int]]):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, key: int) -> tuple[Any, int]:
+    def __getitem__(self, key: int) -> tuple[Any, int] | DataError:
         index = key % len(self.dataset)
         try:
             picture, label = self.dataset[index]
+        except DataError as error:
+            return error
         except (OSError, SyntaxError) as error:
-            raise DataError(f"picture {index} of the data set cannot be read: {error}") from None
-        state = int(np.random.SeedSequence((self.seed, key)).generate_state(1)[0])
-        random.seed(state)
-        np.random.seed(state)  # noqa: NPY002  (timm's transforms draw from it)
-        torch.default_generator.manual_seed(state)  # torch.manual_seed would also walk every accelerator
+            return DataError(f"picture {index} of the data set cannot be read: {first_line(error)}")
+        _seed_generators(self.seed, key)
         return self.transform(picture), label
 
 
-class _EpochSampler(Sampler[int]):
-    """The keys of one epoch in its own random order, from `start` on."""
+class _PartKeys(Sampler[list[int]]):
+    """The keys of this process's parts, step by step: key = (epoch * repeats + repetition) * len + index."""
 
-    def __init__(self, length: int, seed: int, epoch: int, start: int) -> None:
-        self.keys = epoch * length + np.random.default_rng((seed, epoch)).permutation(length)[start:]
+    def __init__(
+        self, length: int, batch_size: int, num_parts: int, parts: Sequence[int], seed: int, epoch: int,
+        first_step: int, repeats: int,
+    ) -> None:  # fmt: skip
+        order = np.random.default_rng((seed, epoch)).permutation(length)
+        repetition = np.tile(np.arange(repeats), length)[:length]
+        self.keys = (epoch * repeats + repetition) * length + np.repeat(order, repeats)[:length]
+        self.batch_size = batch_size
+        self.repeats = repeats
+        self.positions = [part_positions(batch_size, num_parts, part) for part in parts]
+        self.steps = range(first_step, length // batch_size)
 
     def __len__(self) -> int:
-        return len(self.keys)
+        return len(self.steps) * len(self.positions)
 
-    def __iter__(self) -> Iterator[int]:
-        return iter(self.keys.tolist())
+    def __iter__(self) -> Iterator[list[int]]:
+        for step in self.steps:
+            keys = self.keys[step * self.batch_size : (step + 1) * self.batch_size]
+            # All first repetitions, then all second ones: a picture's repetitions fall to different parts.
+            keys = np.concatenate([keys[first :: self.repeats] for first in range(self.repeats)])
+            yield from (keys[positions].tolist() for positions in self.positions)
+
+
+def part_positions(batch_size: int, num_parts: int, part: int) -> np.ndarray:
+    """Positions [b] in a batch of `batch_size` that make up one of `num_parts` equal parts, ascending.
+
+    timm's Mixup pairs position i of what it is given with position len - 1 - i. So a part of even size is a run of
+    positions and its mirror image: each position's partner in the batch is its partner in the part, and mixing the
+    parts one by one (under one draw of lambda and box) is mixing the batch. A part of odd size is a plain slice.
+    """
+    size = batch_size // num_parts
+    if size % 2:
+        return np.arange(part * size, (part + 1) * size)
+    run = np.arange(part * size // 2, (part + 1) * size // 2)
+    return np.concatenate([run, batch_size - 1 - run[::-1]])
+
+
+def train_parts(
+    dataset: Any, transform: Any, *, batch_size: int, num_parts: int, parts: Sequence[int], seed: int, epoch: int,
+    first_step: int = 0, repeats: int = 1, num_workers: int = 0,
+) -> Batches:  # fmt: skip
+    """The parts of an epoch's batches that belong to one process: `len(parts)` a step, in order.
+
+    The batch of a step is cut into equal parts, for processes and for accumulated gradients; see `part_positions`. What
+    is in it does not depend on how many parts there are, nor on `num_workers`, unless `dataset` is a `Stream`: of that,
+    each process reads a share of its own.
+
+    Args:
+        dataset: map-style pairs of (PIL picture, label), or a `Stream`.
+        transform: picture -> image [C, H, W]; seeded for each picture.
+        batch_size: B, a multiple of `num_parts`. An epoch has len(dataset) // B steps; what is left over waits for
+            another epoch's order.
+        num_parts: processes times accumulated parts.
+        parts: numbers, from 0, of this process's parts.
+        first_step: of the epoch, to go on from.
+        repeats: repeated augmentation (Hoffer et al., arXiv 1901.09335; DeiT's RASampler): each picture so often in an
+            epoch, each time under another augmentation, over as many fewer pictures.
+
+    Returns:
+        Images [b, C, H, W] float32 and labels [b] int64, with b = B / num_parts.
+
+    Raises:
+        DataError: now if `repeats` is asked of a `Stream`, and while iterating on a picture that cannot be read.
+    """
+    if not isinstance(dataset, Stream):
+        keys = _PartKeys(len(dataset), batch_size, num_parts, parts, seed, epoch, first_step, repeats)
+        return Batches(_loader(_Seeded(dataset, transform, seed), keys, num_workers), len(keys))
+    if repeats > 1:
+        raise DataError(f"augment.repeats cannot be set for {dataset.name}, a stream without an index")
+    size, world_size = batch_size // num_parts, num_parts // len(parts)
+    count = len(dataset) // batch_size * len(parts)
+    stream = _StreamParts(
+        dataset, transform, size, (seed, epoch), (parts[0] // len(parts), world_size), count, first_step * len(parts)
+    )
+    # A reader that shares its shards among processes tells them apart in its workers only.
+    num_workers = max(num_workers, 1 if world_size > 1 else 0)
+    return Batches(_stream_loader(stream, num_workers, (seed, epoch)), count - first_step * len(parts))
 
 
 def train_loader(
     dataset: Any, transform: Any, batch_size: int, seed: int, epoch: int, first_batch: int = 0, num_workers: int = 0
-) -> DataLoader[Any]:
-    """The batches of one epoch from `first_batch` on: images [B, C, H, W] float32 and labels [B] int64.
+) -> Batches:
+    """Whole batches for a single process: `train_parts` with one part."""
+    return train_parts(
+        dataset, transform, batch_size=batch_size, num_parts=1, parts=(0,), seed=seed, epoch=epoch,
+        first_step=first_batch, num_workers=num_workers,
+    )  # fmt: skip
 
-    The last, incomplete batch is left out. Every batch is the same however many workers load it.
+
+def eval_loader(
+    dataset: Any, transform: Any, batch_size: int, num_workers: int = 0, rank: int = 0, world_size: int = 1
+) -> Batches:
+    """Pictures `rank`, `rank + world_size`, ... in order, under a transform without chance; each once over all ranks.
+
+    Raises:
+        DataError: while iterating, on a picture that cannot be read, or fewer than a `Stream` promises.
     """
-    sampler = _EpochSampler(len(dataset), seed, epoch, first_batch * batch_size)
+    if isinstance(dataset, Stream):
+        stream = _StreamShare(dataset, transform, batch_size, rank, world_size)
+        length = -(-len(range(rank, len(dataset), world_size)) // batch_size)
+        return Batches(_stream_loader(stream, num_workers, (0, 0)), length, dataset)
+    indices = range(rank, len(dataset), world_size)
+    batches = [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
+    return Batches(_loader(_Seeded(dataset, transform, 0), batches, num_workers), len(batches))
+
+
+# ---- data sets that are read as a stream ----
+
+
+class _StreamParts(IterableDataset[Any]):
+    """Parts number w, w + W, ... of `count`, for worker w of W, which is how a loader takes them from its workers."""
+
+    def __init__(
+        self, stream: Stream, transform: Any, size: int, state: tuple[int, int], place: tuple[int, int], count: int,
+        first: int,
+    ) -> None:  # fmt: skip
+        self.stream, self.transform, self.size, self.state = stream, transform, size, state
+        self.place, self.count, self.first = place, count, first
+
+    def __iter__(self) -> Iterator[Any]:
+        info = get_worker_info()
+        worker, num_workers = (info.id, info.num_workers) if info else (0, 1)
+        (seed, epoch), (rank, world_size) = self.state, self.place
+        pictures = self.stream.read(seed, epoch, self.size, rank, world_size)
+        for number in range(worker, self.count, num_workers):
+            try:
+                part = list(islice(pictures, self.size))
+            except DataError as error:
+                yield error
+                return
+            if len(part) < self.size:
+                yield DataError(
+                    f"{self.stream.name} has too few pictures for worker {worker + 1} of {num_workers} of process "
+                    f"{rank + 1} of {world_size}; set data.num_workers lower, to have a file or more for each"
+                )
+                return
+            if number < self.first:
+                yield ()  # trained on before the run was stopped
+                continue
+            samples = []
+            for position, (picture, label) in enumerate(part):
+                _seed_generators(seed, epoch, rank, number, position)
+                samples.append((self.transform(picture), label))
+            yield default_collate(samples)
+
+
+class _StreamShare(IterableDataset[Any]):
+    """Every `world_size`-th picture of what a worker reads, in batches; the last item is how many it read in all.
+
+    Every process reads all pictures: timm's readers would give one some twice rather than another too few.
+    """
+
+    def __init__(self, stream: Stream, transform: Any, batch_size: int, rank: int, world_size: int) -> None:
+        self.stream, self.transform, self.batch_size = stream, transform, batch_size
+        self.rank, self.world_size = rank, world_size
+
+    def __iter__(self) -> Iterator[Any]:
+        samples = []
+        number = -1
+        try:
+            for number, (picture, label) in enumerate(self.stream.read(0, 0)):
+                if number % self.world_size == self.rank:
+                    samples.append((self.transform(picture), label))
+                if len(samples) == self.batch_size:
+                    yield default_collate(samples)
+                    samples = []
+        except DataError as error:
+            yield error
+            return
+        if samples:
+            yield default_collate(samples)
+        yield number + 1
+
+
+# ---- loaders ----
+
+
+def _seed_generators(*state: int) -> None:
+    """Seed what timm's transforms draw from."""
+    number = int(np.random.SeedSequence(state).generate_state(1)[0])
+    random.seed(number)
+    np.random.seed(number)  # noqa: NPY002
+    torch.default_generator.manual_seed(number)  # torch.manual_seed would also walk every accelerator
+
+
+def _loader(dataset: Dataset[Any], batches: Iterable[Any], num_workers: int) -> DataLoader[Any]:
     return DataLoader(
-        _Seeded(dataset, transform, seed),
-        batch_size,
-        sampler=sampler,
+        dataset,
+        batch_sampler=batches,
+        collate_fn=_collate,
         num_workers=num_workers,
-        drop_last=True,
+        pin_memory=torch.cuda.is_available(),
         worker_init_fn=_leave_signals_to_the_parent,
+        generator=torch.Generator(),
     )
 
 
-def eval_loader(dataset: Any, transform: Any, batch_size: int, num_workers: int = 0) -> DataLoader[Any]:
-    """All pictures in order, under a transform without chance."""
+def _stream_loader(dataset: IterableDataset[Any], num_workers: int, state: tuple[int, int]) -> DataLoader[Any]:
+    seed = int(np.random.SeedSequence(state).generate_state(1)[0])  # the workers' own seeds come from it
     return DataLoader(
-        _Seeded(dataset, transform, 0), batch_size, num_workers=num_workers, worker_init_fn=_leave_signals_to_the_parent
+        dataset,
+        batch_size=None,
+        collate_fn=_as_it_is,
+        num_workers=num_workers,
+        pin_memory=torch.cuda.is_available(),
+        worker_init_fn=_leave_signals_to_the_parent,
+        generator=torch.Generator().manual_seed(seed),
     )
+
+
+def _collate(samples: list[Any]) -> Any:
+    return next((sample for sample in samples if isinstance(sample, DataError)), None) or default_collate(samples)
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
 
 
 def _leave_signals_to_the_parent(worker: int) -> None:

@@ -1,0 +1,297 @@
+"""One split of a data set by its name: `Pictures` where they can be had by index, else a `Stream` of them.
+
+`timm.data.create_dataset` opens what it names; mistakes that it would pass over in silence (a split that is not there,
+a picture that cannot be read, classes without names) are refused here. Knows nothing of training or batches.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from ..errors import DataError, first_line
+from .fashion_mnist import FashionMNIST
+
+__all__ = ["Pictures", "Source", "Stream", "find_part", "is_folder", "open_source"]
+
+_PACKAGES = {"hfds": "datasets", "hfids": "datasets", "wds": "webdataset", "tfds": "tensorflow_datasets"}
+_STREAMED = ("hfids", "wds", "tfds")
+_KINDS = ("torch", *_PACKAGES)
+_SYNONYMS = (("train", "training"), ("validation", "val", "valid", "eval", "evaluation"))
+
+
+class Pictures:
+    """A map-style data set of timm or torchvision as pairs of (RGB PIL picture, label).
+
+    Args:
+        dataset: what `timm.data.create_dataset` returned.
+        classes: their names in label order.
+        labels: of all pictures, where they are known without reading any; else None.
+    """
+
+    def __init__(self, dataset: Any, classes: tuple[str, ...], labels: list[int] | None) -> None:
+        self.dataset = dataset
+        self.classes = classes
+        self.labels = labels
+        self._process = os.getpid()
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        """Raises DataError if the picture is not whole or has no label of the data set's; names its file."""
+        try:
+            picture, label = self._read(index)
+        except UnidentifiedImageError:
+            raise DataError(f"{self.filename(index)}: not a picture") from None
+        except Exception as error:  # decoders raise all sorts of things on damaged files
+            raise DataError(f"{self.filename(index)}: cannot be read ({first_line(error)})") from None
+        if label is None or not 0 <= int(label) < len(self.classes):
+            raise DataError(
+                f"{self.filename(index)}: its label must be one of the {len(self.classes)} classes, got {label}"
+            )
+        return picture, int(label)
+
+    def filename(self, index: int) -> str:
+        """What to call the picture in a message: its file where the data set knows one."""
+        if hasattr(self.dataset, "samples"):  # torchvision's folders
+            return str(self.dataset.samples[index][0])
+        name = self.dataset.filename(index, absolute=True) if hasattr(self.dataset, "filename") else None
+        return str(name or f"picture {index} of the data set")
+
+    def _read(self, index: int) -> tuple[Image.Image, Any]:
+        if not hasattr(self.dataset, "reader"):
+            picture, label = self.dataset[index]
+            return picture.convert("RGB"), label
+        # Not through timm's own indexing: it takes the next picture for one that cannot be read.
+        reader = self.dataset.reader
+        if hasattr(reader, "tar_state") and self._process != os.getpid():
+            self._process = os.getpid()
+            _forget_open_files(reader)
+        file, label = reader[index]
+        with file, Image.open(file) as picture:
+            return picture.convert("RGB"), label
+
+
+def _forget_open_files(reader: Any) -> None:
+    """A tar file opened before a fork has one position for both processes; let this one open its own."""
+    reader.tar_state.tf = None
+    for child in reader.tar_state.children.values():
+        child.tf = None
+
+
+class Stream:
+    """The pictures of an iterable timm data set (WebDataset, TensorFlow Datasets, streamed Hugging Face data sets).
+
+    It has a length but no index: pictures come in an order that the library makes from (seed, epoch), the number of
+    processes and the number of workers, and that may have some twice and leave out others. An epoch that is resumed is
+    read again from its start and what was trained on is passed over; it has as many pictures as one that nothing
+    interrupted, but where the library reads in parallel (TensorFlow Datasets) not bit for bit the same batches.
+    """
+
+    labels = None
+
+    def __init__(self, dataset: Any, classes: tuple[str, ...], name: str) -> None:
+        self.dataset = dataset
+        self.classes = classes
+        self.name = name
+
+    def __len__(self) -> int:
+        return int(self.dataset.reader.num_samples)
+
+    def read(self, seed: int, epoch: int, part_size: int = 1, rank: int = 0, world_size: int = 1) -> Iterator[Any]:
+        """The pairs of (RGB PIL picture, label) that belong to process `rank` and to this worker of its loader.
+
+        Where the split was opened for training they come in a new order each epoch, again from the start rather than
+        too few for whole parts of `part_size`.
+        """
+        reader = copy.copy(self.dataset.reader)  # timm's readers keep the state of the first pass
+        reader.dist_rank, reader.dist_num_replicas = rank, world_size
+        reader.batch_size = part_size
+        state = np.random.SeedSequence((seed, epoch)).generate_state(2)
+        reader.common_seed, reader.worker_seed = int(state[0]) // 2, int(state[1]) // 2
+        reader.set_epoch(epoch)
+        try:
+            for picture, label in reader:
+                if not 0 <= int(label) < len(self.classes):
+                    raise DataError(f"{self.name}: a label must be one of the {len(self.classes)} classes, got {label}")
+                yield picture, int(label)
+        except DataError:
+            raise
+        except Exception as error:  # whatever the library raises, it is about the data
+            raise DataError(f"{self.name} cannot be read: {first_line(error)}") from None
+
+
+Source = Pictures | Stream | FashionMNIST
+
+
+def is_folder(name: str) -> bool:
+    """Whether the data set called `name` is a folder (or tar file) of classes, read by timm or by torchvision."""
+    return name in ("folder", "torch/folder", "torch/image_folder")
+
+
+def find_part(root: str | os.PathLike[str], split: str) -> Path | None:
+    """The folder or tar file of a split below `root`, such as `root/val` or `root/train.tar`; None if there is none."""
+    names = next((group for group in _SYNONYMS if split in group), ())
+    for name in (split, *names):
+        for path in (Path(root) / name, Path(root) / f"{name}.tar"):
+            if path.is_dir() or (path.suffix == ".tar" and path.is_file()):
+                return path
+    return None
+
+
+def open_source(
+    name: str,
+    root: str | os.PathLike[str] | None,
+    split: str,
+    *,
+    training: bool = False,
+    download: bool = False,
+    input_key: str | None = None,
+    target_key: str | None = None,
+) -> Source:
+    """Open one split.
+
+    Args:
+        name: 'fashion-mnist', 'folder', or what `timm.data.create_dataset` takes: 'torch/...', 'hfds/...', 'hfids/...',
+            'wds/...', 'tfds/...'.
+        root: its folder; for 'folder' also a tar file.
+        split: as the data set calls it. A folder without folders of splits in it is its own train split.
+        training: let a stream come in a new order each epoch.
+        download: let its library fetch it.
+        input_key: the column of the pictures, if a table has other columns than timm expects.
+        target_key: likewise of the labels.
+
+    Raises:
+        DataError: if it is missing or damaged; names it.
+    """
+    if name == "fashion-mnist":
+        return FashionMNIST(split, root)
+    if is_folder(name):
+        return _open_folder(name, root, split)
+    kind = name.partition("/")[0].lower()
+    if kind not in _KINDS:
+        raise DataError(
+            f"no data set {name!r}; there are fashion-mnist, folder, {', '.join(f'{kind}/NAME' for kind in _KINDS)}"
+        )
+    _require_package(kind, name)
+    if root is None and kind in ("torch", "wds"):
+        raise DataError(f"{name} needs data.root, the folder where it is")
+    keys: dict[str, Any] = {"input_key": input_key, "target_key": target_key} if kind != "torch" else {}
+    if kind in ("hfds", "hfids"):
+        keys = _columns_of_table(name, root, keys, download or kind == "hfds")
+    options = keys if kind == "hfds" else {**keys, "download": download}
+    if kind in _STREAMED:
+        options["is_training"] = training
+    dataset = _create(name, root, split, **options)
+    names = _class_names(dataset, name, root)
+    place = f"{name} {split}"
+    return Stream(dataset, names, place) if kind in _STREAMED else Pictures(dataset, names, None)
+
+
+def _open_folder(name: str, root: str | os.PathLike[str] | None, split: str) -> Pictures:
+    if root is None or not os.path.exists(root):
+        raise DataError(f"data.root {root}: no such folder")
+    path = Path(root)
+    if path.is_dir():
+        part = find_part(root, split)
+        parts = [p for p in (find_part(root, s) for s in ("train", "validation", "test")) if p is not None]
+        if part is None and (split not in _SYNONYMS[0] or parts):
+            inside = f"only {', '.join(p.name for p in parts)}" if parts else "no folders of splits"
+            raise DataError(f"{root} has no {split} folder, {inside}")
+        path = part or path
+    elif path.suffix != ".tar":
+        raise DataError(f"data.root {root}: neither a folder nor a .tar file")
+    dataset = _create("" if name == "folder" else name, path, split, search_split=False)
+    if name == "folder":
+        reader = dataset.reader
+        labels = [int(label) for label in (reader.targets if path.is_file() else (s[1] for s in reader.samples))]
+    else:
+        labels = [int(label) for label in dataset.targets]
+    pictures = Pictures(dataset, _class_names(dataset, name, path), labels)
+    if "" in pictures.classes:
+        stray = labels.index(pictures.classes.index(""))
+        raise DataError(f"{pictures.filename(stray)} lies in no class folder; pictures belong in {path}/CLASS/")
+    return pictures
+
+
+def _require_package(kind: str, name: str) -> None:
+    package = _PACKAGES.get(kind)
+    if package is not None and importlib.util.find_spec(package) is None:
+        more = " tensorflow" if kind == "tfds" else ""
+        raise DataError(f"{name} needs a package that is not here: pip install {package.replace('_', '-')}{more}")
+
+
+def _create(name: str, root: str | os.PathLike[str] | None, split: str, **options: Any) -> Any:
+    from timm.data import create_dataset
+
+    if name.startswith("wds/"):
+        logging.getLogger("timm.data.readers.reader_wds").setLevel(logging.ERROR)  # a missing _info.json is said below
+    try:
+        return create_dataset(name, root=None if root is None else str(root), split=split, **options)
+    except Exception as error:  # whatever the library raises, it is about the data
+        place = f"{name} {split}".strip() + (f" in {root}" if root is not None else "")
+        text = first_line(error).replace("You can use download=True to download it", "set data.download to fetch it")
+        raise DataError(f"{place}: {text}") from None
+
+
+def _columns_of_table(
+    name: str, root: str | os.PathLike[str] | None, keys: dict[str, Any], download: bool
+) -> dict[str, Any]:
+    """`keys` with what is not given found by type: many data sets on the Hub do not say 'image' and 'label'."""
+    import datasets
+
+    try:
+        builder = datasets.load_dataset_builder(name.partition("/")[2], cache_dir=root and str(root))
+        if builder.info.features is None and download:
+            builder.download_and_prepare()  # nothing is written of them; they are in the files
+    except Exception as error:  # no connection, no such data set, no access
+        raise DataError(f"{name}: {first_line(error)}") from None
+    features = builder.info.features or {}
+    found = {}
+    for key, usual, kind in (("input_key", "image", datasets.Image), ("target_key", "label", datasets.ClassLabel)):
+        columns = [column for column, feature in features.items() if isinstance(feature, kind)]
+        if keys[key] is not None or usual in features or not columns:
+            found[key] = keys[key]
+        elif len(columns) == 1:
+            found[key] = columns[0]
+        else:
+            raise DataError(f"{name} has the columns {' and '.join(columns)}; say which with data.{key}")
+    return found
+
+
+def _class_names(dataset: Any, name: str, root: str | os.PathLike[str] | None) -> tuple[str, ...]:
+    reader = getattr(dataset, "reader", dataset)
+    mapping = getattr(reader, "class_to_idx", None) or getattr(reader, "class_name_to_idx", None)
+    names = getattr(dataset, "classes", None) or getattr(dataset, "all_categories", None)
+    if names:  # torchvision's; ImageNet has several for each class
+        return tuple(", ".join(name) if isinstance(name, tuple) else str(name) for name in names)
+    if mapping:
+        return tuple(sorted(mapping, key=mapping.__getitem__))
+    if hasattr(reader, "split_info") and hasattr(reader, "info"):
+        return _class_names_of_shards(reader.info, name, root)
+    if hasattr(reader, "label_key") and reader.label_key in reader.dataset.column_names:
+        labels = set(reader.dataset[reader.label_key])
+        if all(isinstance(label, int) for label in labels):
+            return tuple(map(str, range(max(labels) + 1)))
+    raise DataError(f"{name} does not name its classes; its labels must be numbers or of a type that has names")
+
+
+def _class_names_of_shards(info: dict[str, Any], name: str, root: str | os.PathLike[str] | None) -> tuple[str, ...]:
+    listed = Path(root or "") / "classnames.txt"
+    if listed.is_file():
+        return tuple(listed.read_text(encoding="utf-8").splitlines())
+    for key in ("class_names", "classnames", "classes"):
+        if isinstance(info.get(key), list):
+            return tuple(map(str, info[key]))
+    if isinstance(info.get("num_classes"), int):
+        return tuple(map(str, range(info["num_classes"])))
+    raise DataError(f"{name} in {root} names no classes; put class_names or num_classes into its _info.json")
