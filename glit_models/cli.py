@@ -429,8 +429,9 @@ def _run_train(args: argparse.Namespace) -> int:
 
     device = pick_device(args.device)
     command = shlex.join(["glit", "train", args.recipe, *(word for text in args.set for word in ("--set", text))])
-    result = Trainer(load_recipe(args.recipe, args.set), args.out, device, args.max_minutes, command).run()
-    if result is not None:
+    trainer = Trainer(load_recipe(args.recipe, args.set), args.out, device, args.max_minutes, command)
+    result = trainer.run()
+    if result is not None and trainer.rank == 0:
         print(json.dumps(result, indent=2))
         print(
             f"the model is in {Path(args.out) / 'model'}: try `glit predict IMAGE --model {Path(args.out) / 'model'}`"

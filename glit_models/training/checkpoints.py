@@ -2,21 +2,41 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import pickle
 import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
 from ..errors import TrainingError, first_line
 
-__all__ = ["load_state", "save_state", "write_atomically"]
+__all__ = ["load_state", "lock_folder", "save_state", "write_atomically"]
 
 _NAMES = ("last.pt", "previous.pt")
+
+
+def lock_folder(folder: Path) -> IO[str]:
+    """Make `folder` and keep other processes out of it until the file that is returned is closed, or the process ends.
+
+    Raises:
+        TrainingError: if it cannot be made or written to, or another process is at work in it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / "lock").open("w")
+    except OSError as error:
+        raise TrainingError(f"{folder} cannot be made or written to: {error.strerror}") from None
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        raise TrainingError(f"{folder} is in use by another process; wait for it, or take another --out") from None
+    return file
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -45,6 +65,8 @@ def save_state(folder: Path, state: dict[str, Any]) -> None:
             os.replace(folder / _NAMES[0], folder / _NAMES[1])
 
     write_atomically(folder / _NAMES[0], write)
+    for left in folder.glob("*.tmp"):  # of a process that was killed while it wrote
+        left.unlink(missing_ok=True)
 
 
 def load_state(folder: Path) -> dict[str, Any] | None:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import yaml
 
+from ..data.fractals import FractalConfig
 from ..errors import RecipeError
 
 __all__ = ["Recipe", "load_recipe", "shipped_recipes"]
@@ -22,24 +23,36 @@ _SHIPPED = Path(__file__).with_name("recipes")
 
 @dataclass(frozen=True)
 class ModelSection:
-    """What is trained: keywords of `timm.create_model`."""
+    """What is trained: keywords of `timm.create_model`, and how it is run."""
 
-    name: str = "glit_tiny"
+    name: str = "glit_tiny"  # any timm classifier: MODEL, MODEL.TAG, 'local-dir:DIR', 'hf-hub:NAMESPACE/NAME'
     spec: dict[str, Any] | str | None = None  # a GLiTSpec's fields, or the path of its JSON file
     pretrained: bool = False
     img_size: int = 224
+    # Batches of other sizes than img_size, each with its share of the steps: cheap pretraining on small pictures.
+    img_size_shares: dict[int, float] | None = None
     drop_rate: float = 0.0
     drop_path_rate: float = 0.0
+    freeze: tuple[str, ...] = ()  # parameters whose names begin so stay as they are, normalisation statistics too
+    grad_checkpointing: bool = False  # recompute activations in the backward pass: less memory, a third more time
+    compile: bool = False  # torch.compile
 
 
 @dataclass(frozen=True)
 class DataSection:
     """What it is trained on; see `glit_models.data.open_splits`."""
 
-    dataset: str = "folder"
+    dataset: str = "folder"  # 'fashion-mnist', 'fractals', 'folder', or a name of timm.data.create_dataset
     root: str | None = None
-    hold_out: int = 0
+    train_split: str = "train"
+    validation_split: str = "validation"
+    test_split: str | None = None  # scored once, at the end
+    hold_out: int = 0  # this many training pictures become the validation set
     limit: int | None = None
+    download: bool = False  # let the data set's own library fetch it
+    input_key: str | None = None  # names of the picture's and the label's columns, where they are not the usual ones
+    target_key: str | None = None
+    fractals: FractalConfig = field(default_factory=FractalConfig)
     num_workers: int = 1
     mean: tuple[float, ...] | None = None  # these four: the model's own preprocessing unless given
     std: tuple[float, ...] | None = None
@@ -54,11 +67,16 @@ class AugmentSection:
     scale: tuple[float, float] = (0.08, 1.0)
     ratio: tuple[float, float] = (0.75, 1.3333)
     hflip: float = 0.5
+    vflip: float = 0.0
     color_jitter: float = 0.0
     auto_augment: str | None = None
+    train_interpolation: str | None = None  # of the random crop; 'random' takes bilinear or bicubic
     re_prob: float = 0.0
+    re_mode: Literal["const", "rand", "pixel"] = "const"
+    repeats: int = 1  # repeated augmentation: each picture so often in an epoch, over as many fewer pictures
     mixup: float = 0.0
     cutmix: float = 0.0
+    mixup_switch_prob: float = 0.5
     label_smoothing: float = 0.1
 
 
@@ -68,13 +86,29 @@ class OptimSection:
 
     opt: str = "adamw"
     lr: float = 1e-3
+    lr_base_batch: int | None = None  # lr is for this batch size, and scales linearly with batch_size
     min_lr: float = 1e-5
+    warmup_lr: float = 1e-6
     weight_decay: float = 0.05
-    batch_size: int = 128
+    layer_decay: float | None = None  # each block's rate over the next one's
+    momentum: float = 0.9
+    betas: tuple[float, float] | None = None
+    batch_size: int = 128  # of a step, over all processes and accumulated parts together
+    grad_accumulation: int = 1  # parts that a process's share of a batch is cut into
     epochs: int = 10
     warmup_epochs: float = 1.0
     clip_grad: float | None = 1.0
     ema_decay: float | None = 0.999
+
+
+@dataclass(frozen=True)
+class DistillSection:
+    """Learning from a teacher as well (DeiT, arXiv 2012.12877, section 4)."""
+
+    teacher: str | None = None  # any timm classifier with weights, named as model.name
+    kind: Literal["soft", "hard"] = "hard"
+    alpha: float = 0.5  # the teacher's share of the loss
+    temperature: float = 3.0  # of 'soft'
 
 
 @dataclass(frozen=True)
@@ -89,31 +123,68 @@ class Recipe:
     data: DataSection = field(default_factory=DataSection)
     augment: AugmentSection = field(default_factory=AugmentSection)
     optim: OptimSection = field(default_factory=OptimSection)
+    distill: DistillSection = field(default_factory=DistillSection)
     seed: int = 0
     precision: Literal["fp32", "bf16"] = "fp32"  # bf16: autocast, parameters stay float32
+    retries: int = 0  # how often a diverged run goes back to its last checkpoint and on with half the rate
     checkpoint_minutes: float = 2.0
+    eval_every: int = 1  # epochs
     eval_batch_size: int = 250
     save_dtype: Literal["float32", "float16"] = "float32"  # of the model folder's weights
 
     def __post_init__(self) -> None:
+        model, data, augment, optim, distill = self.model, self.data, self.augment, self.optim, self.distill
         for key, value, valid, bound in (
-            ("optim.epochs", self.optim.epochs, self.optim.epochs >= 1, "at least 1"),
-            ("optim.batch_size", self.optim.batch_size, self.optim.batch_size >= 1, "at least 1"),
-            ("optim.lr", self.optim.lr, self.optim.lr > 0, "positive"),
-            ("optim.warmup_epochs", self.optim.warmup_epochs, 0 <= self.optim.warmup_epochs <= self.optim.epochs,
-             f"from 0 to optim.epochs={self.optim.epochs}"),
-            ("optim.ema_decay", self.optim.ema_decay, self.optim.ema_decay is None or 0 < self.optim.ema_decay < 1,
-             "between 0 and 1, or null"),
-            ("data.hold_out", self.data.hold_out, self.data.hold_out >= 0, "at least 0"),
-            ("augment.label_smoothing", self.augment.label_smoothing, 0 <= self.augment.label_smoothing < 1,
+            ("model.img_size", model.img_size, model.img_size >= 1, "at least 1"),
+            ("model.img_size_shares", model.img_size_shares, _are_shares(model.img_size_shares),
+             "sizes with positive shares, or null"),
+            ("data.hold_out", data.hold_out, data.hold_out >= 0, "at least 0"),
+            ("data.limit", data.limit, data.limit is None or data.limit >= 1, "at least 1, or null"),
+            ("data.num_workers", data.num_workers, data.num_workers >= 0, "at least 0"),
+            ("augment.repeats", augment.repeats, augment.repeats >= 1, "at least 1"),
+            ("augment.label_smoothing", augment.label_smoothing, 0 <= augment.label_smoothing < 1,
              "from 0 to below 1"),
-            ("model.img_size", self.model.img_size, self.model.img_size >= 1, "at least 1"),
+            ("optim.lr", optim.lr, optim.lr > 0, "positive"),
+            ("optim.lr_base_batch", optim.lr_base_batch, optim.lr_base_batch is None or optim.lr_base_batch >= 1,
+             "at least 1, or null"),
+            ("optim.layer_decay", optim.layer_decay, optim.layer_decay is None or 0 < optim.layer_decay <= 1,
+             "above 0 and at most 1, or null"),
+            ("optim.batch_size", optim.batch_size, optim.batch_size >= 1, "at least 1"),
+            ("optim.grad_accumulation", optim.grad_accumulation, optim.grad_accumulation >= 1, "at least 1"),
+            ("optim.epochs", optim.epochs, optim.epochs >= 1, "at least 1"),
+            ("optim.warmup_epochs", optim.warmup_epochs, 0 <= optim.warmup_epochs <= optim.epochs,
+             f"from 0 to optim.epochs={optim.epochs}"),
+            ("optim.ema_decay", optim.ema_decay, optim.ema_decay is None or 0 < optim.ema_decay < 1,
+             "between 0 and 1, or null"),
+            ("distill.alpha", distill.alpha, 0 <= distill.alpha <= 1, "from 0 to 1"),
+            ("distill.temperature", distill.temperature, distill.temperature > 0, "positive"),
+            ("retries", self.retries, self.retries >= 0, "at least 0"),
+            ("checkpoint_minutes", self.checkpoint_minutes, self.checkpoint_minutes >= 0, "at least 0"),
+            ("eval_every", self.eval_every, self.eval_every >= 1, "at least 1"),
             ("eval_batch_size", self.eval_batch_size, self.eval_batch_size >= 1, "at least 1"),
         ):  # fmt: skip
             if not valid:
                 raise RecipeError(f"{key} must be {bound}, got {value!r}")
-        if (self.augment.mixup or self.augment.cutmix) and self.optim.batch_size % 2:
-            raise RecipeError(f"optim.batch_size must be even with mixup or cutmix, got {self.optim.batch_size}")
+        self.check_parts(1)
+        if data.dataset == "fractals" and data.hold_out:
+            raise RecipeError("data.hold_out cannot be set for fractals, which hold out pictures of their own")
+        if data.dataset == "fractals" and augment.repeats > 1:
+            raise RecipeError("augment.repeats cannot be set for fractals; data.fractals.instances repeats them")
+
+    def check_parts(self, num_processes: int) -> int:
+        """How many equal parts a batch is cut into: processes times accumulated parts.
+
+        Raises:
+            RecipeError: if the batch cannot be cut so.
+        """
+        parts = num_processes * self.optim.grad_accumulation
+        even = 2 if self.augment.mixup or self.augment.cutmix else 1
+        if self.optim.batch_size % (parts * even):
+            raise RecipeError(
+                f"optim.batch_size must be a multiple of {parts * even} (processes x accumulated parts"
+                f"{' x 2 for mixup and cutmix' if even == 2 else ''}), got {self.optim.batch_size}"
+            )
+        return parts
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as they stand in YAML."""
@@ -121,12 +192,17 @@ class Recipe:
 
     def to_yaml(self) -> str:
         """The whole recipe with every default written out."""
-        plain = {
-            key: {name: list(v) if isinstance(v, tuple) else v for name, v in value.items()}
-            if isinstance(value, dict) else value
-            for key, value in self.to_dict().items()
-        }  # fmt: skip
-        return yaml.safe_dump(plain, sort_keys=False)
+        return yaml.safe_dump(_as_lists(self.to_dict()), sort_keys=False)
+
+
+def _are_shares(shares: Mapping[int, float] | None) -> bool:
+    return shares is None or (bool(shares) and all(size >= 1 and share > 0 for size, share in shares.items()))
+
+
+def _as_lists(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _as_lists(item) for key, item in value.items()}
+    return list(value) if isinstance(value, tuple) else value
 
 
 def shipped_recipes() -> list[str]:
@@ -193,16 +269,16 @@ def _build(cls: type, data: Mapping[str, Any], prefix: str) -> Any:
 def _coerce(key: str, hint: Any, value: Any) -> Any:
     if typing.get_origin(hint) is Literal:
         if value not in typing.get_args(hint):
-            raise RecipeError(f"{key} must be {' or '.join(typing.get_args(hint))}, got {value!r}")
+            raise RecipeError(f"{key} must be {' or '.join(map(str, typing.get_args(hint)))}, got {value!r}")
         return value
     options = typing.get_args(hint) if typing.get_origin(hint) in (types.UnionType, typing.Union) else (hint,)
     for option in options:
         origin = typing.get_origin(option) or option
         if origin is tuple and isinstance(value, (list, tuple)):
-            length = len(typing.get_args(option))
-            if Ellipsis not in typing.get_args(option) and len(value) != length:
-                raise RecipeError(f"{key} must be {length} values, got {len(value)}")
-            return tuple(_coerce(key, typing.get_args(option)[0], item) for item in value)
+            return _coerce_items(key, typing.get_args(option), value)
+        if origin is dict and isinstance(value, Mapping) and typing.get_args(option)[0] is int:
+            hints = typing.get_args(option)
+            return {_coerce(key, hints[0], size): _coerce(f"{key}.{size}", hints[1], v) for size, v in value.items()}
         if origin is float and isinstance(value, str):  # YAML reads 1e-3 as text
             try:
                 return float(value)
@@ -216,3 +292,9 @@ def _coerce(key: str, hint: Any, value: Any) -> Any:
         "null" if option is type(None) else getattr(option, "__name__", str(option)) for option in options
     )
     raise RecipeError(f"{key} must be of type {names}, got {value!r}")
+
+
+def _coerce_items(key: str, hints: Sequence[Any], values: Sequence[Any]) -> tuple[Any, ...]:
+    if Ellipsis not in hints and len(values) != len(hints):
+        raise RecipeError(f"{key} must be {len(hints)} values, got {len(values)}")
+    return tuple(_coerce(key, hints[0], value) for value in values)

@@ -1,18 +1,20 @@
-"""The training loop: a function of the recipe alone, whatever interrupts it.
+"""The training loop: a function of the recipe alone, whatever interrupts it and however many processes share it.
 
-Batches come from (seed, epoch, position) and every step draws from generators seeded by (seed, step), so a run that
-is killed and started again ends where it would have ended. It knows recipes, data and timm's model contract; not
-where weights are published.
+Batches come from (seed, epoch, step) and every step draws from generators seeded by (seed, step), so a run that is
+killed and started again ends where it would have ended. accelerate places the model, distributes it and chooses the
+precision. This module knows recipes, data and timm's model contract; not where weights are published.
 """
 
 from __future__ import annotations
 
+import copy
 import json
 import math
+import os
 import signal
 import sys
 import time
-from dataclasses import asdict
+from contextlib import nullcontext
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -20,32 +22,38 @@ from typing import Any
 import numpy as np
 import timm
 import torch
-import torch.nn.functional as F
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from safetensors.torch import load_file, save_file
-from timm.data import Mixup, create_transform, resolve_data_config
-from timm.layers import Attention
-from timm.optim import create_optimizer_v2
-from timm.scheduler import CosineLRScheduler
+from timm.models import save_for_hf
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
-from ..data import open_splits
-from ..data.loading import eval_loader, train_loader
-from ..errors import GlitError, RecipeError, TrainingError, first_line
+from ..data import Splits, open_splits
+from ..data.fractals import Fractals
+from ..errors import RecipeError, TrainingError
 from ..folders import load_folder, save_folder
 from ..inference import count_correct
 from ..model import GLiT
-from .checkpoints import load_state, save_state, write_atomically
-from .recipe import ModelSection, Recipe
+from . import setup
+from .checkpoints import load_state, lock_folder, save_state, write_atomically
+from .feed import Feed
+from .objective import Objective
+from .recipe import Recipe
+from .records import Records, progress_bar
+from .sync_batchnorm import synchronise_batchnorm
 
 __all__ = ["Trainer"]
 
 _LOG_EVERY = 50  # steps between lines of metrics.jsonl
+_DIVERGED = 10.0  # a loss beyond so many times that of guessing, log(classes), is taken for divergence
+
+
+class _DivergedError(Exception):
+    def __init__(self, loss: float, step: int) -> None:
+        self.loss, self.step = loss, step
 
 
 class Trainer:
-    """One run in one folder.
+    """One run in one folder, in this process or shared with others that `accelerate launch` or `torchrun` started.
 
     Args:
         recipe: what to do.
@@ -69,139 +77,155 @@ class Trainer:
     ) -> None:
         self.recipe = recipe
         self.out = Path(out)
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.max_minutes = max_minutes
         self.command = command
+        self.accelerator = _make_accelerator(device, recipe.precision)
+        self.device: torch.device = self.accelerator.device
+        self.rank: int = self.accelerator.process_index
+        self.num_parts = recipe.check_parts(self.accelerator.num_processes)
+        accumulation = recipe.optim.grad_accumulation
+        self.parts = range(self.rank * accumulation, (self.rank + 1) * accumulation)
+
         self.step = 0
         self.epochs_done = 0  # trained and scored; the last step of an epoch may be done before its score is
         self.loss_sum = 0.0  # over the steps of the epoch under way
+        self.retries_used = 0
         self.best: dict[str, Any] = {"validation_top1": -1.0, "epoch": -1}
         self.minutes = 0.0
         self.stop_signal: str | None = None
+        self.reports: list[tuple[int, Tensor]] = []  # steps whose loss and flags have not been read yet
+
         self._refuse_another_recipe()
-        data = recipe.data
-        self.splits = open_splits(data.dataset, data.root, data.hold_out, data.limit, recipe.seed)
+        self.splits = self._open_splits()
+        self.num_classes = len(self.splits.class_names)
         self.steps_per_epoch = len(self.splits.train) // recipe.optim.batch_size
         if not self.steps_per_epoch:
             size, count = recipe.optim.batch_size, len(self.splits.train)
             raise RecipeError(f"optim.batch_size={size} is more than the {count} pictures to train on")
         self.total_steps = self.steps_per_epoch * recipe.optim.epochs
         self._build()
-        self._claim_folder()  # last, so that a mistake above leaves no folder behind
+        self.records = Records(self.out)
+
+    # ---- before the first step ----
+
+    def _open_splits(self) -> Splits:
+        data = self.recipe.data
+        if data.dataset == "fractals":
+            fractals = Fractals(data.fractals, self.recipe.seed)
+            return Splits(fractals, fractals, None, fractals.class_names)
+        with self.accelerator.main_process_first():  # one downloads, the others find it
+            return open_splits(
+                data.dataset, data.root, data.hold_out, data.limit, self.recipe.seed,
+                train_split=data.train_split, validation_split=data.validation_split, test_split=data.test_split,
+                download=data.download, input_key=data.input_key, target_key=data.target_key,
+            )  # fmt: skip
+
+    def _refuse_another_recipe(self) -> None:
+        path = self.out / "recipe.yaml"
+        if not path.is_file():
+            return
+        old, new = path.read_text().splitlines(), self.recipe.to_yaml().splitlines()
+        changed = [f"{a.strip()} -> {b.strip()}" for a, b in zip(old, new, strict=False) if a != b]
+        if changed or len(old) != len(new):
+            raise RecipeError(
+                f"{self.out} holds a run of another recipe ({'; '.join(changed[:3])}); take another --out"
+            )
+
+    def _build(self) -> None:
+        recipe = self.recipe
+        torch.manual_seed(recipe.seed)
+        with self.accelerator.main_process_first():
+            self.model = setup.create_model(recipe.model, self.num_classes, bool(recipe.model.img_size_shares))
+        self.model.to(self.device)
+        self.preprocessing = setup.resolve_preprocessing(self.model, recipe.data)
+        decay = recipe.optim.ema_decay
+        self.ema = ModelEmaV3(self.model, decay=decay, use_warmup=True) if decay else None
+        # Scored in float32 and untouched by what is done to the training model below.
+        self.scored = copy.deepcopy(self.model) if self.ema is None else self.ema.module
+        setup.prepare_for_device(self.model, self.device.type)
+        self.frozen = setup.freeze(self.model, recipe.model.freeze)
+        if self.accelerator.num_processes > 1:
+            self.model = synchronise_batchnorm(self.model, self.device.type)
+        self.optimizer = setup.create_optimizer(self.model, recipe.optim)
+        self.schedule = setup.create_schedule(self.optimizer, recipe.optim, self.steps_per_epoch)
+        if recipe.model.compile:
+            self.model.compile()
+        self.wrapped = self.accelerator.prepare_model(self.model)
+        self.objective = Objective(
+            recipe.augment, recipe.distill, self.num_classes, self.preprocessing,
+            lambda name: _create_teacher(name).to(self.device),
+        )  # fmt: skip
+        self.feed = Feed(
+            recipe, self.splits, self.preprocessing, self.device, self.num_parts, self.parts, self.rank,
+            self.accelerator.num_processes,
+        )  # fmt: skip
+
+    # ---- the run ----
 
     def run(self) -> dict[str, Any] | None:
         """Train to the end and return the result, or None if stopped before it (by signal or `max_minutes`)."""
         result = self.out / "result.json"
         if result.is_file():
-            print(f"glit: {self.out} is finished; its result is in {result}", file=sys.stderr)
+            self._say(f"glit: {self.out} is finished; its result is in {result}")
             return json.loads(result.read_text())
-        self._resume()
+        with lock_folder(self.out) if self.rank == 0 else nullcontext():
+            if self.rank == 0:
+                text = self.recipe.to_yaml()
+                write_atomically(self.out / "recipe.yaml", lambda aside: aside.write_text(text))
+            self.accelerator.wait_for_everyone()  # the folder is there
+            return self._run()
+
+    def _run(self) -> dict[str, Any] | None:
+        state = load_state(self.out)
+        if state is not None:
+            self._restore(state)
+            self._say(f"glit: going on from step {self.step} of {self.total_steps}")
+        self.started = self.saved = time.monotonic()
+        self.minutes_before = self.minutes
+        self.accelerator.wait_for_everyone()  # nobody reads any more
+        if state is None:
+            self._save()  # there is always a checkpoint to go back to
+        self._begin_records()
         previous = {number: signal.signal(number, self._on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
             finished = self._train()
         finally:
+            self.records.close()
             for number, handler in previous.items():
                 signal.signal(number, handler)
         return self._finish() if finished else None
+
+    def _say(self, line: str) -> None:
+        if self.rank == 0:
+            print(line, file=sys.stderr, flush=True)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self.stop_signal:
             raise KeyboardInterrupt  # asked twice: leave without saving
         self.stop_signal = signal.Signals(number).name
 
-    def _refuse_another_recipe(self) -> None:
-        path = self.out / "recipe.yaml"
-        if not path.is_file():
-            return
-        lines = zip(path.read_text().splitlines(), self.recipe.to_yaml().splitlines(), strict=False)
-        changed = [f"{old.strip()} -> {new.strip()}" for old, new in lines if old != new]
-        if changed:
-            raise RecipeError(
-                f"{self.out} holds a run of another recipe ({'; '.join(changed[:3])}); take another --out"
-            )
+    def _begin_records(self) -> None:
+        if self.rank == 0:
+            self.records.begin(self.step, self.epochs_done)
 
-    def _claim_folder(self) -> None:
-        try:
-            self.out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise TrainingError(f"{self.out} cannot be made: {error.strerror}") from None
-        write_atomically(self.out / "recipe.yaml", lambda aside: aside.write_text(self.recipe.to_yaml()))
-
-    def _build(self) -> None:
-        recipe, augment = self.recipe, self.recipe.augment
-        num_classes = len(self.splits.class_names)
-        torch.manual_seed(recipe.seed)
-        self.model = _create_model(recipe.model, num_classes).to(self.device)
-        if self.device.type == "cpu":
-            for module in self.model.modules():
-                if isinstance(module, Attention):
-                    module.fused_attn = False  # the fused operator's backward pass is slower on CPU
-        optim = recipe.optim
-        # One kernel instead of hundreds of small ones, which cost a third of a step on CPU.
-        fused: dict[str, Any] = {"fused": True} if optim.opt in ("adam", "adamw") else {}
-        self.optimizer = create_optimizer_v2(
-            self.model, optim.opt, lr=optim.lr, weight_decay=optim.weight_decay, **fused
-        )
-        self.schedule = CosineLRScheduler(
-            self.optimizer,
-            t_initial=self.total_steps,
-            lr_min=optim.min_lr,
-            warmup_t=int(optim.warmup_epochs * self.steps_per_epoch),
-            warmup_lr_init=optim.min_lr,
-            warmup_prefix=True,
-            t_in_epochs=False,
-        )
-        self.ema = ModelEmaV3(self.model, decay=optim.ema_decay, use_warmup=True) if optim.ema_decay else None
-        self.mixup = None
-        if augment.mixup or augment.cutmix:
-            self.mixup = Mixup(augment.mixup, augment.cutmix, label_smoothing=augment.label_smoothing,
-                               num_classes=num_classes)  # fmt: skip
-        self._make_transforms()
-
-    def _make_transforms(self) -> None:
-        augment, size = self.recipe.augment, self.recipe.model.img_size
-        own = resolve_data_config(model=self.model)
-        given = {key: getattr(self.recipe.data, key) for key in ("mean", "std", "interpolation", "crop_pct")}
-        self.preprocessing: dict[str, Any] = {key: own[key] if value is None else value for key, value in given.items()}
-        color_jitter: Any = augment.color_jitter or None  # timm's types leave out None, which turns it off
-        self.train_transform = create_transform(
-            size,
-            is_training=True,
-            scale=augment.scale,
-            ratio=augment.ratio,
-            hflip=augment.hflip,
-            color_jitter=color_jitter,
-            auto_augment=augment.auto_augment,
-            re_prob=augment.re_prob,
-            **{key: value for key, value in self.preprocessing.items() if key != "crop_pct"},
-        )
-        self.eval_transform = create_transform(size, **self.preprocessing)
-
-    def _resume(self) -> None:
-        state = load_state(self.out)
-        metrics = self.out / "metrics.jsonl"
-        if state is None:
-            metrics.unlink(missing_ok=True)
-            return
+    def _restore(self, state: dict[str, Any]) -> None:
         self.step, self.epochs_done, self.loss_sum = state["step"], state["epochs_done"], state["loss_sum"]
-        self.best, self.minutes = state["best"], state["minutes"]
+        self.best, self.minutes, self.retries_used = state["best"], state["minutes"], state["retries_used"]
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.ema is not None:
             self.ema.module.load_state_dict(state["ema"])
-        lines = metrics.read_text().splitlines() if metrics.is_file() else []
-        kept = [line for line in lines if line.endswith("}") and self._is_past(json.loads(line))]
-        write_atomically(metrics, lambda aside: aside.write_text("".join(f"{line}\n" for line in kept)))
-        print(f"glit: going on from step {self.step} of {self.total_steps}", file=sys.stderr)
-
-    def _is_past(self, entry: dict[str, Any]) -> bool:
-        return entry["step"] <= self.step and entry.get("epoch", 0) <= self.epochs_done
 
     def _save(self) -> None:
+        self.minutes = self.minutes_before + (time.monotonic() - self.started) / 60
+        self.saved = time.monotonic()
+        if self.rank:
+            return
         state = {
             "step": self.step,
             "epochs_done": self.epochs_done,
             "loss_sum": self.loss_sum,
+            "retries_used": self.retries_used,
             "best": self.best,
             "minutes": self.minutes,
             "model": self.model.state_dict(),
@@ -211,150 +235,225 @@ class Trainer:
         save_state(self.out, state)
 
     def _train(self) -> bool:
-        started = saved = time.monotonic()
-        minutes_before = self.minutes
-        recipe = self.recipe
-        with Progress(
-            TextColumn("epoch {task.fields[epoch]}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[status]}"),
-            TimeRemainingColumn(),
-            disable=not sys.stderr.isatty(),
-        ) as progress:
-            bar = progress.add_task("", total=self.total_steps, completed=self.step, epoch=0, status="")
-            while self.epochs_done < recipe.optim.epochs:
-                epoch = self.epochs_done
-                first = self.step - epoch * self.steps_per_epoch
-                loader = train_loader(
-                    self.splits.train, self.train_transform, recipe.optim.batch_size, recipe.seed, epoch, first,
-                    recipe.data.num_workers,
-                )  # fmt: skip
-                rate = 0.0
-                window = time.monotonic()
-                for batch, (images, labels) in enumerate(loader, 1):
-                    loss = self._train_step(images, labels)
-                    self.loss_sum += loss
-                    now = time.monotonic()
-                    rate = batch * recipe.optim.batch_size / (now - window)
-                    lr = self.optimizer.param_groups[0]["lr"]
-                    status = f"loss {loss:.3f}  lr {lr:.1e}  {rate:.0f} img/s"
-                    progress.update(bar, completed=self.step, epoch=epoch + 1, status=status)
-                    if self.step % _LOG_EVERY == 0:
-                        self._log(loss=loss, lr=lr, images_per_second=round(rate, 1))
-                    self.minutes = minutes_before + (now - started) / 60
-                    late = self.max_minutes is not None and now - started >= 60 * self.max_minutes
-                    if late or self.stop_signal or now - saved > 60 * recipe.checkpoint_minutes:
-                        self._save()
-                        saved = now
-                    if late or self.stop_signal:
-                        why = self.stop_signal or f"--max-minutes {self.max_minutes:g}"
-                        print(
-                            f"glit: stopped by {why} at step {self.step} of {self.total_steps}; "
-                            "the same command goes on from here",
-                            file=sys.stderr,
-                        )
+        """All epochs that are left; whether they were done."""
+        with progress_bar() if self.rank == 0 else nullcontext() as progress:
+            self.progress = progress
+            if progress is not None:
+                progress.add_task("", total=self.total_steps, completed=self.step, epoch=0, status="")
+            while self.epochs_done < self.recipe.optim.epochs:
+                try:
+                    if not self._train_epoch():
                         return False
-                self._end_epoch(rate)
-                self._save()
+                except _DivergedError as error:
+                    self._go_back(error)
         return True
 
-    def _train_step(self, images: Tensor, labels: Tensor) -> float:
-        """One optimiser step on images [B, C, H, W] and labels [B]; returns the loss."""
-        seeds = np.random.SeedSequence((self.recipe.seed, self.step)).generate_state(2)
-        torch.default_generator.manual_seed(int(seeds[0]))
-        if self.device.type == "cuda":
-            torch.cuda.manual_seed(int(seeds[0]))
-        np.random.seed(int(seeds[1]))  # noqa: NPY002  (timm's Mixup draws from it)
-        images, targets = images.to(self.device), labels.to(self.device)
-        smoothing = self.recipe.augment.label_smoothing
-        if self.mixup is not None:
-            images, targets = self.mixup(images, targets)
-            smoothing = 0.0  # already in the mixed targets
+    def _train_epoch(self) -> bool:
+        """The rest of the epoch under way and its score; whether it was done."""
+        epoch = self.epochs_done
+        first = self.step - epoch * self.steps_per_epoch
+        began = time.monotonic()
+        lag = 0 if self.device.type == "cpu" else 1  # reading a step's loss would make the GPU wait for the next one
+        for done, parts in enumerate(self.feed.steps(epoch, first), 1):
+            self._train_step(parts)
+            rate = done * self.recipe.optim.batch_size / (time.monotonic() - began)
+            save, stop = self._read_reports(lag, rate)
+            if save or stop:
+                self._read_reports(0)  # a checkpoint is of the last step, whose loss must be good
+                self._save()
+            if stop:
+                why = self.stop_signal or f"--max-minutes {self.max_minutes or 0:g}"
+                self._say(
+                    f"glit: stopped by {why} at step {self.step} of {self.total_steps}; "
+                    "the same command goes on from here"
+                )
+                return False
+        self._read_reports(0)
+        trained = self.step - first - epoch * self.steps_per_epoch
+        self._end_epoch(trained * self.recipe.optim.batch_size / (time.monotonic() - began))
+        self._save()
+        return True
+
+    def _train_step(self, parts: list[tuple[Tensor, Tensor]]) -> None:
+        """One optimiser step on this process's parts: images [B, C, H, W] and labels [B]."""
         self.model.train()
+        for module in self.frozen:
+            module.eval()
         self.schedule.step_update(self.step)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16"):
-            logits = self.model(images)
-        loss = F.cross_entropy(logits.float(), targets, label_smoothing=smoothing)
-        value = loss.item()
-        if not math.isfinite(value):
-            raise TrainingError(
-                f"the loss is {value} at step {self.step} (epoch {self.step // self.steps_per_epoch}, batch "
-                f"{self.step % self.steps_per_epoch}); the last good checkpoint is in {self.out}: try a lower optim.lr"
-            )
-        loss.backward()
+        for group in self.optimizer.param_groups:
+            group["lr"] *= 0.5**self.retries_used
+        report = torch.zeros(3, device=self.device)
+        for number, (images, labels) in zip(self.parts, parts, strict=True):
+            self._seed(number)
+            images, targets = self.objective.mix(images, labels)
+            last = number == self.parts[-1]
+            with nullcontext() if last else self.accelerator.no_sync(self.wrapped):
+                loss = self.objective.loss(self.wrapped(images), images, targets) / len(self.parts)
+                self.accelerator.backward(loss)
+            report[0] += loss.detach()
         if self.recipe.optim.clip_grad:
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.optim.clip_grad)
+            self.accelerator.clip_grad_norm_(self.model.parameters(), self.recipe.optim.clip_grad)
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.step += 1
         if self.ema is not None:
             self.ema.update(self.model, step=self.step)
-        return value
+        self._add_report(report)
 
-    def _log(self, **values: Any) -> None:
-        path = self.out / "metrics.jsonl"
-        try:
-            with path.open("a") as file:
-                file.write(json.dumps({"step": self.step, **values}) + "\n")
-        except OSError as error:
-            raise TrainingError(f"{path} could not be written: {error.strerror}") from None
+    def _seed(self, part: int) -> None:
+        """Seed what a part draws from: mixup as for the whole batch (numpy), dropout for the part alone (torch)."""
+        seed = (self.recipe.seed, self.step)
+        np.random.seed(np.random.SeedSequence(seed).generate_state(1))  # noqa: NPY002  (timm's Mixup draws from it)
+        state = int(np.random.SeedSequence((*seed, part)).generate_state(1)[0])
+        torch.default_generator.manual_seed(state)
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(state)
+
+    def _add_report(self, report: Tensor) -> None:
+        """Agree with the other processes on a step's loss, and whether to save and to stop after it."""
+        now = time.monotonic()
+        late = self.max_minutes is not None and now - self.started >= 60 * self.max_minutes
+        report[1] = float(late or self.stop_signal is not None)
+        if self.rank == 0:
+            report[2] = float(now - self.saved >= 60 * self.recipe.checkpoint_minutes)
+        report = self.accelerator.reduce(report, "sum")
+        report[0] /= self.accelerator.num_processes
+        self.reports.append((self.step, report))
+
+    def _read_reports(self, lag: int, rate: float = 0.0) -> tuple[bool, bool]:
+        """Read the reports of all but the last `lag` steps; returns whether one asks to save, and to stop.
+
+        Raises:
+            _DivergedError: if a loss is not finite, or far beyond that of guessing.
+        """
+        save = stop = False
+        while len(self.reports) > lag:
+            step, report = self.reports.pop(0)
+            loss, stop_flag, save_flag = report.tolist()
+            if not loss <= _DIVERGED * math.log(self.num_classes):
+                self.reports.clear()
+                raise _DivergedError(loss, step - 1)
+            self.loss_sum += loss
+            save, stop = save or save_flag > 0, stop or stop_flag > 0
+            self._show(step, loss, rate)
+        return save, stop
+
+    def _show(self, step: int, loss: float, rate: float) -> None:
+        if self.rank:
+            return
+        lr = self.optimizer.param_groups[-1]["lr"]
+        if self.progress is not None:
+            status = f"loss {loss:.3f}  lr {lr:.1e}  {rate:.0f} images/s"
+            self.progress.update(self.progress.task_ids[0], completed=step, epoch=self.epochs_done + 1, status=status)
+        if step % _LOG_EVERY == 0:
+            self.records.write({"step": step, "loss": loss, "lr": lr, "images_per_second": round(rate, 1)})
+
+    def _go_back(self, error: _DivergedError) -> None:
+        """After a diverged step: on from the last checkpoint with half the rate, if the recipe has tries left."""
+        place = (
+            f"the loss is {error.loss:g} at step {error.step} (epoch {error.step // self.steps_per_epoch}, batch "
+            f"{error.step % self.steps_per_epoch})"
+        )
+        used = self.retries_used
+        state = load_state(self.out)
+        assert state is not None  # one is written before the first step
+        self._restore(state)
+        self.retries_used = used + 1
+        if used == self.recipe.retries:
+            tries = f" after {used} tries with lower rates" if used else ""
+            raise TrainingError(
+                f"{place}{tries}; the last good checkpoint, of step {self.step}, is in {self.out}: "
+                "try a lower optim.lr, or set retries"
+            )
+        self._say(f"glit: {place}; going back to step {self.step}, with {0.5**self.retries_used:g} of the rate")
+        self._save()  # so that a kill does not give the try back
+        self._begin_records()
+
+    # ---- scores ----
 
     def _score(self, model: nn.Module, dataset: Any) -> float:
-        """Top-1 accuracy in percent, in float32."""
-        recipe = self.recipe
-        loader = eval_loader(dataset, self.eval_transform, recipe.eval_batch_size, recipe.data.num_workers)
-        return 100 * count_correct(model.eval(), loader, self.device) / len(dataset)
+        """Top-1 accuracy in percent, in float32, over the shares of all processes."""
+        batches, count = self.feed.scoring(dataset)
+        correct = torch.tensor(count_correct(model.eval(), batches, self.device), device=self.device)
+        return 100 * int(self.accelerator.reduce(correct, "sum")) / count
 
     def _end_epoch(self, rate: float) -> None:
         """Score the epoch on the validation set, keep the weights if they are the best so far, and say so."""
-        scored = self.model if self.ema is None else self.ema.module
-        top1 = self._score(scored, self.splits.validation)
-        if top1 > self.best["validation_top1"]:
-            self.best = {"validation_top1": top1, "epoch": self.epochs_done + 1}
-            weights = {key: value.contiguous() for key, value in scored.state_dict().items()}
-            write_atomically(self.out / "best.safetensors", lambda aside: save_file(weights, aside))
+        epoch, epochs = self.epochs_done + 1, self.recipe.optim.epochs
         loss = self.loss_sum / self.steps_per_epoch
-        self.epochs_done += 1
+        entry: dict[str, Any] = {"step": self.step, "epoch": epoch, "train_loss": loss}
+        scored = ""
+        if epoch % self.recipe.eval_every == 0 or epoch == epochs:
+            if self.ema is None:
+                self.scored.load_state_dict(self.model.state_dict())
+            top1 = entry["validation_top1"] = self._score(self.scored, self.splits.validation)
+            scored = f", validation top-1 {top1:.2f} %"
+            if top1 > self.best["validation_top1"]:
+                self.best = {"validation_top1": top1, "epoch": epoch}
+                if self.rank == 0:
+                    weights = {key: value.contiguous() for key, value in self.scored.state_dict().items()}
+                    write_atomically(self.out / "best.safetensors", lambda aside: save_file(weights, aside))
+        self.epochs_done = epoch
         self.loss_sum = 0.0
-        self._log(epoch=self.epochs_done, train_loss=loss, validation_top1=top1)
-        print(
-            f"epoch {self.epochs_done}/{self.recipe.optim.epochs}: loss {loss:.3f}, validation top-1 {top1:.2f} %, "
-            f"{rate:.0f} images/s",
-            file=sys.stderr,
-            flush=True,
-        )
+        if self.rank == 0:
+            self.records.write(entry)
+            self.records.draw()
+        self._say(f"epoch {epoch}/{epochs}: loss {loss:.3f}{scored}, {rate:.0f} images/s")
 
     def _finish(self) -> dict[str, Any]:
         """Leave the best weights as a model folder, and score what was written there on the test set, once."""
-        self.model.load_state_dict(load_file(self.out / "best.safetensors"))
-        recipe = self.recipe
-        save_folder(
-            self.model,
-            self.out / "model",
-            class_names=self.splits.class_names,
-            data_config=self.preprocessing,
-            dtype=recipe.save_dtype,
-            facts={"dataset": recipe.data.dataset, "recipe": self.command},
-        )
+        self.accelerator.wait_for_everyone()  # the best weights are written
+        recipe, folder = self.recipe, self.out / "model"
+        if self.rank == 0:
+            model = setup.create_model(recipe.model, self.num_classes)
+            model.load_state_dict(load_file(self.out / "best.safetensors"))
+            self._save_model(model, folder)
+        self.accelerator.wait_for_everyone()
         result = {**self.best, "epochs": recipe.optim.epochs, "minutes": round(self.minutes, 1)}
         if self.splits.test is not None:
-            result["test_top1"] = self._score(load_folder(self.out / "model").to(self.device), self.splits.test)
-        text = json.dumps(result, indent=2)
-        write_atomically(self.out / "result.json", lambda aside: aside.write_text(text))
+            result["test_top1"] = self._score(_load_model(folder).to(self.device), self.splits.test)
+        if self.rank == 0:
+            text = json.dumps(result, indent=2)
+            write_atomically(self.out / "result.json", lambda aside: aside.write_text(text))
         return result
 
+    def _save_model(self, model: Any, folder: Path) -> None:
+        names = self.splits.class_names
+        if isinstance(model, GLiT):
+            facts = {"dataset": self.recipe.data.dataset, "recipe": self.command}
+            save_folder(
+                model, folder, class_names=names, data_config=self.preprocessing, dtype=self.recipe.save_dtype,
+                facts=facts,
+            )  # fmt: skip
+        else:
+            model.pretrained_cfg.update(self.preprocessing)
+            save_for_hf(model, folder, model_config={"label_names": list(names)}, safe_serialization=True)
 
-def _create_model(section: ModelSection, num_classes: int) -> GLiT:
-    if not timm.is_model(section.name.split(".")[0]):
-        raise RecipeError(f"model.name {section.name!r} is no model; `glit list` shows what there is")
+
+def _load_model(folder: Path) -> Any:
+    if json.loads((folder / "config.json").read_text())["architecture"].startswith("glit"):
+        return load_folder(folder)
+    return timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+
+
+def _create_teacher(name: str) -> nn.Module:
     try:
-        keywords = asdict(section)
-        model = timm.create_model(keywords.pop("name"), num_classes=num_classes, **keywords)
-    except (RuntimeError, TypeError, ValueError) as error:
-        if isinstance(error, GlitError):
-            raise
-        raise RecipeError(f"model.name {section.name!r} cannot be built: {first_line(error)}") from None
-    if not isinstance(model, GLiT):
-        raise RecipeError(f"model.name must be a GLiT, got {section.name!r}")
-    return model
+        return timm.create_model(name, pretrained=True)
+    except Exception as error:
+        raise RecipeError(f"distill.teacher {name!r} cannot be loaded: {error}") from None
+
+
+def _make_accelerator(device: str | torch.device | None, precision: str) -> Any:
+    """accelerate's view of this process; alone in its run, it can be made anew for each one."""
+    try:
+        from accelerate import Accelerator, DistributedDataParallelKwargs
+        from accelerate.state import AcceleratorState
+    except ImportError:
+        raise TrainingError('training needs accelerate: pip install "glit-models[train]"') from None
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        AcceleratorState._reset_state(reset_partial_state=True)
+    kind = torch.device(device).type if device is not None else ("cuda" if torch.cuda.is_available() else "cpu")
+    mixed = {"fp32": "no", "bf16": "bf16"}[precision]
+    # BatchNorm is synchronised, so the buffers of all processes are the same.
+    handlers = [DistributedDataParallelKwargs(broadcast_buffers=False)]
+    return Accelerator(mixed_precision=mixed, cpu=kind == "cpu", kwargs_handlers=handlers)

@@ -1,0 +1,125 @@
+"""The batches of a run: pictures through timm's transforms, or fractals drawn on the device that trains.
+
+A batch is a function of (seed, epoch, step), however many processes and accumulated parts it is cut into. It knows
+data and recipes, not models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..data import Splits
+from ..data.fractals import Fractals
+from ..data.loading import eval_loader, part_positions, train_parts
+from .recipe import Recipe
+from .setup import create_eval_transform, create_train_transform
+
+__all__ = ["Feed"]
+
+_HELD_OUT = 1 << 40  # fractals from this index on are for validation; training never gets so far
+
+
+class Feed:
+    """What one process sees of a recipe's data.
+
+    Args:
+        preprocessing: mean, std, interpolation and crop.
+        device: where the batches go.
+        num_parts: how many parts a batch is cut into. parts: the numbers of those that this process takes.
+        rank, world_size: of this process, for scoring.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        splits: Splits,
+        preprocessing: dict[str, Any],
+        device: torch.device,
+        num_parts: int,
+        parts: Sequence[int],
+        rank: int,
+        world_size: int,
+    ) -> None:
+        self.recipe = recipe
+        self.splits = splits
+        self.device = device
+        self.num_parts, self.parts = num_parts, parts
+        self.rank, self.world_size = rank, world_size
+        self.train_transform = create_train_transform(recipe.model.img_size, recipe.augment, preprocessing)
+        self.eval_transform = create_eval_transform(recipe.model.img_size, preprocessing)
+        self.mean, self.std = (
+            torch.tensor(preprocessing[key], device=device)[:, None, None] for key in ("mean", "std")
+        )
+
+    def steps(self, epoch: int, first_step: int) -> Iterator[list[tuple[Tensor, Tensor]]]:
+        """This process's parts of every batch of an epoch from `first_step` on: images [B, C, H, W] and labels [B]."""
+        if isinstance(self.splits.train, Fractals):
+            yield from self._fractal_steps(self.splits.train, epoch, first_step)
+            return
+        recipe = self.recipe
+        loader = iter(
+            train_parts(
+                self.splits.train, self.train_transform, batch_size=recipe.optim.batch_size, num_parts=self.num_parts,
+                parts=self.parts, seed=recipe.seed, epoch=epoch, first_step=first_step, repeats=recipe.augment.repeats,
+                num_workers=recipe.data.num_workers,
+            )
+        )  # fmt: skip
+        step = first_step
+        while parts := list(islice(loader, len(self.parts))):
+            yield [self._place(images, labels, self._size_at(epoch, step)) for images, labels in parts]
+            step += 1
+
+    def _place(self, images: Tensor, labels: Tensor, size: int) -> tuple[Tensor, Tensor]:
+        images = images.to(self.device, non_blocking=True)
+        if images.shape[-1] != size:
+            images = F.interpolate(images, size, mode="bilinear", antialias=True)
+        return images, labels.to(self.device, non_blocking=True)
+
+    def _size_at(self, epoch: int, step: int) -> int:
+        """The image size of a step: the recipe's, or drawn from its shares."""
+        shares = self.recipe.model.img_size_shares
+        if shares is None:
+            return self.recipe.model.img_size
+        chances = np.array(list(shares.values()))
+        draw = np.random.default_rng((self.recipe.seed, epoch, step)).choice(len(shares), p=chances / chances.sum())
+        return list(shares)[draw]
+
+    def _fractal_steps(self, fractals: Fractals, epoch: int, first_step: int) -> Iterator[list[tuple[Tensor, Tensor]]]:
+        size = self.recipe.optim.batch_size
+        order = np.random.default_rng((self.recipe.seed, epoch)).permutation(len(fractals))
+        classes = fractals.config.num_classes
+        for step in range(first_step, len(fractals) // size):
+            batch = order[step * size : (step + 1) * size]
+            parts = []
+            for part in self.parts:
+                members = torch.from_numpy(batch[part_positions(size, self.num_parts, part)])
+                labels, instances = members % classes, members // classes
+                index = epoch * fractals.config.instances + instances
+                parts.append(self._draw(fractals, labels, index, self._size_at(epoch, step)))
+            yield parts
+
+    def _draw(self, fractals: Fractals, labels: Tensor, index: Tensor, size: int) -> tuple[Tensor, Tensor]:
+        images = fractals.batch(labels, index, size, self.device)
+        return (images.float() / 255 - self.mean) / self.std, labels.to(self.device)
+
+    def scoring(self, dataset: Any) -> tuple[Iterable[tuple[Tensor, Tensor]], int]:
+        """This process's share of a split as batches, and how many pictures all shares have together."""
+        if isinstance(dataset, Fractals):
+            return self._held_out_fractals(dataset), dataset.config.num_classes
+        recipe = self.recipe
+        loader = eval_loader(
+            dataset, self.eval_transform, recipe.eval_batch_size, recipe.data.num_workers, self.rank, self.world_size
+        )
+        return loader, len(dataset)
+
+    def _held_out_fractals(self, fractals: Fractals) -> Iterator[tuple[Tensor, Tensor]]:
+        labels = torch.arange(self.rank, fractals.config.num_classes, self.world_size)
+        for chunk in labels.split(self.recipe.eval_batch_size):
+            yield self._draw(fractals, chunk, torch.full_like(chunk, _HELD_OUT), self.recipe.model.img_size)

@@ -1,0 +1,97 @@
+"""What a run tells: `metrics.jsonl`, TensorBoard's events where it is installed, `curves.png`, and the progress bar.
+
+Only the first process of a run has records.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from ..errors import TrainingError
+from .checkpoints import write_atomically
+
+__all__ = ["Records", "progress_bar"]
+
+
+def progress_bar() -> Progress:
+    """A bar over the steps with `epoch` and `status` fields; silent where stderr is no terminal."""
+    return Progress(
+        TextColumn("epoch {task.fields[epoch]}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[status]}"),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        disable=not sys.stderr.isatty(),
+    )
+
+
+class Records:
+    """The records in one run's folder. An entry is a dict with `step`, and `epoch` where it sums up one."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.path = folder / "metrics.jsonl"
+        self.board: Any = None
+
+    def begin(self, step: int, epochs_done: int) -> None:
+        """Go on after `step`: entries of later steps and epochs, left by a run that was killed, are dropped."""
+
+        def is_past(entry: dict[str, Any]) -> bool:
+            return entry["step"] <= step and entry.get("epoch", 0) <= epochs_done
+
+        text = "".join(f"{json.dumps(entry)}\n" for entry in self.entries(is_past)) if step else ""
+        write_atomically(self.path, lambda aside: aside.write_text(text))
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:  # not installed
+            return
+        self.board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=step + 1)
+
+    def entries(self, is_wanted: Callable[[dict[str, Any]], bool]) -> list[dict[str, Any]]:
+        """The wanted entries so far; a line that a kill cut short is left out."""
+        lines = self.path.read_text().splitlines() if self.path.is_file() else []
+        return [entry for line in lines if line.endswith("}") and is_wanted(entry := json.loads(line))]
+
+    def write(self, entry: dict[str, Any]) -> None:
+        """Append an entry. Raises TrainingError if the disk is full."""
+        try:
+            with self.path.open("a") as file:
+                file.write(json.dumps(entry) + "\n")
+        except OSError as error:
+            raise TrainingError(f"{self.path} could not be written: {error.strerror}") from None
+        if self.board is not None:
+            for key, value in entry.items():
+                if key not in ("step", "epoch"):
+                    self.board.add_scalar(key, value, entry["step"])
+            if "epoch" in entry:
+                self.board.flush()
+
+    def draw(self) -> None:
+        """Write `curves.png`: loss, learning rate and validation accuracy over the steps."""
+        from matplotlib.figure import Figure
+
+        entries = self.entries(lambda entry: True)
+        figure = Figure(figsize=(12, 3.5), layout="constrained")
+        panels = (("loss", "train_loss"), ("lr", None), ("validation_top1", None))
+        titles = ("training loss", "learning rate", "validation top-1, %")
+        for axes, keys, title in zip(figure.subplots(1, 3), panels, titles, strict=True):
+            for key, style in zip(keys, ("-", "o-"), strict=True):
+                points = [(entry["step"], entry[key]) for entry in entries if key in entry]
+                if points:
+                    axes.plot(*zip(*points, strict=True), style if len(points) > 1 else "o", markersize=3)
+            axes.set(title=title, xlabel="step")
+            axes.grid(alpha=0.3)
+        write_atomically(self.folder / "curves.png", lambda aside: figure.savefig(aside, format="png", dpi=80))
+
+    def close(self) -> None:
+        """Finish TensorBoard's file."""
+        if self.board is not None:
+            self.board.close()

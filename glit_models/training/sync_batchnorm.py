@@ -1,0 +1,41 @@
+"""BatchNorm over the batch of all processes, on CPU: torch's SyncBatchNorm takes GPU tensors only."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed.nn.functional as dist
+from torch import Tensor, nn
+from torch.distributed import get_world_size
+
+__all__ = ["synchronise_batchnorm"]
+
+
+class _GatheredBatchNorm2d(nn.BatchNorm2d):
+    """BatchNorm2d whose training statistics are of [B, C, H, W] over all processes, each with the same B."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(x)
+        count = x.numel() // x.shape[1] * get_world_size()
+        # Two passes, as the variance of large values would drown in the difference of squares.
+        mean = dist.all_reduce(x.float().sum((0, 2, 3))) / count
+        centred = x.float() - mean[:, None, None]
+        variance = dist.all_reduce(centred.square().sum((0, 2, 3))) / count
+        if self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+            momentum = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+            self.running_mean.lerp_(mean.detach(), momentum)
+            self.running_var.lerp_(variance.detach() * (count / (count - 1)), momentum)
+        # F.batch_norm would not pass gradients on to the statistics that it is given.
+        scale = self.weight * torch.rsqrt(variance + self.eps)
+        return (centred * scale[:, None, None] + self.bias[:, None, None]).to(x.dtype)
+
+
+def synchronise_batchnorm(model: nn.Module, device_type: str) -> nn.Module:
+    """Let every BatchNorm of `model` see the batch of all processes; its state keeps names and tensors."""
+    if device_type != "cpu":
+        return nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    for module in model.modules():
+        if type(module) is nn.BatchNorm2d:
+            module.__class__ = _GatheredBatchNorm2d
+    return model
