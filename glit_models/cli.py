@@ -8,17 +8,20 @@ input is a GlitError, which `main` prints. To add a command, write both and add 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
+import re
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import GlitError
+from .errors import DataError, GlitError
 
 if TYPE_CHECKING:
+    from .evaluation import Evaluation
     from .inference import Prediction
     from .spec import GLiTSpec
 
@@ -486,32 +489,109 @@ def _run_finetune(args: argparse.Namespace) -> int:
 # ---- glit eval ----
 
 
+_MOST_CLASSES = 20  # rows of a table that people read
+
+
 def _add_eval(commands: Commands) -> None:
-    parser = _add(commands, "eval", _run_eval, "Top-1 accuracy of a model on a labelled data set.")
-    parser.add_argument("model", help="MODEL.TAG, a weight folder or a repository")
-    parser.add_argument("dataset", help="fashion-mnist, folder, or a name that timm.data.create_dataset takes")
-    parser.add_argument("--root", metavar="DIR", help="the data set's folder")
-    parser.add_argument("--split", default="test", help="test (default), validation, train")
+    parser = _add(commands, "eval", _run_eval, "Score a model on a labelled data set: top-1, top-5, each class, speed.")
+    parser.add_argument("model", help="MODEL or MODEL.TAG of timm, a weight folder or a repository")
+    parser.add_argument(
+        "data", help="a folder of CLASS/* or val/CLASS/*, fashion-mnist, or timm's torch/NAME, hfds/NAME"
+    )
+    parser.add_argument("--root", metavar="DIR", help="the folder of a data set that is given by name")
+    parser.add_argument("--split", metavar="NAME", help="test unless given; of a folder without one, validation")
+    parser.add_argument("--download", action="store_true", help="fetch the data set if it is not there")
+    parser.add_argument("--input-key", metavar="COLUMN", help="the pictures' column in a table, if timm cannot tell")
+    parser.add_argument("--target-key", metavar="COLUMN", help="the labels' column")
     parser.add_argument("--batch-size", type=int, default=250, metavar="N", help="pictures at a time (default 250)")
+    parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes that load pictures (default 0)")
     parser.add_argument("--device", help="cpu, cuda, ...; the GPU if there is one unless given")
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--confusion", type=Path, metavar="FILE.png", help="draw the confusion matrix")
+    parser.add_argument("--json", action="store_true", help="print JSON, with every class and the confusion matrix")
 
 
 def _run_eval(args: argparse.Namespace) -> int:
-    from .inference import Classifier, load_model, pick_device, score
+    from .confusion import check_can_draw, draw_confusion
+    from .data.labelled import open_labelled
+    from .evaluation import evaluate
+    from .folders import to_json
+    from .inference import Classifier, load_model, pick_device
 
     if args.batch_size < 1:
         raise GlitError(f"--batch-size must be at least 1, got {args.batch_size}")
-    classifier = Classifier(load_model(args.model), pick_device(args.device))
-    result = score(classifier, args.dataset, args.root, args.split, args.batch_size)
+    if args.workers < 0:
+        raise GlitError(f"--workers must be 0 or more, got {args.workers}")
+    if args.confusion is not None:
+        check_can_draw(args.confusion)
+    device = pick_device(args.device)
+    keys = {"download": args.download, "input_key": args.input_key, "target_key": args.target_key}
+    with _keys_called_options():
+        data = open_labelled(args.data, args.root, args.split, **keys)  # before the model, which may need fetching
+        classifier = Classifier(load_model(args.model), device)
+        result = evaluate(classifier, data, args.batch_size, args.workers)
+    if classifier.has_names and result.matched_by == "position":
+        pairs = [f"{theirs} is {own}" for theirs, own in zip(data.class_names, classifier.class_names, strict=True)]
+        text = f"the data's class names are not the model's; by their order {', '.join(pairs[:3])}, ..."
+        print(f"glit: {text}", file=sys.stderr)
+    title = f"{args.model} on {data}"
     if args.json:
-        _print_json({"model": args.model, "dataset": args.dataset, "split": args.split, **result})
+        head = {"model": args.model, "dataset": data.name, "split": data.split, "device": str(device)}
+        print(to_json(head | result.to_dict()), end="")
     else:
-        print(
-            f"{args.model} on {args.dataset} {args.split}: top-1 {result['top1']:.2f} % "
-            f"({result['correct']} of {result['pictures']})"
-        )
+        _print_evaluation(title, result, str(device))
+    if args.confusion is not None:
+        draw_confusion(result, args.confusion, f"{title}: top-1 {result.top1:.2f} %")
+        if not args.json:
+            print(f"Confusion matrix: {args.confusion}")
     return 0
+
+
+@contextlib.contextmanager
+def _keys_called_options() -> Iterator[None]:
+    """Let an error about data that names a recipe's key, `data.root`, name the option, `--root`."""
+    try:
+        yield
+    except DataError as error:
+        text = str(error).replace("data.num_workers", "--workers")
+        raise DataError(re.sub(r"\bdata\.(root|download|input_key|target_key)\b", _option_of_key, text)) from None
+
+
+def _option_of_key(match: re.Match[str]) -> str:
+    return f"--{match[1].replace('_', '-')}"
+
+
+def _print_evaluation(title: str, result: Evaluation, device: str) -> None:
+    top5 = "" if result.top5 is None else f", top-5 {result.top5:.2f} % ({result.correct_top5})"
+    print(f"{title}: top-1 {result.top1:.2f} % ({result.correct} of {result.pictures}){top5}")
+    rows = [(index, row) for index, row in enumerate(result.classes) if row.pictures or row.predicted]
+    shown = rows
+    if len(rows) > _MOST_CLASSES:
+        shown = sorted(rows, key=lambda pair: 101.0 if pair[1].recall is None else pair[1].recall)[:_MOST_CLASSES]
+    columns = [("class", "left"), *((name, "right") for name in ("pictures", "correct", "recall", "precision"))]
+    table = [
+        (
+            row.name,
+            f"{row.pictures}",
+            f"{row.correct}",
+            _percent(row.recall),
+            _percent(row.precision),
+            "{} ({})".format(*mistaken) if (mistaken := result.mistaken_for(index)) else "",
+        )
+        for index, row in shown
+    ]
+    _print_table(None, [*columns, ("most often taken for", "left")], table)
+    if len(shown) < len(rows):
+        print(f"These are the {len(shown)} classes of lowest recall; --json has all {len(rows)}.")
+    if empty := sum(not row.pictures for row in result.classes):
+        print(f"{empty} of the model's {len(result.classes)} classes have no pictures here.")
+    print(
+        f"{result.images_per_second:.0f} images/s by the model alone, "
+        f"{result.images_per_second_with_loading:.0f} with loading, on {device}"
+    )
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f} %"
 
 
 # ---- glit fractals ----

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -26,7 +27,11 @@ SHIPPED = Path(__file__).parent / "weights"
 AUTHORS_URL = "https://github.com/bychen515/GLiT"
 PAPER = "arXiv:2107.02960"
 
+_logger = logging.getLogger(__name__)
 _SOURCES = ("file", "url", "state_dict", "hf_hub_id")
+# The first that an architecture has is what a bare name means: weights that come with the package, and so are the
+# same on every machine, before those that a user may have installed; '' is a model without weights.
+_DEFAULT_TAGS = ("fractal1k", "in1k", "")
 # What timm looks for in a folder, in its order.
 _FOLDER_FILES = ("model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth")
 
@@ -127,7 +132,7 @@ def _verified(name: str, path: Path, expected: str | None, way_out: str) -> Path
 
 
 def default_cfgs() -> dict[str, dict[str, Any]]:
-    """timm's pretrained configurations, keyed `model.tag`; `in1k` and bare models are marked as the default."""
+    """timm's pretrained configurations, keyed `model.tag`; each architecture's default is marked."""
     # timm takes a tag that ends in '*' as the default even without weights, but then only if it comes last.
     entries = sorted(registry().values(), key=_is_default)
     return {
@@ -136,7 +141,8 @@ def default_cfgs() -> dict[str, dict[str, Any]]:
 
 
 def _is_default(entry: WeightEntry) -> bool:
-    return not entry.tag or entry.tag.startswith("in1k")
+    tags = {other.tag for other in registry().values() if other.architecture == entry.architecture}
+    return entry.tag == next(tag for tag in _DEFAULT_TAGS if tag in tags)
 
 
 def _timm_cfg(entry: WeightEntry) -> dict[str, Any]:
@@ -202,7 +208,18 @@ def locate(variant: str, pretrained_cfg: Any, overlay: Mapping[str, Any] | None)
     if cfg and entry is None:
         raise WeightsError(f"{variant}: this pretrained_cfg names no weights; give it a file, url or hf_hub_id")
     entry = get_entry(f"{variant}.{tag}" if tag else variant)
-    return overlay | {"file": str(find(entry)), "source": None}
+    file = find(entry)
+    if entry.tag == "fractal1k":
+        _say_what_fractal1k_is(entry.name)
+    return overlay | {"file": str(file), "source": None}
+
+
+@functools.cache
+def _say_what_fractal1k_is(name: str) -> None:
+    """Once a process: who asks for the default weights may expect ImageNet's classes."""
+    _logger.warning(
+        "%s: pretrained on fractals, as a start for fine-tuning; its 1,000 classes are fractals, not ImageNet's", name
+    )
 
 
 def _as_mapping(pretrained_cfg: Any) -> dict[str, Any]:

@@ -6,7 +6,6 @@ Knows timm's model contract and picture files; the command line and the demo pri
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,14 +14,11 @@ from typing import Any
 import timm
 import torch
 from PIL import Image, UnidentifiedImageError
-from rich.console import Console
-from rich.progress import track
-from timm.data import create_transform, resolve_data_config
+from timm.data import create_transform, resolve_input_data_config
 from timm.utils import reparameterize_model
 from torch import Tensor, nn
+from torchvision.transforms import Compose, Grayscale
 
-from .data import open_split
-from .data.loading import eval_loader
 from .errors import DataError, GlitError, WeightsError, first_line
 
 __all__ = [
@@ -33,7 +29,6 @@ __all__ = [
     "load_model",
     "open_picture",
     "pick_device",
-    "score",
     "timm_name",
 ]
 
@@ -141,17 +136,20 @@ class Classifier:
     Args:
         model: any timm classifier with a `pretrained_cfg`; classes without names are called by number.
         device: where to compute.
+
+    The preprocessing is the one under which timm scores the model, which may be of a larger size than it was trained
+    at; a model of one channel sees grey pictures. `has_names` is whether `class_names` are more than numbers.
     """
 
     def __init__(self, model: Any, device: torch.device) -> None:
-        config = resolve_data_config(model=model)
+        config = resolve_input_data_config(model, use_test_size=True)
         self.model = reparameterize_model(model).eval().to(device)
         self.device = device
-        self.transform = create_transform(**config)
+        transform = create_transform(**config)
+        self.transform = transform if config["input_size"][0] == 3 else Compose([Grayscale(), transform])
         names = model.pretrained_cfg.get("label_names") or ()
-        self.class_names = (
-            tuple(names) if len(names) == model.num_classes else tuple(map(str, range(model.num_classes)))
-        )
+        self.has_names = 0 < len(names) == model.num_classes
+        self.class_names = tuple(names) if self.has_names else tuple(map(str, range(model.num_classes)))
 
     @torch.inference_mode()
     def probabilities(self, pictures: Iterable[Image.Image]) -> Tensor:
@@ -187,23 +185,3 @@ class Classifier:
 def count_correct(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], device: torch.device) -> int:
     """How many of the prepared images [B, C, H, W] have their label [B] as most probable class."""
     return sum(int((model(images.to(device)).argmax(1) == labels.to(device)).sum()) for images, labels in batches)
-
-
-def score(classifier: Classifier, dataset: str, root: str | None, split: str, batch_size: int) -> dict[str, float]:
-    """Top-1 accuracy in percent, correct and all pictures of one split of a data set, with a progress bar.
-
-    Raises:
-        DataError: if the data set is missing, or its classes are not as many as the model's.
-    """
-    data, names = open_split(dataset, root, split)
-    if len(names) != len(classifier.class_names):
-        raise DataError(f"{dataset} has {len(names)} classes, the model {len(classifier.class_names)}")
-    batches = track(
-        eval_loader(data, classifier.transform, batch_size),
-        description="scoring",
-        console=Console(stderr=True),
-        transient=True,
-        disable=not sys.stderr.isatty(),
-    )
-    correct = count_correct(classifier.model, batches, classifier.device)
-    return {"top1": 100 * correct / len(data), "correct": correct, "pictures": len(data)}

@@ -74,7 +74,8 @@ def convert(
         registered = hub.registry().get(_with_tag(name))
         # Only the authors' code writes this layout, and of the named network they released one checkpoint.
         facts = registered.to_dict() if registered is not None and not given else facts
-    model: GLiT = timm.create_model(architecture, **given)
+    registered_name = _with_tag(name) if _with_tag(name) in hub.registry() else architecture
+    model: GLiT = timm.create_model(registered_name, **given)
     check_fits(state, model, where=str(checkpoint))
     model.load_state_dict(state)
     folders = [store.installed_folder(_with_tag(name))] if install else []

@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-__all__ = ["home", "installed_folder", "sha256_checked_before", "write_files", "write_text"]
+__all__ = ["home", "installed_folder", "sha256_checked_before", "write_bytes", "write_files", "write_text"]
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
@@ -67,10 +67,15 @@ def _read_hashes() -> dict[str, object]:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file under a temporary name and move it into place. Raises OSError."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file under a temporary name and move it into place. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_bytes(content)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from PIL import Image
 from weight_folders import CLASSES, small_folder
@@ -56,6 +57,13 @@ def test_probabilities_are_those_of_the_plain_model(model: str, pictures: Path):
     torch.testing.assert_close(classifier.probabilities([picture]), expected, rtol=1e-5, atol=1e-6)
 
 
+def test_a_model_sees_pictures_of_the_size_at_which_timm_scores_it():
+    net = timm.create_model("test_vit", dynamic_img_size=True)
+    net.pretrained_cfg |= {"input_size": (3, 32, 32), "test_input_size": (3, 48, 48), "test_crop_pct": 1.0}
+    classifier = inference.Classifier(net, torch.device("cpu"))
+    assert classifier.transform(Image.new("RGB", (60, 50))).shape == (3, 48, 48)
+
+
 def test_a_table_is_printed_for_people(model: str, pictures: Path, capsys: pytest.CaptureFixture[str]):
     assert main(["predict", str(pictures / "a.png"), "--model", model]) == 0
     table = capsys.readouterr().out
@@ -89,7 +97,7 @@ def test_a_broken_picture_is_reported_and_the_others_still_done(
         (["predict", str(PICTURES), "--device", "abacus"], "device 'abacus' cannot be used here"),
         (["eval", "fashion-mnist", "--split", "validation"], "no split 'validation'"),
         (["eval", "fashion-mnist", "--root", "nowhere"], "nowhere: no Fashion-MNIST here"),
-        (["eval", "folder", "--root", "nowhere"], "data.root nowhere: no such folder"),
+        (["eval", "folder", "--root", "nowhere"], "nowhere: no such folder"),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(
@@ -143,7 +151,7 @@ def test_a_data_set_of_another_class_count_is_refused(model: str, tmp_path: Path
         (tmp_path / "test" / label).mkdir(parents=True)
         Image.new("RGB", (32, 32)).save(tmp_path / "test" / label / "0.png")
     assert main(["eval", model, "folder", "--root", str(tmp_path)]) == 2
-    assert "folder has 2 classes, the model 10" in capsys.readouterr().err
+    assert f"{tmp_path} has 2 classes, the model 10" in capsys.readouterr().err
 
 
 def test_the_demo_classifies_the_shipped_pictures_and_draws_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

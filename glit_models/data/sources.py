@@ -20,11 +20,11 @@ from PIL import Image, UnidentifiedImageError
 from ..errors import DataError, first_line
 from .fashion_mnist import FashionMNIST
 
-__all__ = ["Pictures", "Source", "Stream", "find_part", "is_folder", "open_source"]
+__all__ = ["KINDS", "Pictures", "Source", "Stream", "find_part", "is_folder", "open_source"]
 
 _PACKAGES = {"hfds": "datasets", "hfids": "datasets", "wds": "webdataset", "tfds": "tensorflow_datasets"}
 _STREAMED = ("hfids", "wds", "tfds")
-_KINDS = ("torch", *_PACKAGES)
+KINDS = ("torch", *_PACKAGES)
 _SYNONYMS = (("train", "training"), ("validation", "val", "valid", "eval", "evaluation"))
 
 
@@ -178,9 +178,9 @@ def open_source(
     if is_folder(name):
         return _open_folder(name, root, split)
     kind = name.partition("/")[0].lower()
-    if kind not in _KINDS:
+    if kind not in KINDS:
         raise DataError(
-            f"no data set {name!r}; there are fashion-mnist, folder, {', '.join(f'{kind}/NAME' for kind in _KINDS)}"
+            f"no data set {name!r}; there are fashion-mnist, folder, {', '.join(f'{kind}/NAME' for kind in KINDS)}"
         )
     _require_package(kind, name)
     if root is None and kind in ("torch", "wds"):

@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 import json
 import math
-import os
 import signal
 import sys
 import time
@@ -23,23 +22,21 @@ import numpy as np
 import timm
 import torch
 from safetensors.torch import load_file, save_file
-from timm.models import save_for_hf
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from ..data import Splits, open_splits
 from ..data.fractals import Fractals
 from ..errors import RecipeError, TrainingError
-from ..folders import load_folder, save_folder
 from ..inference import count_correct
-from ..model import GLiT
 from . import setup
 from .checkpoints import load_state, lock_folder, save_state, write_atomically
+from .distributed import make_accelerator, synchronise_batchnorm
 from .feed import Feed
 from .objective import Objective
 from .recipe import Recipe
 from .records import Records, progress_bar
-from .sync_batchnorm import synchronise_batchnorm
+from .results import load_model, save_model
 
 __all__ = ["Trainer"]
 
@@ -79,7 +76,7 @@ class Trainer:
         self.out = Path(out)
         self.max_minutes = max_minutes
         self.command = command
-        self.accelerator = _make_accelerator(device, recipe.precision)
+        self.accelerator = make_accelerator(device, recipe.precision)
         self.device: torch.device = self.accelerator.device
         self.rank: int = self.accelerator.process_index
         self.num_parts = recipe.check_parts(self.accelerator.num_processes)
@@ -291,8 +288,8 @@ class Trainer:
                 loss = self.objective.loss(self.wrapped(images), images, targets) / len(self.parts)
                 self.accelerator.backward(loss)
             report[0] += loss.detach()
-        if self.recipe.optim.clip_grad:
-            self.accelerator.clip_grad_norm_(self.model.parameters(), self.recipe.optim.clip_grad)
+        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.recipe.optim.clip_grad or math.inf)
+        report[0] = torch.where(norm.isfinite(), report[0], math.nan)  # this step spoils the weights
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.step += 1
@@ -407,33 +404,15 @@ class Trainer:
         if self.rank == 0:
             model = setup.create_model(recipe.model, self.num_classes)
             model.load_state_dict(load_file(self.out / "best.safetensors"))
-            self._save_model(model, folder)
+            save_model(model, folder, self.splits.class_names, self.preprocessing, recipe, self.command)
         self.accelerator.wait_for_everyone()
         result = {**self.best, "epochs": recipe.optim.epochs, "minutes": round(self.minutes, 1)}
         if self.splits.test is not None:
-            result["test_top1"] = self._score(_load_model(folder).to(self.device), self.splits.test)
+            result["test_top1"] = self._score(load_model(folder).to(self.device), self.splits.test)
         if self.rank == 0:
             text = json.dumps(result, indent=2)
             write_atomically(self.out / "result.json", lambda aside: aside.write_text(text))
         return result
-
-    def _save_model(self, model: Any, folder: Path) -> None:
-        names = self.splits.class_names
-        if isinstance(model, GLiT):
-            facts = {"dataset": self.recipe.data.dataset, "recipe": self.command}
-            save_folder(
-                model, folder, class_names=names, data_config=self.preprocessing, dtype=self.recipe.save_dtype,
-                facts=facts,
-            )  # fmt: skip
-        else:
-            model.pretrained_cfg.update(self.preprocessing)
-            save_for_hf(model, folder, model_config={"label_names": list(names)}, safe_serialization=True)
-
-
-def _load_model(folder: Path) -> Any:
-    if json.loads((folder / "config.json").read_text())["architecture"].startswith("glit"):
-        return load_folder(folder)
-    return timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
 
 
 def _create_teacher(name: str) -> nn.Module:
@@ -441,19 +420,3 @@ def _create_teacher(name: str) -> nn.Module:
         return timm.create_model(name, pretrained=True)
     except Exception as error:
         raise RecipeError(f"distill.teacher {name!r} cannot be loaded: {error}") from None
-
-
-def _make_accelerator(device: str | torch.device | None, precision: str) -> Any:
-    """accelerate's view of this process; alone in its run, it can be made anew for each one."""
-    try:
-        from accelerate import Accelerator, DistributedDataParallelKwargs
-        from accelerate.state import AcceleratorState
-    except ImportError:
-        raise TrainingError('training needs accelerate: pip install "glit-models[train]"') from None
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        AcceleratorState._reset_state(reset_partial_state=True)
-    kind = torch.device(device).type if device is not None else ("cuda" if torch.cuda.is_available() else "cpu")
-    mixed = {"fp32": "no", "bf16": "bf16"}[precision]
-    # BatchNorm is synchronised, so the buffers of all processes are the same.
-    handlers = [DistributedDataParallelKwargs(broadcast_buffers=False)]
-    return Accelerator(mixed_precision=mixed, cpu=kind == "cpu", kwargs_handlers=handlers)

@@ -1,17 +1,48 @@
-"""BatchNorm over the batch of all processes, on CPU: torch's SyncBatchNorm takes GPU tensors only."""
+"""This process among others: accelerate's view of it, and BatchNorm over the batch of all of them."""
 
 from __future__ import annotations
+
+import os
+from importlib.util import find_spec
+from typing import Any
 
 import torch
 import torch.distributed.nn.functional as dist
 from torch import Tensor, nn
 from torch.distributed import get_world_size
 
-__all__ = ["synchronise_batchnorm"]
+from ..errors import TrainingError
+
+__all__ = ["make_accelerator", "synchronise_batchnorm"]
+
+
+def make_accelerator(device: str | torch.device | None, precision: str) -> Any:
+    """accelerate's `Accelerator` for a run; a process that is alone in its run can make one for each of several.
+
+    Raises:
+        TrainingError: if what training needs is not installed.
+    """
+    if any(find_spec(name) is None for name in ("accelerate", "matplotlib")):
+        raise TrainingError('training needs more than the core package: pip install "glit-models[train]"')
+    from accelerate import Accelerator, DistributedDataParallelKwargs
+    from accelerate.state import AcceleratorState
+
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        AcceleratorState._reset_state(reset_partial_state=True)
+    wanted = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if wanted.type == "cuda" and wanted.index is not None:
+        torch.cuda.set_device(wanted)
+    mixed = {"fp32": "no", "bf16": "bf16"}[precision]
+    # BatchNorm is synchronised, so the buffers of all processes are the same.
+    handlers = [DistributedDataParallelKwargs(broadcast_buffers=False)]
+    return Accelerator(mixed_precision=mixed, cpu=wanted.type == "cpu", kwargs_handlers=handlers)
 
 
 class _GatheredBatchNorm2d(nn.BatchNorm2d):
-    """BatchNorm2d whose training statistics are of [B, C, H, W] over all processes, each with the same B."""
+    """BatchNorm2d whose training statistics are of [B, C, H, W] over all processes, each with the same B.
+
+    For CPUs: torch's SyncBatchNorm takes GPU tensors only.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:

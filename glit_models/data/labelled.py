@@ -1,0 +1,82 @@
+"""The split of a data set that a model is scored on, from what people type: a folder's path, or a data set's name.
+
+Over `sources.py`, which opens it. Knows nothing of models: which class is which output is for the caller to say.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import DataError
+from .sources import KINDS, Source, find_part, is_folder, open_source
+
+__all__ = ["LabelledSplit", "open_labelled"]
+
+
+@dataclass(frozen=True)
+class LabelledSplit:
+    """A source of (RGB PIL picture, label) pairs, the data set's name or folder, and its split.
+
+    `split` is None where a folder holds the classes themselves.
+    """
+
+    name: str
+    split: str | None
+    source: Source
+
+    def __str__(self) -> str:
+        return self.name if self.split is None else f"{self.name} {self.split}"
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """In label order."""
+        return self.source.classes
+
+    def picture_name(self, index: int) -> str:
+        """What to call a picture in a message: its file where it has one."""
+        filename = getattr(self.source, "filename", None)
+        return filename(index) if filename is not None else f"picture {index} of {self}"
+
+
+def open_labelled(
+    name: str, root: str | os.PathLike[str] | None = None, split: str | None = None, **options: Any
+) -> LabelledSplit:
+    """Open one split to score on.
+
+    Args:
+        name: 'fashion-mnist', what `timm.data.create_dataset` takes ('torch/...', 'hfds/...'), or a folder: of class
+            folders, or of `test`, `val` or `train` folders with class folders in them. 'folder' is the folder `root`.
+        root: the named data set's folder.
+        split: as the data set calls it. None takes the test split, of a folder without one the validation split.
+        options: `download`, `input_key` and `target_key` of `open_source`.
+
+    Raises:
+        DataError: if there is no such data set or split.
+    """
+    if is_folder(name):
+        if root is None:
+            raise DataError(f"{name}: give the folder's path in place of the word, or as data.root")
+        return _open_folder(Path(root), split)
+    if name != "fashion-mnist" and Path(name).exists():
+        if root is not None:
+            raise DataError(f"{name} is a folder, which is all that is needed; leave out data.root")
+        return _open_folder(Path(name), split)
+    if name != "fashion-mnist" and name.partition("/")[0].lower() not in KINDS:
+        kinds = ", ".join(f"{kind}/NAME" for kind in KINDS)
+        raise DataError(f"{name}: no such folder, and no data set (fashion-mnist, {kinds})")
+    split = split or "test"
+    return LabelledSplit(name, split, open_source(name, root, split, **options))
+
+
+def _open_folder(folder: Path, split: str | None) -> LabelledSplit:
+    if not folder.exists():
+        raise DataError(f"{folder}: no such folder")
+    if split is None:
+        split = next((kind for kind in ("test", "validation") if find_part(folder, kind)), None)
+    if split is None and find_part(folder, "train"):
+        raise DataError(f"{folder} has only a train split; to score on that, name it")
+    # A folder of classes is its own train split.
+    return LabelledSplit(str(folder), split, open_source("folder", folder, split or "train"))

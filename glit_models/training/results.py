@@ -1,0 +1,48 @@
+"""What a finished run leaves to be used: a model folder that timm loads, whatever classifier was trained."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import timm
+from timm.models import save_for_hf
+
+from ..folders import load_folder, save_folder
+from ..model import GLiT
+from .recipe import Recipe
+
+__all__ = ["load_model", "save_model"]
+
+
+def save_model(
+    model: Any,
+    folder: Path,
+    class_names: Sequence[str],
+    preprocessing: dict[str, Any],
+    recipe: Recipe,
+    command: str | None,
+) -> None:
+    """Write `model` as it is; a GLiT with its golden tensors and what is known of its training.
+
+    Raises:
+        WeightsError: if its weights are not finite in the recipe's `save_dtype`, or the folder cannot be written.
+    """
+    if isinstance(model, GLiT):
+        facts = {"dataset": recipe.data.dataset, "recipe": command}
+        save_folder(
+            model, folder, class_names=class_names, data_config=preprocessing, dtype=recipe.save_dtype, facts=facts
+        )
+        return
+    model.pretrained_cfg.update(preprocessing)
+    save_for_hf(model, folder, model_config={"label_names": list(class_names)}, safe_serialization=True)
+
+
+def load_model(folder: Path) -> Any:
+    """The model that `save_model` wrote, in float32 and evaluation mode."""
+    architecture = json.loads((folder / "config.json").read_text())["architecture"]
+    if architecture.startswith("glit"):
+        return load_folder(folder)
+    return timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
