@@ -16,7 +16,9 @@ from timm.data import create_transform
 
 from glit_models.data import Splits, open_splits
 from glit_models.data.loading import eval_loader, train_parts
-from glit_models.errors import DataError
+from glit_models.errors import DataError, RecipeError
+from glit_models.training import load_recipe
+from glit_models.training.feed import Feed
 
 FIXTURE = Path(__file__).parent / "fixtures" / "fashion-mnist"
 CLASSES = ("cat", "dog", "emu")
@@ -321,8 +323,9 @@ def test_what_a_stream_cannot_do_is_one_line(tmp_path: Path):
         open_splits("wds/", root, hold_out=3)
     splits = open_splits("wds/", root)
     assert splits.class_names == ("0", "1", "2")
-    with pytest.raises(DataError, match="augment.repeats cannot be set for wds/ train"):
-        parts(splits, repeats=3)
+    recipe = load_recipe("deit_imagenet", ["data.dataset=wds/", f"data.root={root}"])
+    with pytest.raises(RecipeError, match="augment.repeats must be 1 for wds/, which is read as a stream, got 3"):
+        Feed(recipe, splits, {}, torch.device("cpu"), 1, (0,), 0, 1)
     with pytest.raises(DataError, match="too few pictures for worker 3 of 3 of process 1 of 1; set data.num_workers"):
         parts(splits, num_workers=3)
     (root / "_info.json").write_text((root / "_info.json").read_text().replace('"num_samples": 6', '"num_samples": 7'))

@@ -14,7 +14,7 @@ import numpy as np
 from ..errors import DataError
 from .sources import Pictures, Source, Stream, find_part, is_folder, open_source
 
-__all__ = ["Splits", "Subset", "open_split", "open_splits"]
+__all__ = ["Splits", "Subset", "open_splits"]
 
 
 class Subset:
@@ -100,18 +100,6 @@ def open_splits(
             _refuse_other_classes(dataset, train, source, str(split))
     members = train if isinstance(train, Stream) else Subset(train, sorted(kept[: limit or None]))
     return Splits(members, validation, test, train.classes)
-
-
-def open_split(
-    name: str, root: str | os.PathLike[str] | None, split: str, *, download: bool = False
-) -> tuple[Any, tuple[str, ...]]:
-    """One split of a data set as it is published, and its class names; names as in `open_source`.
-
-    Raises:
-        DataError: if it is missing or damaged; names it.
-    """
-    source = open_source(name, root, split, download=download)
-    return source, source.classes
 
 
 def _usual_test_split(

@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, defa
 from ..errors import DataError, first_line
 from .sources import Stream
 
-__all__ = ["Batches", "eval_loader", "part_positions", "train_loader", "train_parts"]
+__all__ = ["Batches", "eval_loader", "part_positions", "train_parts"]
 
 
 class Batches:
@@ -166,19 +166,19 @@ def train_parts(
         parts: numbers, from 0, of this process's parts.
         first_step: of the epoch, to go on from.
         repeats: repeated augmentation (Hoffer et al., arXiv 1901.09335; DeiT's RASampler): each picture so often in an
-            epoch, each time under another augmentation, over as many fewer pictures.
+            epoch, each time under another augmentation, over as many fewer pictures. 1 for a `Stream`.
 
     Returns:
         Images [b, C, H, W] float32 and labels [b] int64, with b = B / num_parts.
 
     Raises:
-        DataError: now if `repeats` is asked of a `Stream`, and while iterating on a picture that cannot be read.
+        DataError: while iterating, on a picture that cannot be read.
     """
     if not isinstance(dataset, Stream):
         keys = _PartKeys(len(dataset), batch_size, num_parts, parts, seed, epoch, first_step, repeats)
         return Batches(_loader(_Seeded(dataset, transform, seed), keys, num_workers), len(keys))
     if repeats > 1:
-        raise DataError(f"augment.repeats cannot be set for {dataset.name}, a stream without an index")
+        raise ValueError(f"repeats must be 1 for a stream, got {repeats}")
     size, world_size = batch_size // num_parts, num_parts // len(parts)
     count = len(dataset) // batch_size * len(parts)
     stream = _StreamParts(
@@ -187,16 +187,6 @@ def train_parts(
     # A reader that shares its shards among processes tells them apart in its workers only.
     num_workers = max(num_workers, 1 if world_size > 1 else 0)
     return Batches(_stream_loader(stream, num_workers, (seed, epoch)), count - first_step * len(parts))
-
-
-def train_loader(
-    dataset: Any, transform: Any, batch_size: int, seed: int, epoch: int, first_batch: int = 0, num_workers: int = 0
-) -> Batches:
-    """Whole batches for a single process: `train_parts` with one part."""
-    return train_parts(
-        dataset, transform, batch_size=batch_size, num_parts=1, parts=(0,), seed=seed, epoch=epoch,
-        first_step=first_batch, num_workers=num_workers,
-    )  # fmt: skip
 
 
 def eval_loader(

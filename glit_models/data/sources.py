@@ -253,14 +253,20 @@ def _create(name: str, root: str | os.PathLike[str] | None, split: str, **option
     from timm.data import create_dataset
 
     if name.startswith("wds/"):
-        logging.getLogger("timm.data.readers.reader_wds").setLevel(logging.ERROR)  # a missing _info.json is said below
+        logging.getLogger("timm.data.readers.reader_wds").setLevel(logging.ERROR)  # what it warns of is said below
     try:
         return create_dataset(name, root=None if root is None else str(root), split=split, **options)
     except Exception as error:  # whatever the library raises, it is about the data
         if str(error).startswith("Found 0 images"):
             raise DataError(f"{root} holds no pictures; they belong in {root}/CLASS/") from None
         place = f"{name} {split}".strip() + (f" in {root}" if root is not None else "")
-        text = first_line(error).replace("You can use download=True to download it", "set data.download to fetch it")
+        text = first_line(error)
+        # What they advise is to be said in our words.
+        text = text.replace("You can use download=True to download it", "set data.download to fetch it")
+        if text.startswith("Dataset length is unknown"):
+            text = "how many pictures there are is not known before they are fetched; set data.download"
+        if name.startswith("wds/") and "not found in info (dict_keys([]))" in text:
+            text = "no _info.json says its files; without one, give them as splits such as train-{0000..0009}.tar|5000"
         raise DataError(f"{place}: {text}") from None
 
 

@@ -18,6 +18,8 @@ from torch import Tensor
 from ..data import Splits
 from ..data.fractals import Fractals
 from ..data.loading import eval_loader, part_positions, train_parts
+from ..data.sources import Stream
+from ..errors import RecipeError
 from .recipe import Recipe
 from .setup import create_eval_transform, create_train_transform
 
@@ -34,6 +36,9 @@ class Feed:
         device: where the batches go.
         num_parts: how many parts a batch is cut into. parts: the numbers of those that this process takes.
         rank, world_size: of this process, for scoring.
+
+    Raises:
+        RecipeError: if the recipe asks for what the data cannot give.
     """
 
     def __init__(
@@ -47,6 +52,9 @@ class Feed:
         rank: int,
         world_size: int,
     ) -> None:
+        if isinstance(splits.train, Stream) and recipe.augment.repeats > 1:
+            raise RecipeError(f"augment.repeats must be 1 for {recipe.data.dataset}, which is read as a stream, "
+                              f"got {recipe.augment.repeats}")  # fmt: skip
         self.recipe = recipe
         self.splits = splits
         self.device = device
