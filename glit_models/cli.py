@@ -442,6 +442,50 @@ def _run_train(args: argparse.Namespace) -> int:
     return 0
 
 
+# ---- glit finetune ----
+
+
+def _add_finetune(commands: Commands) -> None:
+    parser = _add(commands, "finetune", _run_finetune, "Fine-tune a model on a folder of pictures; again goes on.")
+    parser.add_argument("folder", metavar="DIR", help="of CLASS/*, or of train/CLASS/*, val/CLASS/*, test/CLASS/*")
+    parser.add_argument("--model", help="MODEL.TAG, a weight folder or a repository to start from")
+    parser.add_argument("--out", metavar="RUN", type=Path, help="folder of the run (runs/ and the name of DIR)")
+    for name, text in (("epochs", "how often to see all pictures"), ("img-size", "pixels"), ("batch-size", "pictures")):
+        parser.add_argument(f"--{name}", type=int, metavar="N", help=text)
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="any key of a recipe, such as optim.lr=1e-4"
+    )
+    parser.add_argument("--device", help="cpu, cuda, ...; the GPU if there is one unless given")
+    parser.add_argument("--max-minutes", type=float, metavar="M", help="save and leave after so long")
+
+
+def _run_finetune(args: argparse.Namespace) -> int:
+    from .inference import pick_device
+    from .training import Trainer
+    from .training.finetuning import check_pictures, describe_score, next_commands, plan
+
+    device = pick_device(args.device)
+    sizes = {"optim.epochs": args.epochs, "model.img_size": args.img_size, "optim.batch_size": args.batch_size}
+    overrides = [f"{key}={value}" for key, value in sizes.items() if value is not None]
+    plan_ = plan(args.folder, args.model, device, [*args.set, *overrides])
+    out = args.out or Path("runs") / Path(args.folder).resolve().name
+    first = os.environ.get("RANK", "0") == "0"
+    if first:
+        print("\n".join(plan_.lines))
+        print(f"run: {out}; the same command goes on where it stopped", flush=True)
+        if not (out / "recipe.yaml").exists():
+            check_pictures(plan_.splits)
+    words = [("--model", args.model), ("--epochs", args.epochs), ("--img-size", args.img_size)]
+    words += [("--batch-size", args.batch_size), *(("--set", text) for text in args.set)]
+    asked = [str(word) for pair in words if pair[1] is not None for word in pair]
+    command = shlex.join(["glit", "finetune", args.folder, *asked])
+    result = Trainer(plan_.recipe, out, device, args.max_minutes, command).run()
+    if result is not None and first:
+        print("\n".join([*describe_score(result, plan_.splits), "next:"]))
+        print("\n".join(f"    {line}" for line in next_commands(args.folder, out, plan_.splits)))
+    return 0
+
+
 # ---- glit eval ----
 
 
@@ -593,6 +637,7 @@ _COMMANDS: tuple[Callable[[Commands], None], ...] = (
     _add_predict,
     _add_demo,
     _add_train,
+    _add_finetune,
     _add_eval,
     _add_convert,
     _add_publish,

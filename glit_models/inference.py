@@ -29,6 +29,7 @@ __all__ = [
     "load_model",
     "open_picture",
     "pick_device",
+    "timm_name",
 ]
 
 _BATCH = 32
@@ -56,23 +57,33 @@ def load_model(name: str) -> Any:
     Raises:
         WeightsError: if there is no such model, or its weights are missing or damaged.
     """
-    if Path(name).is_dir():
-        if not (Path(name) / "config.json").is_file():
-            raise WeightsError(f"{name}: no model folder, config.json is missing")
-        name = f"local-dir:{name}"
-    elif not name.startswith(("local-dir:", "hf-hub:")):
-        if name.count("/") == 1 and not Path(name).exists():
-            name = f"hf-hub:{name}"
-        elif os.sep in name or Path(name).exists():
-            raise WeightsError(f"{name}: not a model folder; give the folder that holds config.json")
-        elif not timm.is_model(name.split(".")[0]):
-            raise WeightsError(f"no model {name!r}; `glit list` shows what there is")
+    name = timm_name(name)
     try:
         return timm.create_model(name, pretrained=True).eval()
     except GlitError:
         raise
     except (RuntimeError, OSError, ValueError, KeyError) as error:
         raise WeightsError(f"{name} cannot be loaded: {first_line(error)}") from None
+
+
+def timm_name(name: str) -> str:
+    """What `timm.create_model` calls the model that `load_model` calls `name`.
+
+    Raises:
+        WeightsError: if there is no such model.
+    """
+    if Path(name).is_dir():
+        if not (Path(name) / "config.json").is_file():
+            raise WeightsError(f"{name}: no model folder, config.json is missing")
+        return f"local-dir:{name}"
+    if not name.startswith(("local-dir:", "hf-hub:")):
+        if name.count("/") == 1 and not Path(name).exists():
+            return f"hf-hub:{name}"
+        if os.sep in name or Path(name).exists():
+            raise WeightsError(f"{name}: not a model folder; give the folder that holds config.json")
+        if not timm.is_model(name.split(".")[0]):
+            raise WeightsError(f"no model {name!r}; `glit list` shows what there is")
+    return name
 
 
 def find_pictures(paths: Iterable[str]) -> list[Path]:

@@ -111,10 +111,24 @@ def test_folders_with_other_classes_are_refused(root: Path, change: Any, message
         open_splits("folder", root)
 
 
-def test_a_picture_outside_the_class_folders_is_named(root: Path):
-    draw(0, 0).save(root / "train" / "stray.png")
-    with pytest.raises(DataError, match="train/stray.png lies in no class folder; pictures belong in"):
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda train: draw(0, 0).save(train / "stray.png"), "train/stray.png lies in no class folder"),
+        (lambda train: (train / "cow").mkdir(), "train/cow holds no pictures; remove it, or put the pictures"),
+        (lambda train: fill(train, {".ipynb_checkpoints": 1}), ".ipynb_checkpoints is hidden but holds pictures"),
+        (lambda train: fill(train / "wild", {"cat": 1}), "train/wild/cat and .*/train/cat are folders of one class"),
+    ],
+)
+def test_folders_that_would_make_other_classes_than_meant_are_named(root: Path, change: Any, message: str):
+    change(root / "train")
+    with pytest.raises(DataError, match=message):
         open_splits("folder", root)
+
+
+def test_an_empty_folder_says_where_pictures_belong(tmp_path: Path):
+    with pytest.raises(DataError, match=f"{tmp_path} holds no pictures; they belong in {tmp_path}/CLASS/$"):
+        open_splits("folder", tmp_path, hold_out=1)
 
 
 def test_pictures_are_rgb_whatever_the_files_are(root: Path):

@@ -30,6 +30,10 @@ class Subset:
     def __getitem__(self, index: int) -> tuple[Any, int]:
         return self.dataset[self.indices[index]]
 
+    def filename(self, index: int) -> str:
+        """What to call the picture in a message, where `dataset` knows."""
+        return self.dataset.filename(self.indices[index])
+
 
 @dataclass(frozen=True)
 class Splits:

@@ -217,10 +217,29 @@ def _open_folder(name: str, root: str | os.PathLike[str] | None, split: str) -> 
     else:
         labels = [int(label) for label in dataset.targets]
     pictures = Pictures(dataset, _class_names(dataset, name, path), labels)
-    if "" in pictures.classes:
-        stray = labels.index(pictures.classes.index(""))
-        raise DataError(f"{pictures.filename(stray)} lies in no class folder; pictures belong in {path}/CLASS/")
+    if path.is_dir():
+        _refuse_doubtful_classes(pictures, path)
     return pictures
+
+
+def _refuse_doubtful_classes(pictures: Pictures, folder: Path) -> None:
+    """timm calls a class by its innermost folder, takes pictures beside the folders for one more, and hidden ones."""
+    first_in: dict[str, str] = {}
+    for index in range(len(pictures)):
+        name = pictures.filename(index)
+        first_in.setdefault(os.path.dirname(name), name)
+    homes: dict[str, Path] = {}
+    for home, name in ((Path(home), name) for home, name in first_in.items()):
+        if home == folder:
+            raise DataError(f"{name} lies in no class folder; pictures belong in {folder}/CLASS/")
+        if home.name.startswith("."):
+            raise DataError(f"{home} is hidden but holds pictures, which makes it a class; remove it")
+        if homes.setdefault(home.name, home) != home:
+            raise DataError(f"{home} and {homes[home.name]} are folders of one class; give a folder that holds one")
+    used = {home.relative_to(folder).parts[0] for home in homes.values()}
+    for child in sorted(folder.iterdir()):
+        if child.is_dir() and child.name not in used and not child.name.startswith((".", "_")):
+            raise DataError(f"{child} holds no pictures; remove it, or put the pictures of that class there")
 
 
 def _require_package(kind: str, name: str) -> None:
@@ -238,6 +257,8 @@ def _create(name: str, root: str | os.PathLike[str] | None, split: str, **option
     try:
         return create_dataset(name, root=None if root is None else str(root), split=split, **options)
     except Exception as error:  # whatever the library raises, it is about the data
+        if str(error).startswith("Found 0 images"):
+            raise DataError(f"{root} holds no pictures; they belong in {root}/CLASS/") from None
         place = f"{name} {split}".strip() + (f" in {root}" if root is not None else "")
         text = first_line(error).replace("You can use download=True to download it", "set data.download to fetch it")
         raise DataError(f"{place}: {text}") from None

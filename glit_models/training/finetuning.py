@@ -1,0 +1,364 @@
+"""Fine-tuning on a folder of pictures: what to train and how, each choice with its reason, and what the score is worth.
+
+It looks at the folder and makes a recipe; the trainer trains, the command line prints. The values that do not depend
+on the pictures are in `recipes/finetune.yaml`.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import shlex
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from PIL import Image
+from rich.console import Console
+from rich.progress import track
+from timm.data import resolve_data_config
+
+from .. import hub
+from ..data import Splits, open_splits
+from ..data.loading import eval_loader
+from ..data.sources import find_part, open_source
+from ..errors import DataError, GlitError, RecipeError, first_line
+from ..inference import timm_name
+from .recipe import Recipe, load_recipe
+from .setup import create_model
+
+__all__ = [
+    "DEFAULT",
+    "Plan",
+    "check_pictures",
+    "choose_batch_size",
+    "choose_epochs",
+    "default_model",
+    "describe_score",
+    "next_commands",
+    "plan",
+    "wilson_interval",
+]
+
+DEFAULT = "glit_tiny.fractal1k"  # pretrained on nothing but formulas, so no picture's licence comes with it
+_UNTIL_THEN = "glit_tiny.fashion_mnist"
+
+_HOLD_OUT_SHARE = 0.2
+_MOST_HELD_OUT = 5000  # more would tell half a percent apart better than it matters
+_STEPS = 1000  # at the least, where 100 epochs have so many
+_EPOCHS = (10, 100)
+_BATCH_SIZES = (8, 16, 32, 64, 128)
+_STEPS_PER_EPOCH = 12
+_MANY_PICTURES = 10_000
+_FEW_PICTURES = 1000
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A recipe for one folder, a line for each choice in it, and the data it is for."""
+
+    recipe: Recipe
+    lines: tuple[str, ...]
+    splits: Splits
+
+
+def default_model() -> str:
+    """The model to start from where none is named."""
+    return DEFAULT if DEFAULT in hub.registry() else _UNTIL_THEN
+
+
+def plan(
+    directory: str | os.PathLike[str], model: str | None, device: torch.device, overrides: Sequence[str] = ()
+) -> Plan:
+    """Look at the pictures and decide.
+
+    Args:
+        directory: holds `CLASS/*`, or `train/CLASS/*` with or without `val/CLASS/*` and `test/CLASS/*`.
+        model: as `inference.load_model` names it; None takes the default.
+        device: that will train.
+        overrides: `section.key=value`, which stand whatever the pictures say.
+
+    Raises:
+        DataError: if there are too few pictures or classes, or the folders do not fit together.
+        RecipeError, WeightsError: on a model or an override that cannot be used.
+    """
+    name = timm_name(model) if model is not None else default_model()
+    choices = _Choices([*overrides, "data.dataset=folder", f"data.root={_quoted(directory)}"], f"model.name={name}")
+    choices.lines.append(f"model: {name}, {'as asked' if model else 'the default (--model)'}")
+    train = open_source("folder", directory, "train")
+    counts = Counter(train.classes[label] for label in train.labels or ())
+    if len(counts) < 2:
+        raise DataError(f"{directory} has one class, {next(iter(counts))}; it takes two or more, each in its folder")
+    choices.lines.insert(0, _describe_pictures(directory, counts))
+    splits = _choose_splits(choices, directory, counts)
+    _choose_size(choices, name, device)
+    _choose_length(choices, len(splits.train))
+    _choose_machinery(choices, len(splits.train), device)
+    recipe = choices.recipe()
+    _check_classifier(recipe, len(counts))
+    return Plan(recipe, tuple(choices.lines), splits)
+
+
+class _Choices:
+    """Overrides of the finetune recipe, the user's and those made here, and a line for each of the latter."""
+
+    def __init__(self, overrides: Sequence[str], *more: str) -> None:
+        self.overrides = [*more, *overrides]
+        self.given = {text.partition("=")[0] for text in overrides}
+        self.base = load_recipe("finetune", self.overrides)
+        self.lines: list[str] = []
+
+    def make(self, key: str, value: Any, line: str | None = None) -> Any:
+        """The value of a key: the user's if there is one, else `value`, which `line` explains."""
+        section, _, field = key.partition(".")
+        if not field:
+            section, field = "", key
+        if key in self.given:
+            value = getattr(getattr(self.base, section) if section else self.base, field)
+            if line is not None:
+                self.lines.append(f"{line.partition(':')[0]}: {value}, as asked")
+            return value
+        self.overrides.append(f"{key}={value}")
+        if line is not None:
+            self.lines.append(line)
+        return value
+
+    def recipe(self) -> Recipe:
+        return load_recipe("finetune", self.overrides)
+
+
+def _quoted(path: str | os.PathLike[str]) -> str:
+    return "'" + str(path).replace("'", "''") + "'"  # a YAML string whatever is in it
+
+
+# ---- the choices ----
+
+
+def _describe_pictures(directory: Any, counts: Counter[str]) -> str:
+    listed = ", ".join(f"{name} {count}" for name, count in list(counts.items())[:5])
+    if len(counts) > 5:
+        listed += f", ...; from {min(counts.values())} to {max(counts.values())} each"
+    place = "train" if find_part(directory, "train") else ""
+    return f"pictures: {counts.total():,} of {len(counts)} classes in {Path(directory) / place} ({listed})"
+
+
+def _choose_splits(choices: _Choices, directory: Any, counts: Counter[str]) -> Splits:
+    if find_part(directory, "test") is not None:
+        choices.make("data.test_split", "test", "test: its folder, scored once at the end")
+    total = counts.total()
+    if find_part(directory, "validation") is None or "data.hold_out" in choices.given:
+        hold_out = _choose_hold_out(choices, directory, counts)
+    else:
+        hold_out = 0
+    # The recipe states how many pictures it is for, so that a run does not go on with other ones.
+    limit = choices.make("data.limit", total - hold_out)
+    base = choices.base
+    splits = open_splits(
+        "folder", directory, hold_out, limit, base.seed, train_split=base.data.train_split,
+        validation_split=base.data.validation_split, test_split=choices.recipe().data.test_split,
+    )  # fmt: skip
+    if not hold_out:
+        choices.lines.append(f"validation: the {len(splits.validation):,} pictures in its folder")
+    return splits
+
+
+def _choose_hold_out(choices: _Choices, directory: Any, counts: Counter[str]) -> int:
+    single = [name for name, count in counts.items() if count == 1]
+    if single:
+        raise DataError(
+            f"class {single[0]} in {directory} has one picture; it takes two, to train on one and validate on the other"
+        )
+    share = min(round(_HOLD_OUT_SHARE * counts.total()), _MOST_HELD_OUT)
+    hold_out = min(max(share, len(counts)), counts.total() - len(counts))
+    return choices.make(
+        "data.hold_out",
+        hold_out,
+        f"validation: {hold_out:,} of them, each class its share, as there is no val folder (--set data.hold_out=N)",
+    )
+
+
+def _choose_size(choices: _Choices, name: str, device: torch.device) -> None:
+    own = _own_size(name)
+    half = own // 2
+    if device.type == "cpu" and half >= 96 and half % 16 == 0:
+        why = f"half the model's {own}, for a quarter of the time on this CPU; --img-size {own} for its best"
+        choices.make("model.img_size", half, f"image size: {half} pixels, {why}")
+    else:
+        choices.make("model.img_size", own, f"image size: {own} pixels, the model's own (--img-size)")
+
+
+def _own_size(name: str) -> int:
+    try:
+        return int(resolve_data_config(model=timm.create_model(name))["input_size"][-1])
+    except GlitError:
+        raise
+    except Exception as error:  # of whatever library the model is
+        raise RecipeError(f"--model {name} cannot be built: {first_line(error)}") from None
+
+
+def _choose_length(choices: _Choices, num_pictures: int) -> None:
+    """Batch, epochs, rate and mixing, from how many pictures there are to train on."""
+    batch = choose_batch_size(num_pictures)
+    batch = choices.make("optim.batch_size", batch, f"batch: {batch} of {num_pictures:,} pictures (--batch-size)")
+    epochs = choose_epochs(num_pictures, batch)
+    steps = num_pictures // max(batch, 1) * epochs
+    why = f"{steps:,} steps; {_STEPS:,} or more, but {_EPOCHS[0]} to {_EPOCHS[1]} epochs (--epochs)"
+    epochs = choices.make("optim.epochs", epochs, f"epochs: {epochs}, {why}")
+    choices.make("optim.warmup_epochs", round(0.1 * epochs, 1))
+    base = choices.base.optim
+    lr = float(f"{base.lr * math.sqrt(batch / 32):.2g}")
+    why = f"{base.lr:g} for a batch of 32, and by the root of the batch (--set optim.lr=X)"
+    choices.make("optim.lr", lr, f"rate: {lr:g}, {why}")
+    if num_pictures >= _MANY_PICTURES and batch % 2 == 0:
+        choices.make("augment.mixup", 0.2)
+        choices.make("augment.cutmix", 1.0, "mixing of pictures: on, as there are many (--set augment.cutmix=0)")
+    else:
+        why = f"it helps from some {_MANY_PICTURES:,} pictures on (--set augment.cutmix=1.0)"
+        choices.make("augment.cutmix", 0.0, f"mixing of pictures: off, {why}")
+
+
+def choose_batch_size(num_pictures: int) -> int:
+    """The largest usual one that leaves an epoch some steps."""
+    fitting = [size for size in _BATCH_SIZES if size * _STEPS_PER_EPOCH <= num_pictures]
+    return min(fitting[-1] if fitting else _BATCH_SIZES[0], num_pictures)
+
+
+def choose_epochs(num_pictures: int, batch_size: int) -> int:
+    """As many as give enough steps, within what is neither too little of a cosine nor the same pictures for ever."""
+    steps = max(1, num_pictures // max(batch_size, 1))
+    return min(max(math.ceil(_STEPS / steps), _EPOCHS[0]), _EPOCHS[1])
+
+
+def _choose_machinery(choices: _Choices, num_pictures: int, device: torch.device) -> None:
+    cores = _count_cores()
+    on_cpu = device.type == "cpu"
+    if on_cpu:
+        workers = min(cores - 1, 1) if num_pictures >= _FEW_PICTURES else 0
+        why = "as the CPU has to train as well"
+    else:
+        workers, why = min(cores, 8), f"of {cores} cores"
+    line = f"loading: by {workers} more processes, {why} (--set data.num_workers=N)" if workers else None
+    choices.make("data.num_workers", workers, line)
+    fast = _has_amx() if on_cpu else device.type == "cuda" and torch.cuda.is_bf16_supported()
+    if fast:
+        what = "CPU" if on_cpu else "GPU"
+        choices.make("precision", "bf16", f"precision: bf16, for which this {what} is made (--set precision=fp32)")
+
+
+def _count_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _has_amx() -> bool:
+    """Whether the CPU multiplies matrices of bf16; others are no faster with it."""
+    capabilities: Mapping[str, Any] = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return bool(capabilities.get("amx_bf16"))
+
+
+def _check_classifier(recipe: Recipe, num_classes: int) -> None:
+    """Build what the trainer will build, and ask it about one empty picture."""
+    model, size = create_model(recipe.model, num_classes), recipe.model.img_size
+    try:
+        with torch.inference_mode():
+            shape = tuple(model.eval()(torch.zeros(1, 3, size, size)).shape)
+    except Exception as error:
+        raise RecipeError(f"--model {recipe.model.name} takes no pictures of {size} pixels: {first_line(error)}") from (
+            None
+        )
+    if shape != (1, num_classes):
+        raise RecipeError(f"--model {recipe.model.name} is no classifier: it makes {list(shape)} of one picture")
+
+
+# ---- before and after the training ----
+
+
+class _Readable:
+    """Empty pictures with label 1 in place of those that cannot be read, and 0 of the others."""
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        empty = Image.new("RGB", (1, 1))
+        try:
+            self.dataset[index]
+        except DataError:
+            return empty, 1
+        return empty, 0
+
+
+def _no_image(picture: Image.Image) -> torch.Tensor:
+    return torch.zeros(0)
+
+
+def check_pictures(splits: Splits) -> None:
+    """Read every picture once, with a progress bar: better now than in the middle of an epoch.
+
+    Raises:
+        DataError: if some cannot be read; says how many, and the first.
+    """
+    broken, first, total = 0, "", 0
+    for dataset in filter(None, (splits.train, splits.validation, splits.test)):
+        num_workers = min(_count_cores(), 8) if len(dataset) >= _FEW_PICTURES else 0
+        batches = track(
+            eval_loader(_Readable(dataset), _no_image, 16, num_workers),
+            description="reading the pictures",
+            console=Console(stderr=True),
+            transient=True,
+            disable=not sys.stderr.isatty(),
+        )
+        bad = torch.cat([labels for _, labels in batches]).nonzero().flatten().tolist()
+        total += len(dataset)
+        broken += len(bad)
+        for index in bad[:1]:
+            try:
+                dataset[index]
+            except DataError as error:
+                first = first or str(error)
+    if broken:
+        more = "" if broken == 1 else f" (one of {broken} broken pictures of {total:,})"
+        raise DataError(f"{first}{more}; mend or remove it")
+
+
+def describe_score(result: dict[str, Any], splits: Splits) -> list[str]:
+    """What came out and how sure it is: lines for people."""
+    kind, scored = ("validation", splits.validation) if splits.test is None else ("test", splits.test)
+    top1, count = result[f"{kind}_top1"], len(scored)
+    correct = round(top1 * count / 100)
+    lines = [f"{kind} top-1: {top1:.2f} % ({correct:,} of {count:,} pictures), epoch {result['epoch']} was the best"]
+    if count < _FEW_PICTURES:
+        low, high = wilson_interval(correct, count)
+        lines.append(
+            f"{count} pictures say only so much: the rate on others like them may be {100 * low:.0f} % to "
+            f"{100 * high:.0f} % (95 % confidence)"
+        )
+    if splits.test is None:
+        lines.append("these pictures also chose the epoch; pictures in a test folder would be scored once, at the end")
+    return lines
+
+
+def wilson_interval(correct: int, count: int, z: float = 1.96) -> tuple[float, float]:
+    """The 95 % interval of a rate seen as `correct` of `count` (Wilson, JASA 22, 1927)."""
+    rate, shrink = correct / count, 1 + z**2 / count
+    middle = (rate + z**2 / (2 * count)) / shrink
+    half = z / shrink * math.sqrt(rate * (1 - rate) / count + z**2 / (4 * count**2))
+    return middle - half, middle + half
+
+
+def next_commands(directory: str | os.PathLike[str], out: Path, splits: Splits) -> list[str]:
+    """What to type next: predict on a picture that was not trained on, score, publish."""
+    unseen, model = splits.test or splits.validation, str(out / "model")
+    held_out = find_part(directory, "test") is None and find_part(directory, "validation") is None
+    return [
+        shlex.join(["glit", "predict", unseen.filename(0), "--model", model]),
+        shlex.join(["glit", "eval", model, "OTHER_PICTURES" if held_out else str(directory)]),
+        shlex.join(["glit", "publish", model, "--to-folder", str(out / "published"), "--license", "LICENSE"]),
+    ]

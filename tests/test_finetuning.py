@@ -1,0 +1,249 @@
+"""Promises of `glit finetune`, and of the recipes for folders of pictures."""
+
+import dataclasses
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from weight_folders import CLASSES, SPEC
+
+from glit_models import hub
+from glit_models.cli import main
+from glit_models.folders import save_folder
+from glit_models.training import Trainer, finetuning, load_recipe
+from glit_models.training.finetuning import choose_batch_size, choose_epochs, plan, wilson_interval
+
+COLOURS = {"blue": (40, 40, 200), "green": (40, 200, 40), "red": (200, 40, 40)}
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A weight folder to start from: two blocks, 64 pixels."""
+    folder = tmp_path_factory.mktemp("weights") / "small"
+    torch.manual_seed(0)
+    spec = dataclasses.replace(SPEC, blocks=SPEC.blocks[2:4])
+    save_folder(timm.create_model("glit_tiny", spec=spec, img_size=64, num_classes=10), folder, class_names=CLASSES)
+    return str(folder)
+
+
+@pytest.fixture(autouse=True)
+def one_thread(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    torch.set_num_threads(1)
+    monkeypatch.chdir(tmp_path)
+
+
+def fill(folder: Path, count: int = 20, colours: tuple[str, ...] = tuple(COLOURS)) -> Path:
+    """Noisy pictures, by their main colour."""
+    rng = np.random.default_rng(0)
+    for name in colours:
+        (folder / name).mkdir(parents=True)
+        for number in range(count):
+            pixels = np.clip(COLOURS[name] + rng.normal(0, 40, (70, 90, 3)), 0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{number}.jpg")
+    return folder
+
+
+def finetune(*args: str) -> int:
+    return main(["finetune", *args, "--device", "cpu"])
+
+
+def test_a_folder_of_classes_becomes_a_model_that_tells_them_apart(small: str, capsys: pytest.CaptureFixture[str]):
+    fill(Path("colours"))
+    assert finetune("colours", "--model", small, "--epochs", "8") == 0
+    out = capsys.readouterr().out
+    for line in (
+        "pictures: 60 of 3 classes in colours (blue 20, green 20, red 20)",
+        f"model: local-dir:{small}, as asked",
+        "validation: 12 of them, each class its share, as there is no val folder (--set data.hold_out=N)",
+        "image size: 64 pixels, the model's own (--img-size)",
+        "batch: 8 of 48 pictures (--batch-size)",
+        "epochs: 8, as asked",
+        "run: runs/colours; the same command goes on where it stopped",
+        "12 pictures say only so much: the rate on others like them may be",
+        "these pictures also chose the epoch",
+    ):
+        assert line in out
+    assert json.loads(Path("runs/colours/result.json").read_text())["validation_top1"] > 60  # of guessing: 33
+    config = json.loads(Path("runs/colours/model/config.json").read_text())
+    assert config["label_names"] == ["blue", "green", "red"]
+    entry = json.loads(Path("runs/colours/model/entry.json").read_text())
+    assert entry["recipe"].startswith("glit finetune colours --model")
+
+
+def test_the_commands_to_try_next_work_as_they_are_printed(small: str, capsys: pytest.CaptureFixture[str]):
+    fill(Path("my colours/train"), 8)
+    fill(Path("my colours/val"), 2)
+    fill(Path("my colours/test"), 3)
+    assert finetune("my colours", "--model", small, "--epochs", "1", "--out", "run") == 0
+    out = capsys.readouterr().out
+    assert "validation: the 6 pictures in its folder" in out
+    assert "test: its folder, scored once at the end" in out
+    assert "of 9 pictures), epoch 1 was the best" in out
+    commands = out.partition("next:\n")[2].splitlines()
+    assert [shlex.split(command)[:2] for command in commands] == [["glit", c] for c in ("predict", "eval", "publish")]
+    for command in (commands[0], commands[2]):
+        assert main(shlex.split(command.replace("LICENSE", "mit"))[1:]) == 0
+
+
+def test_the_same_command_goes_on_and_notices_other_pictures(small: str, capsys: pytest.CaptureFixture[str]):
+    fill(Path("colours"))
+    command = ("colours", "--model", small, "--epochs", "2")
+    assert finetune(*command, "--max-minutes", "0.0001") == 0
+    assert "the same command goes on from here" in capsys.readouterr().err
+    assert finetune(*command) == 0
+    assert "going on from step 1 of 12" in capsys.readouterr().err
+    Image.new("RGB", (64, 64)).save("colours/red/more.jpg")
+    assert finetune(*command) == 2
+    assert (
+        "runs/colours holds a run of another recipe (limit: 48 -> limit: 49); take another --out"
+        in capsys.readouterr().err
+    )
+
+
+@pytest.mark.parametrize("folders", [(), ("train",), ("train", "val")])
+def test_trained_and_scored_pictures_are_never_the_same(small: str, folders: tuple[str, ...]):
+    for folder in folders or (".",):
+        fill(Path("data") / folder, 7)
+    splits = plan("data", small, CPU).splits
+    names = [{split.filename(i) for i in range(len(split))} for split in (splits.train, splits.validation)]
+    assert not names[0] & names[1]
+    assert len(names[0] | names[1]) == 21 * max(1, len(folders))
+    assert {Path(name).parent.name for name in names[1]} == set(COLOURS)
+
+
+@pytest.mark.parametrize("num_pictures", [2, 7, 40, 240, 4_000, 40_000, 1_000_000])
+def test_a_short_run_has_enough_steps_and_a_long_one_not_too_many_epochs(num_pictures: int):
+    batch = choose_batch_size(num_pictures)
+    epochs = choose_epochs(num_pictures, batch)
+    assert 1 <= batch <= min(num_pictures, 128)
+    assert 10 <= epochs <= 100
+    assert epochs * (num_pictures // batch) >= 1000 or epochs == 100
+    assert epochs == 10 or (epochs - 1) * (num_pictures // batch) < 1000
+
+
+def test_a_slow_machine_gets_smaller_pictures_and_is_told(small: str, monkeypatch: pytest.MonkeyPatch):
+    fill(Path("colours"), 4)
+    monkeypatch.setattr(finetuning, "_check_classifier", lambda recipe, num_classes: None)
+    decided = plan("colours", "glit_tiny", CPU)
+    assert decided.recipe.model.img_size == 112
+    assert any(
+        "half the model's 224, for a quarter of the time on this CPU; --img-size 224" in x for x in decided.lines
+    )
+    asked = plan("colours", "glit_tiny", CPU, ["model.img_size=224"])
+    assert asked.recipe.model.img_size == 224
+    assert "image size: 224, as asked" in asked.lines
+
+
+def test_what_is_asked_for_stands(small: str):
+    fill(Path("colours"))
+    asked = ["optim.batch_size=4", "optim.lr=1e-4", "data.hold_out=6", "augment.mixup=0.2", "seed=3"]
+    recipe = plan("colours", small, CPU, asked).recipe
+    assert (recipe.optim.batch_size, recipe.optim.lr, recipe.data.hold_out, recipe.data.limit) == (4, 1e-4, 6, 54)
+    assert (recipe.augment.mixup, recipe.seed) == (0.2, 3)
+
+
+def _one_class(root: Path) -> None:
+    fill(root, 4, ("red",))
+
+
+def _single_picture(root: Path) -> None:
+    fill(root, 4)
+    for number in range(1, 4):
+        (root / "red" / f"{number}.jpg").unlink()
+
+
+def _broken_pictures(root: Path) -> None:
+    fill(root, 6)
+    for name in ("blue/1.jpg", "red/2.jpg"):
+        (root / name).write_bytes((root / name).read_bytes()[:500])
+
+
+@pytest.mark.parametrize(
+    ("make", "args", "message"),
+    [
+        (lambda root: None, (), "data.root pictures: no such folder"),
+        (lambda root: root.write_text(""), (), "data.root pictures: neither a folder nor a .tar file"),
+        (lambda root: root.mkdir(), (), "pictures holds no pictures; they belong in pictures/CLASS/"),
+        (_one_class, (), "pictures has one class, red; it takes two or more"),
+        (_single_picture, (), "class red in pictures has one picture; it takes two, to train on one"),
+        (_broken_pictures, (), "pictures/blue/1.jpg: cannot be read ("),
+        (_broken_pictures, (), "(one of 2 broken pictures of 18); mend or remove it"),
+        (lambda root: fill(root / "val"), (), "pictures has no train folder, only val"),
+        (fill, ("--model", "glit_huge"), "no model 'glit_huge'; `glit list` shows what there is"),
+        (fill, ("--model", "tests"), "no model 'tests'"),
+        (fill, ("--model", "."), ".: no model folder, config.json is missing"),
+        (fill, ("--model", "glit_small"), "glit_small: no weights on this machine"),
+        (fill, ("--img-size", "50"), "img_size must be a multiple of patch_size=16, got 50 x 50"),
+        (fill, ("--batch-size", "0"), "optim.batch_size must be at least 1, got 0"),
+        (fill, ("--batch-size", "100"), "optim.batch_size=100 is more than the 48 pictures to train on"),
+        (fill, ("--set", "data.hold_out=1"), "data.hold_out must be from 3 to 57"),
+        (fill, ("--set", "optim.rate=1"), "unknown key optim.rate; did you mean optim."),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(
+    make: Any, args: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
+):
+    make(Path("pictures"))
+    before = sorted(Path().rglob("*"))
+    assert finetune("pictures", *args) == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert err.count("\n") == 1
+    assert sorted(Path().rglob("*")) == before
+
+
+def test_a_model_that_does_not_classify_is_refused(small: str, monkeypatch: pytest.MonkeyPatch):
+    fill(Path("colours"), 4)
+
+    def without_head(section: Any, num_classes: int) -> torch.nn.Module:
+        return torch.nn.Flatten()
+
+    monkeypatch.setattr(finetuning, "create_model", without_head)
+    with pytest.raises(finetuning.RecipeError, match=r"is no classifier: it makes \[1, 12288\] of one picture"):
+        plan("colours", small, CPU)
+
+
+def test_the_default_model_is_the_recipes_and_there():
+    assert load_recipe("finetune").model.name == finetuning.DEFAULT
+    assert finetuning.default_model() in hub.registry()
+
+
+@pytest.mark.parametrize(("correct", "count", "low", "high"), [(50, 100, 0.4038, 0.5962), (0, 10, 0.0, 0.2775)])
+def test_the_interval_of_a_score_is_wilsons(correct: int, count: int, low: float, high: float):
+    assert wilson_interval(correct, count) == (pytest.approx(low, abs=1e-4), pytest.approx(high, abs=1e-4))
+
+
+def test_the_imagenet_recipe_trains_on_folders_of_pictures():
+    fill(Path("imagenet/train"), 10)
+    fill(Path("imagenet/val"), 3)
+    block = "{num_global_heads: 1, num_local_heads: 2, mlp_ratio: 2, qkv_ratio: 1, kernel_size: 5, expand_ratio: 2}"
+    reduced = [
+        f"model.spec={{embed_dim: 24, num_heads: 3, patch_size: 8, blocks: [{block}]}}", "model.img_size=32",
+        "optim.batch_size=12", "optim.epochs=2", "optim.warmup_epochs=1", "data.num_workers=1",
+    ]  # fmt: skip
+    result = Trainer(load_recipe("deit_imagenet", ["data.root=imagenet", *reduced]), "run", device="cpu").run()
+    assert result is not None
+    assert result["epochs"] == 2
+    lines = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "epoch" in line] == [2, 4]
+
+
+def test_the_imagenet_recipe_is_deits():
+    recipe = load_recipe("deit_imagenet")
+    optim, augment = recipe.optim, recipe.augment
+    assert (optim.epochs, optim.batch_size, optim.lr, optim.lr_base_batch) == (300, 1024, 5e-4, 512)
+    assert (optim.opt, optim.weight_decay, optim.min_lr, optim.warmup_lr, optim.warmup_epochs) == (
+        "adamw", 0.05, 1e-5, 1e-6, 5,
+    )  # fmt: skip
+    assert (augment.mixup, augment.cutmix, augment.mixup_switch_prob, augment.label_smoothing) == (0.8, 1.0, 0.5, 0.1)
+    assert (augment.auto_augment, augment.re_prob, augment.re_mode, augment.repeats) == (
+        "rand-m9-mstd0.5-inc1", 0.25, "pixel", 3,
+    )  # fmt: skip
+    assert (recipe.model.drop_path_rate, optim.clip_grad, recipe.data.crop_pct) == (0.1, 1.0, 0.875)
