@@ -25,6 +25,7 @@ def main() -> None:
     parser.add_argument("--classes", type=int, default=1000, help="how many to search for and to draw")
     parser.add_argument("--batch-size", type=int, default=256, help="pictures at a time")
     parser.add_argument("--compared", type=int, default=256, help="pictures of each size that both devices draw")
+    report.add_clock(parser)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     sizes = [int(size) for size in options.sizes.split(",")]
@@ -39,10 +40,10 @@ def main() -> None:
         f"{device} {name} {size}": partial(_draw, variants[name], options.batch_size, size, device)
         for device, name, size in product(devices, variants, sizes)
     }
-    seconds = report.interleaved(cases, options.rounds)
+    seconds = report.interleaved(cases, options.rounds, options.clock)
     rows = []
     for device, name in product(devices, variants):
-        row: dict[str, str | int | float] = {"device": _device_name(device), "variant": name}
+        row: dict[str, str | int | float] = {"device": report.device_name(device), "variant": name}
         for size in sizes:
             row[f"{size} px, images/s"] = options.batch_size / seconds[f"{device} {name} {size}"]
         if len(devices) > 1:
@@ -70,10 +71,6 @@ def _count_different(fractals: Fractals, count: int, sizes: list[int]) -> str:
         unlike = _draw(fractals, count, size, "cuda").cpu() != _draw(fractals, count, size, "cpu")
         different, total = different + int(unlike.sum()), total + unlike.numel()
     return f"{different} of {total}"
-
-
-def _device_name(device: str) -> str:
-    return torch.cuda.get_device_name() if device == "cuda" else device
 
 
 if __name__ == "__main__":

@@ -3,10 +3,11 @@
 import argparse
 import json
 import platform
+import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import timm
@@ -24,20 +25,41 @@ def parser(description: str | None, rounds: int) -> argparse.ArgumentParser:
     return options
 
 
-def interleaved(cases: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+def cpu_seconds() -> float:
+    """What all threads of this process have computed so far, and its children that have ended."""
+    usages = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+
+
+CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": cpu_seconds}
+
+
+def add_clock(options: argparse.ArgumentParser) -> None:
+    """The option to count computing time alone."""
+    what = "cpu counts computing time, for one thread on a machine that does other things besides"
+    options.add_argument("--clock", choices=CLOCKS, default="wall", help=what)
+
+
+def interleaved(cases: Mapping[str, Callable[[], object]], rounds: int, clock: str = "wall") -> dict[str, float]:
     """The median seconds of each case. Each round runs all of them, so that a slow minute is slow for everyone."""
+    now = CLOCKS[clock]
     seconds: dict[str, list[float]] = {name: [] for name in cases}
     for function in cases.values():
         function()  # warm caches and allocators
     for _ in range(rounds):
         for name, function in cases.items():
-            start = time.perf_counter()
+            start = now()
             function()
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(now() - start)
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
-def show(name: str, options: argparse.Namespace, rows: list[dict[str, str | int | float]]) -> None:
+def device_name(device: str) -> str:
+    """A GPU's name; of the CPU, `show` prints more."""
+    return torch.cuda.get_device_name(device) if device.startswith("cuda") else device
+
+
+def show(name: str, options: argparse.Namespace, rows: Sequence[Row]) -> None:
     """Print the command, the machine, the versions and the rows."""
     command = " ".join(["python", "-m", f"benchmarks.{name}", *sys.argv[1:]])
     about = {"command": command, "machine": _machine(), "threads": options.threads, "rounds": options.rounds}
@@ -45,7 +67,9 @@ def show(name: str, options: argparse.Namespace, rows: list[dict[str, str | int 
     if options.json:
         print(json.dumps({**about, "versions": versions, "rows": rows}, indent=2))
         return
-    print(f"`{command}`: {options.threads} threads, median of {options.rounds}")
+    threads = f"{options.threads} thread{'s' if options.threads > 1 else ''}"
+    clock = ", CPU time" if getattr(options, "clock", "wall") == "cpu" else ""
+    print(f"`{command}`: {threads}, median of {options.rounds}{clock}")
     print(f"{about['machine']}; {', '.join(f'{key} {value}' for key, value in versions.items())}\n")
     print("| " + " | ".join(rows[0]) + " |")
     print("|" + "---|" * len(rows[0]))

@@ -250,6 +250,9 @@ class Trainer:
         epoch = self.epochs_done
         first = self.step - epoch * self.steps_per_epoch
         began = time.monotonic()
+        self.model.train()
+        for module in self.frozen:
+            module.eval()
         lag = 0 if self.device.type == "cpu" else 1  # reading a step's loss would make the GPU wait for the next one
         for done, parts in enumerate(self.feed.steps(epoch, first), 1):
             self._train_step(parts)
@@ -273,9 +276,6 @@ class Trainer:
 
     def _train_step(self, parts: list[tuple[Tensor, Tensor]]) -> None:
         """One optimiser step on this process's parts: images [B, C, H, W] and labels [B]."""
-        self.model.train()
-        for module in self.frozen:
-            module.eval()
         self.schedule.step_update(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] *= 0.5**self.retries_used
