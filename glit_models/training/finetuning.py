@@ -210,9 +210,9 @@ def _choose_length(choices: _Choices, num_pictures: int) -> None:
     why = f"{steps:,} steps; {_STEPS:,} or more, but {_EPOCHS[0]} to {_EPOCHS[1]} epochs (--epochs)"
     epochs = choices.make("optim.epochs", epochs, f"epochs: {epochs}, {why}")
     choices.make("optim.warmup_epochs", round(0.1 * epochs, 1))
-    base = choices.base.optim
-    lr = float(f"{base.lr * math.sqrt(batch / 32):.2g}")
-    why = f"{base.lr:g} for a batch of 32, and by the root of the batch (--set optim.lr=X)"
+    of_recipe = load_recipe("finetune").optim
+    lr = float(f"{of_recipe.lr * math.sqrt(batch / of_recipe.batch_size):.2g}")
+    why = f"{of_recipe.lr:g} for a batch of {of_recipe.batch_size}, and by the root of the batch (--set optim.lr=X)"
     choices.make("optim.lr", lr, f"rate: {lr:g}, {why}")
     if num_pictures >= _MANY_PICTURES and batch % 2 == 0:
         choices.make("augment.mixup", 0.2)
