@@ -28,6 +28,10 @@ class TrainingError(GlitError, RuntimeError):
     """A training run that cannot start, go on or write its files."""
 
 
+class SearchError(GlitError, ValueError):
+    """A search space, budget or search that cannot be: names the key, the value and the bound."""
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an error's text, or its type's name where it has none."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)

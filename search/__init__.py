@@ -2,3 +2,34 @@
 
 Imported as `glit_models.search`. It builds on the zoo, which never imports it; it never imports `glit_models.export`.
 """
+
+from .ask_tell import EvolutionConfig, Search
+from .budget import Budget, extremes, macs_budget, params_budget
+from .budget_sampler import BudgetSampler
+from .candidates import Candidate
+from .choices import BlockChoices
+from .evolution import SEARCHES, Evolution, RandomSearch
+from .named_spaces import NAMED_SPACES, glit, glit_released, global_only, load_space
+from .space import LowLevel, SearchSpace
+
+__all__ = [
+    "NAMED_SPACES",
+    "SEARCHES",
+    "BlockChoices",
+    "Budget",
+    "BudgetSampler",
+    "Candidate",
+    "Evolution",
+    "EvolutionConfig",
+    "LowLevel",
+    "RandomSearch",
+    "Search",
+    "SearchSpace",
+    "extremes",
+    "glit",
+    "glit_released",
+    "global_only",
+    "load_space",
+    "macs_budget",
+    "params_budget",
+]

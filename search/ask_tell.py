@@ -1,0 +1,279 @@
+"""What every search shares: it is asked for networks and told their accuracy, generation by generation.
+
+What an accuracy is, where it is computed and in which order it arrives is the caller's; which networks come next is
+`evolution`'s. The whole state is plain JSON at any moment, and the same future follows from it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self, final
+
+from glit_models.errors import SearchError
+from glit_models.spec import GLiTSpec
+
+from .budget import Budget, show_cost
+from .budget_sampler import BudgetSampler
+from .candidates import Candidate, Candidates, Origin
+from .choices import UniformOver, check_keys, draw_below
+from .space import SearchSpace
+
+__all__ = ["DRAWS_PER_CANDIDATE", "EvolutionConfig", "Search"]
+
+DRAWS_PER_CANDIDATE = 20  # for each that is still wanted, before the next way of finding some is taken
+_SMALL_SPACE = 10_000  # members; such a space is gone through when draws find nothing new
+
+
+@final
+@dataclass(frozen=True)
+class EvolutionConfig:
+    """How a search goes on. The defaults are SPOS's (arXiv 1904.00420, section 3.4): 1000 networks in all.
+
+    Attributes:
+        population: networks of a generation; fewer where no more new ones are found.
+        generations: how many there are, the first one, which is random, included.
+        num_parents: the best networks so far, from which the next ones are made.
+        mutation_prob: of each gene; see `SearchSpace.mutate`.
+        num_mutation: networks of a generation that are made by mutation.
+        num_crossover: networks of a generation that are made by crossover. The rest, and what mutation and crossover
+            find no new ones for, is random.
+        uniform_over: what random networks are uniform over; see `SearchSpace.sample`.
+        max_draws: draws for one random network within budgets, where draws are needed.
+
+    `RandomSearch` knows only population, generations, uniform_over and max_draws; it ignores the others.
+
+    Raises:
+        SearchError: on a value that cannot be; names the key, the value and the bound.
+    """
+
+    population: int = 50
+    generations: int = 20
+    num_parents: int = 10
+    mutation_prob: float = 0.1
+    num_mutation: int = 25
+    num_crossover: int = 25
+    uniform_over: UniformOver = "choices"
+    max_draws: int = 1000
+
+    def __post_init__(self) -> None:
+        for key in ("population", "generations", "num_parents", "max_draws", "num_mutation", "num_crossover"):
+            value, minimum = getattr(self, key), 0 if key in ("num_mutation", "num_crossover") else 1
+            if type(value) is not int or value < minimum:
+                raise SearchError(f"{key} must be an integer of at least {minimum}, got {value!r}")
+        if not isinstance(self.mutation_prob, (int, float)) or not 0 <= self.mutation_prob <= 1:
+            raise SearchError(f"mutation_prob must be from 0 to 1, got {self.mutation_prob!r}")
+        if self.num_mutation + self.num_crossover > self.population:
+            raise SearchError(
+                f"num_mutation + num_crossover must be at most population={self.population}, "
+                f"got {self.num_mutation} + {self.num_crossover}"
+            )
+        if self.uniform_over not in ("choices", "members"):
+            raise SearchError(f"uniform_over must be choices or members, got {self.uniform_over!r}")
+
+
+class Search(ABC):
+    """What evolution and random search share: generations, what is known, the state. Abstract.
+
+    Args:
+        space: where networks are taken from.
+        budgets: what each of them may cost; costs without bounds are only recorded.
+        seed: of everything random.
+        initial: members of the first generation, for instance the winner of a stage before.
+        settings: fields of `EvolutionConfig`.
+
+    Raises:
+        SearchError: if a budget cannot be met (names the smallest and the largest reachable cost), an initial network
+            is no member or outside a budget, or a setting is unknown or cannot be.
+    """
+
+    method: ClassVar[str]
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        budgets: Sequence[Budget] = (),
+        *,
+        seed: int = 0,
+        initial: Sequence[GLiTSpec] = (),
+        **settings: Any,
+    ) -> None:
+        if type(seed) is not int:
+            raise SearchError(f"seed must be an integer, got {seed!r}")
+        check_keys("", settings, [field.name for field in dataclasses.fields(EvolutionConfig)])
+        self.config = EvolutionConfig(**settings)
+        self.space, self.seed = space, seed
+        self._sampler = BudgetSampler(space, budgets, self.config.uniform_over, self.config.max_draws)
+        self._initial = list(dict.fromkeys(map(space.canonical, initial)))
+        if len(self._initial) > self.config.population:
+            raise SearchError(
+                f"initial must be at most population={self.config.population} networks, got {len(self._initial)}"
+            )
+        for index, spec in enumerate(self._initial):
+            if self._sampler.within(spec) is None:
+                costs = ", ".join(f"{budget.name} {show_cost(budget.cost(spec))}" for budget in budgets)
+                raise SearchError(f"initial[{index}] must have {self._sampler.describe()}, got {costs}")
+        self._rng = random.Random(seed)
+        self._candidates = Candidates()
+        self._generation = -1
+        self._exhausted: str | None = None
+
+    def ask(self) -> list[GLiTSpec]:
+        """The networks whose accuracy is wanted next: a generation, or what is left of it; none when it is over.
+
+        No network is ever proposed twice, nor one that computes the same as another.
+
+        Raises:
+            SearchError: if the first generation finds no network within the budgets.
+        """
+        pending = self._candidates.pending()
+        if pending or self.outcome:
+            return pending
+        new: dict[GLiTSpec, Candidate] = {}
+        self._propose(new)
+        for candidate in new.values():
+            self._candidates.add(candidate)
+        self._generation += bool(new)
+        return list(new)
+
+    def tell(self, spec: GLiTSpec, accuracy: float) -> None:
+        """Say how good a network is that was asked about. The order in which a generation is told makes no difference.
+
+        Raises:
+            SearchError: if it was not asked about, was told before, or the accuracy is not finite.
+        """
+        self._candidates.tell(spec, accuracy)
+
+    @property
+    def outcome(self) -> str | None:
+        """Why the search is over, in one line; None while it goes on."""
+        if self._candidates.pending():
+            return None
+        if self._exhausted is None and self._generation + 1 >= self.config.generations:
+            return f"all {self.config.generations} generations are evaluated, {len(self._candidates)} networks"
+        return self._exhausted
+
+    @property
+    def generation(self) -> int:
+        """The number of the last generation that was asked about, from 0; -1 before."""
+        return self._generation
+
+    @property
+    def candidates(self) -> tuple[Candidate, ...]:
+        """Every network that was asked about, in that order."""
+        return tuple(self._candidates)
+
+    @property
+    def best(self) -> Candidate | None:
+        """The best so far, the earlier of equals; None before the first is told."""
+        return next(iter(self.top(1)), None)
+
+    def top(self, k: int) -> list[Candidate]:
+        """The `k` best so far, best first, the earlier of equals first."""
+        return self._candidates.ranked()[:k]
+
+    def front(self, cost: str) -> list[Candidate]:
+        """The Pareto front of accuracy against a budget's cost, cheapest first. Raises SearchError on another name."""
+        return self._candidates.front(cost)
+
+    @abstractmethod
+    def _propose(self, new: dict[GLiTSpec, Candidate]) -> None:
+        """Fill the generation that begins: the first one if nothing is known yet."""
+
+    def _is_new(self, spec: GLiTSpec, new: dict[GLiTSpec, Candidate]) -> bool:
+        return spec not in self._candidates and spec not in new
+
+    def _add(self, new: dict[GLiTSpec, Candidate], spec: GLiTSpec, origin: Origin, costs: Mapping[str, float]) -> None:
+        new[spec] = Candidate(spec, self._generation + 1, origin, costs)
+
+    def _add_initial(self, new: dict[GLiTSpec, Candidate]) -> None:
+        for spec in self._initial:
+            self._add(new, spec, "initial", self._sampler.within(spec) or {})
+
+    def _add_random(self, new: dict[GLiTSpec, Candidate]) -> None:
+        """Fill the generation with random members; find out if there are no more."""
+        failure = None
+        for _ in range(DRAWS_PER_CANDIDATE * self.config.population):
+            if len(new) == self.config.population:
+                break
+            try:
+                spec, costs = self._sampler.sample(self._rng)
+            except SearchError as error:
+                failure = error
+                break
+            if self._is_new(spec, new):
+                self._add(new, spec, "random", costs)
+        if len(new) < self.config.population and self._is_small():
+            self._add_remaining(new)
+        if not new and failure and not len(self._candidates):
+            raise failure
+        if not new:
+            self._exhausted = self._explain()
+
+    def _is_small(self) -> bool:
+        """Whether all members can be gone through; a measured cost may take its time for each."""
+        return self.space.size <= (_SMALL_SPACE if self._sampler.exact else self.config.max_draws)
+
+    def _add_remaining(self, new: dict[GLiTSpec, Candidate]) -> None:
+        """As `_add_random`, by going through all members in random order."""
+        left = [spec for spec in self.space if self._is_new(spec, new)]
+        while left and len(new) < self.config.population:
+            spec = left.pop(draw_below(self._rng, len(left)))
+            if (costs := self._sampler.within(spec)) is not None:
+                self._add(new, spec, "random", costs)
+
+    def _explain(self) -> str:
+        if self._is_small():
+            return (
+                f"every network within the budgets is evaluated: {len(self._candidates)} of the space's "
+                f"{self.space.size}"
+            )
+        return f"no new network within the budgets was found; {len(self._candidates)} are evaluated"
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the future follows from, as plain JSON values."""
+        version, words, gauss = self._rng.getstate()
+        return {
+            "method": self.method,
+            "seed": self.seed,
+            "settings": dataclasses.asdict(self.config),
+            "space": self.space.to_dict(),
+            "budgets": _bounds(self._sampler.budgets),
+            "initial": [spec.to_dict() for spec in self._initial],
+            "rng": [version, list(words), gauss],
+            "generation": self._generation,
+            "exhausted": self._exhausted,
+            "candidates": [candidate.to_dict() for candidate in self._candidates],
+        }
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any], space: SearchSpace, budgets: Sequence[Budget] = ()) -> Self:
+        """The search that `state_dict` was taken of, in the same space with the same budgets.
+
+        Raises:
+            SearchError: if the state is of another method, space or budgets, or damaged.
+        """
+        ours = {"method": cls.method, "space": space.to_dict(), "budgets": _bounds(budgets)}
+        try:
+            differing = [key for key, value in ours.items() if state[key] != value]
+            initial = [GLiTSpec.from_dict(spec) for spec in state["initial"]]
+            candidates = Candidates(map(Candidate.from_dict, state["candidates"]))
+            seed, settings, generation, exhausted = (state[k] for k in ("seed", "settings", "generation", "exhausted"))
+            version, words, gauss = state["rng"]
+            rng = random.Random()
+            rng.setstate((version, tuple(words), gauss))
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+            raise SearchError(f"the state of the search is damaged: {type(error).__name__}: {error}") from None
+        if differing:
+            raise SearchError(f"the state of the search was taken with another {' and another '.join(differing)}")
+        search = cls(space, budgets, seed=seed, initial=initial, **settings)
+        search._rng, search._candidates = rng, candidates
+        search._generation, search._exhausted = generation, exhausted
+        return search
+
+
+def _bounds(budgets: Sequence[Budget]) -> list[dict[str, Any]]:
+    return [{"name": budget.name, "low": budget.low, "high": budget.high} for budget in budgets]
