@@ -22,7 +22,7 @@ def glit_tiny(pretrained: bool = False, tag: str | None = None, **kwargs: Any) -
 
     Args:
         pretrained: load the weights `glit_tiny.TAG`.
-        tag: which weights and classes, for example 'fashion_mnist'; None for the default, 'in1k'.
+        tag: which weights and classes, for example 'fashion_mnist'; None for the default: GLiT-Tiny's is 'fractal1k'.
         kwargs: passed on to `timm.create_model`.
     """
     return _create("glit_tiny", pretrained, tag, kwargs)

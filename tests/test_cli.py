@@ -62,7 +62,7 @@ def test_info_of_a_model_adds_up_to_its_parameters_and_macs(capsys: pytest.Captu
     assert main(["info", "glit_tiny", "--json"]) == 0
     info = json.loads(capsys.readouterr().out)
     assert (info["params"], info["macs"], len(info["blocks"])) == (7_264_456, 1_472_873_280, 12)
-    assert main(["info", "glit_tiny"]) == 0
+    assert main(["info", "glit_tiny.in1k"]) == 0
     table = capsys.readouterr().out
     for number in ("7,264,456", "1,472.87 M", "531,840", "glit convert FILE"):
         assert number in table
@@ -127,7 +127,7 @@ def test_bad_input_is_one_line_and_status_2(
         "no model.safetensors in this folder": ["verify", "empty"],
         "no such folder, and no MODEL.TAG": ["verify", "no/such/thing"],
         "cut.safetensors: not a weight folder": ["verify", "cut.safetensors"],
-        "glit_tiny.in1k: no weights on this machine": ["verify", "glit_tiny"],
+        "glit_tiny.in1k: no weights on this machine": ["verify", "glit_tiny.in1k"],
         "it must be NAMESPACE/NAME": ["publish", str(folder), "--repo", "name"],
         "VALUE must be a number, got 'high'": [
             *("publish", str(folder), "--to-folder", "out", "--metric", "top-1", "high", "x"),
@@ -182,9 +182,9 @@ def test_torch_hub_loads_from_a_checkout_that_is_not_installed(tmp_path: Path) -
         "import sys, torch\n"
         "sys.path[:] = [path for path in sys.path if path]\n"
         "load = lambda name, **kwargs: torch.hub.load(sys.argv[1], name, source='local', **kwargs)\n"
-        "model = load('glit_tiny', pretrained=True)\n"
-        "same = load('glit_tiny', pretrained=True, tag='in1k', num_classes=5)\n"
-        "print(load('glit_small').num_features, same.num_classes, model.pos_embed.abs().sum().item())\n"
+        "model = load('glit_tiny', pretrained=True, tag='in1k')\n"
+        "default = load('glit_tiny', pretrained=True, num_classes=5)\n"
+        "print(load('glit_small').num_features, default.num_classes, model.pos_embed.abs().sum().item())\n"
     )
     done = run_python("-c", script, str(CHECKOUT), cwd=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -114,7 +114,7 @@ def test_weights_that_ship_are_what_the_registry_says(name: str) -> None:
 
 def test_the_default_of_glit_tiny_has_1000_classes_and_224_pixels() -> None:
     cfg = timm.get_pretrained_cfg("glit_tiny")
-    assert (cfg.tag, cfg.num_classes, cfg.input_size, cfg.crop_pct) == ("in1k", 1000, (3, 224, 224), 0.875)
+    assert (cfg.tag, cfg.num_classes, cfg.input_size, cfg.crop_pct) == ("fractal1k", 1000, (3, 224, 224), 0.875)
     assert timm.get_pretrained_cfg("glit_base").num_classes == 1000
 
 
@@ -155,12 +155,26 @@ def test_an_impossible_registry_entry_is_refused_by_field(
     assert "glit_tiny.small" in one_line(error)
 
 
+def test_loading_the_default_weights_says_once_that_their_classes_are_fractals(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    hub._say_what_fractal1k_is.cache_clear()
+    for num_classes in (1000, 5):
+        timm.create_model("glit_tiny", pretrained=True, num_classes=num_classes)
+    lines = [record.getMessage() for record in caplog.records if record.name == "glit_models.hub"]
+    assert len(lines) == 1
+    assert "glit_tiny.fractal1k: pretrained on fractals" in lines[0]
+    assert "not ImageNet's" in lines[0]
+    timm.create_model("glit_tiny.fashion_mnist", pretrained=True)
+    assert len([record for record in caplog.records if record.name == "glit_models.hub"]) == 1
+
+
 # ---- weights that are not there ----
 
 
 def test_asking_for_in1k_before_it_is_installed_says_where_the_file_is_and_the_command() -> None:
     with pytest.raises(WeightsError, match=r"github.com/bychen515/GLiT") as error:
-        timm.create_model("glit_tiny", pretrained=True)
+        timm.create_model("glit_tiny.in1k", pretrained=True)
     assert "`glit convert FILE --model glit_tiny --install`" in one_line(error)
 
 

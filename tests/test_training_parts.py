@@ -8,13 +8,20 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import nn
 
 from glit_models.errors import RecipeError
 from glit_models.training import Trainer, load_recipe
 from glit_models.training.objective import Objective
 from glit_models.training.recipe import AugmentSection, DistillSection, OptimSection, Recipe
-from glit_models.training.setup import create_optimizer, create_schedule, freeze, scaled_lr
+from glit_models.training.setup import (
+    create_optimizer,
+    create_schedule,
+    create_train_transform,
+    freeze,
+    scaled_lr,
+)
 
 FIXTURES = Path(__file__).parent / "fixtures"
 NORMAL = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.25, 0.3)}
@@ -217,3 +224,18 @@ def test_gradient_checkpointing_changes_memory_not_results(tmp_path: Path):
     for key, value in plain.model.state_dict().items():
         if "running" not in key and "tracked" not in key:  # BatchNorm sees each batch twice
             torch.testing.assert_close(saving.model.state_dict()[key], value, rtol=1e-4, atol=1e-5)
+
+
+def test_posterizing_to_no_bits_gives_black_under_every_pillow():
+    transform = create_train_transform(
+        32,
+        AugmentSection(auto_augment="rand-m9-mstd0.5-inc1"),
+        {**NORMAL, "interpolation": "bicubic"},
+    )
+    (policy,) = [step for step in transform.transforms if hasattr(step, "ops")]
+    (posterize,) = [operation for operation in policy.ops if operation.name.startswith("Posterize")]
+    picture = Image.new("RGB", (4, 4), (200, 100, 50))
+    posterize.magnitude, posterize.magnitude_std, posterize.prob = 10, 0, 1.0
+    assert posterize(picture).getpixel((0, 0)) == (0, 0, 0)
+    posterize.magnitude = 5
+    assert posterize(picture).getpixel((0, 0)) == (192, 64, 0)

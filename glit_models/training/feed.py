@@ -25,6 +25,7 @@ from .setup import create_eval_transform, create_train_transform
 
 __all__ = ["Feed"]
 
+_STATISTICS_BATCHES = 8
 _HELD_OUT = 1 << 40  # fractals from this index on are for validation; training never gets so far
 
 
@@ -83,6 +84,21 @@ class Feed:
         while parts := list(islice(loader, len(self.parts))):
             yield [self._place(images, labels, self._size_at(epoch, step)) for images, labels in parts]
             step += 1
+
+    def for_statistics(self) -> Iterator[Tensor]:
+        """Some training images [B, C, H, W] of the recipe's own size, the same in every process."""
+        train, recipe = self.splits.train, self.recipe
+        size, batch_size = recipe.model.img_size, recipe.optim.batch_size
+        if isinstance(train, Fractals):
+            for number in range(_STATISTICS_BATCHES):
+                labels = torch.arange(number * batch_size, (number + 1) * batch_size) % train.config.num_classes
+                yield self._draw(train, labels, torch.full_like(labels, number), size)[0]
+            return
+        loader = train_parts(
+            train, self.train_transform, batch_size=batch_size, num_parts=1, parts=(0,), seed=recipe.seed, epoch=0
+        )
+        for images, labels in islice(loader, _STATISTICS_BATCHES):
+            yield self._place(images, labels, size)[0]
 
     def _place(self, images: Tensor, labels: Tensor, size: int) -> tuple[Tensor, Tensor]:
         images = images.to(self.device, non_blocking=True)

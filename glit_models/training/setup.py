@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 import timm
+from PIL import Image, ImageOps
 from timm.data import create_transform, resolve_data_config
 from timm.layers import Attention
 from timm.optim import create_optimizer_v2
@@ -143,7 +144,7 @@ def create_train_transform(size: int, augment: AugmentSection, preprocessing: di
     """
     color_jitter: Any = augment.color_jitter or None  # timm's types leave out None, which turns it off
     try:
-        return create_transform(
+        transform = create_transform(
             size,
             is_training=True,
             scale=augment.scale,
@@ -160,6 +161,18 @@ def create_train_transform(size: int, augment: AugmentSection, preprocessing: di
         )
     except (AssertionError, ValueError, KeyError, IndexError) as error:
         raise RecipeError(f"augment.auto_augment {augment.auto_augment!r} is no policy: {first_line(error)}") from None
+    for policy in transform.transforms:
+        for operation in getattr(policy, "ops", ()):
+            if operation.name.startswith("Posterize"):
+                operation.aug_fn = _posterize
+    return transform
+
+
+def _posterize(picture: Image.Image, bits: int, **_: Any) -> Image.Image:
+    """As timm's, which asks for 0 bits at full strength: black until Pillow 13, which refuses it."""
+    if bits == 0:
+        return Image.new(picture.mode, picture.size)
+    return picture if bits >= 8 else ImageOps.posterize(picture, bits)
 
 
 def create_eval_transform(size: int, preprocessing: dict[str, Any]) -> Any:

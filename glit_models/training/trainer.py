@@ -24,6 +24,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
+from torch.optim.swa_utils import update_bn
 
 from ..data import Splits, open_splits
 from ..data.fractals import Fractals
@@ -374,28 +375,39 @@ class Trainer:
         correct = torch.tensor(count_correct(model.eval(), batches, self.device), device=self.device)
         return 100 * int(self.accelerator.reduce(correct, "sum")) / count
 
+    def _weights_to_score(self) -> nn.Module:
+        """The averaged weights where there are some, else the model's; in float32."""
+        if self.ema is None:
+            self.scored.load_state_dict(self.model.state_dict())
+        if not self.recipe.model.img_size_shares:
+            return self.scored
+        # BatchNorm's running statistics are of all sizes together, and wrong for any single one.
+        scored = copy.deepcopy(self.scored)
+        self._seed(0)
+        update_bn(self.feed.for_statistics(), scored)
+        return scored
+
     def _end_epoch(self, rate: float) -> None:
         """Score the epoch on the validation set, keep the weights if they are the best so far, and say so."""
         epoch, epochs = self.epochs_done + 1, self.recipe.optim.epochs
         loss = self.loss_sum / self.steps_per_epoch
         entry: dict[str, Any] = {"step": self.step, "epoch": epoch, "train_loss": loss}
-        scored = ""
+        line = ""
         if epoch % self.recipe.eval_every == 0 or epoch == epochs:
-            if self.ema is None:
-                self.scored.load_state_dict(self.model.state_dict())
-            top1 = entry["validation_top1"] = self._score(self.scored, self.splits.validation)
-            scored = f", validation top-1 {top1:.2f} %"
+            scored = self._weights_to_score()
+            top1 = entry["validation_top1"] = self._score(scored, self.splits.validation)
+            line = f", validation top-1 {top1:.2f} %"
             if top1 > self.best["validation_top1"]:
                 self.best = {"validation_top1": top1, "epoch": epoch}
                 if self.rank == 0:
-                    weights = {key: value.contiguous() for key, value in self.scored.state_dict().items()}
+                    weights = {key: value.contiguous() for key, value in scored.state_dict().items()}
                     write_atomically(self.out / "best.safetensors", lambda aside: save_file(weights, aside))
         self.epochs_done = epoch
         self.loss_sum = 0.0
         if self.rank == 0:
             self.records.write(entry)
             self.records.draw()
-        self._say(f"epoch {epoch}/{epochs}: loss {loss:.3f}{scored}, {rate:.0f} images/s")
+        self._say(f"epoch {epoch}/{epochs}: loss {loss:.3f}{line}, {rate:.0f} images/s")
 
     def _finish(self) -> dict[str, Any]:
         """Leave the best weights as a model folder, and score what was written there on the test set, once."""
