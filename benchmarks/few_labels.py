@@ -47,7 +47,7 @@ def main() -> None:
             row[f"{start}, %"] = f"{means[-1]:.2f} ± {statistics.stdev(scores):.2f}" if len(scores) > 1 else means[-1]
         row["gain"] = f"{means[1] - means[0]:+.2f}"
         rows.append(row)
-    report.show("few_labels", options, rows)
+    report.show("few_labels", options, rows, "mean and spread")
 
 
 def _recipe(number: int, epochs: int, start: str, seed: int) -> Recipe:

@@ -60,6 +60,7 @@ def _measure(options: argparse.Namespace, precision: str, checkpointing: bool) -
     device = torch.device(options.device)
     keys = {
         "model.name": options.model,
+        "model.pretrained": "false",
         "model.img_size": options.img_size,
         "model.grad_checkpointing": checkpointing,
         "precision": precision,

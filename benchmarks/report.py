@@ -59,8 +59,8 @@ def device_name(device: str) -> str:
     return torch.cuda.get_device_name(device) if device.startswith("cuda") else device
 
 
-def show(name: str, options: argparse.Namespace, rows: Sequence[Row]) -> None:
-    """Print the command, the machine, the versions and the rows."""
+def show(name: str, options: argparse.Namespace, rows: Sequence[Row], statistic: str = "median") -> None:
+    """Print the command, the machine, the versions and the rows, which are a statistic of the rounds."""
     command = " ".join(["python", "-m", f"benchmarks.{name}", *sys.argv[1:]])
     about = {"command": command, "machine": _machine(), "threads": options.threads, "rounds": options.rounds}
     versions = {"python": platform.python_version(), "torch": torch.__version__, "timm": timm.__version__}
@@ -69,7 +69,7 @@ def show(name: str, options: argparse.Namespace, rows: Sequence[Row]) -> None:
         return
     threads = f"{options.threads} thread{'s' if options.threads > 1 else ''}"
     clock = ", CPU time" if getattr(options, "clock", "wall") == "cpu" else ""
-    print(f"`{command}`: {threads}, median of {options.rounds}{clock}")
+    print(f"`{command}`: {threads}, {statistic} of {options.rounds}{clock}")
     print(f"{about['machine']}; {', '.join(f'{key} {value}' for key, value in versions.items())}\n")
     print("| " + " | ".join(rows[0]) + " |")
     print("|" + "---|" * len(rows[0]))

@@ -83,6 +83,7 @@ def _recipe(options: argparse.Namespace, model: str, workers: str) -> Recipe:
     """The recipe fashion_mnist for one epoch of the steps that are asked for, without a second copy of the weights."""
     keys = {
         "model.name": model,
+        "model.pretrained": "false",
         "model.img_size": options.img_size,
         "model.drop_path_rate": 0,
         "data.hold_out": 10,

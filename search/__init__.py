@@ -10,7 +10,11 @@ from .candidates import Candidate
 from .choices import BlockChoices
 from .evolution import SEARCHES, Evolution, RandomSearch
 from .named_spaces import NAMED_SPACES, glit, glit_released, global_only, load_space
+from .pipeline import SearchRun
+from .rank import Ranking, rank_networks
+from .recipe import SearchRecipe, load_search_recipe, shipped_search_recipes
 from .space import LowLevel, SearchSpace
+from .supernet import Supernet
 
 __all__ = [
     "NAMED_SPACES",
@@ -23,13 +27,20 @@ __all__ = [
     "EvolutionConfig",
     "LowLevel",
     "RandomSearch",
+    "Ranking",
     "Search",
+    "SearchRecipe",
+    "SearchRun",
     "SearchSpace",
+    "Supernet",
     "extremes",
     "glit",
     "glit_released",
     "global_only",
+    "load_search_recipe",
     "load_space",
     "macs_budget",
     "params_budget",
+    "rank_networks",
+    "shipped_search_recipes",
 ]

@@ -1,6 +1,6 @@
 """Data sets and how they become batches, over `timm.data`. Knows nothing of models or training."""
 
-from .datasets import Splits, open_splits
-from .fractals import FractalConfig, Fractals
+from .datasets import Splits, Subset, open_splits
+from .fractals import FractalConfig, Fractals, HeldOutFractals
 
-__all__ = ["FractalConfig", "Fractals", "Splits", "open_splits"]
+__all__ = ["FractalConfig", "Fractals", "HeldOutFractals", "Splits", "Subset", "open_splits"]

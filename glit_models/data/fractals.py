@@ -22,7 +22,7 @@ from ..errors import DataError, RecipeError
 from .fractal_search import find_classes
 from .ifs import MAX_MAPS, MAX_SIZE, contract, draw, hash_keys, images_at_once, numbers
 
-__all__ = ["FractalConfig", "Fractals", "draw_sheet"]
+__all__ = ["FractalConfig", "Fractals", "HeldOutFractals", "draw_sheet"]
 
 Integers = Tensor | Sequence[int]  # of 64 bits
 
@@ -30,6 +30,7 @@ _GRAY = 127  # FractalDB's
 _NUM_COLORS = 4  # of a picture
 _SHEET_PIXELS = 1 << 26
 _CAPTION = 100  # width of a sheet's first column, in pixels
+_HELD_OUT = 1 << 40  # pictures of a class from this index on are held out; training never gets so far
 _FACTORS, _VIEW, _PALETTE, _PATTERN = range(10, 14)  # what chance is for; `ifs` has the numbers below
 
 
@@ -40,6 +41,7 @@ class FractalConfig:
     Attributes:
         num_classes: classes.
         instances: pictures of a class in one epoch.
+        held_out: pictures of a class in the validation set, and as many in the test set.
         max_maps: a class has from 2 to so many maps; 8 is FractalDB's, fewer give sparser, more distinct shapes.
         perturbation: each coefficient of an instance is its class's times a factor from 1 - this to 1 + this. 0 leaves
             the class's own maps, as OFDB does; FractalDB goes to 0.2.
@@ -63,6 +65,7 @@ class FractalConfig:
 
     num_classes: int = 1000
     instances: int = 1
+    held_out: int = 1
     max_maps: int = 4
     perturbation: float = 0.0
     single: bool = False
@@ -81,6 +84,7 @@ class FractalConfig:
         for key, valid, bound in (
             ("num_classes", 1 <= self.num_classes <= 1_000_000, "from 1 to 1000000"),
             ("instances", self.instances >= 1, "at least 1"),
+            ("held_out", self.held_out >= 1, "at least 1"),
             ("max_maps", 2 <= self.max_maps <= MAX_MAPS, f"from 2 to {MAX_MAPS}"),
             ("perturbation", 0 <= self.perturbation <= 0.5, "from 0 to 0.5"),
             ("delta", 0 < self.delta <= 1, "above 0 and at most 1"),
@@ -96,6 +100,27 @@ class FractalConfig:
         ):
             if not valid:
                 raise RecipeError(f"fractals.{key} must be {bound}, got {getattr(self, key)!r}")
+
+
+@dataclass(frozen=True)
+class HeldOutFractals:
+    """Pictures of every class that training never sees.
+
+    Args:
+        fractals: whose pictures they are.
+        number: of the set, from 0; sets of different numbers share no picture.
+    """
+
+    fractals: Fractals
+    number: int
+
+    def __len__(self) -> int:
+        return self.fractals.config.num_classes * self.fractals.config.held_out
+
+    def members(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """The labels and indices [B] of the pictures at these positions [B]."""
+        num_classes, held_out = self.fractals.config.num_classes, self.fractals.config.held_out
+        return positions % num_classes, _HELD_OUT + self.number * held_out + positions // num_classes
 
 
 class Fractals:

@@ -1,6 +1,6 @@
 """Recipes and the one trainer, for pretraining, fine-tuning and retraining."""
 
 from .recipe import Recipe, load_recipe, shipped_recipes
-from .trainer import Trainer
+from .trainer import Trainee, Trainer
 
-__all__ = ["Recipe", "Trainer", "load_recipe", "shipped_recipes"]
+__all__ = ["Recipe", "Trainee", "Trainer", "load_recipe", "shipped_recipes"]

@@ -16,8 +16,10 @@ from ..errors import TrainingError
 __all__ = ["make_accelerator", "synchronise_batchnorm"]
 
 
-def make_accelerator(device: str | torch.device | None, precision: str) -> Any:
+def make_accelerator(device: str | torch.device | None, precision: str, some_unused: bool = False) -> Any:
     """accelerate's `Accelerator` for a run; a process that is alone in its run can make one for each of several.
+
+    `some_unused`: steps leave some parameters of the model out.
 
     Raises:
         TrainingError: if what training needs is not installed.
@@ -34,7 +36,7 @@ def make_accelerator(device: str | torch.device | None, precision: str) -> Any:
         torch.cuda.set_device(wanted)
     mixed = {"fp32": "no", "bf16": "bf16"}[precision]
     # BatchNorm is synchronised, so the buffers of all processes are the same.
-    handlers = [DistributedDataParallelKwargs(broadcast_buffers=False)]
+    handlers = [DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=some_unused)]
     return Accelerator(mixed_precision=mixed, cpu=wanted.type == "cpu", kwargs_handlers=handlers)
 
 
@@ -62,11 +64,11 @@ class _GatheredBatchNorm2d(nn.BatchNorm2d):
         return (centred * scale[:, None, None] + self.bias[:, None, None]).to(x.dtype)
 
 
-def synchronise_batchnorm(model: nn.Module, device_type: str) -> nn.Module:
-    """Let every BatchNorm of `model` see the batch of all processes; its state keeps names and tensors."""
+def synchronise_batchnorm(model: nn.Module, device_type: str) -> None:
+    """Let every BatchNorm inside `model` see the batch of all processes, in place; their states keep their names."""
     if device_type != "cpu":
-        return nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        nn.SyncBatchNorm.convert_sync_batchnorm(model)  # replaces them where they stand
+        return
     for module in model.modules():
         if type(module) is nn.BatchNorm2d:
             module.__class__ = _GatheredBatchNorm2d
-    return model

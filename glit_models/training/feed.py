@@ -15,18 +15,29 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..data import Splits
-from ..data.fractals import Fractals
+from ..data import Fractals, HeldOutFractals, Splits, Subset, open_splits
 from ..data.loading import eval_loader, part_positions, train_parts
 from ..data.sources import Stream
 from ..errors import RecipeError
 from .recipe import Recipe
 from .setup import create_eval_transform, create_train_transform
 
-__all__ = ["Feed"]
+__all__ = ["Feed", "open_data"]
 
 _STATISTICS_BATCHES = 8
-_HELD_OUT = 1 << 40  # fractals from this index on are for validation; training never gets so far
+
+
+def open_data(recipe: Recipe) -> Splits:
+    """The splits that a recipe names. Raises DataError if they cannot be had."""
+    data = recipe.data
+    if data.dataset == "fractals":
+        fractals = Fractals(data.fractals, recipe.seed)
+        return Splits(fractals, HeldOutFractals(fractals, 0), HeldOutFractals(fractals, 1), fractals.class_names)
+    return open_splits(
+        data.dataset, data.root, data.hold_out, data.limit, recipe.seed,
+        train_split=data.train_split, validation_split=data.validation_split, test_split=data.test_split,
+        download=data.download, input_key=data.input_key, target_key=data.target_key,
+    )  # fmt: skip
 
 
 class Feed:
@@ -85,19 +96,19 @@ class Feed:
             yield [self._place(images, labels, self._size_at(epoch, step)) for images, labels in parts]
             step += 1
 
-    def for_statistics(self) -> Iterator[Tensor]:
+    def for_statistics(self, num_batches: int = _STATISTICS_BATCHES) -> Iterator[Tensor]:
         """Some training images [B, C, H, W] of the recipe's own size, the same in every process."""
         train, recipe = self.splits.train, self.recipe
         size, batch_size = recipe.model.img_size, recipe.optim.batch_size
         if isinstance(train, Fractals):
-            for number in range(_STATISTICS_BATCHES):
+            for number in range(num_batches):
                 labels = torch.arange(number * batch_size, (number + 1) * batch_size) % train.config.num_classes
                 yield self._draw(train, labels, torch.full_like(labels, number), size)[0]
             return
         loader = train_parts(
             train, self.train_transform, batch_size=batch_size, num_parts=1, parts=(0,), seed=recipe.seed, epoch=0
         )
-        for images, labels in islice(loader, _STATISTICS_BATCHES):
+        for images, labels in islice(loader, num_batches):
             yield self._place(images, labels, size)[0]
 
     def _place(self, images: Tensor, labels: Tensor, size: int) -> tuple[Tensor, Tensor]:
@@ -133,17 +144,22 @@ class Feed:
         images = fractals.batch(labels, index, size, self.device)
         return (images.float() / 255 - self.mean) / self.std, labels.to(self.device)
 
-    def scoring(self, dataset: Any) -> tuple[Iterable[tuple[Tensor, Tensor]], int]:
-        """This process's share of a split as batches, and how many pictures all shares have together."""
-        if isinstance(dataset, Fractals):
-            return self._held_out_fractals(dataset), dataset.config.num_classes
+    def scoring(self, dataset: Any, order: Sequence[int] | None = None) -> tuple[Iterable[tuple[Tensor, Tensor]], int]:
+        """This process's share of a split as batches, and how many pictures all shares have together.
+
+        `order`: the positions of the pictures to take, where it is not all of them as they come.
+        """
+        if isinstance(dataset, HeldOutFractals):
+            positions = torch.arange(len(dataset)) if order is None else torch.tensor(order)
+            return self._held_out_fractals(dataset, positions), len(positions)
+        if order is not None:
+            dataset = Subset(dataset, order)
         recipe = self.recipe
         loader = eval_loader(
             dataset, self.eval_transform, recipe.eval_batch_size, recipe.data.num_workers, self.rank, self.world_size
         )
         return loader, len(dataset)
 
-    def _held_out_fractals(self, fractals: Fractals) -> Iterator[tuple[Tensor, Tensor]]:
-        labels = torch.arange(self.rank, fractals.config.num_classes, self.world_size)
-        for chunk in labels.split(self.recipe.eval_batch_size):
-            yield self._draw(fractals, chunk, torch.full_like(chunk, _HELD_OUT), self.recipe.model.img_size)
+    def _held_out_fractals(self, held_out: HeldOutFractals, positions: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        for chunk in positions[self.rank :: self.world_size].split(self.recipe.eval_batch_size):
+            yield self._draw(held_out.fractals, *held_out.members(chunk), self.recipe.model.img_size)

@@ -16,7 +16,7 @@ import yaml
 from ..data.fractals import FractalConfig
 from ..errors import RecipeError
 
-__all__ = ["Recipe", "load_recipe", "shipped_recipes"]
+__all__ = ["Recipe", "build_recipe", "load_recipe", "read_recipe", "shipped_recipes"]
 
 _SHIPPED = Path(__file__).with_name("recipes")
 
@@ -216,13 +216,22 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         RecipeError: if it is missing, no YAML, or has an unknown key or a wrong type; names the nearest valid key.
     """
+    recipe: Recipe = build_recipe(Recipe, read_recipe(name, overrides, _SHIPPED))
+    return recipe
+
+
+def read_recipe(name: str, overrides: Sequence[str], shipped: Path) -> dict[str, Any]:
+    """What a recipe's file says, with overrides: a shipped one's, by name, or any by path.
+
+    Raises:
+        RecipeError: if it is missing or no YAML, or an override is none.
+    """
     path = Path(name)
     if not path.is_file():
-        path = _SHIPPED / f"{name}.yaml"
+        path = shipped / f"{name}.yaml"
         if "/" in name or not path.is_file():
-            raise RecipeError(
-                f"no recipe {name!r}: not a file, and the shipped ones are {', '.join(shipped_recipes())}"
-            )
+            names = ", ".join(sorted(path.stem for path in shipped.glob("*.yaml")))
+            raise RecipeError(f"no recipe {name!r}: not a file, and the shipped ones are {names}")
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -231,7 +240,7 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
         raise RecipeError(f"{path}: a recipe is a mapping of keys, not {type(data).__name__}")
     for override in overrides:
         _override(data, override)
-    return _build(Recipe, data, "")
+    return data
 
 
 def _override(data: dict[str, Any], text: str) -> None:
@@ -249,8 +258,12 @@ def _override(data: dict[str, Any], text: str) -> None:
         raise RecipeError(f"--set {dotted}: {value!r} is not a YAML value") from None
 
 
-def _build(cls: type, data: Mapping[str, Any], prefix: str) -> Any:
-    """An instance of a recipe dataclass from plain values, every key known and every value of its type."""
+def build_recipe(cls: type, data: Mapping[str, Any], prefix: str = "") -> Any:
+    """An instance of a recipe dataclass from plain values.
+
+    Raises:
+        RecipeError: if a key is unknown, of which it names the nearest valid one, or a value of a wrong type.
+    """
     hints = typing.get_type_hints(cls)
     values = {}
     for key, value in data.items():
@@ -260,7 +273,7 @@ def _build(cls: type, data: Mapping[str, Any], prefix: str) -> Any:
         if dataclasses.is_dataclass(hints[key]):
             if not isinstance(value, Mapping):
                 raise RecipeError(f"{prefix}{key} must be a section of keys, got {value!r}")
-            values[key] = _build(typing.cast(type, hints[key]), value, f"{prefix}{key}.")
+            values[key] = build_recipe(typing.cast(type, hints[key]), value, f"{prefix}{key}.")
         else:
             values[key] = _coerce(f"{prefix}{key}", hints[key], value)
     return cls(**values)

@@ -13,6 +13,8 @@ import math
 import signal
 import sys
 import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from types import FrameType
@@ -24,22 +26,22 @@ import torch
 from safetensors.torch import load_file, save_file
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.optim.swa_utils import update_bn
 
-from ..data import Splits, open_splits
-from ..data.fractals import Fractals
+from ..data import Splits
 from ..errors import RecipeError, TrainingError
 from ..inference import count_correct
 from . import setup
 from .checkpoints import load_state, lock_folder, save_state, write_atomically
 from .distributed import make_accelerator, synchronise_batchnorm
-from .feed import Feed
+from .feed import Feed, open_data
 from .objective import Objective
 from .recipe import Recipe
 from .records import Records, progress_bar
 from .results import load_model, save_model
 
-__all__ = ["Trainer"]
+__all__ = ["Trainee", "Trainer"]
 
 _LOG_EVERY = 50  # steps between lines of metrics.jsonl
 _DIVERGED = 10.0  # a loss beyond so many times that of guessing, log(classes), is taken for divergence
@@ -48,6 +50,25 @@ _DIVERGED = 10.0  # a loss beyond so many times that of guessing, log(classes), 
 class _DivergedError(Exception):
     def __init__(self, loss: float, step: int) -> None:
         self.loss, self.step = loss, step
+
+
+class Trainee(ABC):
+    """What a run trains where that is more than its recipe's model: the supernet of a search. Abstract.
+
+    Its last weights are the run's result, `model.safetensors`; they are not scored.
+    """
+
+    @abstractmethod
+    def create_model(self, num_classes: int) -> nn.Module:
+        """The model, on the CPU, with as many outputs."""
+
+    @abstractmethod
+    def begin(self, model: Any, optimizer: Optimizer, prepare: Callable[[nn.Module], object]) -> None:
+        """Called once before the first step. `prepare` does to a module what is done to a model before training."""
+
+    @abstractmethod
+    def begin_step(self, model: Any, step: int) -> None:
+        """Called before the forward pass of every step, in every process with the same number."""
 
 
 class Trainer:
@@ -59,6 +80,8 @@ class Trainer:
         device: 'cpu', 'cuda', ...; None takes the GPU if there is one.
         max_minutes: save and leave after so long.
         command: the command line of this run, for the model's record.
+        trainee: what is trained, where that is not `recipe.model`.
+        score_test: whether the test set is scored at the end.
 
     Raises:
         RecipeError: if `out` holds a run of another recipe (names the key), or the data do not fit the recipe.
@@ -72,12 +95,16 @@ class Trainer:
         device: str | torch.device | None = None,
         max_minutes: float | None = None,
         command: str | None = None,
+        trainee: Trainee | None = None,
+        score_test: bool = True,
     ) -> None:
         self.recipe = recipe
+        self.trainee = trainee
+        self.score_test = score_test
         self.out = Path(out)
         self.max_minutes = max_minutes
         self.command = command
-        self.accelerator = make_accelerator(device, recipe.precision)
+        self.accelerator = make_accelerator(device, recipe.precision, some_unused=trainee is not None)
         self.device: torch.device = self.accelerator.device
         self.rank: int = self.accelerator.process_index
         self.num_parts = recipe.check_parts(self.accelerator.num_processes)
@@ -107,16 +134,8 @@ class Trainer:
     # ---- before the first step ----
 
     def _open_splits(self) -> Splits:
-        data = self.recipe.data
-        if data.dataset == "fractals":
-            fractals = Fractals(data.fractals, self.recipe.seed)
-            return Splits(fractals, fractals, None, fractals.class_names)
         with self.accelerator.main_process_first():  # one downloads, the others find it
-            return open_splits(
-                data.dataset, data.root, data.hold_out, data.limit, self.recipe.seed,
-                train_split=data.train_split, validation_split=data.validation_split, test_split=data.test_split,
-                download=data.download, input_key=data.input_key, target_key=data.target_key,
-            )  # fmt: skip
+            return open_data(self.recipe)
 
     def _refuse_another_recipe(self) -> None:
         path = self.out / "recipe.yaml"
@@ -132,20 +151,24 @@ class Trainer:
     def _build(self) -> None:
         recipe = self.recipe
         torch.manual_seed(recipe.seed)
-        with self.accelerator.main_process_first():
-            self.model = setup.create_model(recipe.model, self.num_classes, bool(recipe.model.img_size_shares))
+        if self.trainee is not None:
+            self.model = self.trainee.create_model(self.num_classes)
+        else:
+            with self.accelerator.main_process_first():
+                self.model = setup.create_model(recipe.model, self.num_classes, bool(recipe.model.img_size_shares))
         self.model.to(self.device)
         self.preprocessing = setup.resolve_preprocessing(self.model, recipe.data)
         decay = recipe.optim.ema_decay
         self.ema = ModelEmaV3(self.model, decay=decay, use_warmup=True) if decay else None
-        # Scored in float32 and untouched by what is done to the training model below.
-        self.scored = copy.deepcopy(self.model) if self.ema is None else self.ema.module
-        setup.prepare_for_device(self.model, self.device.type)
+        if self.trainee is None:
+            # Scored in float32 and untouched by what is done to the training model below.
+            self.scored = copy.deepcopy(self.model) if self.ema is None else self.ema.module
+        self._prepare(self.model)
         self.frozen = setup.freeze(self.model, recipe.model.freeze)
-        if self.accelerator.num_processes > 1:
-            self.model = synchronise_batchnorm(self.model, self.device.type)
         self.optimizer = setup.create_optimizer(self.model, recipe.optim)
         self.schedule = setup.create_schedule(self.optimizer, recipe.optim, self.steps_per_epoch)
+        if self.trainee is not None:
+            self.trainee.begin(self.model, self.optimizer, self._prepare)
         if recipe.model.compile:
             self.model.compile()
         self.wrapped = self.accelerator.prepare_model(self.model)
@@ -157,6 +180,12 @@ class Trainer:
             recipe, self.splits, self.preprocessing, self.device, self.num_parts, self.parts, self.rank,
             self.accelerator.num_processes,
         )  # fmt: skip
+
+    def _prepare(self, module: nn.Module) -> None:
+        """Make a module fast to train on this device, and normalise over the batch of all processes."""
+        setup.prepare_for_device(module, self.device.type)
+        if self.accelerator.num_processes > 1:
+            synchronise_batchnorm(module, self.device.type)
 
     # ---- the run ----
 
@@ -280,6 +309,8 @@ class Trainer:
         self.schedule.step_update(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] *= 0.5**self.retries_used
+        if self.trainee is not None:
+            self.trainee.begin_step(self.model, self.step)
         report = torch.zeros(3, device=self.device)
         for number, (images, labels) in zip(self.parts, parts, strict=True):
             self._seed(number)
@@ -393,7 +424,7 @@ class Trainer:
         loss = self.loss_sum / self.steps_per_epoch
         entry: dict[str, Any] = {"step": self.step, "epoch": epoch, "train_loss": loss}
         line = ""
-        if epoch % self.recipe.eval_every == 0 or epoch == epochs:
+        if self.trainee is None and (epoch % self.recipe.eval_every == 0 or epoch == epochs):
             scored = self._weights_to_score()
             top1 = entry["validation_top1"] = self._score(scored, self.splits.validation)
             line = f", validation top-1 {top1:.2f} %"
@@ -411,6 +442,8 @@ class Trainer:
 
     def _finish(self) -> dict[str, Any]:
         """Leave the best weights as a model folder, and score what was written there on the test set, once."""
+        if self.trainee is not None:
+            return self._finish_trainee()
         self.accelerator.wait_for_everyone()  # the best weights are written
         recipe, folder = self.recipe, self.out / "model"
         if self.rank == 0:
@@ -419,12 +452,25 @@ class Trainer:
             save_model(model, folder, self.splits.class_names, self.preprocessing, recipe, self.command)
         self.accelerator.wait_for_everyone()
         result = {**self.best, "epochs": recipe.optim.epochs, "minutes": round(self.minutes, 1)}
-        if self.splits.test is not None:
+        if self.score_test and self.splits.test is not None:
             result["test_top1"] = self._score(load_model(folder).to(self.device), self.splits.test)
+        self._write_result(result)
+        return result
+
+    def _finish_trainee(self) -> dict[str, Any]:
+        """Leave the last weights."""
+        if self.rank == 0:
+            model = self.model if self.ema is None else self.ema.module
+            weights = {key: value.contiguous() for key, value in model.state_dict().items()}
+            write_atomically(self.out / "model.safetensors", lambda aside: save_file(weights, aside))
+        result = {"epochs": self.recipe.optim.epochs, "steps": self.step, "minutes": round(self.minutes, 1)}
+        self._write_result(result)
+        return result
+
+    def _write_result(self, result: dict[str, Any]) -> None:
         if self.rank == 0:
             text = json.dumps(result, indent=2)
             write_atomically(self.out / "result.json", lambda aside: aside.write_text(text))
-        return result
 
 
 def _create_teacher(name: str) -> nn.Module:

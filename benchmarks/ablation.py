@@ -1,0 +1,152 @@
+"""What each part of the search is worth, on Fashion-MNIST at a scale that a CPU can do: the paper's ablation in small.
+
+Every network is found, and trained by itself, with the recipe fashion_mnist_cpu on half of its pictures, within the
+same budget of multiply-adds. Methods of one level have as many evaluations, and as many epochs of their supernet, as
+both stages of the hierarchical search together. Each search is a run in a folder of its own, so the command can be
+stopped and given again; several at a time share the work. Accuracies are on the 10,000 test pictures; nothing is chosen
+on them.
+"""
+
+import argparse
+import json
+import shutil
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from glit_models.search import SearchRun, load_search_recipe, rank_networks
+from glit_models.search.recipe import SearchRecipe
+
+from glit_models.errors import TrainingError
+from glit_models.spec import BlockSpec, GLiTSpec
+from glit_models.training import Recipe, Trainer
+
+from . import report
+
+GLOBAL_ONLY = "{space: global_only, embed_dim: 48, depth: 6, patch_size: 4}"
+RANKED = ("spos", "independent")  # searches of the joint space, by their ways of sharing
+
+
+def main() -> None:
+    """Run what has not been run yet, and print."""
+    parser = report.parser(__doc__, rounds=3)
+    parser.add_argument("--out", default="runs/ablation", type=Path, help="folder of the runs")
+    parser.add_argument("--device", help="cpu, cuda, ...; the GPU if there is one unless given")
+    parser.add_argument("--networks", type=int, default=12, help="to rank each way of sharing by")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    for wait in (False, True):
+        scores: dict[str, list[dict[str, Any]]] = {}
+        for seed in range(options.rounds):
+            for name, result in _seed(options, seed, wait).items():
+                scores.setdefault(name, []).append(result)
+    report.show("ablation", options, [_row(name, results) for name, results in scores.items()], "mean")
+    report.show("ablation", options, [_rank(options, name) for name in RANKED], "seed 0 alone")
+
+
+def _row(name: str, results: list[dict[str, Any]]) -> report.Row:
+    tests = [result["test"] for result in results]
+    spread = f" ± {statistics.stdev(tests):.2f}" if len(tests) > 1 else ""
+    return {
+        "found by": name,
+        "evaluations": results[0]["evaluations"],
+        "MACs, M": " ".join(f"{result['macs'] / 1e6:.2f}" for result in results),
+        "test top-1 of each seed, %": " ".join(f"{test:.2f}" for test in tests),
+        "mean": f"{statistics.mean(tests):.2f}{spread}",
+    }
+
+
+def _recipe(seed: int, **changes: str) -> SearchRecipe:
+    settings = {"seed": seed, "train.data.limit": 5000, **{key.replace("__", "."): v for key, v in changes.items()}}
+    return load_search_recipe("fashion_mnist_cpu", [f"{key}={value}" for key, value in settings.items()])
+
+
+def _seed(options: argparse.Namespace, seed: int, wait: bool) -> dict[str, dict[str, Any]]:
+    """Test accuracy, MACs and number of evaluations of every row; of those at hand, unless others are waited for."""
+    out: Path = options.out / f"seed{seed}"
+    both = _recipe(seed)
+    done: dict[str, dict[str, Any]] = {}
+
+    def search(name: str, recipe: SearchRecipe) -> dict[str, Any] | None:
+        return _shared(wait, lambda: SearchRun(recipe, out / name, options.device).run())
+
+    found = search("hierarchical", both)
+    attention = GLiTSpec((BlockSpec(3, 0, mlp_ratio=4, qkv_ratio=1),) * 6, 48, 3, 4)
+    baseline = _train(options, both.retrain_recipe(attention), out / "baseline", wait)
+    if baseline is not None:
+        done["nothing: attention only"] = {**baseline, "evaluations": 0, "macs": 9847776}
+    only = search("global_only", _recipe(seed, space=GLOBAL_ONLY, method="spos"))
+    if only is not None:
+        done["one level, without locality"] = _of(only)
+    if found is not None:
+        first = json.loads((out / "hierarchical" / "stage1" / "retrained.json").read_text())[0]
+        high = _train(options, both.retrain_recipe(GLiTSpec.from_dict(first["spec"])), out / "high", wait)
+        if high is not None:
+            done["the high level only"] = {**high, "evaluations": found["num_evaluated"] // 2, "macs": first["macs"]}
+        done["hierarchical: both levels"] = _of(found)
+    spos = search("spos", _recipe(seed, method="spos"))
+    if spos is not None:
+        done["one level, by evolution"] = _of(spos)
+        _copy(out / "spos" / "joint" / "supernet", out / "random" / "joint" / "supernet")
+        chance = search("random", _recipe(seed, method="random"))
+        if chance is not None:
+            done["one level, by chance"] = _of(chance)
+    if seed == 0:
+        search("independent", _recipe(seed, method="spos", supernet__sharing="independent"))
+        if spos is not None:
+            for name in RANKED:
+                _shared(wait, lambda name=name: rank_networks(out / name, options.networks, device=options.device))
+                _copy(out / "spos" / "joint" / "rank", out / "independent" / "joint" / "rank")
+    return done
+
+
+def _shared(wait: bool, work: Callable[[], Any]) -> Any:
+    """What `work` gives; None, or wait, where another process is at it."""
+    while True:
+        try:
+            result = work()
+        except TrainingError as error:
+            if "in use by another process" not in str(error):
+                raise
+            if not wait:
+                return None
+            time.sleep(5)
+            continue
+        if result is None:
+            sys.exit(130)
+        return result
+
+
+def _copy(source: Path, target: Path) -> None:
+    """The same training need not be done twice: the supernets of both methods, and the networks to rank, are equal."""
+    if source.is_dir() and not target.exists():
+        aside = target.with_name(f"{target.name}.tmp")
+        shutil.rmtree(aside, ignore_errors=True)
+        shutil.copytree(source, aside)
+        aside.rename(target)
+
+
+def _of(result: dict[str, Any]) -> dict[str, Any]:
+    return {"test": result["test_accuracy"], "macs": result["macs"], "evaluations": result["num_evaluated"]}
+
+
+def _train(options: argparse.Namespace, recipe: Recipe, out: Path, wait: bool) -> dict[str, Any] | None:
+    result = _shared(wait, lambda: Trainer(recipe, out, options.device).run())
+    return None if result is None else {"test": result["test_top1"]}
+
+
+def _rank(options: argparse.Namespace, name: str) -> report.Row:
+    ranking = json.loads((options.out / "seed0" / name / "rank.json").read_text())
+    row: dict[str, Any] = {"sharing": "entangled" if name == "spos" else name, "networks": len(ranking["networks"])}
+    for title, key in (("Kendall's tau", "kendall"), ("Spearman's rho", "spearman"), ("tau of MACs", "kendall_macs")):
+        value = ranking[key]
+        row[title] = f"{value['value']:.2f} ({value['low']:.2f} to {value['high']:.2f})"
+    return row
+
+
+if __name__ == "__main__":
+    main()

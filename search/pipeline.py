@@ -1,0 +1,144 @@
+"""A whole search in one folder: its stages, the winner, and the one look at the test set.
+
+The same command goes on from any moment to the same result. What a stage does is `stage`'s.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, final
+
+import torch
+import yaml
+
+from glit_models.errors import SearchError
+from glit_models.training.checkpoints import lock_folder, write_atomically
+
+from .recipe import SearchRecipe, build_search_recipe, differing_keys
+from .run_context import Interrupted, RunContext, read_json, write_json
+from .stage import Retrained, Stage
+
+__all__ = ["SearchRun", "read_recipe_of"]
+
+
+@final
+class SearchRun:
+    """One search, in this process or shared with others that `accelerate launch` started.
+
+    Args:
+        recipe: what to do.
+        out: folder of the search; one that holds a search of the same recipe is continued.
+        device: 'cpu', 'cuda', ...; None takes the GPU if there is one.
+        max_minutes: save and leave after so long.
+
+    Raises:
+        SearchError: if `out` holds another search (names the keys that differ), or a budget cannot be met.
+        RecipeError, DataError: if the data cannot be had, or do not fit the recipe.
+    """
+
+    def __init__(
+        self,
+        recipe: SearchRecipe,
+        out: str | Path,
+        device: str | torch.device | None = None,
+        max_minutes: float | None = None,
+    ) -> None:
+        self.recipe, self.out = recipe, Path(out)
+        if (self.out / "recipe.yaml").exists() and (changed := differing_keys(recipe, _read_yaml(self.out))):
+            raise SearchError(
+                f"{self.out} holds a search of another recipe ({'; '.join(changed[:3])}); take another --out"
+            )
+        self.context = RunContext(recipe, self.out, device, max_minutes)
+        space = recipe.load_space()
+        self.space = space
+        first = ("stage1", space.stage_one(recipe.fixed)) if recipe.num_stages == 2 else ("joint", space)
+        self.stages = [Stage(*first, self.context)]
+
+    def run(self) -> dict[str, Any] | None:
+        """Search to the end and return the result, or None if stopped before it (by signal or `max_minutes`).
+
+        Raises:
+            TrainingError: if the folder cannot be written to, or another process is at work in it.
+        """
+        path = self.out / "result.json"
+        if path.is_file():
+            self.context.say(f"glit: {self.out} is finished; its result is in {path}")
+            result: dict[str, Any] = read_json(path)
+            return result
+        with lock_folder(self.out) if self.context.rank == 0 else nullcontext(), self.context.signals():
+            if self.context.rank == 0:
+                text = self.recipe.to_yaml()
+                write_atomically(self.out / "recipe.yaml", lambda aside: aside.write_text(text))
+            self.context.wait()
+            try:
+                return self._run()
+            except Interrupted as why:
+                self.context.say(f"glit: the search was stopped by {why}; the same command goes on from here")
+                return None
+
+    def _run(self) -> dict[str, Any]:
+        retrained = self.stages[0].run()
+        if self.recipe.num_stages == 2:
+            winner = retrained[0].spec
+            second = self.space.stage_two(winner)
+            self.stages.append(Stage("stage2", second, self.context, [winner], retrained))
+            retrained = self.stages[1].run()
+        return self._finish(retrained[0])
+
+    def _finish(self, winner: Retrained) -> dict[str, Any]:
+        """Leave the winner and its weights, and score them on the test set: this is the only time it is looked at."""
+        context = self.context
+        model = self.out / "model"
+        if context.rank == 0 and not model.exists():
+            aside = self.out / ".model.tmp"
+            shutil.rmtree(aside, ignore_errors=True)
+            shutil.copytree(winner.folder / "model", aside)
+            aside.rename(model)
+        context.wait()
+        began = time.monotonic()
+        test = context.test_accuracy(model)
+        times: dict[str, Any] = {stage.name: dict(stage.seconds()) for stage in self.stages}
+        times["test"] = round(time.monotonic() - began, 1)
+        seconds = times["test"] + sum(sum(times[stage.name].values()) for stage in self.stages)
+        costs = {budget.name: budget.cost(winner.spec) for budget in context.budgets}
+        result = {
+            "method": self.recipe.method,
+            "sharing": self.recipe.supernet.sharing,
+            "seed": self.recipe.seed,
+            **costs,
+            "search_accuracy": winner.accuracy,
+            "test_accuracy": test,
+            "num_evaluated": sum(_count_lines(stage.folder / "candidates.jsonl") for stage in self.stages),
+            "minutes": round(seconds / 60, 1),
+        }
+        if context.rank == 0:
+            write_json(self.out / "winner.json", winner.spec.to_dict())
+            write_json(self.out / "times.json", times)
+            write_json(self.out / "result.json", result)
+        context.wait()
+        return result
+
+
+def _count_lines(path: Path) -> int:
+    return len(path.read_text().splitlines())
+
+
+def _read_yaml(folder: Path) -> dict[str, Any]:
+    path = folder / "recipe.yaml"
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        data = None
+    if not isinstance(data, dict):
+        raise SearchError(f"{path} is damaged; put the recipe back, or take another --out")
+    return data
+
+
+def read_recipe_of(folder: Path) -> SearchRecipe:
+    """The recipe of the search in a folder. Raises SearchError if there is none."""
+    if not (folder / "recipe.yaml").is_file():
+        raise SearchError(f"{folder} holds no search: there is no recipe.yaml")
+    return build_search_recipe(_read_yaml(folder))
