@@ -8,6 +8,7 @@ from .budget import Budget, extremes, macs_budget, params_budget
 from .budget_sampler import BudgetSampler
 from .candidates import Candidate
 from .choices import BlockChoices
+from .correlation import Correlation, kendall, spearman
 from .evolution import SEARCHES, Evolution, RandomSearch
 from .named_spaces import NAMED_SPACES, glit, glit_released, global_only, load_space
 from .space import LowLevel, SearchSpace
@@ -19,6 +20,7 @@ __all__ = [
     "Budget",
     "BudgetSampler",
     "Candidate",
+    "Correlation",
     "Evolution",
     "EvolutionConfig",
     "LowLevel",
@@ -29,7 +31,9 @@ __all__ = [
     "glit",
     "glit_released",
     "global_only",
+    "kendall",
     "load_space",
     "macs_budget",
     "params_budget",
+    "spearman",
 ]

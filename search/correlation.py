@@ -1,0 +1,117 @@
+"""How well one order of networks predicts another: rank correlations with intervals.
+
+Numbers only: it knows no network, and not what was measured.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, final
+
+import numpy as np
+
+from glit_models.errors import SearchError
+
+__all__ = ["Correlation", "kendall", "spearman"]
+
+_FEWEST = 3  # pairs; two are always in perfect order, or in perfect disorder
+
+
+@final
+@dataclass(frozen=True)
+class Correlation:
+    """A rank correlation, from -1 (opposite orders) over 0 (unrelated) to 1 (the same order).
+
+    Attributes:
+        value: of all pairs.
+        low: lower end of the percentile bootstrap's interval over pairs.
+        high: its upper end.
+        samples: number of pairs.
+    """
+
+    value: float
+    low: float
+    high: float
+    samples: int
+
+
+def kendall(
+    a: Sequence[float], b: Sequence[float], *, num_resamples: int = 2000, level: float = 0.95, seed: int = 0
+) -> Correlation:
+    """Kendall's tau-b of pairs: how much more often two of them are in the same order on both sides than not.
+
+    Args:
+        a: one number for each pair.
+        b: the other.
+        num_resamples: of the bootstrap; those in which one side is constant are left out.
+        level: of the interval.
+        seed: of the resamples.
+
+    Raises:
+        SearchError: on fewer than three pairs, sides that are constant, not finite or not equally long, or if scipy is
+            missing.
+
+    Source: M. G. Kendall, The treatment of ties in ranking problems, Biometrika 33 (1945).
+    """
+    return _correlate("kendalltau", a, b, num_resamples, level, seed)
+
+
+def spearman(
+    a: Sequence[float], b: Sequence[float], *, num_resamples: int = 2000, level: float = 0.95, seed: int = 0
+) -> Correlation:
+    """Spearman's rho of pairs: the linear correlation of their ranks, equal values sharing the mean of theirs.
+
+    Arguments and errors are `kendall`'s.
+    """
+    return _correlate("spearmanr", a, b, num_resamples, level, seed)
+
+
+def _correlate(
+    name: str, a: Sequence[float], b: Sequence[float], num_resamples: int, level: float, seed: int
+) -> Correlation:
+    if num_resamples < 1 or not 0 < level < 1:
+        raise SearchError(f"num_resamples must be at least 1 and level from 0 to 1, got {num_resamples} and {level}")
+    statistic = _statistic(name)
+    pairs = _pairs(a, b)
+    rng = np.random.default_rng(seed)
+    drawn = (pairs[:, rng.integers(pairs.shape[1], size=pairs.shape[1])] for _ in range(num_resamples))
+    values = [_value(statistic, resample) for resample in drawn if not _is_constant(resample)]
+    if not values:
+        raise SearchError(f"a correlation of {pairs.shape[1]} pairs needs more resamples, got {num_resamples}")
+    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+    return Correlation(_value(statistic, pairs), float(low), float(high), pairs.shape[1])
+
+
+def _statistic(name: str) -> Callable[[Any, Any], Any]:
+    try:
+        from scipy import stats
+    except ImportError:
+        raise SearchError('rank correlations are computed by scipy: pip install "glit-models[search]"') from None
+    return getattr(stats, name)
+
+
+def _value(statistic: Callable[[Any, Any], Any], pairs: np.ndarray) -> float:
+    return float(statistic(pairs[0], pairs[1]).statistic)
+
+
+def _pairs(a: Sequence[float], b: Sequence[float]) -> np.ndarray:
+    """Both sides [2, P], checked."""
+    if len(a) != len(b):
+        raise SearchError(f"a correlation takes pairs, got {len(a)} numbers and {len(b)}")
+    if len(a) < _FEWEST:
+        raise SearchError(f"a correlation needs at least {_FEWEST} pairs, got {len(a)}")
+    for side in (a, b):
+        if wrong := [value for value in side if not math.isfinite(value)]:
+            raise SearchError(f"a correlation takes finite numbers, got {wrong[0]}")
+    pairs = np.array([a, b], dtype=np.float64)
+    if _is_constant(pairs):
+        side = a if _is_constant(pairs[:1]) else b
+        raise SearchError(f"a correlation needs two different numbers on each side, got {len(a)} times {side[0]}")
+    return pairs
+
+
+def _is_constant(sides: np.ndarray) -> bool:
+    """Whether one of the sides [S, P] has the same number everywhere."""
+    return bool((sides == sides[:, :1]).all(1).any())
