@@ -10,6 +10,7 @@ from .candidates import Candidate
 from .choices import BlockChoices
 from .correlation import Correlation, kendall, spearman
 from .evolution import SEARCHES, Evolution, RandomSearch
+from .latency import latency_budget
 from .named_spaces import NAMED_SPACES, glit, glit_released, global_only, load_space
 from .space import LowLevel, SearchSpace
 
@@ -32,6 +33,7 @@ __all__ = [
     "glit_released",
     "global_only",
     "kendall",
+    "latency_budget",
     "load_space",
     "macs_budget",
     "params_budget",

@@ -1,0 +1,186 @@
+"""A budget of measured time: how long a network takes on the machine at hand, measured once and remembered.
+
+It builds and times networks; what a budget does in a search is `budget`'s and `budget_sampler`'s.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import os
+import platform
+import statistics
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.utils import reparameterize_model
+
+from glit_models.errors import SearchError, first_line
+from glit_models.model import GLiT
+from glit_models.spec import GLiTSpec
+from glit_models.store import write_text
+
+from .budget import Budget
+
+__all__ = ["latency_budget"]
+
+_WARM_UP = 3  # rounds that are not counted
+_Measured = dict[str, dict[str, float]]  # milliseconds, by the conditions' JSON and the spec's
+
+
+def latency_budget(
+    low: float | None = None,
+    high: float | None = None,
+    *,
+    img_size: int | tuple[int, int],
+    num_classes: int,
+    batch_size: int = 1,
+    threads: int = 1,
+    device: str | torch.device = "cpu",
+    rounds: int = 20,
+    cache: Path,
+) -> Budget:
+    """A budget of milliseconds for a batch: the median of `rounds`, after a warm-up, in float32 and evaluation mode.
+
+    A measurement is never the same twice, and a search must see the same cost each time it asks: each network is
+    measured once and remembered in `cache`, under the size, batch, threads, device and version of torch that it was
+    measured with. Nothing else should run on the machine meanwhile.
+
+    Args:
+        low: least milliseconds allowed.
+        high: most milliseconds allowed.
+        img_size: of the pictures, in pixels.
+        num_classes: of the head.
+        batch_size: pictures of a batch.
+        threads: of torch while it measures.
+        device: where the network runs.
+        rounds: how often a network is timed.
+        cache: the JSON file of what was measured; made if there is none.
+
+    Raises:
+        SearchError: on a number below 1 or a device that is not there; when a cost is asked for, if `cache` is damaged
+            or cannot be written.
+    """
+    for name, value in (("batch_size", batch_size), ("threads", threads), ("rounds", rounds)):
+        if type(value) is not int or value < 1:
+            raise SearchError(f"{name} must be an integer of at least 1, got {value!r}")
+    height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
+    conditions = {
+        "img_size": [height, width],
+        "num_classes": num_classes,
+        "batch_size": batch_size,
+        "threads": threads,
+        "device": _device_name(device),
+        "torch": torch.__version__,
+    }
+    key = json.dumps(conditions, sort_keys=True)
+    known: dict[str, float] = {}  # looked up without reading the file again
+
+    def cost(spec: GLiTSpec) -> float:
+        name = _name(spec)
+        if name not in known:
+            measured = _read(cache)  # another search may have written to it
+            known.update(measured.get(key, {}))
+            if name not in known:
+                model = _build(spec, (height, width), num_classes, device)
+                with _torch_threads(threads):
+                    known[name] = _milliseconds(model, (batch_size, 3, height, width), device, rounds)
+                _write(cache, {**measured, key: {**measured.get(key, {}), name: known[name]}})
+        return known[name]
+
+    return Budget("latency_ms", cost, low, high)
+
+
+def _name(spec: GLiTSpec) -> str:
+    """The spec's JSON, the same for equal specs: a ratio of 1.0 is one of 1."""
+
+    def number(text: str) -> float:
+        return int(value) if (value := float(text)).is_integer() else value
+
+    return json.dumps(json.loads(spec.to_json(), parse_float=number))
+
+
+def _device_name(device: str | torch.device) -> str:
+    """What the numbers depend on: the accelerator's name, or the processor's."""
+    try:
+        parsed = torch.device(device)
+        torch.empty(1, device=parsed)
+    except (RuntimeError, AssertionError) as error:  # a torch without CUDA asserts
+        raise SearchError(f"device {device} cannot be used: {first_line(error)}") from None
+    if parsed.type == "cuda":
+        return torch.cuda.get_device_name(parsed)
+    return f"{parsed.type}, {_processor()}"
+
+
+@functools.cache
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:  # not Linux
+        lines = []
+    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(models, "") or platform.processor() or platform.machine()
+
+
+def _build(spec: GLiTSpec, img_size: tuple[int, int], num_classes: int, device: str | torch.device) -> torch.nn.Module:
+    """The network as it would be used, with random weights; the random numbers of whoever asks go on as if not."""
+    with torch.random.fork_rng(devices=[]):  # its weights are drawn on the CPU
+        model = GLiT(spec, img_size=img_size, num_classes=num_classes)
+    return reparameterize_model(model.eval()).to(device)
+
+
+@contextmanager
+def _torch_threads(threads: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@torch.inference_mode()
+def _milliseconds(
+    model: torch.nn.Module, shape: tuple[int, int, int, int], device: str | torch.device, rounds: int
+) -> float:
+    images = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device)
+    wait = (lambda: None) if images.device.type == "cpu" else torch.accelerator.synchronize
+    seconds = []
+    for _ in range(_WARM_UP + rounds):
+        wait()
+        start = time.perf_counter()
+        model(images)
+        wait()
+        seconds.append(time.perf_counter() - start)
+    return 1e3 * statistics.median(seconds[_WARM_UP:])
+
+
+def _read(cache: Path) -> _Measured:
+    try:
+        measured: Any = json.loads(cache.read_text(encoding="utf-8"))
+        if all(_is_time(value) for times in measured.values() for value in times.values()):
+            return measured
+        reason = "not all of it is milliseconds"
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise SearchError(f"{cache} cannot be read: {error.strerror}") from None
+    except (ValueError, AttributeError) as error:
+        reason = first_line(error)
+    raise SearchError(f"{cache} is damaged, remove it to measure again: {reason}")
+
+
+def _is_time(value: Any) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value) and value > 0
+
+
+def _write(cache: Path, measured: _Measured) -> None:
+    try:
+        write_text(cache, json.dumps(measured, indent=1) + "\n")
+    except OSError as error:
+        raise SearchError(f"{os.fspath(cache)} cannot be written: {error.strerror}") from None
