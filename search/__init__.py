@@ -12,6 +12,7 @@ from .correlation import Correlation, kendall, spearman
 from .evolution import SEARCHES, Evolution, RandomSearch
 from .latency import latency_budget
 from .named_spaces import NAMED_SPACES, glit, glit_released, global_only, load_space
+from .report import write_report
 from .space import LowLevel, SearchSpace
 
 __all__ = [
@@ -38,4 +39,5 @@ __all__ = [
     "macs_budget",
     "params_budget",
     "spearman",
+    "write_report",
 ]
