@@ -8,11 +8,14 @@ from .budget import Budget, extremes, macs_budget, params_budget
 from .budget_sampler import BudgetSampler
 from .candidates import Candidate
 from .choices import BlockChoices
+from .correlation import Correlation, kendall, spearman
 from .evolution import SEARCHES, Evolution, RandomSearch
+from .latency import latency_budget
 from .named_spaces import NAMED_SPACES, glit, glit_released, global_only, load_space
 from .pipeline import SearchRun
 from .rank import Ranking, rank_networks
 from .recipe import SearchRecipe, load_search_recipe, shipped_search_recipes
+from .report import write_report
 from .space import LowLevel, SearchSpace
 from .supernet import Supernet
 
@@ -23,6 +26,7 @@ __all__ = [
     "Budget",
     "BudgetSampler",
     "Candidate",
+    "Correlation",
     "Evolution",
     "EvolutionConfig",
     "LowLevel",
@@ -37,10 +41,14 @@ __all__ = [
     "glit",
     "glit_released",
     "global_only",
+    "kendall",
+    "latency_budget",
     "load_search_recipe",
     "load_space",
     "macs_budget",
     "params_budget",
     "rank_networks",
     "shipped_search_recipes",
+    "spearman",
+    "write_report",
 ]

@@ -27,7 +27,7 @@ from glit_models.training.distributed import make_accelerator
 from glit_models.training.feed import Feed, open_data
 from glit_models.training.results import load_model
 
-from .budget import Budget, macs_budget, params_budget
+from .budget import Budget, macs_budget, member_at, params_budget
 from .evaluate import Evaluator, Images
 from .latency import latency_budget
 from .recipe import SearchRecipe, check_images
@@ -181,7 +181,9 @@ class RunContext:
     # ---- scoring ----
 
     def _feed(self, rank: int = 0, world_size: int = 1) -> Feed:
-        model = setup.create_model(self.training.model, self.num_classes)
+        space = self.recipe.load_space()
+        some = self.recipe.retrain_recipe(member_at(space, [0] * space.depth))
+        model = setup.create_model(some.model, self.num_classes)  # for what timm knows of its preprocessing
         preprocessing = setup.resolve_preprocessing(model, self.training.data)
         return Feed(self.training, self.splits, preprocessing, self.device, 1, (0,), rank, world_size)
 

@@ -1,0 +1,294 @@
+"""What a search wrote into its folder, read and checked. What is not there yet is None or empty.
+
+It reads; what is drawn and written of it is `pictures`' and `report`'s.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar, final
+
+import yaml
+
+from glit_models.errors import SearchError, first_line
+from glit_models.spec import GLiTSpec
+
+from .correlation import Correlation
+from .named_spaces import load_space
+from .space import SearchSpace
+
+__all__ = ["COSTS", "STAGES", "Findings", "Network", "Ranking", "Stage", "pareto_front", "read_findings"]
+
+COSTS = ("macs", "params", "latency_ms")
+STAGES = {"hierarchical": ("stage1", "stage2"), "spos": ("joint",), "random": ("joint",)}
+_STAGE_FILES = (
+    "space.yaml",
+    "supernet/metrics.jsonl",
+    "candidates.jsonl",
+    "references.json",
+    "retrained.json",
+    "winner.json",
+)
+
+T = TypeVar("T")
+
+
+@final
+@dataclass(frozen=True)
+class Network:
+    """A network and what is known of it; accuracies are percent of the search set.
+
+    Attributes:
+        spec: the network.
+        costs: multiply-adds, parameters and perhaps milliseconds, by the names in `COSTS`.
+        name: of a reference.
+        inherited: accuracy with the supernet's weights.
+        standalone: accuracy after training from scratch.
+        generation: in which it was evaluated.
+        origin: how it was found.
+        num_images: on which `inherited` was measured.
+    """
+
+    spec: GLiTSpec
+    costs: Mapping[str, float]
+    name: str = ""
+    inherited: float | None = None
+    standalone: float | None = None
+    generation: int = 0
+    origin: str = ""
+    num_images: int = 0
+
+
+@final
+@dataclass(frozen=True)
+class Stage:
+    """One supernet and one search over it.
+
+    Attributes:
+        name: of its folder.
+        space: what was searched.
+        losses: (step, training loss) of the supernet.
+        candidates: what was evaluated, in that order.
+        references: known networks, for comparison.
+        retrained: those that were trained from scratch, best first.
+        winner: the best of these.
+        missing: files that are not there yet.
+    """
+
+    name: str
+    space: SearchSpace | None
+    losses: tuple[tuple[float, float], ...]
+    candidates: tuple[Network, ...]
+    references: tuple[Network, ...]
+    retrained: tuple[Network, ...]
+    winner: GLiTSpec | None
+    missing: tuple[str, ...]
+
+    @property
+    def title(self) -> str:
+        """What it looks for."""
+        return {
+            "stage1": "Stage 1: which heads are global, which local",
+            "stage2": "Stage 2: the sizes within the blocks",
+        }.get(self.name, "One stage: heads and sizes at once")
+
+    def fully_scored(self) -> list[Network]:
+        """The candidates that were not stopped early, on a part of the search set."""
+        most = max((candidate.num_images for candidate in self.candidates), default=0)
+        return [candidate for candidate in self.candidates if candidate.num_images == most]
+
+
+@final
+@dataclass(frozen=True)
+class Ranking:
+    """How well inherited accuracy, and how well mere size, orders networks as training from scratch does."""
+
+    stage: str
+    networks: tuple[Network, ...]
+    kendall: Correlation
+    spearman: Correlation
+    kendall_macs: Correlation
+
+
+@final
+@dataclass(frozen=True)
+class Findings:
+    """A search: its settings, its stages and what came out.
+
+    Attributes:
+        method: 'hierarchical', 'spos' or 'random'.
+        seed: of everything random.
+        sharing: how sub-modules share weights.
+        budget: (low, high) by cost, for those with a bound.
+        stages: in order; those that have not begun are empty.
+        winner: the network that was found.
+        result: numbers by name.
+        times: seconds by (stage, part).
+        rank: the supernet's order against that of training from scratch.
+    """
+
+    method: str
+    seed: int
+    sharing: str
+    budget: Mapping[str, tuple[float | None, float | None]]
+    stages: tuple[Stage, ...]
+    winner: GLiTSpec | None
+    result: Mapping[str, float]
+    times: Mapping[tuple[str, str], float]
+    rank: Ranking | None
+
+
+def pareto_front(networks: Iterable[Network], cost: str) -> list[Network]:
+    """Those that no other one beats in inherited accuracy without costing more, cheapest first."""
+    scored = [network for network in networks if network.inherited is not None and cost in network.costs]
+    front: list[Network] = []
+    for network in sorted(scored, key=lambda network: (-(network.inherited or 0), network.costs[cost])):
+        if not front or network.costs[cost] < front[-1].costs[cost]:
+            front.append(network)
+    return front[::-1]
+
+
+def read_findings(folder: Path) -> Findings:
+    """Everything that there is of a search, finished or under way.
+
+    Raises:
+        SearchError: if the folder is no search's, or a file cannot be read or is damaged: names it.
+    """
+    recipe = _read(folder / "recipe.yaml", _recipe)
+    if recipe is None:
+        raise SearchError(f"{folder} is no search: it has no recipe.yaml")
+    return Findings(
+        **recipe,
+        stages=tuple(_read_stage(folder, name) for name in STAGES[recipe["method"]]),
+        winner=_read(folder / "winner.json", GLiTSpec.from_json),
+        result=_read(folder / "result.json", _result) or {},
+        times=_read(folder / "times.json", _times) or {},
+        rank=_read(folder / "rank.json", _ranking),
+    )
+
+
+def _read_stage(folder: Path, name: str) -> Stage:
+    path = folder / name
+    return Stage(
+        name,
+        _read(path / "space.yaml", lambda text: load_space(_mapping(yaml.safe_load(text)))),
+        tuple(_read(path / "supernet/metrics.jsonl", _losses) or ()),
+        tuple(
+            _read(path / "candidates.jsonl", lambda text: [_network(line, "inherited") for line in _lines(text)]) or ()
+        ),
+        tuple(_read(path / "references.json", lambda text: _networks(text, "inherited")) or ()),
+        tuple(_read(path / "retrained.json", lambda text: _networks(text, "standalone")) or ()),
+        _read(path / "winner.json", GLiTSpec.from_json),
+        tuple(f"{name}/{file}" for file in _STAGE_FILES if not (path / file).is_file()),
+    )
+
+
+def _read(path: Path, parse: Callable[[str], T]) -> T | None:
+    """What a file holds, None where there is none."""
+    try:
+        return parse(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise SearchError(f"{path} cannot be read: {error.strerror}") from None
+    except KeyError as error:
+        reason = f"it lacks {error}"
+    except yaml.YAMLError as error:
+        reason = f"not valid YAML: {' '.join(str(error).split())}"
+    except (ValueError, TypeError, AttributeError, OverflowError) as error:
+        reason = first_line(error)
+    raise SearchError(f"{path} is damaged: {reason}")
+
+
+def _recipe(text: str) -> dict[str, Any]:
+    data = _mapping(yaml.safe_load(text))
+    if data["method"] not in STAGES:
+        raise ValueError(f"method must be one of {', '.join(STAGES)}, got {data['method']!r}")
+    budget = {}
+    for name, bounds in (data.get("budget") or {}).items():
+        low, high = (_number(name, bounds[key], or_none=True) for key in ("low", "high"))
+        if (low, high) != (None, None):
+            budget[name] = (low, high)
+    return {**{key: data[key] for key in ("method", "seed", "sharing")}, "budget": budget}
+
+
+def _lines(text: str) -> list[dict[str, Any]]:
+    """One mapping a line; a last one that is being written, or that a kill cut short, is left out."""
+    lines = []
+    for number, line in enumerate(text.split("\n")[:-1], 1):
+        try:
+            lines.append(_mapping(json.loads(line)))
+        except ValueError as error:
+            raise ValueError(f"line {number}: {error}") from None
+    return lines
+
+
+def _losses(text: str) -> list[tuple[float, float]]:
+    return [(_number("step", line["step"]), float(line["loss"])) for line in _lines(text) if "loss" in line]
+
+
+def _network(data: Mapping[str, Any], accuracy: str) -> Network:
+    """Args: `accuracy`: which of a network's accuracies the field of that name is."""
+    data = {accuracy: data.get("accuracy"), **_mapping(data)}
+    return Network(
+        GLiTSpec.from_dict(data["spec"]),
+        {name: _number(name, data[name]) for name in COSTS if name in data or name != "latency_ms"},
+        str(data.get("name", "")),
+        _number("inherited accuracy", data.get("inherited"), or_none=True),
+        _number("stand-alone accuracy", data.get("standalone"), or_none=True),
+        int(_number("generation", data.get("generation", 0))),
+        str(data.get("origin", "")),
+        int(_number("images", data.get("images", 0))),
+    )
+
+
+def _networks(text: str, accuracy: str) -> list[Network]:
+    data = json.loads(text)
+    if not isinstance(data, list):
+        raise ValueError(f"it must hold a list, not {type(data).__name__}")
+    return [_network(_mapping(network), accuracy) for network in data]
+
+
+def _result(text: str) -> dict[str, float]:
+    numbers = ("macs", "params", "search_accuracy", "test_accuracy", "num_evaluated", "minutes")
+    return {key: _number(key, value) for key, value in _mapping(json.loads(text)).items() if key in numbers}
+
+
+def _times(text: str) -> dict[tuple[str, str], float]:
+    times = {}
+    for stage, parts in _mapping(json.loads(text)).items():
+        for part, seconds in (parts if isinstance(parts, dict) else {"": parts}).items():
+            times[stage, part] = _number("seconds", seconds)
+    return times
+
+
+def _ranking(text: str) -> Ranking:
+    data = _mapping(json.loads(text))
+    networks = tuple(_network(network, "standalone") for network in data["networks"])
+    for key, of in (("inherited", [n.inherited for n in networks]), ("standalone", [n.standalone for n in networks])):
+        if None in of:
+            raise ValueError(f"networks[{of.index(None)}] lacks {key}")
+    kendall, spearman, kendall_macs = (
+        Correlation(*(_number(field, data[key][field]) for field in ("value", "low", "high", "samples")))
+        for key in ("kendall", "spearman", "kendall_macs")
+    )
+    return Ranking(str(data["stage"]), networks, kendall, spearman, kendall_macs)
+
+
+def _mapping(data: Any) -> dict[str, Any]:
+    if not isinstance(data, dict):
+        raise ValueError(f"a mapping is missing where {type(data).__name__} stands")
+    return data
+
+
+def _number(name: str, value: Any, or_none: bool = False) -> Any:
+    """A finite number, or None where it may be missing."""
+    if value is None and or_none:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise ValueError(f"{name} must be a finite number, got {value!r}")
+    return value

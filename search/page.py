@@ -1,0 +1,82 @@
+"""One HTML page that stands alone: its pictures are in it, and as files beside it.
+
+It knows headings, texts, tables and pictures; what they say is `report`'s.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import final
+
+from glit_models.errors import SearchError
+from glit_models.store import write_bytes
+
+__all__ = ["Page"]
+
+_STYLE = """
+body{font:16px/1.5 system-ui,sans-serif;color:#22262b;background:#fff;max-width:64rem;margin:2rem auto;padding:0 1rem}
+h1,h2{line-height:1.2}h2{margin-top:2.5rem;border-top:1px solid #dde1e6;padding-top:1.2rem}
+img{max-width:100%;height:auto}figure{margin:1rem 0}figcaption,.note{color:#4a5058;max-width:46rem}
+table{border-collapse:collapse;font-size:.92rem;margin:1rem 0}th,td{padding:.25rem .8rem .25rem 0;text-align:left}
+td{border-top:1px solid #e6e9ed;font-variant-numeric:tabular-nums}.missing{color:#8a6d1b}
+dt{font-weight:600;float:left;clear:left;margin-right:.5rem}dd{margin:0 0 .3rem}code{font-size:.9em}
+.scroll{overflow-x:auto}
+""".strip()
+
+
+@final
+class Page:
+    """An HTML page that grows; whatever it is given as text is escaped."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.parts: list[str] = []
+        self.pictures: dict[str, bytes] = {}
+
+    def heading(self, text: str) -> None:
+        self.parts.append(f"<h2>{html.escape(text)}</h2>")
+
+    def text(self, text: str, kind: str = "note") -> None:
+        self.parts.append(f'<p class="{kind}">{html.escape(text)}</p>')
+
+    def missing(self, text: str) -> None:
+        self.text(f"Not there yet: {text}", "missing")
+
+    def picture(self, name: str, png: bytes, caption: str) -> None:
+        """A picture, in the page and as `name`.png beside it."""
+        self.pictures[f"{name}.png"] = png
+        source = f"data:image/png;base64,{base64.b64encode(png).decode()}"
+        caption = html.escape(caption)
+        self.parts.append(
+            f'<figure><img src="{source}" alt="{html.escape(name)}"><figcaption>{caption}</figcaption></figure>'
+        )
+
+    def words(self, words: Mapping[str, str]) -> None:
+        items = "".join(f"<dt>{html.escape(word)}</dt><dd>{html.escape(text)}</dd>" for word, text in words.items())
+        self.parts.append(f"<dl>{items}</dl>")
+
+    def table(self, rows: Sequence[Mapping[str, str]]) -> None:
+        """Rows of the same columns."""
+        head = "".join(f"<th>{html.escape(column)}</th>" for column in rows[0])
+        lines = (f"<tr>{''.join(f'<td>{html.escape(value)}</td>' for value in row.values())}</tr>" for row in rows)
+        self.parts.append(f'<div class="scroll"><table><tr>{head}</tr>{"".join(lines)}</table></div>')
+
+    def save(self, title: str) -> Path:
+        """Write everything, the page last. Raises SearchError if that fails."""
+        title = html.escape(title)
+        page = (
+            '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+            '<meta name="viewport" content="width=device-width, initial-scale=1">'
+            f"<title>{title}</title>\n<style>{_STYLE}</style></head>\n<body><h1>{title}</h1>\n"
+        )
+        path = self.folder / "index.html"
+        try:
+            for name, png in self.pictures.items():
+                write_bytes(self.folder / name, png)
+            write_bytes(path, (page + "\n".join(self.parts) + "\n</body></html>\n").encode())
+        except OSError as error:
+            raise SearchError(f"{self.folder} cannot be written: {error.strerror}") from None
+        return path

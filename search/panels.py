@@ -1,0 +1,300 @@
+"""What the pictures of a search consist of: functions that fill matplotlib's axes, and numbers as text.
+
+They know what is shown and how; sizes, files and the making of figures are `pictures`'.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from glit_models.spec import BlockSpec, GLiTSpec
+
+from .correlation import Correlation
+from .findings import Network, Ranking, Stage, pareto_front
+
+__all__ = [
+    "fill_costs",
+    "fill_generations",
+    "fill_losses",
+    "fill_network",
+    "fill_rank",
+    "fill_retrained",
+    "fill_times",
+    "pairs_of",
+    "show_correlation",
+    "show_count",
+    "show_seconds",
+]
+
+_GLOBAL, _LOCAL, _OTHER = "#2f6db5", "#e8833a", "#7a7f87"
+_REFERENCE, _WINNER, _PALE, _BUDGET = "#c8283c", "#ffd23f", "#b8bcc2", "#8fce8f"
+_PARTS = {"supernet": "#2a9d8f", "evolution": "#8e5aa8", "retrain": "#d1a126"}
+_MOST_POINTS = 300  # of a curve; more are drawn as means
+_LONGEST_NAME = 30
+
+_TIMES = "\N{MULTIPLICATION SIGN}{:g}"
+
+# The rows below a block's heads: name, field, how a value is shown, colour.
+_ROWS: tuple[tuple[str, str, str, str], ...] = (
+    ("local: kernel size, tokens", "kernel_size", "{:g}", _LOCAL),
+    ("local: expansion", "expand_ratio", _TIMES, _LOCAL),
+    ("global: query, key, value", "qkv_ratio", _TIMES, _GLOBAL),
+    ("feed-forward width", "mlp_ratio", _TIMES, _OTHER),
+)
+
+
+def show_count(value: float) -> str:
+    """A count in four digits: 1.473 G, 38.24 M, 950 k."""
+    factor, unit = _unit(value)
+    return f"{value / factor:.4g} {unit}".rstrip()
+
+
+def show_seconds(seconds: float) -> str:
+    """A duration, its two largest units: 2 h 5 min, 4 min 10 s, 12 s."""
+    whole = round(seconds)
+    if whole >= 3600:
+        minutes = round(seconds / 60)
+        return f"{minutes // 60} h {minutes % 60} min"
+    return f"{whole // 60} min {whole % 60} s" if whole >= 60 else f"{whole} s"
+
+
+def show_correlation(correlation: Correlation) -> str:
+    """A correlation with its interval."""
+    return f"{correlation.value:.2f} ({correlation.low:.2f} to {correlation.high:.2f})".replace("-", "\N{MINUS SIGN}")
+
+
+def fill_network(axes: Any, spec: GLiTSpec) -> None:
+    heads = 3.0  # the heads' part of the height; each row below has 1
+    for index, block in enumerate(spec.blocks):
+        bottom = 0.0
+        for number, colour in ((block.num_global_heads, _GLOBAL), (block.num_local_heads, _LOCAL)):
+            height = heads * number / spec.num_heads
+            if number:
+                axes.bar(index, height, 0.86, bottom, color=colour, edgecolor="white", linewidth=1.5)
+                axes.text(index, bottom + height / 2, str(number), ha="center", va="center", color="white", size=11)
+            bottom += height
+        for row, (_, field, form, colour) in enumerate(_ROWS):
+            _fill_cell(axes, index, -row - 0.75, spec.blocks, block, field, form, colour)
+    labels = [f"{spec.num_heads} heads", *(name for name, *_ in _ROWS)]
+    axes.set_yticks([heads / 2, *(-row - 0.75 for row in range(len(_ROWS)))], labels)
+    axes.set_xticks(range(spec.depth))
+    axes.xaxis.tick_top()
+    axes.xaxis.set_label_position("top")
+    axes.set_xlabel("block, from the picture (left) to the prediction (right)")
+    axes.set(xlim=(-0.55, spec.depth - 0.45), ylim=(-len(_ROWS) - 0.3, heads + 0.1))
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    axes.grid(False)
+    for label, colour in (("global heads: self-attention", _GLOBAL), ("local heads: convolution", _LOCAL)):
+        axes.bar(0, 0, color=colour, label=label)
+    axes.figure.legend(loc="outside lower center", ncols=2)
+
+
+def _fill_cell(
+    axes: Any,
+    column: int,
+    middle: float,
+    blocks: Sequence[BlockSpec],
+    block: BlockSpec,
+    field: str,
+    form: str,
+    colour: str,
+) -> None:
+    """A value in its cell, the stronger coloured the larger it is among the blocks' different ones."""
+    value = getattr(block, field)
+    if value is None:
+        axes.text(column, middle, "-", ha="center", va="center", color=_PALE)
+        return
+    values = sorted({other for each in blocks if (other := getattr(each, field)) is not None})
+    alpha = 0.15 + 0.45 * values.index(value) / max(len(values) - 1, 1)
+    axes.bar(column, 0.86, 0.86, middle - 0.43, color=colour, alpha=alpha)
+    axes.text(column, middle, form.format(value), ha="center", va="center")
+
+
+def fill_generations(axes: Any, stage: Stage) -> None:
+    colour = _PARTS["evolution"]
+    full = {id(candidate) for candidate in stage.fully_scored()}
+    generations = itertools.groupby(
+        sorted(stage.candidates, key=lambda candidate: candidate.generation), key=lambda candidate: candidate.generation
+    )
+    rows, best = [], float("-inf")
+    for generation, members in generations:
+        scored = [(c.inherited, id(c) in full) for c in members if c.inherited is not None]
+        if scored:
+            own = max((accuracy for accuracy, is_full in scored if is_full), default=float("nan"))
+            best = max(best, own) if own == own else best
+            accuracies = sorted(accuracy for accuracy, _ in scored)
+            quarter = len(accuracies) // 4
+            middle = statistics.median(accuracies)
+            rows.append((generation, best, own, middle, accuracies[quarter], accuracies[-1 - quarter]))
+    if not rows:
+        return
+    x, best_so_far, own_best, medians, low, high = zip(*rows, strict=True)
+    axes.plot(x, best_so_far, color=colour, linewidth=2.2, label="best so far", drawstyle="steps-post")
+    axes.plot(x, own_best, "o", color=colour, markersize=4, label="best of the generation")
+    axes.plot(x, medians, "--", color=_OTHER, label="median of the generation", marker="." if len(x) == 1 else None)
+    axes.fill_between(x, low, high, color=_OTHER, alpha=0.18, linewidth=0, label="middle half of the generation")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.set(xlabel="generation", ylabel="inherited accuracy, %")
+
+
+def fill_costs(
+    axes: Any, stage: Stage, cost: str, bounds: tuple[float | None, float | None], winner: GLiTSpec | None
+) -> None:
+    factor, label = _cost_axis(cost, [*stage.candidates, *stage.references])
+    full = {id(candidate) for candidate in stage.fully_scored()}
+    scored = [c for c in stage.candidates if c.inherited is not None and cost in c.costs]
+    partly = [c for c in scored if id(c) not in full]
+    scored = [c for c in scored if id(c) in full]
+
+    def at(networks: Sequence[Network]) -> tuple[list[float], list[float | None]]:
+        return [n.costs[cost] / factor for n in networks], [n.inherited for n in networks]
+
+    if partly:
+        axes.scatter(*at(partly), s=9, facecolors="none", edgecolors=_PALE, linewidths=0.7, label="stopped early")
+    if scored:
+        _scatter_by_generation(axes, scored, *at(scored))
+    front = pareto_front(scored, cost)
+    axes.plot(*at(front), color="black", linewidth=1.2, drawstyle="steps-post", label="Pareto front")
+    for candidate in (c for c in scored if c.spec == winner):
+        axes.plot(*at([candidate]), "*", color=_WINNER, markersize=15, markeredgecolor="black", label="winner")
+    _mark_references(axes, [n for n in stage.references if cost in n.costs], at)
+    _mark_budget(axes, bounds, factor)
+    axes.set(xlabel=label, ylabel="inherited accuracy, %")
+
+
+def _scatter_by_generation(axes: Any, candidates: Sequence[Network], x: Sequence[float], y: Sequence[Any]) -> None:
+    generations = [candidate.generation for candidate in candidates]
+    shades = {"c": generations, "cmap": _colours(), "vmin": 0, "vmax": max(*generations, 1)}
+    points = axes.scatter(x, y, s=13, linewidths=0, label="candidate", **shades)
+    bar = axes.figure.colorbar(points, ax=axes, pad=0.02, aspect=30)
+    bar.set_label("generation", size=8)
+    bar.outline.set_visible(False)
+    bar.locator.set_params(integer=True)
+    bar.update_ticks()
+
+
+def _mark_budget(axes: Any, bounds: tuple[float | None, float | None], factor: float) -> None:
+    """A band from one bound to the other; a side without a bound ends with what is drawn."""
+    if bounds == (None, None):
+        return
+    left, right = axes.get_xlim()
+    low, high = ((None if bound is None else bound / factor) for bound in bounds)
+    left, right = (
+        min(left, low if low is not None else left, high if high is not None else left),
+        max(right, low if low is not None else right, high if high is not None else right),
+    )
+    low, high = left if low is None else low, right if high is None else high
+    axes.axvspan(low, high, color=_BUDGET, alpha=0.25, linewidth=0, label="budget")
+    axes.set_xlim(left, right)
+
+
+def _mark_references(axes: Any, references: Sequence[Network], at: Callable[[Sequence[Network]], Any]) -> None:
+    """Those of one name but for a number together; without an accuracy, a line where they would stand."""
+    groups: dict[str, list[Network]] = {}
+    for network in references:
+        groups.setdefault(re.sub(r"[\s#_-]*\d+$", "", network.name) or network.name, []).append(network)
+    for (name, networks), marker in zip(groups.items(), itertools.cycle("DsPXv^"), strict=False):
+        scored = [network for network in networks if network.inherited is not None]
+        if scored:
+            style = {"markersize": 6, "color": _REFERENCE, "markeredgecolor": "white", "zorder": 4}
+            axes.plot(*at(scored), marker, label=_short(name), **style)
+    unscored = {
+        name: without for name, group in groups.items() if (without := [n for n in group if n.inherited is None])
+    }
+    styles = itertools.cycle(["--", ":", "-."])
+    for (name, networks), line in zip(unscored.items(), styles, strict=False):
+        labels = itertools.chain([f"{_short(name)} (cost only)"], itertools.repeat(""))
+        for place, label in zip(at(networks)[0], labels, strict=False):
+            axes.axvline(place, color=_REFERENCE, linestyle=line, linewidth=1.2, label=label)
+
+
+def fill_losses(axes: Any, stage: Stage) -> None:
+    step = -(-len(stage.losses) // _MOST_POINTS)
+    parts = [stage.losses[start : start + step] for start in range(0, len(stage.losses), step)]
+    steps = [part[-1][0] for part in parts]
+    losses = [statistics.fmean(loss for _, loss in part) for part in parts]
+    axes.plot(steps, losses, color=_PARTS["supernet"], linewidth=1.2, marker="." if len(steps) == 1 else None)
+    axes.set(xlabel="training step", ylabel="training loss")
+
+
+def fill_rank(axes: Any, rank: Ranking, predictor: str) -> None:
+    accuracies = [network.standalone for network in rank.networks]
+    if predictor == "inherited":
+        axes.plot([network.inherited for network in rank.networks], accuracies, "o", color=_GLOBAL, alpha=0.75)
+        axes.set_title(
+            f"By the supernet\ntau = {show_correlation(rank.kendall)}\nrho = {show_correlation(rank.spearman)}"
+        )
+        axes.set_xlabel("inherited accuracy, %")
+    else:
+        factor, label = _cost_axis("macs", rank.networks)
+        places = [network.costs["macs"] / factor for network in rank.networks]
+        axes.plot(places, accuracies, "s", color=_OTHER, alpha=0.75)
+        axes.set_title(f"By size alone\ntau = {show_correlation(rank.kendall_macs)}")
+        axes.set_xlabel(label)
+    axes.set_ylabel("stand-alone accuracy, %")
+    axes.locator_params(axis="x", nbins=5)
+
+
+def fill_retrained(axes: Any, stages: Sequence[Stage]) -> None:
+    """Stand-alone against inherited accuracy of each stage's retrained networks."""
+    shades = ["#d9b44a", "#7d5a0a"] if len(stages) > 1 else ["#7d5a0a"]
+    for stage, shade in zip(stages, shades, strict=True):
+        if pairs := pairs_of(stage.retrained):
+            best = max(pairs, key=lambda pair: pair[1])
+            axes.plot(*zip(*pairs, strict=True), "o", color=shade, label=stage.title.partition(":")[0])
+            axes.plot(*best, "*", color=shade, markersize=15, markeredgecolor="black")
+    axes.set_title("Each stage's best candidates\n(star: the stage's winner)")
+    axes.set(xlabel="inherited accuracy, %", ylabel="stand-alone accuracy, %")
+    axes.locator_params(axis="x", nbins=5)
+    if len(handles := axes.get_legend_handles_labels()[0]) > 1:  # outside: within, it looks like two more networks
+        axes.figure.legend(handles=handles, loc="outside lower right", ncols=2, fontsize=8)
+
+
+def fill_times(axes: Any, times: Mapping[tuple[str, str], float]) -> None:
+    names = [" · ".join(filter(None, key)) for key in times]
+    factor, unit = (3600, "hours") if max(times.values()) >= 7200 else (60, "minutes")
+    bars = axes.barh(
+        names, [seconds / factor for seconds in times.values()], color=[_PARTS.get(part, _OTHER) for _, part in times]
+    )
+    axes.bar_label(bars, [show_seconds(seconds) for seconds in times.values()], padding=4, fontsize=8)
+    axes.invert_yaxis()
+    axes.margins(x=0.15)
+    axes.grid(False, axis="y")
+    axes.set_xlabel(unit)
+
+
+def pairs_of(networks: Sequence[Network]) -> list[tuple[float, float]]:
+    """(inherited, stand-alone) accuracies of those that have both."""
+    return [(n.inherited, n.standalone) for n in networks if n.inherited is not None and n.standalone is not None]
+
+
+def _cost_axis(cost: str, networks: Iterable[Network]) -> tuple[float, str]:
+    """What to divide a cost by, and the axis' name."""
+    if cost == "latency_ms":
+        return 1, "latency, ms"
+    factor, unit = _unit(max((network.costs[cost] for network in networks), default=1))
+    name = {"macs": "multiply-adds (MACs) of an image", "params": "parameters"}[cost]
+    return factor, f"{name}, {unit}" if unit else name
+
+
+def _unit(value: float) -> tuple[float, str]:
+    return next(((factor, unit) for factor, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")) if value >= factor), (1, ""))
+
+
+def _colours() -> Any:
+    """From light to dark, without the palest."""
+    import matplotlib
+    from matplotlib.colors import ListedColormap
+
+    return ListedColormap(matplotlib.colormaps["YlGnBu"]([0.22 + 0.78 * step / 63 for step in range(64)]))
+
+
+def _short(name: str) -> str:
+    """A name for the legend, which would leave out one that begins with an underscore."""
+    name = name.lstrip("_")
+    return name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…"

@@ -1,0 +1,135 @@
+"""The pictures of a search, as PNG bytes: the same findings give the same bytes. matplotlib is needed only to draw.
+
+It makes figures of `panels`; what a picture means is said where it stands, in `report`.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from PIL import Image
+
+from glit_models.errors import SearchError
+from glit_models.spec import GLiTSpec
+
+from .findings import Ranking, Stage
+from .panels import (
+    fill_costs,
+    fill_generations,
+    fill_losses,
+    fill_network,
+    fill_rank,
+    fill_retrained,
+    fill_times,
+    pairs_of,
+)
+
+__all__ = ["draw_costs", "draw_generations", "draw_losses", "draw_network", "draw_ranking", "draw_times"]
+
+_STYLE = {
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "font.size": 9,
+    "grid.alpha": 0.3,
+    "legend.frameon": False,
+    "text.parse_math": False,  # names are the user's
+}
+
+
+def draw_network(spec: GLiTSpec) -> bytes:
+    """A network block by block: how its heads divide, and the sizes of its parts."""
+    depth = spec.depth
+    return _drawn(lambda figure: fill_network(figure.add_subplot(), spec), (2.2 + 0.6 * max(depth, 6), 4.1))
+
+
+def draw_generations(stages: Sequence[Stage]) -> bytes:
+    """Inherited accuracy over the generations, a panel for each stage."""
+    return _drawn(lambda figure: _fill_panels(figure, stages, fill_generations), _size(stages, 3.4))
+
+
+def draw_costs(
+    stages: Sequence[Stage], cost: str, bounds: tuple[float | None, float | None], winners: Mapping[str, GLiTSpec]
+) -> bytes:
+    """Inherited accuracy against a cost, a panel for each stage; `winners` are each stage's."""
+
+    def fill(axes: Any, stage: Stage) -> None:
+        fill_costs(axes, stage, cost, bounds, winners.get(stage.name))
+
+    return _drawn(lambda figure: _fill_panels(figure, stages, fill), _size(stages, 4.6))
+
+
+def draw_losses(stages: Sequence[Stage]) -> bytes:
+    """The supernets' training loss, a panel for each stage."""
+    return _drawn(lambda figure: _fill_panels(figure, stages, fill_losses), _size(stages, 2.8))
+
+
+def draw_ranking(rank: Ranking | None, stages: Sequence[Stage]) -> bytes:
+    """Accuracy after training from scratch against what predicts it; the retrained ones of each stage beside it."""
+    panels: list[Callable[[Any], None]] = []
+    if rank:
+        panels += [
+            lambda axes: fill_rank(axes, rank, "inherited"),
+            lambda axes: fill_rank(axes, rank, "macs"),
+        ]
+    if any(pairs_of(stage.retrained) for stage in stages):
+        panels.append(lambda axes: fill_retrained(axes, stages))
+
+    def fill(figure: Any) -> None:
+        for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+            panel(axes)
+
+    return _drawn(fill, (max(3.3 * len(panels), 4.5), 3.6))
+
+
+def draw_times(times: Mapping[tuple[str, str], float]) -> bytes:
+    """What took how long."""
+    return _drawn(lambda figure: fill_times(figure.add_subplot(), times), (7.5, 0.9 + 0.34 * len(times)))
+
+
+def _drawn(fill: Callable[[Any], None], size: tuple[float, float]) -> bytes:
+    """The PNG of a figure that `fill` fills, whatever the user's own settings of matplotlib are."""
+    try:
+        import matplotlib.style  # without pyplot, which would choose a window system
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise SearchError('a report is drawn with matplotlib: pip install "glit-models[search]"') from None
+    drawn = io.BytesIO()
+    with matplotlib.style.context(["default", _STYLE]), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # a name in a script that the font lacks
+        figure = Figure(figsize=size, layout="constrained")
+        fill(figure)
+        figure.savefig(drawn, dpi=130, metadata={"Software": None}, bbox_inches="tight", pad_inches=0.1)
+    return _with_palette(drawn.getvalue())
+
+
+def _with_palette(png: bytes) -> bytes:
+    """The picture in 128 colours, a third of the bytes: the page holds all of them."""
+    small = io.BytesIO()
+    with Image.open(io.BytesIO(png)) as image:
+        colours = image.convert("RGB").quantize(128, dither=Image.Dither.NONE)
+    colours.save(small, format="png", optimize=True)
+    return small.getvalue()
+
+
+def _size(stages: Sequence[Stage], height: float) -> tuple[float, float]:
+    return (4.9 * len(stages) if len(stages) > 1 else 6.5, height)
+
+
+def _fill_panels(figure: Any, stages: Sequence[Stage], fill: Callable[[Any, Stage], None]) -> None:
+    """A panel for each stage, and one legend below them all."""
+    panels = figure.subplots(1, len(stages), squeeze=False)[0]
+    labelled = {}
+    for axes, stage in zip(panels, stages, strict=True):
+        fill(axes, stage)
+        axes.set_title(stage.title)
+        labelled.update({label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)})
+    if labelled:
+        columns = 3 if len(stages) > 1 else 2
+        figure.legend(labelled.values(), labelled.keys(), loc="outside lower center", ncols=columns, fontsize=8)

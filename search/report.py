@@ -1,0 +1,266 @@
+"""The report of a search: one HTML page that stands alone, and its pictures as files beside it.
+
+It says in words what the pictures show. The same folder gives the same bytes; a search that is still under way gives
+what there is of it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+from glit_models.spec import GLiTSpec
+
+from . import pictures
+from .correlation import Correlation
+from .findings import COSTS, Findings, Network, Ranking, Stage, read_findings
+from .page import Page
+from .panels import show_correlation, show_count, show_seconds
+
+__all__ = ["write_report"]
+
+_METHODS = {
+    "hierarchical": "Hierarchical search, as GLiT's: stage 1 decides which heads are global and which local, stage 2 "
+    "the sizes within the blocks.",
+    "spos": "Single Path One-Shot: heads and sizes at once, by evolution.",
+    "random": "Random search: heads and sizes at once, each candidate drawn by chance.",
+}
+_INTRODUCTION = (
+    "A GLiT is a vision transformer whose every block divides its heads: global heads look at the whole picture by "
+    "self-attention, local heads at neighbouring tokens by a convolution. This search looked for the division, and for "
+    "the sizes of each block's parts, that classify pictures best within a budget of computation. A supernet that "
+    "holds the weights of all candidates is trained once; candidates are compared under the weights that they inherit "
+    "from it; the best are trained from scratch, and the best of these is the winner."
+)
+_WORDS = {
+    "inherited accuracy": "of a candidate with the supernet's weights, on the search set: cheap, and only good for "
+    "comparing",
+    "stand-alone accuracy": "of a network after training from scratch, on the search set",
+    "search set": "pictures that were held out of the training set for the search",
+    "test set": "pictures that no decision has seen; only the winner is scored on them",
+    "MACs": "multiply-adds that one picture takes, a measure of computation",
+    "Kendall's tau": "how far two orders agree: 1 the same, 0 unrelated, -1 opposite; in brackets the 95 % interval of "
+    "a bootstrap over networks",
+}
+
+
+def write_report(folder: Path) -> Path:
+    """Write `report/index.html` into a search's folder, and the pictures that it holds beside it; return its path.
+
+    Raises:
+        SearchError: if the folder is no search's, a file in it is damaged (names it) or the report cannot be written.
+    """
+    findings = read_findings(folder)
+    page = Page(folder / "report")
+    _write_result(page, findings)
+    _write_winner(page, findings)
+    _write_evolution(page, findings)
+    _write_ranking(page, findings)
+    _write_retrained(page, findings)
+    _write_effort(page, findings)
+    return page.save(f"Search: {findings.method}, seed {findings.seed}")
+
+
+def _write_result(page: Page, findings: Findings) -> None:
+    page.text(_INTRODUCTION)
+    page.text(_METHODS[findings.method])
+    page.words(_WORDS)
+    page.heading("The result in numbers")
+    rows = {"budget": "; ".join(_show_bounds(*item) for item in findings.budget.items()) or "none"}
+    rows["sharing of weights"] = findings.sharing
+    result = findings.result
+    forms = {
+        "macs": ("winner's MACs", show_count),
+        "params": ("winner's parameters", show_count),
+        "search_accuracy": ("winner, stand-alone, on the search set", "{:.2f} %".format),
+        "test_accuracy": ("winner, stand-alone, on the test set", "{:.2f} %".format),
+        "num_evaluated": ("candidates evaluated", "{:,.0f}".format),
+        "minutes": ("time", lambda minutes: show_seconds(60 * minutes)),
+    }
+    rows |= {name: show(result[key]) for key, (name, show) in forms.items() if key in result}
+    page.table([{"": name, "value": value} for name, value in rows.items()])
+    if not result:
+        page.missing("the final result (result.json); the search is under way.")
+    page.table([_describe_stage(stage) for stage in findings.stages])
+
+
+def _describe_stage(stage: Stage) -> dict[str, str]:
+    origins = Counter(candidate.origin for candidate in stage.candidates if candidate.origin)
+    best = max((c.inherited for c in stage.fully_scored() if c.inherited is not None), default=None)
+    return {
+        "stage": stage.title,
+        "networks in the space": "-" if stage.space is None else f"{stage.space.size:.3g}",
+        "evaluated": f"{len(stage.candidates):,}",
+        "of these": ", ".join(f"{number} {origin}" for origin, number in origins.most_common()) or "-",
+        "best inherited": _percent(best),
+        "best stand-alone": _percent(stage.retrained[0].standalone if stage.retrained else None),
+    }
+
+
+def _write_winner(page: Page, findings: Findings) -> None:
+    page.heading("The network, block by block")
+    spec, what = _best_network(findings)
+    if findings.winner is None:
+        page.missing(f"the winner (winner.json).{f' Drawn is {what}.' if spec else ''}")
+    if spec is not None:
+        page.picture(
+            "network",
+            pictures.draw_network(spec),
+            f"Each column is a block of {what}, drawn from the first to the last. The bar shows how many of its heads "
+            "are global (blue) and local (orange); below stand the sizes of its parts, stronger coloured the larger "
+            "they are, with a dash where there is no such part: how many neighbouring tokens the convolution sees, and "
+            "how many times as wide as its input each part is inside.",
+        )
+
+
+def _best_network(findings: Findings) -> tuple[GLiTSpec | None, str]:
+    """The winner, or what comes nearest to it so far."""
+    if findings.winner is not None:
+        return findings.winner, "the winner"
+    for stage in reversed(findings.stages):
+        if stage.winner is not None:
+            return stage.winner, f"the winner of {stage.name}"
+        if scored := [c for c in stage.fully_scored() if c.inherited is not None]:
+            return max(scored, key=lambda c: c.inherited or 0).spec, f"the best candidate of {stage.name} so far"
+    return None, ""
+
+
+def _write_evolution(page: Page, findings: Findings) -> None:
+    page.heading("How the search went")
+    begun = [stage for stage in findings.stages if any(c.inherited is not None for c in stage.candidates)]
+    for stage in findings.stages:
+        if stage not in begun:
+            page.missing(f"{stage.name}'s candidates ({stage.name}/candidates.jsonl).")
+    if not begun:
+        return
+    page.picture(
+        "generations",
+        pictures.draw_generations(begun),
+        _GENERATIONS_CAPTIONS[findings.method],
+    )
+    costs = ["macs", *(cost for cost in COSTS[1:] if cost in findings.budget)]
+    winners = {stage.name: stage.winner for stage in begun if stage.winner is not None}
+    for cost in costs:
+        stages = [stage for stage in begun if any(cost in candidate.costs for candidate in stage.candidates)]
+        if stages:
+            bounds = findings.budget.get(cost, (None, None))
+            page.picture(f"accuracy-{cost}", pictures.draw_costs(stages, cost, bounds, winners), _COSTS_CAPTION)
+    for stage in begun:
+        if stage.references:
+            page.text(f"{stage.title}, networks for comparison:")
+            page.table([{"network": n.name, **_costs(n), "inherited": _percent(n.inherited)} for n in stage.references])
+
+
+_BRED = (
+    "Each generation is bred from the best networks before it. Where its median rises, the search has learnt which "
+    "choices are good; where the best stays level, more generations would hardly help. "
+)
+_GENERATIONS_CAPTIONS = {
+    "hierarchical": f"{_BRED}The stages have supernets of their own: compare accuracies within a panel only.",
+    "spos": _BRED,
+    "random": "Each generation is drawn by chance, so its median stays level; the best rises with luck alone.",
+}
+_COSTS_CAPTION = (
+    "Each point is a candidate, the darker the later; up is better, left is cheaper. The line joins those that none "
+    "beats at the same cost or less, the green band is the budget, and networks for comparison are red (a line, where "
+    "only the cost is known). A star wins its stage: it is the best after training from scratch and need not be on "
+    "top here. Of those that were stopped early the accuracy is that on a part of the search set."
+)
+
+
+def _write_ranking(page: Page, findings: Findings) -> None:
+    page.heading("Does the supernet order networks rightly?")
+    rank = findings.rank
+    if rank is None:
+        page.missing("networks of all qualities, trained from scratch to judge the supernet (rank.json).")
+    if rank is None and not any(n.inherited is not None for stage in findings.stages for n in stage.retrained):
+        return
+    page.picture("ranking", pictures.draw_ranking(rank, findings.stages), _describe_ranking(rank))
+    if rank:
+        rows = {"inherited, Kendall's tau": rank.kendall, "inherited, Spearman's rho": rank.spearman}
+        rows["more MACs is better, Kendall's tau"] = rank.kendall_macs
+        page.table([_describe_correlation(*row) for row in rows.items()])
+
+
+def _describe_ranking(rank: Ranking | None) -> str:
+    text = (
+        "Each point is a network that was trained from scratch; the further points follow a rising line, the better "
+        "the cheap measure below predicts the dear one at the side."
+    )
+    if rank is None:
+        return f"{text} These are each stage's best, which lie close together and are the hardest to order."
+    right, by_size = (50 * (1 + tau.value) for tau in (rank.kendall, rank.kendall_macs))
+    return (
+        f"{text} Of two networks, {rank.stage}'s supernet names the better one in about {right:.0f} of 100 cases; "
+        f"whoever takes the one with more MACs is right in about {by_size:.0f}. The search pays where the first number "
+        "is clearly the larger. The retrained are the best only, which are harder to order."
+    )
+
+
+def _describe_correlation(name: str, correlation: Correlation) -> dict[str, str]:
+    value, _, interval = show_correlation(correlation).partition(" ")
+    return {"order by": name, "value": value, "95 %": interval.strip("()"), "networks": f"{correlation.samples:.0f}"}
+
+
+def _write_retrained(page: Page, findings: Findings) -> None:
+    page.heading("Networks trained from scratch")
+    for stage in findings.stages:
+        if not stage.retrained:
+            page.missing(f"{stage.name}'s retrained networks ({stage.name}/retrained.json).")
+            continue
+        page.text(f"{stage.title}. Best first; a block's heads stand as global+local.")
+        page.table([_describe_retrained(place, network) for place, network in enumerate(stage.retrained, 1)])
+
+
+def _describe_retrained(place: int, network: Network) -> dict[str, str]:
+    return {
+        "": str(place),
+        **_costs(network),
+        "inherited": _percent(network.inherited),
+        "stand-alone": _percent(network.standalone),
+        "heads of the blocks": " ".join(f"{b.num_global_heads}+{b.num_local_heads}" for b in network.spec.blocks),
+    }
+
+
+def _write_effort(page: Page, findings: Findings) -> None:
+    page.heading("What it took")
+    if stages := [stage for stage in findings.stages if stage.losses]:
+        page.picture(
+            "supernet",
+            pictures.draw_losses(stages),
+            "The supernet's loss while it trains. Each step trains another path through it, so the curve is rough; it "
+            "should have come to rest before candidates are compared.",
+        )
+    else:
+        page.missing("the supernet's curve (supernet/metrics.jsonl).")
+    if findings.times:
+        page.picture(
+            "times",
+            pictures.draw_times(findings.times),
+            "Time by part: training the supernet, evaluating candidates, training the best from scratch, and scoring "
+            f"the winner on the test set; {show_seconds(sum(findings.times.values()))} in all.",
+        )
+    else:
+        page.missing("the times (times.json).")
+    files = [file for stage in findings.stages for file in stage.missing]
+    if files:
+        page.missing(f"{', '.join(files)}.")
+
+
+def _show_bounds(name: str, bounds: tuple[float | None, float | None]) -> str:
+    def show(bound: float | None) -> str:
+        return "" if bound is None else f"{bound:g}" if name == "latency_ms" else show_count(bound)
+
+    low, high = map(show, bounds)
+    name = {"macs": "MACs", "params": "parameters", "latency_ms": "latency in ms"}.get(name, name)
+    return f"{name} {f'from {low} to {high}' if low and high else f'at least {low}' if low else f'at most {high}'}"
+
+
+def _costs(network: Network) -> dict[str, str]:
+    costs = network.costs
+    shown = {"MACs": show_count(costs["macs"]), "parameters": show_count(costs["params"])}
+    return {**shown, "latency, ms": f"{costs['latency_ms']:.3g}"} if "latency_ms" in costs else shown
+
+
+def _percent(accuracy: float | None) -> str:
+    return "-" if accuracy is None else f"{accuracy:.2f} %"

@@ -1,0 +1,408 @@
+"""Promises of a whole search: what it leaves, that it goes on from anywhere, and what it refuses."""
+
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from glit_models.search import SearchRun, load_search_recipe, load_space, rank_networks, shipped_search_recipes
+from glit_models.search.recipe import SearchRecipe
+from safetensors.torch import load_file
+
+from glit_models import cli
+from glit_models.errors import RecipeError, SearchError, TrainingError
+from glit_models.spec import GLiTSpec
+from glit_models.training.checkpoints import lock_folder
+from glit_models.training.feed import open_data
+
+FIXTURES = Path(__file__).parent / "fixtures"
+RECIPE = str(FIXTURES / "search.yaml")
+ROOT = f"train.data.root={FIXTURES / 'fashion-mnist'}"
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+
+
+def _recipe(*overrides: str) -> SearchRecipe:
+    return load_search_recipe(RECIPE, [ROOT, *overrides])
+
+
+def _search(out: Path, *overrides: str) -> dict[str, Any]:
+    torch.set_num_threads(1)
+    result = SearchRun(_recipe(*overrides), out, device="cpu").run()
+    assert result is not None
+    return result
+
+
+def _command(out: Path, *overrides: str) -> list[str]:
+    settings = [word for text in (ROOT, *overrides) for word in ("--set", text)]
+    return ["search", RECIPE, *settings, "--out", str(out)]
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A search that nothing interrupted."""
+    out = tmp_path_factory.mktemp("search") / "run"
+    _search(out)
+    return out
+
+
+def _same_end(run: Path, reference: Path) -> None:
+    assert (run / "winner.json").read_text() == (reference / "winner.json").read_text()
+    for stage in ("stage1", "stage2"):
+        ours, theirs = ((folder / stage / "candidates.jsonl").read_bytes() for folder in (run, reference))
+        assert ours == theirs
+    ours, theirs = (load_file(folder / "model" / "model.safetensors") for folder in (run, reference))
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
+# ---- what it leaves ----
+
+
+def test_a_search_leaves_its_winner_trained_and_all_that_it_evaluated(finished: Path):
+    result = json.loads((finished / "result.json").read_text())
+    winner = GLiTSpec.parse(str(finished / "winner.json"))
+    assert winner in _recipe().load_space()
+    assert result["macs"] <= 400000
+    lines = [
+        json.loads(line)
+        for stage in ("stage1", "stage2")
+        for line in (finished / stage / "candidates.jsonl").read_text().splitlines()
+    ]
+    assert len(lines) == result["num_evaluated"]
+    for line in lines:
+        assert {"spec", "macs", "params", "accuracy", "images", "generation", "origin"} <= set(line)
+        assert GLiTSpec.from_dict(line["spec"]) in _recipe().load_space()
+        assert line["macs"] <= 400000
+        assert line["images"] == 100
+    assert len({json.dumps(line["spec"]) for line in lines[:10]}) == 10
+    retrained = json.loads((finished / "stage2" / "retrained.json").read_text())
+    assert retrained[0]["accuracy"] == result["search_accuracy"] == max(entry["accuracy"] for entry in retrained)
+    assert retrained[0]["spec"] == winner.to_dict()
+    assert json.loads((finished / "times.json").read_text())["stage1"]["supernet"] >= 0
+
+
+def test_the_second_stage_keeps_the_first_ones_distribution_of_heads_and_starts_from_its_winner(finished: Path):
+    first = GLiTSpec.parse(str(finished / "stage1" / "winner.json"))
+    second = load_space(finished / "stage2" / "space.yaml")
+    assert second == _recipe().load_space().stage_two(first)
+    lines = (finished / "stage2" / "candidates.jsonl").read_text().splitlines()
+    assert json.loads(lines[0])["origin"] == "initial"
+    assert json.loads(lines[0])["spec"] == first.to_dict()
+
+
+def test_the_test_set_is_scored_once_by_the_final_model(finished: Path):
+    result = json.loads((finished / "result.json").read_text())
+    assert 0 <= result["test_accuracy"] <= 100
+    runs = [json.loads(path.read_text()) for path in finished.glob("stage*/*/**/result.json")]
+    assert len(runs) >= 5
+    assert not any("test_top1" in run for run in runs)
+
+
+def test_the_sets_to_train_on_to_choose_on_and_to_test_on_share_no_picture():
+    recipe = _recipe()
+    supernet, retrained = recipe.supernet_recipe(), recipe.retrain_recipe(None)
+    assert (supernet.data, supernet.seed) == (retrained.data, retrained.seed)
+    splits, again = open_data(supernet), open_data(retrained)
+    train, search = set(splits.train.indices), set(splits.validation.indices)
+    assert train.isdisjoint(search)
+    assert len(search) == 100
+    assert (set(again.train.indices), set(again.validation.indices)) == (train, search)
+    assert splits.test is not None
+    assert splits.test is not splits.train.dataset
+    for key in ("supernet", "retrain"):
+        with pytest.raises(RecipeError, match=rf"{key}.train.data cannot be set: it is one for all; set train.data"):
+            _recipe(f"{key}.train.data.hold_out=5")
+        with pytest.raises(RecipeError, match=rf"{key}.train.seed cannot be set"):
+            _recipe(f"{key}.train.seed=5")
+
+
+def test_the_winner_is_a_model_like_any_other(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    model = timm.create_model(f"local-dir:{finished / 'model'}", pretrained=True)
+    assert model.spec == GLiTSpec.parse(str(finished / "winner.json"))
+    spec = str(finished / "winner.json")
+    assert timm.create_model("glit_tiny", spec=spec, img_size=32, num_classes=10).spec == model.spec
+    assert cli.main(["info", spec]) == 0
+    assert cli.main(["verify", str(finished / "model")]) == 0
+    settings = [f"model.spec={spec}", "optim.epochs=1", f"data.root={FIXTURES / 'fashion-mnist'}"]
+    command = ["train", str(FIXTURES / "tiny.yaml"), "--out", str(tmp_path), "--device", "cpu"]
+    assert cli.main([*command, *(word for text in settings for word in ("--set", text))]) == 0
+    trained = timm.create_model(f"local-dir:{tmp_path / 'model'}", pretrained=True)
+    assert trained.spec == model.spec
+
+
+@pytest.mark.parametrize("method", ["spos", "random"])
+def test_methods_of_one_level_have_one_stage_with_the_work_of_two(method: str, tmp_path: Path):
+    result = _search(tmp_path, f"method={method}", "retrain.top=1")
+    assert result["num_evaluated"] == 36
+    assert not (tmp_path / "stage1").exists()
+    metrics = [json.loads(line) for line in (tmp_path / "joint/supernet/metrics.jsonl").read_text().splitlines()]
+    assert [entry["epoch"] for entry in metrics if "epoch" in entry] == [1, 2, 3, 4, 5, 6]
+    origins = {json.loads(line)["origin"] for line in (tmp_path / "joint/candidates.jsonl").read_text().splitlines()}
+    assert origins == ({"random"} if method == "random" else {"random", "mutation", "crossover"})
+
+
+def test_independent_weights_and_paths_within_the_budget_are_a_key_away(tmp_path: Path):
+    _search(tmp_path, "supernet.sharing=independent", "supernet.sampling=budget", "retrain.top=1")
+    weights = load_file(tmp_path / "stage2" / "supernet" / "model.safetensors")
+    assert any(".conv.2-" in name or ".conv.3-" in name or ".conv.1-" in name for name in weights)
+
+
+def test_networks_are_ranked_by_training_them(finished: Path, tmp_path: Path):
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    ranking = rank_networks(out, 4, device="cpu")
+    assert ranking is not None
+    assert ranking.stage == "stage2"
+    written = json.loads((out / "rank.json").read_text())
+    assert len(written["networks"]) == 4
+    assert -1 <= written["kendall"]["low"] <= written["kendall"]["value"] <= written["kendall"]["high"] <= 1
+    assert "Kendall's tau" in str(ranking)
+    again = rank_networks(out, 4, device="cpu")
+    assert again == ranking
+    with pytest.raises(SearchError, match="stage must be one of stage1, stage2, got 'joint'"):
+        rank_networks(out, 4, "joint")
+    with pytest.raises(SearchError, match="networks must be at least 3"):
+        rank_networks(out, 2)
+    with pytest.raises(SearchError, match=r"holds no search: there is no recipe.yaml"):
+        rank_networks(tmp_path / "none")
+
+
+# ---- going on ----
+
+
+def test_a_finished_search_does_nothing_again(finished: Path, capsys: pytest.CaptureFixture[str]):
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()}
+    assert _search(finished) == json.loads((finished / "result.json").read_text())
+    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()} == before
+    assert "is finished" in capsys.readouterr().err
+
+
+PROGRAM = """
+import os, signal, sys
+from glit_models import cli
+from glit_models.search.evaluate import Evaluator
+from glit_models.search.stage import Stage
+from glit_models.training import Trainer
+owner, name, left = {"supernet": (Trainer, "_train_step", 7), "evaluation": (Evaluator, "_predict", 14),
+    "evolution": (Stage, "_write_candidates", 2), "retraining": (Trainer, "_train_step", 30),
+    "second": (Evaluator, "_calibrate", 5), "end": (Trainer, "_finish", 5)}[sys.argv[1]]
+original = getattr(owner, name)
+def deadly(*args, **keywords):
+    global left
+    left -= 1
+    if not left:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return original(*args, **keywords)
+setattr(owner, name, deadly)
+cli.main(sys.argv[2:])
+"""
+
+
+@pytest.mark.parametrize("where", ["supernet", "evaluation", "evolution", "retraining", "second", "end"])
+def test_a_search_killed_in_any_part_goes_on_to_the_same_end(where: str, finished: Path, tmp_path: Path):
+    command = [sys.executable, "-c", PROGRAM, where, *_command(tmp_path)]
+    killed = subprocess.run(command, env=ENVIRONMENT, capture_output=True, timeout=200)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert not (tmp_path / "result.json").exists()
+    _search(tmp_path)
+    _same_end(tmp_path, finished)
+
+
+@pytest.mark.slow
+def test_a_search_killed_at_random_moments_goes_on_to_the_same_end(finished: Path, tmp_path: Path):
+    chance = random.Random(0)
+    for _ in range(4):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "glit_models", *_command(tmp_path)], env=ENVIRONMENT, stderr=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+        )  # fmt: skip
+        began = time.monotonic()
+        while not (tmp_path / "recipe.yaml").exists() and time.monotonic() - began < 60:
+            time.sleep(0.05)
+        time.sleep(chance.uniform(0, 6))
+        process.kill()
+        process.wait()
+    _search(tmp_path)
+    _same_end(tmp_path, finished)
+
+
+def test_sigterm_and_the_clock_leave_with_a_line_and_the_search_goes_on(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    stops = 0
+    while SearchRun(_recipe(), tmp_path, device="cpu", max_minutes=0.02).run() is None:
+        stops += 1
+    assert stops > 1
+    _same_end(tmp_path, finished)
+    assert "stopped by --max-minutes 0.02; the same command goes on from here" in capsys.readouterr().err
+
+
+def _start(out: Path, processes: int) -> None:
+    """The search on so many processes, under the variables that `accelerate launch` sets, to its end."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    started = []
+    for rank in range(processes):
+        shared = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes,
+                  "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}  # fmt: skip
+        environment = {**ENVIRONMENT, **{key: str(value) for key, value in shared.items()}}
+        command = [sys.executable, "-m", "glit_models", *_command(out)]
+        started.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE))
+    printed = [process.communicate(timeout=200) for process in started]
+    assert [process.returncode for process in started] == [0] * processes, printed
+
+
+def test_two_processes_share_the_candidates_and_find_the_same(finished: Path, tmp_path: Path):
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    shutil.rmtree(out / "model")
+    for name in ("result.json", "winner.json", "times.json"):
+        (out / name).unlink()
+    for stage in ("stage1", "stage2"):  # the trained weights stay, as training is the same up to rounding only
+        for name in ("evolution.json", "evolution.previous.json", "candidates.jsonl", "references.json",
+                     "retrained.json", "winner.json"):  # fmt: skip
+            (out / stage / name).unlink()
+    _start(out, 2)
+    _same_end(out, finished)
+    ours, theirs = (json.loads((folder / "result.json").read_text()) for folder in (out, finished))
+    assert ours["test_accuracy"] == theirs["test_accuracy"]
+
+
+@pytest.mark.slow
+def test_a_whole_search_runs_on_two_processes(tmp_path: Path):
+    _start(tmp_path, 2)
+    assert json.loads((tmp_path / "result.json").read_text())["num_evaluated"] > 12
+
+
+def _until_evolved(finished: Path, out: Path) -> None:
+    """A copy of the search as it was in the middle of its second stage."""
+    shutil.copytree(finished, out)
+    for path in (out / "result.json", out / "stage2" / "retrained.json"):
+        path.unlink()
+
+
+def test_a_damaged_state_is_named_and_the_one_before_taken(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    out = tmp_path / "run"
+    _until_evolved(finished, out)
+    state = out / "stage2" / "evolution.json"
+    state.write_text(state.read_text()[:500])
+    (out / "stage2" / "candidates.jsonl").write_text("{")
+    _search(out)
+    assert "stage2/evolution.json is damaged" in capsys.readouterr().err
+    _same_end(out, finished)
+
+
+def test_no_readable_state_is_an_error_not_a_new_start(finished: Path, tmp_path: Path):
+    out = tmp_path / "run"
+    _until_evolved(finished, out)
+    for name in ("evolution.json", "evolution.previous.json"):
+        (out / "stage2" / name).write_text("{}")
+    with pytest.raises(SearchError, match=r"evolution.previous.json: no readable state is left; delete it"):
+        _search(out)
+
+
+def test_early_stopping_goes_on_to_the_same_candidates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    settings = ("evaluation.early_stop_risk=0.9", "retrain.top=1", "train.eval_batch_size=10", "method=spos",
+                "train.data.hold_out=300", "budget.macs.high=null")  # fmt: skip
+    _search(tmp_path / "whole", *settings)
+    out = tmp_path / "stopped"
+    shutil.copytree(tmp_path / "whole", out)
+    for path in (out / "result.json", out / "joint" / "retrained.json", out / "joint" / "evolution.json"):
+        path.unlink()  # the state before the last generation is left
+    _search(out, *settings)
+    files = [folder / "joint" / "candidates.jsonl" for folder in (tmp_path / "whole", out)]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    lines = [json.loads(line) for line in files[0].read_text().splitlines()]
+    assert max(line["images"] for line in lines) == 300
+
+
+# ---- what it refuses ----
+
+
+@pytest.mark.parametrize("name", shipped_search_recipes())
+def test_every_shipped_search_recipe_is_valid_and_opens_with_its_command(name: str):
+    recipe = load_search_recipe(name)
+    path = Path(sys.modules[SearchRecipe.__module__].__file__ or "").with_name("recipes") / f"{name}.yaml"
+    assert f"glit search {name} --out" in path.read_text()[:400]
+    assert recipe.load_space().stage_one(recipe.fixed).size > 1
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["evolution.populaton=3"], "unknown key evolution.populaton; did you mean evolution.population?"),
+        (["methd=spos"], "unknown key methd; did you mean method?"),
+        (["method=greedy"], "method must be hierarchical or spos or random, got 'greedy'"),
+        (["train.optim.lrr=1"], "unknown key supernet.train.optim.lrr; did you mean supernet.train.optim.lr?"),
+        (["train.seed=3"], "train.seed cannot be set: the search's seed is that of all its parts"),
+        (["train.model.pretrained=true"], "train.model.pretrained cannot be set in a search"),
+        (["retrain.top=99"], "retrain.top must be from 1 to evolution.population=6, got 99"),
+        (["space=glitt"], "no search space 'glitt'"),
+        (["fixed.kernel_size=7"], "which is none of its options"),
+        (
+            ["budget.macs.low=1e12", "budget.macs.high=null"],
+            r"no member of the space has macs of at least .* reachable",
+        ),
+        (["budget.macs.high=1000"], r"no member of the space has macs of at most 1,000 \(.* to .* is reachable\)"),
+        (["train.data.hold_out=100000"], "too few to hold out 100000"),
+        (["train.data.hold_out=5"], "10 classes, but only 5 images to choose on"),
+        (["train.data.limit=7"], "10 classes, but only 7 images to train on"),
+        (["train.data.root=/nowhere"], "/nowhere"),
+        (["evaluation.memory_mb=0.001"], "evaluation.memory_mb must be at least"),
+    ],
+)
+def test_what_cannot_be_is_one_line_with_status_2(
+    overrides: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    out = tmp_path / "run"
+    assert cli.main([*_command(out, *overrides), "--device", "cpu"]) == 2
+    err = capsys.readouterr().err
+    last = err.strip().splitlines()[-1]
+    assert re.search(message, last), err
+    if "memory_mb" not in message:
+        assert len(err.strip().splitlines()) == 1
+        assert not out.exists()
+
+
+def test_another_searchs_folder_is_refused_and_the_keys_named(finished: Path):
+    with pytest.raises(
+        SearchError, match=r"holds a search of another recipe \(evolution.generations: 3 -> 4\); take another --out"
+    ):
+        SearchRun(_recipe("evolution.generations=4"), finished, device="cpu")
+
+
+def test_a_search_in_use_by_another_process_is_refused(tmp_path: Path):
+    with lock_folder(tmp_path), pytest.raises(TrainingError, match="is in use by another process"):
+        SearchRun(_recipe(), tmp_path, device="cpu").run()
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "file").write_text("")
+    assert cli.main([*_command(tmp_path / "file" / "run"), "--device", "cpu"]) == 2
+    assert "cannot be made or written to" in capsys.readouterr().err
+
+
+def test_the_command_says_how_it_is_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    for arguments, message in (
+        (["smoke"], "takes a recipe and --out DIR"),
+        (["report"], "takes the folder of a search"),
+        (["rank", str(tmp_path), "--set", "seed=1"], "takes the folder of a search, and neither --out nor --set"),
+        (["smoke", "--out", str(tmp_path), "--networks", "3"], "are for `glit search rank DIR`"),
+        (["report", str(tmp_path)], "recipe.yaml"),
+        (["nothing", "--out", str(tmp_path)], "no recipe 'nothing': not a file, and the shipped ones are"),
+    ):
+        assert cli.main(["search", *arguments]) == 2
+        assert message in capsys.readouterr().err

@@ -1,0 +1,158 @@
+"""Promises of the evaluation: the scores are those of each network by itself, however they are come by."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from glit_models.search import Supernet, glit
+from glit_models.search.evaluate import Evaluator, Images, Score, may_reach
+from glit_models.search.supernet import SHARINGS, Sharing
+from torch.optim.swa_utils import update_bn
+
+from glit_models.errors import SearchError
+from glit_models.spec import GLiTSpec
+
+SPACE = glit(24, 3, 4, patch_size=8, kernel_sizes=(3, 5), expand_ratios=(1, 2), qkv_ratios=(0.5, 1), mlp_ratios=(1, 2))
+CLASSES, BATCH, BATCHES = 4, 24, 6
+
+
+def _images(seed: int, count: int) -> Images:
+    generator = torch.Generator().manual_seed(seed)
+    batches = [
+        (torch.randn(BATCH, 3, 32, 32, generator=generator), torch.randint(0, CLASSES, (BATCH,), generator=generator))
+        for _ in range(count)
+    ]
+    return Images(lambda: batches, count)
+
+
+CALIBRATION, SEARCH_SET = _images(0, 3), _images(1, BATCHES)
+
+
+def _evaluator(sharing: Sharing = "entangled", **settings: float) -> Evaluator:
+    torch.manual_seed(0)
+    supernet = Supernet(SPACE, sharing, img_size=32, num_classes=CLASSES)
+    for parameter in supernet.parameters():
+        torch.nn.init.normal_(parameter, 0, 0.3)
+    return Evaluator(supernet, CALIBRATION, SEARCH_SET, **settings)  # type: ignore[arg-type]
+
+
+def _population(seed: int = 0) -> list[GLiTSpec]:
+    rng = random.Random(seed)
+    parents = [SPACE.sample(rng) for _ in range(4)]
+    children = [SPACE.mutate(parents[rng.randrange(4)], 0.1, rng) for _ in range(16)]
+    return list(dict.fromkeys([*parents, *children]))
+
+
+def _same(ours: dict[GLiTSpec, Score], theirs: dict[GLiTSpec, Score]) -> bool:
+    return ours.keys() == theirs.keys() and all(
+        ours[spec].accuracy == theirs[spec].accuracy and np.array_equal(ours[spec].correct, theirs[spec].correct)
+        for spec in ours
+    )
+
+
+@pytest.mark.parametrize("sharing", SHARINGS)
+def test_a_population_scores_bit_for_bit_as_its_networks_do_one_by_one(sharing: Sharing):
+    shared, alone = _evaluator(sharing), _evaluator(sharing, share=False)
+    population = _population()
+    scores = shared.evaluate(population)
+    assert _same(scores, alone.evaluate(population))
+    assert shared.block_images < 0.8 * alone.block_images
+    assert len({score.accuracy for score in scores.values()}) > 2  # there is something to tell apart
+
+
+def test_the_statistics_and_the_score_are_those_of_torchs_own_recomputation():
+    evaluator = _evaluator()
+    scores = evaluator.evaluate(_population())
+    for spec in _population()[:4]:
+        model = evaluator.supernet.extract(spec)
+        update_bn([images for images, _ in CALIBRATION.batches()], model)
+        model.eval()
+        with torch.inference_mode():
+            right = [(model(images).argmax(1) == labels).numpy() for images, labels in SEARCH_SET.batches()]
+        assert np.array_equal(np.concatenate(right), scores[spec].correct)
+        for name, tensor in model.named_buffers():
+            _, block, rest = name.split(".", 2)
+            assert torch.equal(tensor, evaluator._statistics[spec.blocks[: int(block) + 1]][rest])
+
+
+def test_what_is_kept_from_one_generation_to_the_next_changes_no_score():
+    kept = _evaluator()
+    first, second = _population(0), _population(1)
+    rng = random.Random(2)
+    second += [SPACE.mutate(first[index], 0.1, rng) for index in range(8)]
+    second = [spec for spec in dict.fromkeys(second) if spec not in first]
+    kept.evaluate(first)
+    before = kept.block_images
+    kept.retain(first[:3])
+    scores = kept.evaluate(second)
+    fresh = _evaluator()
+    assert _same(scores, fresh.evaluate(second))
+    assert kept.block_images - before < fresh.block_images
+
+
+@pytest.mark.parametrize("memory_mb", [0.3, 1, 5])
+def test_little_memory_changes_time_alone(memory_mb: float):
+    scarce, plenty = _evaluator(memory_mb=memory_mb), _evaluator()
+    assert _same(scarce.evaluate(_population()), plenty.evaluate(_population()))
+    assert scarce._cache.bytes <= scarce._cache.max_bytes <= memory_mb * 1e6
+    second = [spec for spec in _population(1) if spec not in _population()]
+    scarce.retain(_population()[:2])
+    assert _same(scarce.evaluate(second), plenty.evaluate(second))
+
+
+def test_memory_for_less_than_one_batch_is_refused():
+    with pytest.raises(SearchError, match=r"evaluation.memory_mb must be at least 1 for batches of 24 images, got 0.1"):
+        _evaluator(memory_mb=0.1).evaluate(_population())
+
+
+def test_progress_is_told_within_an_evaluation():
+    told: list[tuple[int, int]] = []
+    evaluator = _evaluator()
+    evaluator._on_batch = lambda done, total: told.append((done, total))
+    evaluator.evaluate(_population())
+    assert told == [(done, 9) for done in range(1, 10)]
+
+
+# ---- giving up early ----
+
+
+def _right(share: float, rng: np.random.Generator, base: np.ndarray | None = None) -> np.ndarray:
+    """Correctness on 2000 pictures with about this share right, most of them those that `base` has right."""
+    drawn = rng.random(2000) < share
+    return drawn if base is None else np.where(rng.random(2000) < 0.7, base & (rng.random(2000) < 0.98), drawn)
+
+
+def test_a_network_that_ends_as_good_is_hardly_ever_given_up():
+    rng = np.random.default_rng(0)
+    risk, wrong, trials = 0.05, 0, 2000
+    for _ in range(trials):
+        reference, other = _right(0.6, rng), _right(0.6, rng)
+        behind = int(reference.sum()) - int(other.sum())
+        if behind > 0:  # made exactly as good in the end
+            other[rng.choice(np.flatnonzero(~other), behind, replace=False)] = True
+        wrong += any(not may_reach(other[:seen], reference[:seen], risk / 7) for seen in range(250, 2000, 250))
+    assert wrong / trials <= risk
+
+
+def test_a_network_that_is_much_worse_is_given_up_early():
+    rng = np.random.default_rng(0)
+    reference = _right(0.8, rng)
+    other = _right(0.5, rng)
+    assert may_reach(other[:5], reference[:5], 1e-4)
+    assert not may_reach(other[:500], reference[:500], 1e-4)
+
+
+def test_giving_up_is_the_same_alone_and_ranks_below_what_it_was_compared_with():
+    population = _population()
+    shared, alone = _evaluator(), _evaluator(share=False)
+    scores = shared.evaluate(population)
+    best = max(scores.values(), key=lambda score: score.accuracy)
+    # A reference that is right everywhere is reached by none of these.
+    perfect = Score(100.0, len(best.correct), np.ones_like(best.correct))
+    stopped = shared.evaluate(population, perfect, risk=0.01)
+    assert _same(stopped, alone.evaluate(population, perfect, risk=0.01))
+    assert any(score.images < BATCH * BATCHES for score in stopped.values())
+    assert all(score.accuracy < perfect.accuracy for score in stopped.values())
+    unharmed = shared.evaluate(population, best, risk=1e-9)
+    assert _same(unharmed, scores)

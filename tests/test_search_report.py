@@ -1,0 +1,335 @@
+"""What a search's report promises: one page that stands alone and repeats, at any time, and a clear word where not."""
+
+import base64
+import builtins
+import html.parser
+import io
+import json
+import os
+import random
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import matplotlib
+import pytest
+import search_folders
+from glit_models.search import findings, pictures, write_report
+from glit_models.search.findings import Network, pareto_front
+from glit_models.search.panels import show_count, show_seconds
+from PIL import Image
+from search_folders import write_search
+from specs import random_spec
+
+from glit_models import GLIT_TINY
+from glit_models.errors import SearchError
+
+STAGE_FILES = findings._STAGE_FILES
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A search that is over, with its report."""
+    folder = write_search(tmp_path_factory.mktemp("search") / "search")
+    write_report(folder)
+    return folder
+
+
+@pytest.fixture
+def search(finished: Path, tmp_path: Path) -> Path:
+    """A copy without the report, to change."""
+    return shutil.copytree(finished, tmp_path / "search", ignore=shutil.ignore_patterns("report"))
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures take a second each; some promises are about the rest."""
+    drawn = io.BytesIO()
+    Image.new("RGB", (1, 1)).save(drawn, format="png")
+    monkeypatch.setattr(pictures, "_drawn", lambda fill, size: drawn.getvalue())
+
+
+class Page(html.parser.HTMLParser):
+    """A page's text, tags, and the sources of its pictures; unbalanced tags fail."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.sources: list[str] = []
+        self.words: list[str] = []
+        self.feed(path.read_text(encoding="utf-8"))
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list) -> None:
+        self.tags.append(tag)
+        self.sources += [value for key, value in attrs if key in ("src", "href")]
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+
+def edit(path: Path, change: Callable[[object], object]) -> None:
+    path.write_text(json.dumps(change(json.loads(path.read_text()))))
+
+
+def test_the_page_stands_alone_and_its_pictures_lie_beside_it(finished: Path) -> None:
+    page = Page(finished / "report" / "index.html")
+    files = {path.name: path.read_bytes() for path in (finished / "report").glob("*.png")}
+    assert set(files) == {
+        f"{n}.png" for n in ("network", "generations", "accuracy-macs", "ranking", "supernet", "times")
+    }
+    embedded = [base64.b64decode(source.removeprefix("data:image/png;base64,")) for source in page.sources]
+    assert sorted(embedded) == sorted(files.values())
+    assert not {"script", "link"} & set(page.tags)
+    assert "url(" not in (finished / "report" / "index.html").read_text()
+
+
+def test_the_page_says_the_result_in_numbers(finished: Path) -> None:
+    text = Page(finished / "report" / "index.html").text
+    result = json.loads((finished / "result.json").read_text())
+    assert f"on the test set {result['test_accuracy']:.2f} %" in text
+    assert f"winner's MACs {show_count(result['macs'])}" in text
+    assert "time 5 h 18 min" in text
+    assert "seed 3" in text
+    assert "entangled" in text
+    rank = json.loads((finished / "rank.json").read_text())
+    assert f"about {50 + 50 * rank['kendall']['value']:.0f} of 100 cases" in text
+    for stage in ("stage1", "stage2"):
+        for network in json.loads((finished / stage / "retrained.json").read_text()):
+            assert f"{network['inherited']:.2f} % {network['accuracy']:.2f} %" in text
+    assert "Not there yet" not in text
+
+
+def test_every_picture_has_its_explanation(finished: Path) -> None:
+    page = (finished / "report" / "index.html").read_text()
+    captions = re.findall(r"<figure><img [^>]*><figcaption>(.*?)</figcaption></figure>", page)
+    assert len(captions) == page.count("<img ")
+    assert min(map(len, captions)) > 80
+
+
+def test_the_same_folder_gives_the_same_bytes_whatever_the_user_s_style(search: Path, finished: Path) -> None:
+    with matplotlib.rc_context({"font.size": 20, "axes.facecolor": "red", "savefig.dpi": 30}):
+        write_report(search)
+    for path in (finished / "report").iterdir():
+        assert (search / "report" / path.name).read_bytes() == path.read_bytes(), path.name
+
+
+def test_a_thousand_candidates_a_stage_stay_a_small_page(search: Path) -> None:
+    rng = random.Random(0)
+    for stage in ("stage1", "stage2"):
+        path = search / stage / "candidates.jsonl"
+        entries = [json.loads(line) for line in path.read_text().splitlines()]
+        many = [rng.choice(entries) for _ in range(1000)]
+        scattered = [
+            {**c, "accuracy": rng.gauss(60, 5), "macs": rng.uniform(25e6, 40e6), "generation": i // 50}
+            for i, c in enumerate(many)
+        ]
+        path.write_text(search_folders.lines(scattered))
+    assert write_report(search).stat().st_size < 600_000
+    for path in (search / "report").glob("*.png"):
+        with Image.open(path) as image:
+            assert 500 < image.width < 1500, path.name
+
+
+@pytest.mark.parametrize("method", ["spos", "random"])
+def test_searches_of_one_stage_have_a_report_too(method: str, tmp_path: Path) -> None:
+    page = Page(write_report(write_search(tmp_path, method)))
+    assert "One stage" in page.text
+    assert ("by chance" in page.text) == (method == "random")
+    assert len(page.sources) == 6
+
+
+def test_at_each_moment_of_a_search_there_is_a_report_of_what_there_is(search: Path, tmp_path: Path) -> None:
+    """The files arrive one by one, as the pipeline writes them."""
+    under_way = tmp_path / "under way"
+    arriving = [f"{stage}/{file}" for stage in ("stage1", "stage2") for file in STAGE_FILES]
+    pictured, drawn_at = 0, {1, 2, 3, 5, 9}  # drawn where a picture is new; each moment would take a minute
+    for number, file in enumerate(["recipe.yaml", *arriving, "rank.json", "winner.json", "times.json", "result.json"]):
+        (under_way / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(search / file, under_way / file)
+        if number in drawn_at or number == 0:
+            page = Page(write_report(under_way))
+            assert "Not there yet" in page.text
+            assert len(page.sources) >= pictured
+            pictured = len(page.sources)
+    assert "Not there yet" not in Page(write_report(under_way)).text
+
+
+@pytest.mark.parametrize(
+    "file", ["winner.json", "result.json", "times.json", "rank.json", *(f"stage1/{file}" for file in STAGE_FILES)]
+)
+@pytest.mark.usefixtures("undrawn")
+def test_a_part_that_is_not_there_is_named_and_left_out(search: Path, file: str) -> None:
+    (search / file).unlink()
+    text = Page(write_report(search)).text
+    assert re.search(rf"Not there yet: [^.]*{re.escape(file.removeprefix('stage1/'))}", text)
+
+
+def test_the_first_candidates_of_a_search_are_drawn(search: Path) -> None:
+    shutil.rmtree(search / "stage2")
+    for name in ("winner.json", "rank.json", "stage1/winner.json", "stage1/retrained.json", "stage1/references.json"):
+        (search / name).unlink()
+    path = search / "stage1" / "candidates.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text(lines[0] + lines[1][:40])  # the second is being written
+    page = Page(write_report(search))
+    assert "Drawn is the best candidate of stage1 so far" in page.text
+    assert "1 random" in page.text
+
+
+def test_those_that_were_stopped_early_are_never_the_best(search: Path) -> None:
+    path = search / "stage2" / "candidates.jsonl"
+    entries = [json.loads(line) for line in path.read_text().splitlines()]
+    entries[3] |= {"accuracy": 99.5, "images": 100}
+    path.write_text(search_folders.lines(entries))
+    assert "99.5" not in Page(write_report(search)).text
+
+
+def test_the_front_is_made_of_those_that_none_beats() -> None:
+    rng = random.Random(0)
+    networks = [
+        Network(GLIT_TINY, {"macs": rng.randint(0, 30), "params": 1}, inherited=rng.randint(0, 30)) for _ in range(60)
+    ]
+    front = pareto_front(networks, "macs")
+    places = [(network.costs["macs"], network.inherited) for network in front]
+    assert places == sorted(set(places))
+    for network in networks:
+        place = (network.costs["macs"], network.inherited)
+        beaten = any(x <= place[0] and y >= place[1] and (x, y) != place for x, y in places)
+        assert beaten or place in places
+
+
+def test_a_search_within_milliseconds_shows_them(search: Path) -> None:
+    recipe = (search / "recipe.yaml").read_text()
+    (search / "recipe.yaml").write_text(
+        re.sub(r"params: \{.*?\}|params:\n.*\n.*", "latency_ms: {low: null, high: 7}", recipe)
+    )
+    path = search / "stage2" / "candidates.jsonl"
+    entries = [json.loads(line) for line in path.read_text().splitlines()]
+    path.write_text(search_folders.lines([{**entry, "latency_ms": entry["macs"] / 5e6} for entry in entries]))
+    page = Page(write_report(search))
+    assert (search / "report" / "accuracy-latency_ms.png").is_file()
+    assert "latency in ms at most 7" in page.text
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_whatever_the_files_hold_is_text_in_the_page(search: Path) -> None:
+    evil = "<script>alert('x')</script>&amp;\"'"
+    edit(search / "stage1" / "references.json", lambda networks: [{**networks[0], "name": evil}])
+    edit(search / "rank.json", lambda rank: {**rank, "stage": evil})
+    (search / "recipe.yaml").write_text((search / "recipe.yaml").read_text().replace("entangled", "<img src=x>"))
+    page = Page(write_report(search))
+    assert "script" not in page.tags
+    assert "x" not in page.sources
+    assert page.text.count("<script>alert('x')</script>&amp;\"'") == 2
+
+
+def test_names_that_look_like_formulas_or_have_no_letters_in_the_font_are_drawn(search: Path) -> None:
+    odd = ["$\\frac{1$", "網絡", "_hidden", "x" * 300, "7", ""]
+    for stage in ("stage1", "stage2"):
+        edit(
+            search / stage / "references.json",
+            lambda networks: [{**networks[i % 2], "name": name} for i, name in enumerate(odd)],
+        )
+    assert "網絡" in Page(write_report(search)).text
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_networks_of_any_shape_are_drawn(seed: int) -> None:
+    drawn = pictures.draw_network(random_spec(random.Random(seed)))
+    with Image.open(io.BytesIO(drawn)) as image:
+        assert image.height > 300
+
+
+def test_a_folder_that_is_no_search_is_named(tmp_path: Path) -> None:
+    for folder in (tmp_path, tmp_path / "missing"):
+        with pytest.raises(SearchError, match=r"is no search: it has no recipe.yaml$"):
+            write_report(folder)
+        assert not (folder / "report").exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "reason"),
+    [
+        ("recipe.yaml", b"{", "not valid YAML"),
+        ("recipe.yaml", b"- 3", "a mapping is missing where list stands"),
+        ("recipe.yaml", b"seed: 3", "it lacks 'method'"),
+        ("recipe.yaml", b"{method: magic}", "method must be one of hierarchical, spos, random, got 'magic'"),
+        ("recipe.yaml", b"{method: spos, seed: 1, sharing: a, budget: {macs: 3}}", "'int' object is not subscriptable"),
+        ("stage1/space.yaml", b"embed_dim: 3", ""),
+        ("stage1/supernet/metrics.jsonl", b'{"step": 1, "loss": null}\n', ""),
+        ("stage1/candidates.jsonl", b"[]\n", "line 1: a mapping is missing where list stands"),
+        ("stage1/candidates.jsonl", b"{}\n", "it lacks 'spec'"),
+        ("stage1/candidates.jsonl", b'{"spec"\n{}\n', "line 1: "),
+        ("stage1/references.json", b"{}", "it must hold a list, not dict"),
+        ("stage1/retrained.json", b"[3]", "a mapping is missing where int stands"),
+        ("stage1/retrained.json", b'[{"spec": {}}]', "spec lacks the field 'blocks'"),
+        ("stage1/winner.json", b"\xff\xfe", ""),
+        ("stage2/winner.json", b"", "spec is not valid JSON"),
+        ("winner.json", b"{}", "spec lacks the field 'blocks'"),
+        ("result.json", b'{"macs": "many"}', "macs must be a finite number, got 'many'"),
+        ("times.json", b'{"test": NaN}', "seconds must be a finite number, got nan"),
+        ("rank.json", b'{"networks": []}', "it lacks 'kendall'"),
+    ],
+)
+def test_a_damaged_file_is_named_in_one_line(search: Path, file: str, content: bytes, reason: str) -> None:
+    (search / file).write_bytes(content)
+    with pytest.raises(SearchError) as error:
+        write_report(search)
+    assert str(error.value).startswith(f"{search / file} is damaged: {reason}")
+    assert "\n" not in str(error.value)
+    assert not (search / "report").exists()
+
+
+def test_a_file_that_cannot_be_read_is_named(search: Path) -> None:
+    (search / "result.json").unlink()
+    (search / "result.json").mkdir()
+    with pytest.raises(SearchError, match=r"result.json cannot be read: Is a directory$"):
+        write_report(search)
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_report_that_cannot_be_written_says_so(search: Path) -> None:
+    (search / "report").touch()
+    with pytest.raises(SearchError, match=rf"^{re.escape(os.fspath(search))}/report cannot be written: "):
+        write_report(search)
+
+
+def test_without_matplotlib_the_message_says_what_to_install(search: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    imported = builtins.__import__
+
+    def without_matplotlib(name: str, *args: object, **keywords: object) -> object:
+        if name.partition(".")[0] == "matplotlib":
+            raise ImportError(name)
+        return imported(name, *args, **keywords)
+
+    monkeypatch.setattr(builtins, "__import__", without_matplotlib)
+    with pytest.raises(SearchError, match=r'pip install "glit-models\[search\]"$'):
+        write_report(search)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(1_472_873_280, "1.473 G"), (38_241_000, "38.24 M"), (950_000, "950 k"), (12, "12")]
+)
+def test_counts_have_the_digits_that_matter(value: float, text: str) -> None:
+    assert show_count(value) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.2, "0 s"), (59.7, "1 min 0 s"), (250, "4 min 10 s"), (7499, "2 h 5 min"), (3599.9, "1 h 0 min")],
+)
+def test_durations_have_two_units(seconds: float, text: str) -> None:
+    assert show_seconds(seconds) == text
