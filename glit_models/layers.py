@@ -11,7 +11,7 @@ from timm.layers import Attention, DropPath, LayerNorm, Mlp
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from .depthwise import depthwise_conv
+from .depthwise import depthwise_conv, is_narrow
 from .spec import BlockSpec
 
 __all__ = ["Block", "GlobalLocalMixer", "LocalConv"]
@@ -50,13 +50,14 @@ class LocalConv(nn.Module):
         self.bn: nn.Module = nn.BatchNorm2d(hidden, **dd)
         self.act = nn.SiLU()
         self.project = nn.Linear(hidden, dim, **dd)
+        self.is_narrow = is_narrow(hidden, kernel_size)
         self.proj_drop = nn.Dropout(proj_drop)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, N, C] -> [B, N, C]."""
         x = F.glu(self.expand(x), dim=-1)
         x = x.transpose(1, 2).unsqueeze(2)  # [B, C, 1, N], channels-last in memory
-        if self.training:  # noqa: SIM108 - one line would be harder to read
+        if self.training or self.is_narrow:
             x = depthwise_conv(x, self.dwconv.weight, self.dwconv.bias)
         else:
             x = self.dwconv(x)

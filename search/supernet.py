@@ -10,7 +10,7 @@ Axes: B batch, N tokens, C channels of a token, H heads, D head width of query, 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, cast, final
 
 import timm
@@ -63,49 +63,75 @@ def _parts_of(block: BlockSpec, dim: int, num_heads: int) -> list[_Part]:
     return parts
 
 
-def _slices(part: _Part, store: _Part, dim: int, num_heads: int) -> dict[str, tuple[Callable[[Tensor], Tensor], Any]]:
-    """For each tensor of a sub-module: how to view the store's tensor as the slice, and the slice's own shape.
+@final
+@dataclasses.dataclass(frozen=True)
+class _Slice:
+    """Which part of a store's tensor a sub-module takes: under a view of it, a range along each axis.
+
+    Attributes:
+        view: shape of the view. box: (start, stop) along each of its axes. shape: of the sub-module's own tensor.
+    """
+
+    view: tuple[int, ...]
+    box: tuple[tuple[int, int], ...]
+    shape: tuple[int, ...]
+
+    def of(self, tensor: Tensor) -> Tensor:
+        """The part, in the sub-module's shape; shares memory with `tensor` where the part is one run of it."""
+        return tensor.view(self.view)[tuple(slice(*bounds) for bounds in self.box)].reshape(self.shape)
+
+    def outside(self, tensor: Tensor) -> Iterator[Tensor]:
+        """All the rest, as views that do not overlap."""
+        view = tensor.view(self.view)
+        inside: tuple[slice, ...] = ()
+        for size, (start, stop) in zip(self.view, self.box, strict=True):
+            for rest in (slice(0, start), slice(stop, size)):
+                if rest.start < rest.stop:
+                    yield view[(*inside, rest)]
+            inside = (*inside, slice(start, stop))
+
+
+def _slices(part: _Part, store: _Part, dim: int, num_heads: int) -> dict[str, _Slice]:
+    """What a sub-module takes of each of the store's tensors.
 
     Channels keep their places: a global sub-module reads and writes the first channels of a token, a local one the
     last. Hidden channels and head widths are the first ones of the store's; kernels are centred (AutoFormer,
     arXiv 2107.00651, section 3.1, for the widths).
     """
-    head_width, width = dim // num_heads, part.width
+    head_width, width, whole_width = dim // num_heads, part.width, store.width
+    every, hidden = (0, dim), (0, width)
     if part.kind == "mlp":
         return {
-            "fc1.weight": (lambda w: w[:width], (width, dim)),
-            "fc1.bias": (lambda b: b[:width], (width,)),
-            "fc2.weight": (lambda w: w[:, :width], (dim, width)),
-            "fc2.bias": (lambda b: b, (dim,)),
+            "fc1.weight": _Slice((whole_width, dim), (hidden, every), (width, dim)),
+            "fc1.bias": _Slice((whole_width,), (hidden,), (width,)),
+            "fc2.weight": _Slice((dim, whole_width), (every, hidden), (dim, width)),
+            "fc2.bias": _Slice((dim,), (every,), (dim,)),
         }
-    channels = part.heads * head_width
+    channels, whole = part.heads * head_width, store.heads * head_width
     if part.kind == "attn":
-        G = part.heads
-        whole, shape = store.heads * head_width, (store.heads, store.width)
+        G, three, heads, first = part.heads, (0, 3), (0, part.heads), (0, channels)
+        inner = (store.heads, whole_width)
         return {
-            "qkv.weight": (
-                lambda w: w.view(3, *shape, whole)[:, :G, :width, :channels],
-                (3 * G * width, channels),
-            ),
-            "qkv.bias": (lambda b: b.view(3, *shape)[:, :G, :width], (3 * G * width,)),
-            "proj.weight": (lambda w: w.view(whole, *shape)[:channels, :G, :width], (channels, G * width)),
-            "proj.bias": (lambda b: b[:channels], (channels,)),
+            "qkv.weight": _Slice((3, *inner, whole), (three, heads, hidden, first), (3 * G * width, channels)),
+            "qkv.bias": _Slice((3, *inner), (three, heads, hidden), (3 * G * width,)),
+            "proj.weight": _Slice((whole, *inner), (first, heads, hidden), (channels, G * width)),
+            "proj.bias": _Slice((whole,), (first,), (channels,)),
         }
-    whole = store.heads * head_width
-    first, taps = whole - channels, slice((store.taps - part.taps) // 2, (store.taps + part.taps) // 2)
-    hidden = (lambda t: t[:width], (width,))
+    last, two = (whole - channels, whole), (0, 2)
+    taps = ((store.taps - part.taps) // 2, (store.taps + part.taps) // 2)
+    a_vector = _Slice((whole_width,), (hidden,), (width,))
     return {
-        "expand.weight": (lambda w: w.view(2, store.width, whole)[:, :width, first:], (2 * width, channels)),
-        "expand.bias": (lambda b: b.view(2, store.width)[:, :width], (2 * width,)),
-        "dwconv.weight": (lambda w: w[:width, :, :, taps], (width, 1, 1, part.taps)),
-        "dwconv.bias": hidden,
-        "bn.weight": hidden,
-        "bn.bias": hidden,
-        "bn.running_mean": hidden,
-        "bn.running_var": hidden,
-        "bn.num_batches_tracked": (lambda n: n, ()),
-        "project.weight": (lambda w: w[first:, :width], (channels, width)),
-        "project.bias": (lambda b: b[first:], (channels,)),
+        "expand.weight": _Slice((2, whole_width, whole), (two, hidden, last), (2 * width, channels)),
+        "expand.bias": _Slice((2, whole_width), (two, hidden), (2 * width,)),
+        "dwconv.weight": _Slice((whole_width, store.taps), (hidden, taps), (width, 1, 1, part.taps)),
+        "dwconv.bias": a_vector,
+        "bn.weight": a_vector,
+        "bn.bias": a_vector,
+        "bn.running_mean": a_vector,
+        "bn.running_var": a_vector,
+        "bn.num_batches_tracked": _Slice((), (), ()),
+        "project.weight": _Slice((whole, whole_width), (last, hidden), (channels, width)),
+        "project.bias": _Slice((whole,), (last,), (channels,)),
     }
 
 
@@ -143,10 +169,7 @@ class _SuperBlock(nn.Module):
             return Mlp(self.dim, part.width)
         if part.kind == "attn":
             return Attention(channels, num_heads=part.heads, attn_head_dim=part.width, qkv_bias=True)
-        conv = LocalConv(channels, part.taps, 1)
-        if part.width != channels:  # the largest hidden width need not be a multiple of the most channels
-            conv = _conv_of(channels, part)
-        return conv
+        return _conv_of(channels, part)
 
     def _store(self, part: _Part) -> _Part:
         stores = self._store_parts[part.kind]
@@ -159,22 +182,18 @@ class _SuperBlock(nn.Module):
         for part in _parts_of(block, self.dim, self.num_heads):
             store = self._store(part)
             state = _named_tensors(getattr(self, part.kind)[store.key])
-            for name, (view, shape) in _slices(part, store, self.dim, self.num_heads).items():
-                tensors[_PREFIXES[part.kind] + name] = view(state[name]).reshape(shape)
+            for name, taken in _slices(part, store, self.dim, self.num_heads).items():
+                tensors[_PREFIXES[part.kind] + name] = taken.of(state[name])
         return tensors
 
-    def outside(self, block: BlockSpec) -> Iterator[tuple[Tensor, Tensor]]:
-        """The parameters of which `block` takes a part only, each with a mask that is True on that part."""
+    def partly_used(self, block: BlockSpec) -> Iterator[tuple[nn.Parameter, _Slice]]:
+        """The parameters that `block` takes a part of, each with what that is."""
         for part in _parts_of(block, self.dim, self.num_heads):
             store = self._store(part)
-            if store == part:
-                continue
-            slices = _slices(part, store, self.dim, self.num_heads)
-            for name, parameter in getattr(self, part.kind)[store.key].named_parameters():
-                mask = torch.zeros_like(parameter, dtype=torch.bool)
-                slices[name][0](mask).fill_(True)
-                if not mask.all():
-                    yield parameter, mask
+            if store != part:
+                slices = _slices(part, store, self.dim, self.num_heads)
+                for name, parameter in getattr(self, part.kind)[store.key].named_parameters():
+                    yield parameter, slices[name]
 
     def template(self, block: BlockSpec) -> Block:
         """The block's code, without weights of its own."""
@@ -192,6 +211,7 @@ class _SuperBlock(nn.Module):
 
 
 def _conv_of(channels: int, part: _Part) -> LocalConv:
+    """Of any hidden width: the largest need not be a multiple of the most channels."""
     conv = LocalConv(channels, part.taps, 1)
     hidden = part.width
     conv.expand = nn.Linear(channels, 2 * hidden)
@@ -343,26 +363,22 @@ def keep_outside_path(optimizer: Optimizer, supernet: Supernet) -> None:
     Parameters without a gradient are left alone by every optimiser. Of one that is used in part, the rest has a
     gradient of zero, and would be moved by momentum and by weight decay: it is put back after the step.
     """
-    kept: list[tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]] = []
+    kept: list[tuple[Tensor, Tensor]] = []  # a part and its values before the step
 
+    @torch.no_grad()
     def before(*_: Any) -> None:
         for block in supernet.blocks:
             assert block.active is not None
-            for parameter, mask in block.outside(block.active):
-                moments = {
-                    name: value.clone()
-                    for name, value in optimizer.state.get(parameter, {}).items()
-                    if isinstance(value, Tensor) and value.shape == parameter.shape
-                }
-                kept.append((parameter, mask, parameter.detach().clone(), moments))
+            for parameter, taken in block.partly_used(block.active):
+                state = optimizer.state.get(parameter, {}).values()
+                moments = (value for value in state if isinstance(value, Tensor) and value.shape == parameter.shape)
+                for tensor in (parameter.detach(), *moments):
+                    kept.extend((rest, rest.clone()) for rest in taken.outside(tensor))
 
     @torch.no_grad()
     def after(*_: Any) -> None:
-        for parameter, mask, value, moments in kept:
-            parameter.copy_(torch.where(mask, parameter, value))
-            state: Mapping[str, Tensor] = optimizer.state.get(parameter, {})
-            for name, moment in moments.items():
-                state[name].copy_(torch.where(mask, state[name], moment))
+        for rest, values in kept:
+            rest.copy_(values)
         kept.clear()
 
     optimizer.register_step_pre_hook(before)

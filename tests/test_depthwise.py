@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from glit_models.depthwise import MAX_TOKENS, depthwise_conv
+from glit_models.layers import LocalConv
 
 SIZES = [
     (2, 3, 17, 45),
@@ -69,7 +70,7 @@ def test_other_precisions_differ_by_their_rounding(dtype: torch.dtype, tolerance
 
 
 def test_autocast_computes_in_bfloat16_and_returns_gradients_of_the_parameters_type() -> None:
-    tensors = operands(4, 8, 17, 45, torch.float32)
+    tensors = operands(4, 24, 17, 45, torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
         output = depthwise_conv(*tensors)
         expected = stock(*tensors)
@@ -105,3 +106,15 @@ def test_long_sequences_take_torch_s_own_road() -> None:
     tensors = operands(2, 3, MAX_TOKENS + 1, 7)
     assert "Convolution" in depthwise_conv(*tensors).grad_fn.name()
     assert_same(tensors)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("autocast", [True, False])
+def test_few_channels_and_many_taps_do_not_hang_in_bfloat16(training: bool, autocast: bool):
+    conv = LocalConv(16, 15, 1, dtype=None if autocast else torch.bfloat16).train(training)
+    x = torch.randn(4, 17, 16, dtype=None if autocast else torch.bfloat16, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        out = conv(x)
+    out.float().sum().backward()
+    assert out.isfinite().all()
+    assert conv.dwconv.weight.grad is not None

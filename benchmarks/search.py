@@ -1,0 +1,203 @@
+"""How fast a search evaluates its networks, and what a step of its supernet costs.
+
+Evaluation: the generations of a search that was really run are evaluated again, one by one and in each way of sharing
+work, on the same weights and pictures. The scores must be the same, or this stops; early stopping is the exception, of
+which the command says how many of the parents it would have changed.
+
+The supernet: a training step of GLiT-Tiny as the active path against the same network by itself, at 64 pixels.
+"""
+
+import argparse
+import json
+import random
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import timm
+import torch
+import torch.nn.functional as F
+from glit_models.search import NAMED_SPACES, Supernet, load_space
+from glit_models.search.evaluate import Evaluator, Score
+from glit_models.search.pipeline import read_recipe_of
+from glit_models.search.run_context import RunContext
+from glit_models.search.supernet import SHARINGS, keep_outside_path
+from torch import nn
+
+from glit_models import GLIT_TINY
+from glit_models.spec import GLiTSpec
+from glit_models.training import setup
+from glit_models.training.recipe import OptimSection
+
+from . import report
+
+BATCH, SIZE = 32, 64
+Generations = list[list[GLiTSpec]]
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = report.parser(__doc__, rounds=5)
+    parser.add_argument("--search", type=Path, help="folder of a finished search; without, only the supernet")
+    parser.add_argument("--stage", default="stage2", help="whose candidates are evaluated again")
+    parser.add_argument("--memory-mb", type=float, default=2000, help="for what networks share")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    report.add_clock(parser)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    if options.search is not None:
+        report.show("search", options, _evaluation_rows(options), "one run, not a median")
+        print()
+    report.show("search", options, _supernet_rows(options))
+
+
+# ---- evaluation ----
+
+
+def _evaluation_rows(options: argparse.Namespace) -> list[report.Row]:
+    """Each way of sharing on the whole evolution of a stage."""
+    recipe = read_recipe_of(options.search)
+    context = RunContext(recipe, options.search, options.device, None)
+    space = load_space(options.search / options.stage / "space.yaml")
+    weights = options.search / options.stage / "supernet" / "model.safetensors"
+    generations = _generations(options.search / options.stage / "candidates.jsonl")
+    parents = recipe.evolution.num_parents
+    total = sum(map(len, generations))
+
+    def make(share: bool, memory_mb: float) -> Evaluator:
+        evaluator = context.evaluator(space, weights, lambda done, total: None)
+        evaluator._share, evaluator._memory = share, int(memory_mb * 1e6)
+        return evaluator
+
+    cases: dict[str, Callable[[], tuple[Evaluator, dict[GLiTSpec, Score]]]] = {
+        "one by one": lambda: _run(make(False, options.memory_mb), generations, parents, "nothing"),
+        "shared within a generation": lambda: _run(make(True, options.memory_mb), generations, parents, "nothing"),
+        "parents kept": lambda: _run(make(True, options.memory_mb), generations, parents, "parents"),
+        "all kept that fits": lambda: _run(make(True, options.memory_mb), generations, parents, "all"),
+        "all kept, early stopping at risk 0.05": lambda: _run(
+            make(True, options.memory_mb), generations, parents, "all", 0.05
+        ),
+    }
+    rows: list[report.Row] = []
+    first: dict[GLiTSpec, Score] = {}
+    now = report.CLOCKS[options.clock]
+    base = (0.0, 0)
+    for name, case in cases.items():
+        began = now()
+        evaluator, scores = case()
+        seconds = now() - began
+        if not first:
+            first, base = scores, (seconds, evaluator.block_images)
+        early = "early" in name
+        if not early and any(scores[spec].accuracy != first[spec].accuracy for spec in first):
+            sys.exit(f"{name}: the scores differ from those of one by one")
+        rows.append({
+            "evaluated": name,
+            "networks a minute": 60 * total / seconds,
+            "faster": f"{base[0] / seconds:.2f}x",
+            "less work in blocks": f"{base[1] / evaluator.block_images:.2f}x",
+            "same scores": f"{_changed(first, scores, parents)} of the best {parents} changed" if early else "yes",
+        })  # fmt: skip
+    return rows
+
+
+def _generations(path: Path) -> Generations:
+    generations: dict[int, list[GLiTSpec]] = {}
+    for line in path.read_text().splitlines():
+        entry = json.loads(line)
+        generations.setdefault(entry["generation"], []).append(GLiTSpec.from_dict(entry["spec"]))
+    return list(generations.values())
+
+
+def _run(
+    evaluator: Evaluator, generations: Generations, num_parents: int, keep: str, risk: float = 0.0
+) -> tuple[Evaluator, dict[GLiTSpec, Score]]:
+    scores: dict[GLiTSpec, Score] = {}
+    each = risk / sum(map(len, generations))
+    for generation in generations:
+        top = _best(scores, num_parents)
+        if keep == "parents":
+            evaluator._cache.retain({spec.blocks[:depth] for spec in top for depth in range(spec.depth)})
+        elif keep == "nothing":
+            evaluator._cache.retain(set())
+        else:
+            evaluator.retain(top)
+        reference = scores[top[-1]] if risk and len(top) == num_parents else None
+        scores |= evaluator.evaluate(generation, reference, each)
+    return evaluator, scores
+
+
+def _best(scores: dict[GLiTSpec, Score], count: int) -> list[GLiTSpec]:
+    return sorted(scores, key=lambda spec: -scores[spec].accuracy)[:count]
+
+
+def _changed(first: dict[GLiTSpec, Score], scores: dict[GLiTSpec, Score], count: int) -> int:
+    return len(set(_best(first, count)) - set(_best(scores, count)))
+
+
+# ---- the supernet ----
+
+
+def _supernet_rows(options: argparse.Namespace) -> list[report.Row]:
+    """Seconds of a step and bytes of state: both ways of sharing over the released space, and the network alone."""
+    torch.manual_seed(0)
+    images, labels = torch.randn(BATCH, 3, SIZE, SIZE, device=options.device), torch.arange(BATCH) % 10
+    space = NAMED_SPACES["glit_released"]()
+    models: dict[str, nn.Module] = {
+        "GLiT-Tiny by itself": timm.create_model("glit_tiny", img_size=SIZE, num_classes=10)
+    }
+    for sharing in SHARINGS:
+        models[f"supernet, {sharing}"] = Supernet(space, sharing, img_size=SIZE, num_classes=10)
+    steps: dict[str, Callable[[], object]] = {}
+    optimizers = {}
+    for name, model in models.items():
+        model.to(options.device).train()
+        setup.prepare_for_device(model, options.device)
+        optimizer = optimizers[name] = setup.create_optimizer(model, OptimSection())
+        if isinstance(model, Supernet):
+            model.prepare_blocks(lambda block: setup.prepare_for_device(block, options.device))
+            if model.sharing == "entangled":
+                keep_outside_path(optimizer, model)
+            model.activate(GLIT_TINY)
+        steps[name] = _step(model, optimizer, images, labels.to(options.device))
+    seconds = report.interleaved(steps, options.rounds, options.clock)
+    rng = random.Random(0)
+    rows: list[report.Row] = []
+    for name, model in models.items():
+        if isinstance(model, Supernet):
+            for _ in range(20):  # paths that between them have gone nearly everywhere
+                model.activate(space.sample(rng))
+                steps[name]()
+        rows.append({
+            "trained": name,
+            "parameters, M": sum(parameter.numel() for parameter in model.parameters()) / 1e6,
+            "with moments, MB": (_bytes(model.parameters()) + _bytes(_moments(optimizers[name]))) / 1e6,
+            "ms a step": seconds[name] * 1e3,
+            "of the network's own": f"{seconds[name] / seconds['GLiT-Tiny by itself']:.2f}",
+        })  # fmt: skip
+    return rows
+
+
+def _step(
+    model: nn.Module, optimizer: torch.optim.Optimizer, images: torch.Tensor, labels: torch.Tensor
+) -> Callable[[], object]:
+    def step() -> None:
+        F.cross_entropy(model(images), labels).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if images.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    return step
+
+
+def _moments(optimizer: torch.optim.Optimizer) -> Iterable[torch.Tensor]:
+    return (value for state in optimizer.state.values() for value in state.values() if isinstance(value, torch.Tensor))
+
+
+def _bytes(tensors: Iterable[torch.Tensor]) -> int:
+    return sum(tensor.nbytes for tensor in tensors)
+
+
+if __name__ == "__main__":
+    main()
