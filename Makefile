@@ -9,13 +9,17 @@ TIMM_TESTS_MODELS ?= glit_tiny,glit_small,glit_base
 LOWEST = torch==2.11.0 torchvision==0.26.0 timm==1.0.31 huggingface_hub==1.0.0 safetensors==0.5.0 numpy==1.26.4 \
          pillow==10.3.0 pyyaml==6.0.1 rich==14.3.0 accelerate==1.5.0 matplotlib==3.11.0 scipy==1.12.0
 
-.PHONY: help demo test test-lowest lint format types timm-tests transformers-test bench clean
+.PHONY: help demo search-demo test test-lowest lint format types timm-tests transformers-test bench clean
 
 help:
 	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed 's/:.*## /\t/' | expand -t 20
 
 demo: $(VENV)/.core  ## classify the shipped pictures with the shipped weights
 	$(VENV)/bin/glit demo
+
+search-demo: $(VENV)/.dev  ## a whole search in about two minutes, and its report
+	$(VENV)/bin/glit search smoke --out runs/search_smoke
+	$(VENV)/bin/glit search report runs/search_smoke
 
 test: $(VENV)/.dev  ## the test suite
 	$(PYTEST)
@@ -53,6 +57,7 @@ bench: $(VENV)/.dev  ## what is measured: import time, throughput, the depthwise
 	$(VENV)/bin/python -m benchmarks.memory
 	$(VENV)/bin/python -m benchmarks.loading
 	$(VENV)/bin/python -m benchmarks.evolution
+	$(VENV)/bin/python -m benchmarks.search
 
 clean:  ## remove what was built, but for the environments
 	rm -rf .types .cache build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
