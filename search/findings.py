@@ -213,7 +213,8 @@ def _recipe(text: str) -> dict[str, Any]:
         low, high = (_number(name, bounds[key], or_none=True) for key in ("low", "high"))
         if (low, high) != (None, None):
             budget[name] = (low, high)
-    return {**{key: data[key] for key in ("method", "seed", "sharing")}, "budget": budget}
+    sharing = _mapping(data["supernet"])["sharing"]
+    return {"method": data["method"], "seed": data["seed"], "sharing": sharing, "budget": budget}
 
 
 def _lines(text: str) -> list[dict[str, Any]]:

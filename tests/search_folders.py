@@ -39,7 +39,7 @@ def write_search(
     space = glit(48, 3, depth, 4)
     middle = sum(describe(spec)["macs"] for spec in extremes(space.stage_one(), count_macs)) / 2
     budget = {"macs": {"low": round(0.8 * middle), "high": round(1.2 * middle)}, "params": {"low": None, "high": None}}
-    recipe = {"method": method, "seed": 3, "sharing": "entangled", "budget": budget, "evolution": {}}
+    recipe = {"method": method, "seed": 3, "supernet": {"sharing": "entangled"}, "budget": budget, "evolution": {}}
     write(folder / "recipe.yaml", yaml.safe_dump(recipe))
     settings = {"population": population, "generations": generations, "num_parents": max(population // 5, 2)}
     settings |= {"num_mutation": population // 2, "num_crossover": population // 2}
