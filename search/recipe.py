@@ -14,7 +14,7 @@ from typing import Any, Literal, final
 
 import yaml
 
-from glit_models.errors import RecipeError, SearchError
+from glit_models.errors import RecipeError
 from glit_models.spec import GLiTSpec
 from glit_models.training.recipe import Recipe, build_recipe, read_recipe
 
@@ -241,16 +241,3 @@ def _differences(prefix: str, a: Any, b: Any) -> Iterator[str]:
             yield from _differences(f"{prefix}.{key}" if prefix else str(key), a.get(key), b.get(key))
     elif a != b:
         yield f"{prefix}: {a} -> {b}"
-
-
-def check_images(recipe: SearchRecipe, num_train: int, num_search: int, num_classes: int) -> None:
-    """Whether the data are enough.
-
-    Raises:
-        SearchError: if there are fewer images to train or to choose on than classes.
-    """
-    for name, number in (("train on", num_train), ("choose on", num_search)):
-        if number < num_classes:
-            raise SearchError(
-                f"the data have {num_classes} classes, but only {number} images to {name}; see train.data.hold_out"
-            )

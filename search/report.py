@@ -164,7 +164,7 @@ _COSTS_CAPTION = (
     "Each point is a candidate, the darker the later; up is better, left is cheaper. The line joins those that none "
     "beats at the same cost or less, the green band is the budget, and networks for comparison are red (a line, where "
     "only the cost is known). A star wins its stage: it is the best after training from scratch and need not be on "
-    "top here. Of those that were stopped early the accuracy is that on a part of the search set."
+    "top here. Of those that were stopped early the accuracy is estimated on a part of the search set."
 )
 
 

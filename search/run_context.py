@@ -19,6 +19,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from safetensors.torch import load_file
 
+from glit_models.data import Splits
+from glit_models.data.sources import Stream
 from glit_models.errors import SearchError
 from glit_models.inference import count_correct
 from glit_models.training import Recipe, setup
@@ -30,7 +32,7 @@ from glit_models.training.results import load_model
 from .budget import Budget, macs_budget, member_at, params_budget
 from .evaluate import Evaluator, Images
 from .latency import latency_budget
-from .recipe import SearchRecipe, check_images
+from .recipe import SearchRecipe
 from .space import SearchSpace
 from .supernet_training import create_supernet
 
@@ -55,6 +57,20 @@ def read_json(path: Path) -> Any:
         raise SearchError(
             f"{path} is damaged ({error}); delete it, and the same command makes it again from the rest"
         ) from None
+
+
+def _check_splits(splits: Splits) -> None:
+    """Whether a search can go by these data. Raises SearchError if not."""
+    if isinstance(splits.validation, Stream):
+        raise SearchError(
+            "train.data.dataset is read as a stream, of which the search set cannot be drawn; take one with an index"
+        )
+    num_classes = len(splits.class_names)
+    for name, number in (("train on", len(splits.train)), ("choose on", len(splits.validation))):
+        if number < num_classes:
+            raise SearchError(
+                f"the data have {num_classes} classes, but only {number} images to {name}; see train.data.hold_out"
+            )
 
 
 @final
@@ -84,7 +100,7 @@ class RunContext:
         self.stop_signal: str | None = None
         with self.accelerator.main_process_first():
             self.splits = open_data(self.training)
-        check_images(recipe, len(self.splits.train), len(self.splits.validation), self.num_classes)
+        _check_splits(self.splits)
         self.budgets = self._make_budgets()
 
     @property

@@ -24,6 +24,7 @@ from glit_models.training import Trainer
 from glit_models.training.checkpoints import write_atomically
 
 from .ask_tell import Search
+from .budget import Budget
 from .budget_sampler import BudgetSampler
 from .evaluate import Evaluator, Score
 from .evolution import Evolution, RandomSearch
@@ -172,8 +173,14 @@ class Stage:
                     self._evaluate_generation(specs)
                 self._write_references()
         if context.rank == 0:
-            context.say(f"{self.name}: {search.outcome}; best {self._best():.2f} % under inherited weights")
+            write_json(self.folder / "front.json", {budget.name: self._front(budget) for budget in context.budgets})
+        context.say(f"{self.name}: {search.outcome}; best {self._best():.2f} % under inherited weights")
         context.wait()
+
+    def _front(self, budget: Budget) -> list[dict[str, Any]]:
+        """The networks that no other one beats in accuracy without costing more, cheapest first."""
+        fields = ((c.to_dict(), self._images[c.spec]) for c in self.search.front(budget.name))
+        return [{"spec": c["spec"], **c["costs"], "accuracy": c["accuracy"], "images": n} for c, n in fields]
 
     def _best(self) -> float:
         best = self.search.best

@@ -65,6 +65,10 @@ def _same_end(run: Path, reference: Path) -> None:
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
 
 
+def _specs(stage: Path) -> list[dict[str, Any]]:
+    return [json.loads(line)["spec"] for line in (stage / "candidates.jsonl").read_text().splitlines()]
+
+
 # ---- what it leaves ----
 
 
@@ -89,6 +93,10 @@ def test_a_search_leaves_its_winner_trained_and_all_that_it_evaluated(finished: 
     assert retrained[0]["accuracy"] == result["search_accuracy"] == max(entry["accuracy"] for entry in retrained)
     assert retrained[0]["spec"] == winner.to_dict()
     assert json.loads((finished / "times.json").read_text())["stage1"]["supernet"] >= 0
+    front = json.loads((finished / "stage2" / "front.json").read_text())["macs"]
+    costs, accuracies = [entry["macs"] for entry in front], [entry["accuracy"] for entry in front]
+    assert (costs, accuracies) == (sorted(costs), sorted(accuracies))
+    assert accuracies[-1] == max(line["accuracy"] for line in lines if line["spec"] in _specs(finished / "stage2"))
 
 
 def test_the_second_stage_keeps_the_first_ones_distribution_of_heads_and_starts_from_its_winner(finished: Path):

@@ -267,7 +267,11 @@ def test_a_folder_that_is_no_search_is_named(tmp_path: Path) -> None:
         ("recipe.yaml", b"- 3", "a mapping is missing where list stands"),
         ("recipe.yaml", b"seed: 3", "it lacks 'method'"),
         ("recipe.yaml", b"{method: magic}", "method must be one of hierarchical, spos, random, got 'magic'"),
-        ("recipe.yaml", b"{method: spos, seed: 1, supernet: {sharing: a}, budget: {macs: 3}}", "'int' object is not subscriptable"),
+        (
+            "recipe.yaml",
+            b"{method: spos, seed: 1, supernet: {sharing: a}, budget: {macs: 3}}",
+            "'int' object is not subscriptable",
+        ),
         ("stage1/space.yaml", b"embed_dim: 3", ""),
         ("stage1/supernet/metrics.jsonl", b'{"step": 1, "loss": null}\n', ""),
         ("stage1/candidates.jsonl", b"[]\n", "line 1: a mapping is missing where list stands"),
