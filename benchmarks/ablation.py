@@ -1,10 +1,10 @@
 """What each part of the search is worth, on Fashion-MNIST at a scale that a CPU can do: the paper's ablation in small.
 
-Every network is found, and trained by itself, with the recipe fashion_mnist_cpu on 3,000 of its pictures, within
-the same budget of multiply-adds. Methods of one level have as many evaluations, and as many epochs of their supernet, as
+Every network is found, and trained by itself, with the recipe fashion_mnist_cpu on 3,000 of its pictures, within the
+same budget of multiply-adds. Methods of one level have as many evaluations, and as many epochs of their supernet, as
 both stages of the hierarchical search together. Each search is a run in a folder of its own, so the command can be
-stopped and given again; several at a time share the work. Accuracies are on the 10,000 test pictures; nothing is chosen
-on them.
+stopped and given again; several at a time share the work. Accuracies are on the 10,000 test pictures; nothing is
+chosen on them.
 """
 
 import argparse

@@ -17,11 +17,12 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from glit_models.data import Splits
 from glit_models.data.sources import Stream
-from glit_models.errors import SearchError
+from glit_models.errors import SearchError, first_line
 from glit_models.inference import count_correct
 from glit_models.training import Recipe, setup
 from glit_models.training.checkpoints import write_atomically
@@ -210,7 +211,14 @@ class RunContext:
         """
         recipe = self.recipe.evaluation
         supernet = create_supernet(space, self.recipe.supernet.sharing, self.training, self.num_classes)
-        supernet.load_state_dict(load_file(weights))
+        try:
+            supernet.load_state_dict(load_file(weights))
+        except (OSError, SafetensorError, RuntimeError) as error:
+            result = weights.with_name("result.json")
+            raise SearchError(
+                f"{weights} is missing or damaged ({first_line(error)}); delete {result}, and the same command makes "
+                "it again from the last checkpoint"
+            ) from None
         feed = self._feed()
         steps = len(self.splits.train) // self.training.optim.batch_size
         num_calibration = max(min(recipe.calibration_batches, steps), 1)

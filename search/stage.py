@@ -10,7 +10,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, final
@@ -78,8 +78,11 @@ class Stage:
         self.folder = context.folder / name
         self.recipe = context.recipe
         self._initial, self._known = initial, known
-        self._images: dict[GLiTSpec, int] = {}
-        self._seconds = 0.0
+        self._images: dict[GLiTSpec, int] = {}  # that each network was scored on
+        self._seconds = 0.0  # of the evolution
+        self._evaluator: Evaluator | None = None
+        self._on_batch: Callable[[int, int], None] = lambda done, total: None
+        self._correct: dict[GLiTSpec, Score] = {}  # of the best, where networks are given up early
         self.search = self._new_search()  # impossible budgets are found before anything is trained
 
     def _new_search(self) -> Search:
@@ -165,13 +168,13 @@ class Stage:
         if search.outcome is None or not (self.folder / "references.json").is_file():
             with context.progress() as progress:
                 task = progress.add_task(f"{self.name}: evolution", total=generations)
-                self._evaluator: Evaluator | None = None
                 self._on_batch = lambda done, total: progress.update(
                     task, completed=max(search.generation, 0) + done / total
                 )
                 while search.outcome is None and (specs := search.ask()):
                     self._evaluate_generation(specs)
                 self._write_references()
+            self._evaluator = None  # gives its memory back
         if context.rank == 0:
             write_json(self.folder / "front.json", {budget.name: self._front(budget) for budget in context.budgets})
         context.say(f"{self.name}: {search.outcome}; best {self._best():.2f} % under inherited weights")
@@ -196,7 +199,6 @@ class Stage:
                 self.context.check_stop(together=False)
 
             self._evaluator = self.context.evaluator(self.space, self.weights, on_batch)
-            self._correct: dict[GLiTSpec, Score] = {}
         return self._evaluator
 
     def _evaluate_generation(self, specs: Sequence[GLiTSpec]) -> None:

@@ -322,6 +322,19 @@ def test_no_readable_state_is_an_error_not_a_new_start(finished: Path, tmp_path:
         _search(out)
 
 
+def test_damaged_weights_of_a_supernet_are_named_and_made_again(finished: Path, tmp_path: Path):
+    out = tmp_path / "run"
+    _until_evolved(finished, out)
+    (out / "stage2" / "evolution.json").unlink()
+    supernet = out / "stage2" / "supernet"
+    (supernet / "model.safetensors").write_bytes((supernet / "model.safetensors").read_bytes()[:1000])
+    with pytest.raises(SearchError, match=r"model.safetensors is missing or damaged .* delete .*supernet/result.json"):
+        _search(out)
+    (supernet / "result.json").unlink()
+    _search(out)
+    _same_end(out, finished)
+
+
 def test_early_stopping_goes_on_to_the_same_candidates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     settings = ("evaluation.early_stop_risk=0.9", "retrain.top=1", "train.eval_batch_size=10", "method=spos",
                 "train.data.hold_out=300", "budget.macs.high=null")  # fmt: skip
