@@ -350,6 +350,17 @@ def test_early_stopping_goes_on_to_the_same_candidates(tmp_path: Path, monkeypat
     assert max(line["images"] for line in lines) == 300
 
 
+@pytest.mark.slow
+def test_the_smoke_recipe_searches_fractals_in_both_stages_and_is_reported(tmp_path: Path):
+    shorter = ["supernet.train.optim.epochs=2", "train.optim.epochs=1", "evolution.generations=2", "retrain.top=1"]
+    result = SearchRun(load_search_recipe("smoke", shorter), tmp_path, device="cpu").run()
+    assert result is not None
+    assert result["num_evaluated"] == 40
+    assert 0 <= result["test_accuracy"] <= 100
+    assert cli.main(["search", "report", str(tmp_path)]) == 0
+    assert (tmp_path / "report" / "index.html").stat().st_size > 50_000
+
+
 # ---- what it refuses ----
 
 
