@@ -476,7 +476,9 @@ def _run_search(args: argparse.Namespace) -> int:
 
     from .inference import pick_device
 
-    run = SearchRun(load_search_recipe(args.what, args.set), args.out, pick_device(args.device), args.max_minutes)
+    command = shlex.join(["glit", "search", args.what, *(word for text in args.set for word in ("--set", text))])
+    recipe = load_search_recipe(args.what, args.set)
+    run = SearchRun(recipe, args.out, pick_device(args.device), args.max_minutes, command)
     result = run.run()
     if result is not None and run.context.rank == 0:
         print(json.dumps(result, indent=2))

@@ -33,6 +33,7 @@ class SearchRun:
         out: folder of the search; one that holds a search of the same recipe is continued.
         device: 'cpu', 'cuda', ...; None takes the GPU if there is one.
         max_minutes: save and leave after so long.
+        command: the command line of this search, for the model's record.
 
     Raises:
         SearchError: if `out` holds another search (names the keys that differ), or a budget cannot be met.
@@ -45,13 +46,14 @@ class SearchRun:
         out: str | Path,
         device: str | torch.device | None = None,
         max_minutes: float | None = None,
+        command: str | None = None,
     ) -> None:
         self.recipe, self.out = recipe, Path(out)
         if (self.out / "recipe.yaml").exists() and (changed := differing_keys(recipe, _read_yaml(self.out))):
             raise SearchError(
                 f"{self.out} holds a search of another recipe ({'; '.join(changed[:3])}); take another --out"
             )
-        self.context = RunContext(recipe, self.out, device, max_minutes)
+        self.context = RunContext(recipe, self.out, device, max_minutes, command)
         space = recipe.load_space()
         self.space = space
         first = ("stage1", space.stage_one(recipe.fixed)) if recipe.num_stages == 2 else ("joint", space)

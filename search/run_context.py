@@ -83,14 +83,21 @@ class RunContext:
         device: 'cpu', 'cuda', ...; None takes the GPU if there is one.
         max_minutes: save and leave after so long.
         folder: of the search; measured latencies are kept there.
+        command: the command line, for the records of what is trained.
 
     Raises:
         DataError, RecipeError, SearchError: if the data cannot be had or are too few.
     """
 
     def __init__(
-        self, recipe: SearchRecipe, folder: Path, device: str | torch.device | None, max_minutes: float | None
+        self,
+        recipe: SearchRecipe,
+        folder: Path,
+        device: str | torch.device | None,
+        max_minutes: float | None,
+        command: str | None = None,
     ) -> None:
+        self.command = command
         self.recipe, self.folder = recipe, folder
         self.training: Recipe = recipe.supernet_recipe()
         self.accelerator = make_accelerator(device, self.training.precision)

@@ -328,7 +328,7 @@ class Stage:
             self.context.say(f"{self.name}: retraining network {place} of {len(best)}")
             result = self.run_trainer(Trainer(
                 self.recipe.retrain_recipe(candidate.spec), folder, self.context.device, self.context.minutes_left,
-                score_test=False,
+                self.context.command, score_test=False,
             ))  # fmt: skip
             retrained.append(Retrained(candidate.spec, candidate.accuracy, result["validation_top1"], folder))
         return sorted(retrained, key=lambda network: -network.accuracy)

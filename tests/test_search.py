@@ -38,7 +38,8 @@ def _recipe(*overrides: str) -> SearchRecipe:
 
 def _search(out: Path, *overrides: str) -> dict[str, Any]:
     torch.set_num_threads(1)
-    result = SearchRun(_recipe(*overrides), out, device="cpu").run()
+    command = "glit search tests/fixtures/search.yaml"
+    result = SearchRun(_recipe(*overrides), out, device="cpu", command=command).run()
     assert result is not None
     return result
 
@@ -141,10 +142,13 @@ def test_the_winner_is_a_model_like_any_other(finished: Path, tmp_path: Path, ca
     assert timm.create_model("glit_tiny", spec=spec, img_size=32, num_classes=10).spec == model.spec
     assert cli.main(["info", spec]) == 0
     assert cli.main(["verify", str(finished / "model")]) == 0
+    names = ["--name", "glit_tiny.found", "--license", "apache-2.0", "--dataset", "Fashion-MNIST"]
+    assert cli.main(["publish", str(finished / "model"), "--to-folder", str(tmp_path / "published"), *names]) == 0
+    assert "glit search tests/fixtures/search.yaml" in (tmp_path / "published" / "README.md").read_text()
     settings = [f"model.spec={spec}", "optim.epochs=1", f"data.root={FIXTURES / 'fashion-mnist'}"]
-    command = ["train", str(FIXTURES / "tiny.yaml"), "--out", str(tmp_path), "--device", "cpu"]
+    command = ["train", str(FIXTURES / "tiny.yaml"), "--out", str(tmp_path / "run"), "--device", "cpu"]
     assert cli.main([*command, *(word for text in settings for word in ("--set", text))]) == 0
-    trained = timm.create_model(f"local-dir:{tmp_path / 'model'}", pretrained=True)
+    trained = timm.create_model(f"local-dir:{tmp_path / 'run' / 'model'}", pretrained=True)
     assert trained.spec == model.spec
 
 
