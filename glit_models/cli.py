@@ -347,19 +347,21 @@ def _run_verify(args: argparse.Namespace) -> int:
 def _add_predict(commands: Commands) -> None:
     parser = _add(commands, "predict", _run_predict, "Classify pictures: files, and folders with all they hold.")
     parser.add_argument("pictures", nargs="+", metavar="IMAGE", help="a picture, or a folder of them")
-    parser.add_argument("--model", default="glit_tiny.fashion_mnist", help="MODEL.TAG, a weight folder or a repository")
+    parser.add_argument("--model", help="MODEL.TAG, a weight folder or a repository (glit_tiny.fashion_mnist)")
+    parser.add_argument("--onnx", metavar="FILE", help="a file that `glit export` wrote, instead of a model")
     parser.add_argument("--topk", type=int, default=5, metavar="K", help="how many classes to show (default 5)")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--device", help="cpu, cuda, ...; the GPU if there is one unless given")
 
 
 def _run_predict(args: argparse.Namespace) -> int:
-    from .inference import Classifier, find_pictures, load_model, pick_device
+    from .inference import find_pictures
 
     if args.topk < 1:
         raise GlitError(f"--topk must be at least 1, got {args.topk}")
-    paths, device = find_pictures(args.pictures), pick_device(args.device)
-    predictions = list(Classifier(load_model(args.model), device).predict(paths, args.topk))
+    paths = find_pictures(args.pictures)
+    title, classifier = _onnx_classifier(args) if args.onnx else _torch_classifier(args)
+    predictions = list(classifier.predict(paths, args.topk))
     if args.json:
         _print_json([_prediction_dict(prediction) for prediction in predictions])
     else:
@@ -369,13 +371,31 @@ def _run_predict(args: argparse.Namespace) -> int:
             for rank, (name, probability) in enumerate(prediction.classes)
         ]
         if rows:
-            _print_table(args.model, [("picture", "left"), ("class", "left"), ("probability", "right")], rows)
+            _print_table(title, [("picture", "left"), ("class", "left"), ("probability", "right")], rows)
     failed = [prediction for prediction in predictions if prediction.error is not None]
     for prediction in failed:
         print(f"glit: {prediction.error}", file=sys.stderr)
     if len(failed) == len(predictions):
         return 2
     return 1 if failed else 0
+
+
+def _torch_classifier(args: argparse.Namespace) -> tuple[str, Any]:
+    from .inference import Classifier, load_model, pick_device
+
+    name = args.model or "glit_tiny.fashion_mnist"
+    device = pick_device(args.device)
+    return name, Classifier(load_model(name), device)
+
+
+def _onnx_classifier(args: argparse.Namespace) -> tuple[str, Any]:
+    from glit_models.export import OnnxClassifier
+
+    if args.model is not None:
+        raise GlitError("--model and --onnx exclude each other; the file is the model")
+    providers = None if args.device is None else [args.device]
+    classifier = OnnxClassifier(args.onnx, providers, strict=args.device is not None)
+    return f"{args.onnx} ({classifier.info.source}) on {classifier.provider}", classifier
 
 
 def _prediction_dict(prediction: Prediction) -> dict[str, Any]:
@@ -696,6 +716,104 @@ def _run_fractals(args: argparse.Namespace) -> int:
     return 0
 
 
+# ---- glit export ----
+
+
+def _add_export(commands: Commands) -> None:
+    parser = _add(
+        commands, "export", _run_export, "Export a model to ONNX and compare it with PyTorch; 1 if they differ."
+    )
+    parser.add_argument("model", help="MODEL.TAG, a weight folder, or a Hub repository NAMESPACE/NAME")
+    parser.add_argument("--out", required=True, metavar="FILE", help="the file to write, model.onnx say")
+    parser.add_argument("--opset", type=int, metavar="N", help="23, 20 or 18; the newest that can be run here")
+    parser.add_argument("--precision", default="fp32", metavar="P", help="fp32 (the default), fp16, bf16 or int8")
+    parser.add_argument("--batch", default="dynamic", metavar="N", help="images at a time; any number unless given")
+    parser.add_argument(
+        "--image-size", metavar="H,W", help="height and width, or dynamic; the model's own unless given"
+    )
+    parser.add_argument(
+        "--preprocess", action="store_true", help="take uint8 pictures; resize, crop and normalise in the graph"
+    )
+    parser.add_argument("--calibration", metavar="DATA", help="int8: pictures like those it will see")
+    parser.add_argument("--dynamic-int8", action="store_true", help="int8 with scales chosen at run time, uncalibrated")
+    parser.add_argument("--verify", type=int, default=64, metavar="N", help="pictures to compare on (64); 0 for none")
+    parser.add_argument("--data", help="compare on these, a folder or data set as for `glit eval`; else on generated")
+    parser.add_argument("--root", metavar="DIR", help="folder of a named data set")
+    parser.add_argument("--provider", help="cpu, cuda or tensorrt to verify with; the fastest there is unless given")
+    parser.add_argument("--force", action="store_true", help="replace what is there")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _run_export(args: argparse.Namespace) -> int:
+    from glit_models.export import Pictures, export_onnx
+
+    artifact = export_onnx(
+        args.model,
+        args.out,
+        opset=args.opset,
+        precision=args.precision,
+        batch=_export_batch(args.batch),
+        image_size=_export_size(args.image_size),
+        preprocess=args.preprocess,
+        calibration=Pictures(args.calibration, args.root) if args.calibration else None,
+        dynamic_int8=args.dynamic_int8,
+        verify=args.verify,
+        pictures=Pictures(args.data, args.root) if args.data else None,
+        providers=[args.provider] if args.provider else None,
+        force=args.force,
+    )
+    if args.json:
+        from dataclasses import asdict
+
+        _print_json({**asdict(artifact), "path": str(artifact.path)})
+    else:
+        _print_artifact(artifact)
+    for problem in artifact.agreement.problems if artifact.agreement else ():
+        print(f"glit: {artifact.path} is not what PyTorch computes: {problem}", file=sys.stderr)
+    return 1 if artifact.agreement is not None and not artifact.agreement.holds else 0
+
+
+def _export_batch(text: str) -> int | None:
+    if text == "dynamic":
+        return None
+    if not text.isdecimal() or int(text) < 1:
+        raise GlitError(f"--batch must be 'dynamic' or a number of images from 1, got {text!r}")
+    return int(text)
+
+
+def _export_size(text: str | None) -> Any:
+    if text is None or text == "dynamic":
+        return text
+    sides = re.fullmatch(r"(\d+)(?:[,x](\d+))?", text)
+    if sides is None:
+        raise GlitError(f"--image-size must be HEIGHT,WIDTH in pixels or 'dynamic', got {text!r}")
+    return int(sides[1]), int(sides[2] or sides[1])
+
+
+def _print_artifact(artifact: Any) -> None:
+    info, agreement = artifact.info, artifact.agreement
+    notes = ", ".join(artifact.notes)
+    print(f"{artifact.path}: {artifact.num_bytes / 1e6:.1f} MB, {artifact.num_nodes} nodes, {info.precision}, {notes}")
+    if agreement is None:
+        print("not compared with PyTorch, so it is marked .unverified")
+        return
+    of = f"{agreement.pictures} pictures ({agreement.origin}) by {agreement.provider}"
+    rows = [
+        ("largest difference of a logit", f"{agreement.max_abs:.2e}"),
+        ("over the picture's largest logit", f"{agreement.max_rel:.2e}"),
+        ("same most probable class", f"{agreement.top1_agreement:.2f} %"),
+    ]
+    if agreement.levels is not None:
+        rows.append(("prepared pixels, 19 in 20 within", f"{agreement.levels:.2f} levels of 255"))
+    if agreement.accuracy is not None:
+        rows.append(
+            ("top-1 of the file and of PyTorch", f"{agreement.accuracy:.2f} %, {agreement.torch_accuracy:.2f} %")
+        )
+    print(f"compared with PyTorch on {of}:")
+    for text, value in rows:
+        print(f"  {text:<38}{value}")
+
+
 _COMMANDS: tuple[Callable[[Commands], None], ...] = (
     _add_list,
     _add_info,
@@ -709,4 +827,5 @@ _COMMANDS: tuple[Callable[[Commands], None], ...] = (
     _add_publish,
     _add_verify,
     _add_fractals,
+    _add_export,
 )

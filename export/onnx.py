@@ -1,0 +1,266 @@
+"""`export_onnx`: a GLiT written as one ONNX file that runs without this repository, and proven to give the same.
+
+It puts the parts together: the form (`form.py`), the graph (`graph.py`, `preprocessing.py`), int8 (`quantize.py`), the
+proof (`verify.py`). Reading such files is `runtime.py`'s.
+
+Axes: B batch, C channels, H/W image height and width, K classes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from glit_models.errors import ExportError
+from glit_models.model import GLiT
+
+from . import graph, sessions
+from .extras import require
+from .form import export_form
+from .metadata import INPUT, ExportInfo, Precision
+from .pictures import Pictures
+from .preprocessing import PREPARED, preprocessing_graph
+from .sessions import UnrunnableError
+from .source import ImageSize, ModelSource, open_source
+from .tracing import TypedForm, trace
+from .verify import Agreement, compare, place
+
+if TYPE_CHECKING:
+    import onnx
+
+__all__ = ["OPSETS", "OnnxArtifact", "OnnxOptions", "build_graph", "export_onnx"]
+
+OPSETS = (23, 20, 18)  # `Attention` came with 23, `Gelu` with 20, `Resize` as Pillow does it with 18
+_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "int8": torch.float32}
+
+
+@dataclass(frozen=True)
+class OnnxArtifact:
+    """An exported file.
+
+    Attributes:
+        path: where it lies; with the suffix `.unverified` if it does not agree with PyTorch.
+        info: what it says of itself.
+        num_nodes: of its graph. num_bytes: its size.
+        agreement: with PyTorch; None if that was not asked for.
+        notes: what was chosen, for people.
+    """
+
+    path: Path
+    info: ExportInfo
+    num_nodes: int
+    num_bytes: int
+    agreement: Agreement | None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class OnnxOptions:
+    """How to export; see `export_onnx`."""
+
+    precision: Precision = "fp32"
+    batch: int | None = None
+    image_size: ImageSize = None
+    preprocess: bool = False
+
+    def __post_init__(self) -> None:
+        if self.precision not in _DTYPES:
+            raise ExportError(f"precision must be one of {', '.join(_DTYPES)}, got {self.precision!r}")
+        if self.batch is not None and self.batch < 1:
+            raise ExportError(f"batch must be at least 1, or None for any number, got {self.batch}")
+        if self.preprocess and self.image_size == "dynamic":
+            raise ExportError("with preprocessing in the graph the network sees one size; give it, or leave it out")
+
+
+def export_onnx(
+    model: GLiT | str | Path,
+    path: str | os.PathLike[str],
+    *,
+    opset: int | None = None,
+    precision: Precision = "fp32",
+    batch: int | None = None,
+    image_size: ImageSize = None,
+    preprocess: bool = False,
+    calibration: Pictures | None = None,
+    dynamic_int8: bool = False,
+    verify: int = 64,
+    pictures: Pictures | None = None,
+    providers: Sequence[str] | None = None,
+    force: bool = False,
+) -> OnnxArtifact:
+    """Export a GLiT to one ONNX file, and compare what it computes with PyTorch.
+
+    Args:
+        model: a GLiT, which stays as it is; 'model.tag', a weight folder, or a Hub repository.
+        path: of the file.
+        opset: 23, 20 or 18; None takes the newest that ONNX Runtime can run here.
+        precision: 'fp32'; 'fp16' or 'bf16', where norms and softmax stay in float32; 'int8', of matrix products and
+            convolutions.
+        batch: images at a time; None for any number.
+        image_size: height and width; 'dynamic' for any that the patch divides; None for the model's own.
+        preprocess: put resizing, cropping and normalising into the graph, from uint8 pictures [B, h, w, C].
+        calibration: pictures like those that an int8 network will see.
+        dynamic_int8: choose the scales of activations at run time, without calibration.
+        verify: on how many pictures to compare; 0 for none, which leaves the file marked `.unverified`.
+        pictures: to compare on, rather than generated ones.
+        providers: to verify with, by preference; see `OnnxClassifier`.
+        force: replace an existing file.
+
+    Returns:
+        The artifact; if it does not agree with PyTorch, its file has the suffix `.unverified`.
+
+    Raises:
+        ExportError: on options that do not go together, a target that exists or cannot be written, or a graph that the
+            provider cannot run. WeightsError, SpecError, DataError: on a bad model, size or picture.
+    """
+    path = Path(path)
+    options = OnnxOptions(precision, batch, image_size, preprocess)
+    _check_options(opset, precision, calibration, dynamic_int8, verify)
+    check_target(path, force)
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        require(package)
+    source = open_source(model)
+    if verify:
+        proto, notes = _runnable(source, options, opset, providers)
+    else:  # it may be for a machine that can do more than this one
+        proto, notes = build_graph(source, options, opset or OPSETS[0]), [f"opset {opset or OPSETS[0]}"]
+    if precision == "int8":
+        from .quantize import quantize
+
+        proto, said = quantize(proto, source, options, calibration, dynamic=dynamic_int8)
+        notes += said
+        graph.check(proto)
+    return _write(path, proto, source, options, verify, pictures, providers, tuple(notes))
+
+
+def _check_options(
+    opset: int | None, precision: str, calibration: Pictures | None, dynamic_int8: bool, verify: int
+) -> None:
+    if opset is not None and opset not in OPSETS:
+        raise ExportError(f"opset must be one of {', '.join(map(str, OPSETS))}, got {opset}")
+    if verify < 0:
+        raise ExportError(f"verify must be 0 or more pictures, got {verify}")
+    if precision == "int8" and calibration is None and not dynamic_int8:
+        raise ExportError("int8 needs pictures to calibrate with, --calibration DIR; or --dynamic-int8, without any")
+    if precision != "int8" and (calibration is not None or dynamic_int8):
+        raise ExportError(f"calibration is for int8, not for {precision}")
+
+
+def check_target(path: Path, force: bool) -> None:
+    """Raises ExportError if a file cannot be written there, before any work is done."""
+    if path.is_dir():
+        raise ExportError(f"{path} is a folder; give the file to write")
+    if path.exists() and not force:
+        raise ExportError(f"{path} exists; --force replaces it")
+    parent = next(folder for folder in path.absolute().parents if folder.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise ExportError(f"{path}: cannot be written, {parent} is no folder that may be written to")
+
+
+# ---- the graph ----
+
+
+def _runnable(
+    source: ModelSource, options: OnnxOptions, opset: int | None, providers: Sequence[str] | None
+) -> tuple[onnx.ModelProto, list[str]]:
+    """The graph, of the newest opset that opens here, or of the one that was asked for."""
+    refused: dict[int, str] = {}
+    for candidate in OPSETS if opset is None else (opset,):
+        try:
+            proto = _opened(source, options, candidate, providers)
+        except UnrunnableError as error:
+            refused[candidate] = str(error)
+            continue
+        return proto, [*(f"opset {number} was refused: {why}" for number, why in refused.items()), f"opset {candidate}"]
+    reason = next(iter(refused.values()))
+    raise ExportError(f"{reason}; {_what_works(source, options, opset, providers)}; --verify 0 exports it unverified")
+
+
+def _opened(source: ModelSource, options: OnnxOptions, opset: int, providers: Sequence[str] | None) -> onnx.ModelProto:
+    """The graph of that opset; UnrunnableError if it cannot be had, or not be run here."""
+    proto = build_graph(source, options, opset)
+    sessions.open_session(graph.to_bytes(proto), providers, where=f"opset {opset} with {options.precision}")
+    return proto
+
+
+def _what_works(source: ModelSource, options: OnnxOptions, opset: int | None, providers: Sequence[str] | None) -> str:
+    """Another opset or precision that can be run here, whichever is likelier to be the trouble first."""
+    lower = [(opset or OPSETS[0], precision) for precision in ("fp16", "fp32") if precision != options.precision]
+    older = [(number, options.precision) for number in OPSETS if opset is not None and number != opset]
+    others = older + lower if options.precision == "fp32" else lower + older
+    for number, precision in others:
+        try:
+            _opened(source, dataclasses.replace(options, precision=precision), number, providers)
+        except UnrunnableError:
+            continue
+        return f"opset {number} with {precision} can be run"
+    return "nothing else can be run either"
+
+
+def build_graph(source: ModelSource, options: OnnxOptions, opset: int) -> onnx.ModelProto:
+    """The checked graph of a model, with its metadata; in float32 for int8, which is made from that.
+
+    Raises:
+        ExportError: if it cannot be built. SpecError: if the patch does not divide the image size.
+    """
+    info = source.describe(opset, options.precision, options.batch, options.image_size, options.preprocess)
+    dtype = _DTYPES[options.precision]
+    form = export_form(
+        source.model,
+        attention="operator" if opset >= 23 else "products",
+        dtype=dtype,
+        image_size=options.image_size,
+    )
+    # numpy has no bfloat16, so that nobody could give or take it.
+    images_dtype = torch.float32 if dtype == torch.bfloat16 else dtype
+    images = torch.zeros((options.batch or 2, *info.input_size), dtype=images_dtype)
+    proto = trace(TypedForm(form, dtype), images, info)
+    graph.clean(proto)
+    if info.preprocess:
+        # int8 keeps what is before the network in float32, as everything around it.
+        element = proto.graph.input[0].type.tensor_type.elem_type
+        graph.join(preprocessing_graph(info, element), proto, (PREPARED, INPUT))
+    graph.set_metadata(proto, info.to_texts())
+    graph.check(proto)
+    return proto
+
+
+# ---- the file ----
+
+
+def _write(
+    path: Path,
+    proto: onnx.ModelProto,
+    source: ModelSource,
+    options: OnnxOptions,
+    verify: int,
+    pictures: Pictures | None,
+    providers: Sequence[str] | None,
+    notes: tuple[str, ...],
+) -> OnnxArtifact:
+    """Write under a temporary name, compare, and move it to where what was found says."""
+    content = graph.to_bytes(proto)
+    info = ExportInfo.from_texts({item.key: item.value for item in proto.metadata_props}, str(path))
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(content)
+        agreement = compare(temporary, source, verify, pictures, providers) if verify else None
+        about = {
+            "bytes": len(content),
+            "nodes": len(proto.graph.node),
+            "notes": notes,
+            "info": dataclasses.asdict(info),
+        }
+        final = place(temporary, path, agreement, about)
+    except OSError as error:
+        raise ExportError(f"{path}: cannot be written ({error.strerror or error})") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+    return OnnxArtifact(final, info, len(proto.graph.node), len(content), agreement, notes)
