@@ -75,7 +75,9 @@ def _scope(node: onnx.NodeProto) -> str:
         scopes = ast.literal_eval(notes.get(_SCOPES, "[]"))
     except (SyntaxError, ValueError):
         return ""
-    return str(scopes[-2]).removeprefix("form").removeprefix(".") if len(scopes) > 1 else ""
+    scope = str(scopes[-2]) if len(scopes) > 1 else ""
+    # torch's exporter calls a node of no module so.
+    return "" if scope.startswith("_empty") else scope.removeprefix("form").removeprefix(".")
 
 
 def join(first: onnx.GraphProto, model: onnx.ModelProto, link: tuple[str, str]) -> onnx.ModelProto:

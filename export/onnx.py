@@ -22,13 +22,13 @@ from glit_models.model import GLiT
 
 from . import graph, sessions
 from .extras import require
-from .form import export_form
+from .form import ExportForm
 from .metadata import INPUT, ExportInfo, Precision
 from .pictures import Pictures
 from .preprocessing import PREPARED, preprocessing_graph
 from .sessions import UnrunnableError
 from .source import ImageSize, ModelSource, open_source
-from .tracing import TypedForm, trace
+from .tracing import trace
 from .verify import Agreement, compare, place
 
 if TYPE_CHECKING:
@@ -126,16 +126,14 @@ def export_onnx(
     for package in ("onnx", "onnxscript", "onnxruntime"):
         require(package)
     source = open_source(model)
-    if verify:
+    if pictures is not None:
+        pictures.pick(1)  # a wrong folder is said now, not when the work is done
+    if precision == "int8":
+        proto, notes = _int8(source, options, opset or OPSETS[0], calibration)
+    elif verify:
         proto, notes = _runnable(source, options, opset, providers)
     else:  # it may be for a machine that can do more than this one
         proto, notes = build_graph(source, options, opset or OPSETS[0]), [f"opset {opset or OPSETS[0]}"]
-    if precision == "int8":
-        from .quantize import quantize
-
-        proto, said = quantize(proto, source, options, calibration, dynamic=dynamic_int8)
-        notes += said
-        graph.check(proto)
     return _write(path, proto, source, options, verify, pictures, providers, tuple(notes))
 
 
@@ -191,7 +189,8 @@ def _opened(source: ModelSource, options: OnnxOptions, opset: int, providers: Se
 
 def _what_works(source: ModelSource, options: OnnxOptions, opset: int | None, providers: Sequence[str] | None) -> str:
     """Another opset or precision that can be run here, whichever is likelier to be the trouble first."""
-    lower = [(opset or OPSETS[0], precision) for precision in ("fp16", "fp32") if precision != options.precision]
+    precisions: tuple[Precision, ...] = ("fp16", "fp32")
+    lower = [(opset or OPSETS[0], precision) for precision in precisions if precision != options.precision]
     older = [(number, options.precision) for number in OPSETS if opset is not None and number != opset]
     others = older + lower if options.precision == "fp32" else lower + older
     for number, precision in others:
@@ -204,26 +203,48 @@ def _what_works(source: ModelSource, options: OnnxOptions, opset: int | None, pr
 
 
 def build_graph(source: ModelSource, options: OnnxOptions, opset: int) -> onnx.ModelProto:
-    """The checked graph of a model, with its metadata; in float32 for int8, which is made from that.
+    """The checked graph of a model, with its metadata.
 
     Raises:
         ExportError: if it cannot be built. SpecError: if the patch does not divide the image size.
     """
-    info = source.describe(opset, options.precision, options.batch, options.image_size, options.preprocess)
+    info = _describe(source, options, opset)
+    return _finished(_network(source, options, opset)[0], info)
+
+
+def _int8(
+    source: ModelSource, options: OnnxOptions, opset: int, calibration: Pictures | None
+) -> tuple[onnx.ModelProto, list[str]]:
+    """The same in eight bits; without calibration pictures, ranges are found at run time."""
+    from .quantize import quantize_dynamically, quantize_statically
+
+    info = _describe(source, options, opset)
+    proto, form = _network(source, options, opset)
+    if calibration is None:
+        proto, notes = quantize_dynamically(proto)
+    else:
+        proto, notes = quantize_statically(proto, form, info, calibration)
+    return _finished(proto, info), [f"opset {opset}", *notes]
+
+
+def _describe(source: ModelSource, options: OnnxOptions, opset: int) -> ExportInfo:
+    return source.describe(opset, options.precision, options.batch, options.image_size, options.preprocess)
+
+
+def _network(source: ModelSource, options: OnnxOptions, opset: int) -> tuple[onnx.ModelProto, ExportForm]:
+    """The graph from prepared images to logits, in float32 for int8, and what it was traced from."""
+    info = _describe(source, options, opset)
     dtype = _DTYPES[options.precision]
-    form = export_form(
-        source.model,
-        attention="operator" if opset >= 23 else "products",
-        dtype=dtype,
-        image_size=options.image_size,
-    )
+    form = ExportForm(source.model, "operator" if opset >= 23 else "products", dtype, options.image_size)
     # numpy has no bfloat16, so that nobody could give or take it.
     images_dtype = torch.float32 if dtype == torch.bfloat16 else dtype
     images = torch.zeros((options.batch or 2, *info.input_size), dtype=images_dtype)
-    proto = trace(TypedForm(form, dtype), images, info)
-    graph.clean(proto)
+    return graph.clean(trace(form, images, info)), form
+
+
+def _finished(proto: onnx.ModelProto, info: ExportInfo) -> onnx.ModelProto:
+    """The network with the preprocessing in front, if it is to be there, and its metadata; checked."""
     if info.preprocess:
-        # int8 keeps what is before the network in float32, as everything around it.
         element = proto.graph.input[0].type.tensor_type.elem_type
         graph.join(preprocessing_graph(info, element), proto, (PREPARED, INPUT))
     graph.set_metadata(proto, info.to_texts())

@@ -7,6 +7,7 @@ Axes: B pictures, C channels, H/W height and width.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,10 +36,12 @@ class Pictures:
     Args:
         name: a folder, with or without class folders, or a data set of `glit eval`.
         root: the named data set's folder.
+        training: take them from the training split, where there is one.
     """
 
     name: str
     root: str | None = None
+    training: bool = False
 
     def labelled(self) -> LabelledSplit | None:
         """The data set with its labels; None for a folder of bare pictures.
@@ -49,6 +52,9 @@ class Pictures:
         folder = Path(self.name)
         if folder.is_dir() and not any(path.is_dir() for path in folder.iterdir()):
             return None
+        if self.training:
+            with contextlib.suppress(DataError):
+                return open_labelled(self.name, self.root, "train")
         return open_labelled(self.name, self.root)
 
     def pick(self, count: int) -> tuple[list[Image.Image], np.ndarray | None, LabelledSplit | None]:

@@ -120,9 +120,9 @@ def _check_finite(source: ModelSource) -> None:
 
 
 def _given_name(model: GLiT) -> str:
+    """The architecture; the tag of its configuration need not be that of its weights, which the hash tells."""
     cfg = getattr(model, "pretrained_cfg", None) or {}
-    architecture, tag = cfg.get("architecture") or "glit", cfg.get("tag")
-    return f"{architecture}.{tag}" if tag else str(architecture)
+    return str(cfg.get("architecture") or "glit")
 
 
 def _pretrained_cfg(model: GLiT, name: str) -> dict[str, Any]:

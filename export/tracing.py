@@ -24,19 +24,7 @@ from .sessions import UnrunnableError
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["TypedForm", "trace"]
-
-
-class TypedForm(nn.Module):
-    """A network that computes in `dtype` and gives logits in float32."""
-
-    def __init__(self, form: nn.Module, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.form, self.dtype = form, dtype
-
-    def forward(self, images: Tensor) -> Tensor:
-        """[B, C, H, W] -> [B, K]."""
-        return self.form(images.to(self.dtype)).float()
+__all__ = ["trace"]
 
 
 def trace(network: nn.Module, images: Tensor, info: ExportInfo) -> onnx.ModelProto:

@@ -755,7 +755,7 @@ def _run_export(args: argparse.Namespace) -> int:
         batch=_export_batch(args.batch),
         image_size=_export_size(args.image_size),
         preprocess=args.preprocess,
-        calibration=Pictures(args.calibration, args.root) if args.calibration else None,
+        calibration=Pictures(args.calibration, args.root, training=True) if args.calibration else None,
         dynamic_int8=args.dynamic_int8,
         verify=args.verify,
         pictures=Pictures(args.data, args.root) if args.data else None,

@@ -16,7 +16,7 @@ import timm
 import torch
 from exported import CLASSES, deit, difference, exported, searched_glit, small_glit
 from glit_models.export import ExportInfo, OnnxClassifier, Pictures, export_onnx, verify
-from glit_models.export.form import export_form
+from glit_models.export.form import ExportForm
 from glit_models.export.pictures import generated_pictures, prepare
 from glit_models.export.preprocessing import preprocessing_model
 from glit_models.export.sessions import open_session
@@ -73,7 +73,7 @@ def test_a_last_block_of_any_kind_may_compute_the_class_token_alone() -> None:
         model = small_glit(spec={**TINY48.to_dict(), "blocks": [block.to_dict() for block in blocks]})
         for attention in ("operator", "products", "fused"):
             with torch.inference_mode():
-                form = export_form(model, attention=attention)
+                form = ExportForm(model, attention)
                 torch.testing.assert_close(form(images), model(images), rtol=1e-5, atol=1e-5)
 
 
