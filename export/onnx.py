@@ -26,10 +26,12 @@ from .form import ExportForm
 from .metadata import INPUT, ExportInfo, Precision
 from .pictures import Pictures
 from .preprocessing import PREPARED, preprocessing_graph
+from .runtime import OnnxClassifier
 from .sessions import UnrunnableError
 from .source import ImageSize, ModelSource, open_source
 from .tracing import trace
-from .verify import Agreement, compare, place
+from .verify import Agreement, compare
+from .writing import check_target, write_and_judge
 
 if TYPE_CHECKING:
     import onnx
@@ -134,7 +136,18 @@ def export_onnx(
         proto, notes = _runnable(source, options, opset, providers)
     else:  # it may be for a machine that can do more than this one
         proto, notes = build_graph(source, options, opset or OPSETS[0]), [f"opset {opset or OPSETS[0]}"]
-    return _write(path, proto, source, options, verify, pictures, providers, tuple(notes))
+    content = graph.to_bytes(proto)
+    info = ExportInfo.from_texts({item.key: item.value for item in proto.metadata_props}, str(path))
+
+    def write(temporary: Path) -> None:
+        temporary.write_bytes(content)
+
+    def judge(temporary: Path) -> Agreement | None:
+        return compare(OnnxClassifier(temporary, providers), source, verify, pictures) if verify else None
+
+    about = {"bytes": len(content), "nodes": len(proto.graph.node), "notes": notes, "info": dataclasses.asdict(info)}
+    final, agreement = write_and_judge(path, write, judge, about)
+    return OnnxArtifact(final, info, len(proto.graph.node), len(content), agreement, tuple(notes))
 
 
 def _check_options(
@@ -148,17 +161,6 @@ def _check_options(
         raise ExportError("int8 needs pictures to calibrate with, --calibration DIR; or --dynamic-int8, without any")
     if precision != "int8" and (calibration is not None or dynamic_int8):
         raise ExportError(f"calibration is for int8, not for {precision}")
-
-
-def check_target(path: Path, force: bool) -> None:
-    """Raises ExportError if a file cannot be written there, before any work is done."""
-    if path.is_dir():
-        raise ExportError(f"{path} is a folder; give the file to write")
-    if path.exists() and not force:
-        raise ExportError(f"{path} exists; --force replaces it")
-    parent = next(folder for folder in path.absolute().parents if folder.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise ExportError(f"{path}: cannot be written, {parent} is no folder that may be written to")
 
 
 # ---- the graph ----
@@ -250,38 +252,3 @@ def _finished(proto: onnx.ModelProto, info: ExportInfo) -> onnx.ModelProto:
     graph.set_metadata(proto, info.to_texts())
     graph.check(proto)
     return proto
-
-
-# ---- the file ----
-
-
-def _write(
-    path: Path,
-    proto: onnx.ModelProto,
-    source: ModelSource,
-    options: OnnxOptions,
-    verify: int,
-    pictures: Pictures | None,
-    providers: Sequence[str] | None,
-    notes: tuple[str, ...],
-) -> OnnxArtifact:
-    """Write under a temporary name, compare, and move it to where what was found says."""
-    content = graph.to_bytes(proto)
-    info = ExportInfo.from_texts({item.key: item.value for item in proto.metadata_props}, str(path))
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(content)
-        agreement = compare(temporary, source, verify, pictures, providers) if verify else None
-        about = {
-            "bytes": len(content),
-            "nodes": len(proto.graph.node),
-            "notes": notes,
-            "info": dataclasses.asdict(info),
-        }
-        final = place(temporary, path, agreement, about)
-    except OSError as error:
-        raise ExportError(f"{path}: cannot be written ({error.strerror or error})") from None
-    finally:
-        temporary.unlink(missing_ok=True)
-    return OnnxArtifact(final, info, len(proto.graph.node), len(content), agreement, notes)

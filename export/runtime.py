@@ -153,13 +153,14 @@ class OnnxClassifier:
         """
         self._check(images)
         size = self.info.batch or _BATCH
-        parts = [self._run_batch(images[start : start + size]) for start in range(0, len(images), size)]
+        parts = [self.run_batch(images[start : start + size]) for start in range(0, len(images), size)]
         return np.concatenate(parts) if parts else self._nothing()
 
     def _nothing(self) -> np.ndarray:
         return np.zeros((0, self.info.num_classes), np.float32)
 
-    def _run_batch(self, images: np.ndarray) -> np.ndarray:
+    def run_batch(self, images: np.ndarray) -> np.ndarray:
+        """`logits` of one batch, neither checked nor cut."""
         count = len(images)
         if self.info.batch is not None and count < self.info.batch:
             images = np.concatenate([images, np.repeat(images[-1:], self.info.batch - count, axis=0)])

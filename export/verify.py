@@ -10,25 +10,21 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from PIL import Image
 
-from glit_models import store
 from glit_models.evaluation import match_classes
-from glit_models.folders import to_json
 from glit_models.model import GLiT
 
 from .metadata import INPUT, ExportInfo
 from .pictures import Pictures, generated_pictures, prepare
 from .preprocessing import PIXEL_QUANTILE, PIXEL_TOLERANCE, preprocessing_model
-from .runtime import OnnxClassifier, as_array
+from .runtime import as_array
 from .sessions import open_session
 from .source import ModelSource
 
@@ -36,9 +32,8 @@ __all__ = [
     "LIMITS",
     "Agreement",
     "Limit",
+    "Runner",
     "compare",
-    "place",
-    "report_path",
     "torch_logits",
 ]
 
@@ -57,7 +52,6 @@ LIMITS = {
     "bf16": Limit(None, 98.0),  # eight bits of mantissa, as int8 has
     "int8": Limit(None, 98.0),
 }
-UNVERIFIED = ".unverified"
 
 
 # ---- what was found ----
@@ -98,32 +92,39 @@ class Agreement:
         return not self.problems
 
 
-def compare(
-    path: Path, source: ModelSource, count: int, pictures: Pictures | None, providers: Sequence[str] | None
-) -> Agreement:
+class Runner(Protocol):
+    """An exported file that can be run: `OnnxClassifier`, or `program.Program`."""
+
+    info: ExportInfo
+    provider: str
+    input_dtype: np.dtype
+
+    def logits(self, images: np.ndarray) -> np.ndarray:
+        """Logits [B, K] in float32 of prepared images [B, C, H, W] of `input_dtype`, or of raw pictures."""
+        ...
+
+
+def compare(runner: Runner, source: ModelSource, count: int, pictures: Pictures | None) -> Agreement:
     """Run an exported file and its model on the same pictures.
 
     Args:
-        path: the file. source: the model that it was made from. count: of pictures.
-        pictures: real ones; None generates some. providers: see `OnnxClassifier`.
+        runner: the file. source: the model that it was made from. count: of pictures.
+        pictures: real ones; None generates some.
 
     Raises:
         ExportError: if the file cannot be run. DataError: if a picture cannot be read, or its class is none of the
             model's.
     """
-    classifier = OnnxClassifier(path, providers)
-    info = classifier.info
+    info = runner.info
     shown, labels, origin = _shown(info, count, pictures)
     sizes = _sizes(info)
-    parts = [
-        _compare_at(classifier, source, size, part) for size, part in zip(sizes, _parts(shown, sizes), strict=True)
-    ]
+    parts = [_compare_at(runner, source, size, part) for size, part in zip(sizes, _parts(shown, sizes), strict=True)]
     found, expected = (np.concatenate([getattr(part, name) for part in parts]) for name in ("found", "expected"))
     differences = np.abs(found - expected)
     agreement = Agreement(
         pictures=len(shown),
         origin=origin,
-        provider=classifier.provider,
+        provider=runner.provider,
         sizes=tuple(sizes),
         max_abs=float(differences.max()),
         max_rel=float((differences.max(1) / np.abs(expected).max(1).clip(1e-12)).max()),
@@ -170,24 +171,23 @@ class _Part:
     levels: float
 
 
-def _compare_at(
-    classifier: OnnxClassifier, source: ModelSource, size: tuple[int, int], pictures: list[Image.Image]
-) -> _Part:
-    info = dataclasses.replace(classifier.info, input_size=(classifier.info.input_size[0], *size))
+def _compare_at(runner: Runner, source: ModelSource, size: tuple[int, int], pictures: list[Image.Image]) -> _Part:
+    info = dataclasses.replace(runner.info, input_size=(runner.info.input_size[0], *size))
     images = prepare(info, pictures)
     levels = 0.0
     if info.preprocess:
         # The network is judged on what the graph prepared, and the preparing on its own.
-        in_graph = _prepared_in_graph(info, pictures, classifier.provider)
+        in_graph = _prepared_in_graph(info, pictures, runner.provider)
         scale = 255 * np.array(info.std, np.float32).reshape(-1, 1, 1)
         differences = (np.abs(in_graph - images) * scale).reshape(len(images), -1)
         levels = float(np.quantile(differences, PIXEL_QUANTILE, axis=1).max(initial=0.0))
         images = in_graph
-        found = classifier.logits_of(pictures)
+        raw = [as_array(picture, info.input_size[0])[None] for picture in pictures]
+        found = np.concatenate([runner.logits(picture) for picture in raw])
     else:
-        images_as_taken = images.astype(classifier.input_dtype)
+        images_as_taken = images.astype(runner.input_dtype)
         # One alone too: a batch of one goes wrong in its own ways.
-        found = np.concatenate([classifier.logits(part) for part in (images_as_taken[:1], images_as_taken[1:])])
+        found = np.concatenate([runner.logits(part) for part in (images_as_taken[:1], images_as_taken[1:])])
     return _Part(found, torch_logits(source.at_size(size), images), levels)
 
 
@@ -219,33 +219,3 @@ def _problems(agreement: Agreement, info: ExportInfo) -> Iterator[str]:
         yield f"top-1 agreement is {agreement.top1_agreement:.2f} %, under {limit.top1_agreement:g} %"
     if agreement.levels is not None and agreement.levels > PIXEL_TOLERANCE + 0.01:
         yield f"prepared pixels are {agreement.levels:.1f} levels of 255 off timm's, more than {PIXEL_TOLERANCE:g}"
-
-
-# ---- what is kept of it ----
-
-
-def report_path(path: Path) -> Path:
-    """Where the report of a file stands."""
-    return path.with_name(f"{path.name}.json")
-
-
-def place(temporary: Path, path: Path, agreement: Agreement | None, about: Mapping[str, Any]) -> Path:
-    """Move a finished file to `path`, or beside it with the suffix `.unverified`, and write its report.
-
-    Args:
-        temporary: the finished file or folder. agreement: None if it was not compared.
-        about: what else the report is to say.
-
-    Returns:
-        Where it lies now. Raises OSError if it cannot be moved.
-    """
-    marked = path.with_name(path.name + UNVERIFIED)
-    holds = agreement is not None and agreement.holds
-    final = path if holds else marked
-    report = {"verified": holds, **about, "agreement": None if agreement is None else dataclasses.asdict(agreement)}
-    store.write_text(report_path(final), to_json(report))
-    os.replace(temporary, final)
-    if holds:  # what an earlier attempt left is out of date
-        for old in (marked, report_path(marked)):
-            old.unlink(missing_ok=True)
-    return final
