@@ -109,8 +109,9 @@ def check(model: onnx.ModelProto) -> None:
     """Run ONNX's checker with full shape inference.
 
     Raises:
-        UnrunnableError: if it refuses.
+        UnrunnableError: if it refuses. ExportError: if one file cannot hold the graph.
     """
+    _check_size(model)
     onnx = require("onnx")
     try:
         onnx.checker.check_model(model, full_check=True)
@@ -120,8 +121,12 @@ def check(model: onnx.ModelProto) -> None:
 
 def to_bytes(model: Any) -> bytes:
     """The file's content. Raises ExportError where one file cannot hold it."""
+    _check_size(model)
+    content: bytes = model.SerializeToString(deterministic=True)
+    return content
+
+
+def _check_size(model: Any) -> None:
     size = model.ByteSize()
     if size > _LIMIT:
         raise ExportError(f"the graph is {size / 2**30:.1f} GiB, and one ONNX file holds 2; use --precision fp16")
-    content: bytes = model.SerializeToString(deterministic=True)
-    return content

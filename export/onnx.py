@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,6 +35,8 @@ from .writing import check_target, write_and_judge
 
 if TYPE_CHECKING:
     import onnx
+
+    Built = tuple[onnx.ModelProto, list[str]]  # and what was chosen, in words
 
 __all__ = ["OPSETS", "OnnxArtifact", "OnnxOptions", "build_graph", "export_onnx"]
 
@@ -111,7 +113,7 @@ def export_onnx(
         dynamic_int8: choose the scales of activations at run time, without calibration.
         verify: on how many pictures to compare; 0 for none, which leaves the file marked `.unverified`.
         pictures: to compare on, rather than generated ones.
-        providers: to verify with, by preference; see `OnnxClassifier`.
+        providers: to verify with, the first of them and no other; None takes the fastest that works.
         force: replace an existing file.
 
     Returns:
@@ -130,12 +132,16 @@ def export_onnx(
     source = open_source(model)
     if pictures is not None:
         pictures.pick(1)  # a wrong folder is said now, not when the work is done
-    if precision == "int8":
-        proto, notes = _int8(source, options, opset or OPSETS[0], calibration)
-    elif verify:
-        proto, notes = _runnable(source, options, opset, providers)
+
+    def build(number: int) -> Built:
+        if precision == "int8":
+            return _int8(source, options, number, calibration)
+        return build_graph(source, options, number), [f"opset {number}"]
+
+    if verify:
+        proto, notes = _runnable(build, source, options, opset, providers)
     else:  # it may be for a machine that can do more than this one
-        proto, notes = build_graph(source, options, opset or OPSETS[0]), [f"opset {opset or OPSETS[0]}"]
+        proto, notes = build(opset or OPSETS[0])
     content = graph.to_bytes(proto)
     info = ExportInfo.from_texts({item.key: item.value for item in proto.metadata_props}, str(path))
 
@@ -143,7 +149,11 @@ def export_onnx(
         temporary.write_bytes(content)
 
     def judge(temporary: Path) -> Agreement | None:
-        return compare(OnnxClassifier(temporary, providers), source, verify, pictures) if verify else None
+        if not verify:
+            return None
+        # A provider that was named is the one to be judged, not what ONNX Runtime falls back to.
+        classifier = OnnxClassifier(temporary, providers, strict=providers is not None)
+        return compare(classifier, source, verify, pictures)
 
     about = {"bytes": len(content), "nodes": len(proto.graph.node), "notes": notes, "info": dataclasses.asdict(info)}
     final, agreement = write_and_judge(path, write, judge, about)
@@ -159,6 +169,8 @@ def _check_options(
         raise ExportError(f"verify must be 0 or more pictures, got {verify}")
     if precision == "int8" and calibration is None and not dynamic_int8:
         raise ExportError("int8 needs pictures to calibrate with, --calibration DIR; or --dynamic-int8, without any")
+    if calibration is not None and dynamic_int8:
+        raise ExportError("--calibration and --dynamic-int8 exclude each other")
     if precision != "int8" and (calibration is not None or dynamic_int8):
         raise ExportError(f"calibration is for int8, not for {precision}")
 
@@ -167,37 +179,44 @@ def _check_options(
 
 
 def _runnable(
-    source: ModelSource, options: OnnxOptions, opset: int | None, providers: Sequence[str] | None
-) -> tuple[onnx.ModelProto, list[str]]:
+    build: Callable[[int], Built],
+    source: ModelSource,
+    options: OnnxOptions,
+    opset: int | None,
+    providers: Sequence[str] | None,
+) -> Built:
     """The graph, of the newest opset that opens here, or of the one that was asked for."""
     refused: dict[int, str] = {}
     for candidate in OPSETS if opset is None else (opset,):
         try:
-            proto = _opened(source, options, candidate, providers)
+            proto, notes = build(candidate)
+            _open(proto, options.precision, candidate, providers)
         except UnrunnableError as error:
             refused[candidate] = str(error)
             continue
-        return proto, [*(f"opset {number} was refused: {why}" for number, why in refused.items()), f"opset {candidate}"]
+        return proto, [*(f"opset {number} was refused: {why}" for number, why in refused.items()), *notes]
     reason = next(iter(refused.values()))
     raise ExportError(f"{reason}; {_what_works(source, options, opset, providers)}; --verify 0 exports it unverified")
 
 
-def _opened(source: ModelSource, options: OnnxOptions, opset: int, providers: Sequence[str] | None) -> onnx.ModelProto:
-    """The graph of that opset; UnrunnableError if it cannot be had, or not be run here."""
-    proto = build_graph(source, options, opset)
-    sessions.open_session(graph.to_bytes(proto), providers, where=f"opset {opset} with {options.precision}")
-    return proto
+def _open(proto: onnx.ModelProto, precision: str, opset: int, providers: Sequence[str] | None) -> None:
+    """Raises UnrunnableError if ONNX Runtime cannot run it here."""
+    where = f"opset {opset} with {precision}"
+    sessions.open_session(graph.to_bytes(proto), providers, strict=providers is not None, where=where)
 
 
 def _what_works(source: ModelSource, options: OnnxOptions, opset: int | None, providers: Sequence[str] | None) -> str:
     """Another opset or precision that can be run here, whichever is likelier to be the trouble first."""
     precisions: tuple[Precision, ...] = ("fp16", "fp32")
     lower = [(opset or OPSETS[0], precision) for precision in precisions if precision != options.precision]
-    older = [(number, options.precision) for number in OPSETS if opset is not None and number != opset]
+    # Another opset in eight bits would have to be calibrated anew.
+    may_be_older = opset is not None and options.precision != "int8"
+    older = [(number, options.precision) for number in OPSETS if may_be_older and number != opset]
     others = older + lower if options.precision == "fp32" else lower + older
     for number, precision in others:
         try:
-            _opened(source, dataclasses.replace(options, precision=precision), number, providers)
+            proto = build_graph(source, dataclasses.replace(options, precision=precision), number)
+            _open(proto, precision, number, providers)
         except UnrunnableError:
             continue
         return f"opset {number} with {precision} can be run"
@@ -214,9 +233,7 @@ def build_graph(source: ModelSource, options: OnnxOptions, opset: int) -> onnx.M
     return _finished(_network(source, options, opset)[0], info)
 
 
-def _int8(
-    source: ModelSource, options: OnnxOptions, opset: int, calibration: Pictures | None
-) -> tuple[onnx.ModelProto, list[str]]:
+def _int8(source: ModelSource, options: OnnxOptions, opset: int, calibration: Pictures | None) -> Built:
     """The same in eight bits; without calibration pictures, ranges are found at run time."""
     from .quantize import quantize_dynamically, quantize_statically
 

@@ -86,7 +86,7 @@ def open_session(
         raise _complaint(where, wanted[0], error) from None
     got = session.get_providers()[0]
     if strict and got != wanted[0]:
-        raise ExportError(f"{where}: {wanted[0]} cannot be used here, only {got}; leave out strict=True to take that")
+        raise ExportError(f"{where}: {wanted[0]} cannot be used here, only {got}; name no provider to take that")
     return Opened(session, got)
 
 

@@ -340,6 +340,9 @@ def test_bad_input_is_one_line_and_writes_nothing(
         "img_size must be a multiple of patch_size=16": [str(folder), "--out", "x.onnx", "--image-size", "30,32"],
         "verify must be 0 or more pictures": [str(folder), "--out", "x.onnx", "--verify", "-1"],
         "int8 needs pictures to calibrate with": [str(folder), "--out", "x.onnx", "--precision", "int8"],
+        "--calibration and --dynamic-int8 exclude each other": [
+            *(str(folder), "--out", "x.onnx", "--precision", "int8", "--calibration", "empty", "--dynamic-int8")
+        ],
         "calibration is for int8, not for fp32": [str(folder), "--out", "x.onnx", "--calibration", "empty"],
         "no pictures in": [str(folder), "--out", "x.onnx", "--data", "empty", "--opset", "18"],
         "nowhere: no such folder": [str(folder), "--out", "x.onnx", "--data", "nowhere", "--opset", "18"],
@@ -364,6 +367,22 @@ def test_a_precision_that_cannot_be_run_here_is_named_with_one_that_can(tmp_path
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_older_opset_is_taken_where_the_newest_cannot_be_run_and_it_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = export_module.sessions.open_session
+
+    def old_runtime(model: Any, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(model, bytes) and onnx.load_from_string(model).opset_import[0].version > 20:
+            raise export_module.UnrunnableError("opset 23 is not known here")
+        return real(model, *args, **kwargs)
+
+    monkeypatch.setattr(export_module.sessions, "open_session", old_runtime)
+    artifact = export_onnx(small_glit(), tmp_path / "model.onnx", verify=2)
+    assert artifact.info.opset == 20
+    assert artifact.notes == ("opset 23 was refused: opset 23 is not known here", "opset 20")
+
+
 def test_models_that_cannot_be_exported_are_refused_with_the_reason(tmp_path: Path) -> None:
     broken = small_glit()
     with torch.no_grad():
@@ -379,6 +398,13 @@ def test_models_that_cannot_be_exported_are_refused_with_the_reason(tmp_path: Pa
     ):
         with pytest.raises(GlitError, match=message):
             export_onnx(model, tmp_path / "model.onnx", **options)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_graph_beyond_what_one_file_holds_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(export_module.graph, "_LIMIT", 1000)
+    with pytest.raises(GlitError, match="GiB, and one ONNX file holds 2; use --precision fp16"):
+        export_onnx(small_glit(), tmp_path / "model.onnx", verify=0)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -117,7 +117,9 @@ def test_a_silent_fallback_is_seen_and_refused_if_strict(monkeypatch: pytest.Mon
         assert OnnxClassifier(exported().path).provider == "CPUExecutionProvider"
     with (
         pytest.warns(UserWarning, match="not in available provider names"),
-        pytest.raises(ExportError, match="CUDAExecutionProvider cannot be used here, only CPUExecutionProvider"),
+        pytest.raises(
+            ExportError, match="CUDAExecutionProvider cannot be used here, only CPUExecutionProvider; name no provider"
+        ),
     ):
         OnnxClassifier(exported().path, ["cuda"], strict=True)
 
