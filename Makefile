@@ -48,7 +48,7 @@ timm-tests: $(VENV)/.dev  ## timm's own model tests on TIMM_TESTS_MODELS
 transformers-test: .venv-transformers/.transformers  ## transformers' timm wrapper, in its own environment
 	HF_HUB_OFFLINE=1 .venv-transformers/bin/python -m pytest tests/transformers_test.py
 
-bench: $(VENV)/.dev  ## what is measured: import time, throughput, the depthwise convolution, fractals, training, search
+bench: $(VENV)/.dev  ## what is measured: import time, throughput, the depthwise convolution, fractals, training, search, export
 	$(VENV)/bin/python -m benchmarks.imports
 	$(VENV)/bin/python -m benchmarks.models
 	$(VENV)/bin/python -m benchmarks.depthwise
@@ -58,6 +58,7 @@ bench: $(VENV)/.dev  ## what is measured: import time, throughput, the depthwise
 	$(VENV)/bin/python -m benchmarks.loading
 	$(VENV)/bin/python -m benchmarks.evolution
 	$(VENV)/bin/python -m benchmarks.search
+	$(VENV)/bin/python -m benchmarks.export --threads 1 --clock cpu
 
 clean:  ## remove what was built, but for the environments
 	rm -rf .types .cache build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

@@ -32,6 +32,10 @@ class SearchError(GlitError, ValueError):
     """A search space, budget or search that cannot be: names the key, the value and the bound."""
 
 
+class ExportError(GlitError, RuntimeError):
+    """A model that cannot be exported so, an exported file that cannot be used, or a provider that is not there."""
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an error's text, or its type's name where it has none."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -6,7 +6,7 @@ Knows timm's model contract and picture files; the command line and the demo pri
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ __all__ = [
     "load_model",
     "open_picture",
     "pick_device",
+    "predict_files",
     "timm_name",
 ]
 
@@ -159,26 +160,43 @@ class Classifier:
 
     def predict(self, paths: Iterable[Path], top_k: int = 5) -> Iterator[Prediction]:
         """One `Prediction` a file, in order; a file that cannot be read gives one with its error."""
-        paths = list(paths)
-        for start in range(0, len(paths), _BATCH):
-            yield from self._predict_batch(paths[start : start + _BATCH], top_k)
+        return predict_files(self.probabilities, self.class_names, paths, top_k)
 
-    def _predict_batch(self, paths: list[Path], top_k: int) -> Iterator[Prediction]:
-        pictures: dict[Path, Image.Image] = {}
-        errors: dict[Path, str] = {}
-        for path in paths:
-            try:
-                pictures[path] = open_picture(path)
-            except DataError as error:
-                errors[path] = str(error)
-        rows = dict(zip(pictures, self.probabilities(pictures.values()), strict=True)) if pictures else {}
-        for path in paths:
-            if path in errors:
-                yield Prediction(path, error=errors[path])
-            else:
-                values, indices = rows[path].topk(min(top_k, len(self.class_names)))
-                pairs = zip(indices.tolist(), values.tolist(), strict=True)
-                yield Prediction(path, tuple((self.class_names[index], value) for index, value in pairs))
+
+def predict_files(
+    probabilities: Callable[[Iterable[Image.Image]], Tensor],
+    class_names: Sequence[str],
+    paths: Iterable[Path],
+    top_k: int = 5,
+) -> Iterator[Prediction]:
+    """One `Prediction` a file, in order; a file that cannot be read gives one with its error.
+
+    Args:
+        probabilities: of RGB pictures, [B, K] on the CPU. class_names: of its K classes.
+    """
+    paths = list(paths)
+    for start in range(0, len(paths), _BATCH):
+        yield from _predict_batch(probabilities, class_names, paths[start : start + _BATCH], top_k)
+
+
+def _predict_batch(
+    probabilities: Callable[[Iterable[Image.Image]], Tensor], class_names: Sequence[str], paths: list[Path], top_k: int
+) -> Iterator[Prediction]:
+    pictures: dict[Path, Image.Image] = {}
+    errors: dict[Path, str] = {}
+    for path in paths:
+        try:
+            pictures[path] = open_picture(path)
+        except DataError as error:
+            errors[path] = str(error)
+    rows = dict(zip(pictures, probabilities(pictures.values()), strict=True)) if pictures else {}
+    for path in paths:
+        if path in errors:
+            yield Prediction(path, error=errors[path])
+        else:
+            values, indices = rows[path].topk(min(top_k, len(class_names)))
+            pairs = zip(indices.tolist(), values.tolist(), strict=True)
+            yield Prediction(path, tuple((class_names[index], value) for index, value in pairs))
 
 
 @torch.inference_mode()

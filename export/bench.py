@@ -1,0 +1,197 @@
+"""`glit bench`: latency and throughput of a model in PyTorch and as exported files, in one interleaved run.
+
+It measures and tabulates; the command line prints. What a number means depends on the machine, and it says which.
+
+Axes: B batch, C channels, H/W height and width.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+from timm.utils import reparameterize_model
+
+from glit_models.errors import ExportError, GlitError, first_line
+from glit_models.model import GLiT
+
+from .extras import require
+from .onnx import export_onnx
+from .runtime import OnnxClassifier
+from .source import open_source
+
+__all__ = ["BASELINE", "BenchRow", "bench", "draw_bench"]
+
+BASELINE = "deit_tiny_patch16_224"
+
+
+@dataclass(frozen=True)
+class BenchRow:
+    """One way to run a model at one batch size: milliseconds a batch, images a second at the median."""
+
+    what: str
+    provider: str
+    batch: int
+    median_ms: float
+    p95_ms: float
+
+    @property
+    def images_per_second(self) -> float:
+        """At the median."""
+        return 1e3 * self.batch / self.median_ms
+
+
+def bench(
+    model: str,
+    *,
+    files: Sequence[str | os.PathLike[str]] = (),
+    batches: Sequence[int] = (1, 16),
+    providers: Sequence[str] | None = None,
+    rounds: int = 30,
+    threads: int | None = None,
+    device: torch.device | None = None,
+    compiled: bool = True,
+    baseline: bool = True,
+) -> tuple[list[BenchRow], list[str]]:
+    """Measure a model eagerly, compiled, and in ONNX Runtime, beside DeiT-Tiny.
+
+    Args:
+        model: 'model.tag', a weight folder, or a Hub repository.
+        files: exported files of it; without any it is exported in float32 for this run.
+        batches: images at a time. providers: of ONNX Runtime; None takes the fastest that works.
+        rounds: measurements of each; every round runs all of them, so that a slow minute is slow for everyone.
+        threads: on the CPU; None leaves them to torch and ONNX Runtime.
+        device: of PyTorch. compiled: also through `torch.compile`. baseline: also `deit_tiny_patch16_224`.
+
+    Returns:
+        The rows, and what could not be measured, in words.
+
+    Raises:
+        GlitError: on a bad model, file or provider.
+    """
+    if rounds < 1 or not batches or min(batches) < 1:
+        raise ExportError("rounds and batches must be at least 1")
+    device = device or torch.device("cpu")
+    if threads is not None:
+        torch.set_num_threads(threads)
+    source = open_source(model)
+    cases: dict[tuple[str, str, int], Callable[[], object]] = {}
+    left_out: list[str] = []
+    size = tuple(source.model.patch_embed.img_size)
+    networks = _networks(source.model, size, device, compiled, baseline)
+    with tempfile.TemporaryDirectory() as folder:
+        if not files:
+            files = [export_onnx(model, Path(folder) / "exported.onnx", verify=1).path]
+        classifiers = [
+            OnnxClassifier(file, chosen, strict=chosen is not None, threads=threads)
+            for file in files
+            for chosen in ([[name] for name in providers] if providers else [None])
+        ]
+        for batch in batches:
+            for name, network in networks.items():
+                images = torch.randn(batch, source.model.in_chans, *size, device=device)
+                case = partial(_eager, network, images)
+                try:
+                    case()  # compiles
+                except Exception as error:  # the compiler's failures are of many kinds
+                    left_out.append(f"{name} at batch {batch}: {first_line(error)}")
+                    continue
+                cases[name, f"torch {device}", batch] = case
+            for classifier in classifiers:
+                if classifier.info.batch in (None, batch):
+                    title = _title(classifier).removeprefix(f"{folder}{os.sep}")
+                    cases[title, classifier.provider, batch] = _onnx_case(classifier, batch)
+        return _rows(cases, rounds), left_out
+
+
+def _networks(
+    model: GLiT, size: tuple[int, int], device: torch.device, compiled: bool, baseline: bool
+) -> dict[str, torch.nn.Module]:
+    """What PyTorch runs, all on images of the model's size."""
+    eager = reparameterize_model(model).to(device)
+    networks: dict[str, torch.nn.Module] = {"eager": eager}
+    if compiled:
+        networks["compiled"] = torch.compile(eager)  # type: ignore[assignment]
+    if baseline:
+        other = timm.create_model(BASELINE, img_size=size, in_chans=model.in_chans)
+        networks[f"{BASELINE}, eager, {size[0]} x {size[1]}"] = other.eval().to(device)
+    return networks
+
+
+@torch.inference_mode()
+def _eager(network: Any, images: torch.Tensor) -> object:
+    logits = network(images)
+    if images.device.type == "cuda":
+        torch.cuda.synchronize(images.device)
+    return logits
+
+
+def _title(classifier: OnnxClassifier) -> str:
+    info = classifier.info
+    return f"{classifier.path}, {info.precision}, opset {info.opset}{', preprocessing' if info.preprocess else ''}"
+
+
+def _onnx_case(classifier: OnnxClassifier, batch: int) -> Callable[[], object]:
+    channels, height, width = classifier.info.input_size
+    rng = np.random.default_rng(0)
+    if classifier.info.preprocess:
+        images = rng.integers(0, 256, (batch, height, width, channels), dtype=np.uint8)
+    else:
+        images = rng.normal(size=(batch, channels, height, width)).astype(classifier.input_dtype)
+    return partial(classifier.run_batch, images)
+
+
+def _rows(cases: Mapping[tuple[str, str, int], Callable[[], object]], rounds: int) -> list[BenchRow]:
+    seconds: dict[tuple[str, str, int], list[float]] = {key: [] for key in cases}
+    for case in cases.values():
+        case()  # warm caches and allocators
+    for _ in range(rounds):
+        for key, case in cases.items():
+            start = time.perf_counter()
+            case()
+            seconds[key].append(time.perf_counter() - start)
+    return [
+        BenchRow(*key, 1e3 * statistics.median(times), 1e3 * float(np.quantile(times, 0.95)))
+        for key, times in seconds.items()
+    ]
+
+
+def machine() -> dict[str, str]:
+    """What the numbers were measured on and with."""
+    about = {"python": platform.python_version(), "torch": torch.__version__, "timm": timm.__version__}
+    about |= {"onnxruntime": require("onnxruntime").__version__, "threads": str(torch.get_num_threads())}
+    return about | {"machine": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()}
+
+
+def draw_bench(rows: Sequence[BenchRow], title: str, path: Path) -> None:
+    """Draw images a second as bars, a panel for each batch size. Raises GlitError if the file cannot be written."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise ExportError('the picture needs matplotlib; `pip install "glit-models[train]"`') from None
+    batches = sorted({row.batch for row in rows})
+    figure = Figure(figsize=(8, 1.2 + 0.4 * len(rows)), layout="constrained")
+    figure.suptitle(title)
+    for axes, batch in zip(figure.subplots(len(batches), 1, squeeze=False)[:, 0], batches, strict=True):
+        chosen = [row for row in rows if row.batch == batch]
+        bars = axes.barh([f"{row.what}\n{row.provider}" for row in chosen], [row.images_per_second for row in chosen])
+        axes.bar_label(bars, fmt="%.0f", padding=3)
+        axes.invert_yaxis()
+        axes.set_xlabel(f"images a second at batch {batch}")
+        axes.margins(x=0.12)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=120, format=path.suffix.lstrip(".") or "png")
+    except (OSError, ValueError) as error:
+        raise GlitError(f"{path}: cannot be written ({first_line(error)})") from None

@@ -1,0 +1,48 @@
+"""Input and output buffers that stay on the GPU from one batch to the next, for a graph of fixed shapes.
+
+Knows one session and its buffers; `runtime.py` decides when to use it. Not for several threads at once.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from .extras import require
+from .metadata import INPUT, OUTPUT
+
+__all__ = ["Binding"]
+
+
+class Binding:
+    """A session with its input and output bound to memory of a device. Final.
+
+    Args:
+        session: of ONNX Runtime. input_shape, dtype, output_shape: of its one input and output.
+        device: 'cuda', or 'cpu' where there is no GPU.
+    """
+
+    def __init__(
+        self,
+        session: Any,
+        input_shape: tuple[int, ...],
+        dtype: np.dtype,
+        output_shape: tuple[int, ...],
+        device: str = "cuda",
+    ) -> None:
+        runtime = require("onnxruntime")
+        self.session = session
+        output_type = {"tensor(float)": np.float32, "tensor(float16)": np.float16}[session.get_outputs()[0].type]
+        self.input = runtime.OrtValue.ortvalue_from_shape_and_type(input_shape, dtype.type, device, 0)
+        self.output = runtime.OrtValue.ortvalue_from_shape_and_type(output_shape, output_type, device, 0)
+        self.binding = session.io_binding()
+        self.binding.bind_ortvalue_input(INPUT, self.input)
+        self.binding.bind_ortvalue_output(OUTPUT, self.output)
+
+    def run(self, images: np.ndarray) -> np.ndarray:
+        """The output for an input of the bound shape and type."""
+        self.input.update_inplace(images)
+        self.session.run_with_iobinding(self.binding)
+        output: np.ndarray = self.output.numpy()
+        return output

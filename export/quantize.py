@@ -1,0 +1,168 @@
+"""int8: a float32 graph whose linear layers compute in eight bits, by ONNX Runtime's quantiser.
+
+Static by default: calibration pictures give the range of each activation, and measured sensitivity says which layers
+stay in float. It makes graphs out of graphs; comparing with PyTorch is `verify.py`'s.
+
+Depthwise convolutions stay in float: quantised they are no faster (`python -m benchmarks.export`), norms, softmax and
+activation functions because they are small and need the range.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import logging
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from glit_models.errors import DataError, ExportError, first_line
+
+from .extras import require
+from .form import ExportForm
+from .metadata import INPUT, OUTPUT, ExportInfo
+from .pictures import Pictures, prepare
+from .sensitivity import measure_sensitivity
+from .sessions import open_session
+
+if TYPE_CHECKING:
+    import onnx
+
+__all__ = ["quantize_dynamically", "quantize_statically"]
+
+CALIBRATION_PICTURES = 256
+_SENSITIVITY_PICTURES = 16
+_BATCH = 16
+_KEPT = (0, 1, 2, 4, 8, 16, 32)  # layers in float, tried in turn
+ENOUGH = 99.0  # top-1 agreement in % with the float graph: one more than verification asks for
+
+
+def quantize_statically(
+    model: onnx.ModelProto, form: ExportForm, info: ExportInfo, pictures: Pictures
+) -> tuple[onnx.ModelProto, list[str]]:
+    """Quantise with ranges from pictures, keeping as few layers in float as will do.
+
+    Args:
+        model: the float32 graph of the network, without preprocessing. form: what it was traced from.
+        info: how pictures are prepared. pictures: up to `CALIBRATION_PICTURES` of them are used.
+
+    Returns:
+        The quantised graph, and what was chosen, in words.
+
+    Raises:
+        DataError: if there are no pictures, or one cannot be read.
+        ExportError: if ONNX Runtime cannot quantise the graph.
+    """
+    shown, _, _ = pictures.pick(CALIBRATION_PICTURES)
+    if not shown:
+        raise DataError(f"{pictures.name}: no pictures to calibrate with")
+    images = prepare(info, shown)
+    expected = _classes(model.SerializeToString(), images)
+    sensitive: list[str] = []
+    for count in _KEPT:
+        if count and not sensitive:
+            sensitive = list(measure_sensitivity(form, torch.from_numpy(images[:_SENSITIVITY_PICTURES])))
+        kept = sensitive[:count]
+        quantised = _static(model, images, kept, info.batch)
+        if 100 * float((_classes(quantised.SerializeToString(), images) == expected).mean()) >= ENOUGH:
+            break
+    in_float = f"kept in float as the most sensitive: {', '.join(kept)}" if kept else "all linear layers in eight bits"
+    return quantised, [f"calibrated on {len(shown)} pictures of {pictures.name}", in_float]
+
+
+def quantize_dynamically(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[str]]:
+    """Quantise weights now and activations at run time, by the range that each batch turns out to have.
+
+    Raises:
+        ExportError: if ONNX Runtime cannot quantise the graph.
+    """
+    quantization = require("onnxruntime.quantization")
+    with _workspace() as folder:
+        source, target = folder / "float.onnx", folder / "int8.onnx"
+        bare = copy.deepcopy(model)
+        del bare.graph.value_info[:]  # the quantiser turns weights around and leaves their old shapes standing
+        source.write_bytes(bare.SerializeToString())
+        quantization.quantize_dynamic(
+            source,
+            target,
+            op_types_to_quantize=["Gemm", "MatMul"],
+            per_channel=True,
+            weight_type=quantization.QuantType.QInt8,
+        )
+        return require("onnx").load(target), ["activations quantised at run time"]
+
+
+def _static(model: onnx.ModelProto, images: np.ndarray, kept: Sequence[str], batch: int | None) -> onnx.ModelProto:
+    quantization = require("onnxruntime.quantization")
+    targets = [node for node in model.graph.node if _is_target(node, model)]
+    names = [node.name for node in targets if node.name.rpartition("/")[0] not in kept]
+    if not names:
+        raise ExportError("no layer of this network can be quantised")
+    with _workspace() as folder:
+        quantization.quantize_static(
+            copy.deepcopy(model),  # it is changed
+            folder / "int8.onnx",
+            _reader(images, batch or _BATCH),
+            nodes_to_quantize=names,
+            op_types_to_quantize=["Gemm", "Conv"],
+            per_channel=True,
+            # Unsigned activations and signed weights: what the dot products of x86 take.
+            activation_type=quantization.QuantType.QUInt8,
+            weight_type=quantization.QuantType.QInt8,
+            # What follows computes in float: to round the results as well would cost time and accuracy.
+            extra_options={"OpTypesToExcludeOutputQuantization": ["Gemm", "Conv"]},
+        )
+        return require("onnx").load(folder / "int8.onnx")
+
+
+def _is_target(node: onnx.NodeProto, model: onnx.ModelProto) -> bool:
+    """A linear layer or a convolution over all channels, with a weight that stands in the file."""
+    groups = next((attribute.i for attribute in node.attribute if attribute.name == "group"), 1)
+    return node.op_type == "Gemm" or (node.op_type == "Conv" and groups == 1)
+
+
+def _reader(images: np.ndarray, batch: int) -> Any:
+    """The images in whole batches, as ONNX Runtime's calibration reads them."""
+    batches = iter([images[start : start + batch] for start in range(0, len(images) - batch + 1, batch)])
+    if len(images) < batch:
+        batches = iter([np.resize(images, (batch, *images.shape[1:]))])
+
+    class Reader(require("onnxruntime.quantization").CalibrationDataReader):  # type: ignore[misc]
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            images = next(batches, None)
+            return None if images is None else {INPUT: images}
+
+    return Reader()
+
+
+def _classes(content: bytes, images: np.ndarray) -> np.ndarray:
+    """The most probable class [B] of prepared images by a graph, on the CPU."""
+    session = open_session(content, ["cpu"]).session
+    size = session.get_inputs()[0].shape[0]
+    size = size if isinstance(size, int) else _BATCH
+    found = []
+    for start in range(0, len(images), size):
+        batch = images[start : start + size]
+        padded = np.resize(batch, (size, *batch.shape[1:]))
+        found.append(session.run([OUTPUT], {INPUT: padded})[0][: len(batch)].argmax(1))
+    return np.concatenate(found)
+
+
+@contextlib.contextmanager
+def _workspace() -> Iterator[Path]:
+    """A temporary folder, in which the quantiser, which prints and warns, is silent and its failures are ours."""
+    logger = logging.getLogger()
+    level = logger.level
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+        logger.setLevel(logging.ERROR)
+        try:
+            yield Path(folder)
+        except (ValueError, RuntimeError, KeyError, AttributeError) as error:
+            raise ExportError(f"ONNX Runtime cannot quantise this graph: {first_line(error)}") from None
+        finally:
+            logger.setLevel(level)

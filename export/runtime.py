@@ -1,0 +1,233 @@
+"""`OnnxClassifier`: an exported file loaded and asked, on a GPU or the CPU, and it says on which.
+
+It needs the file alone, whose metadata say how pictures are prepared and what the classes are called.
+
+Axes: B pictures, C channels, H/W height and width of prepared images, h/w of pictures, K classes.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from timm.data import create_transform
+from torchvision.transforms import Compose, Grayscale
+
+from glit_models.errors import DataError, ExportError, first_line
+from glit_models.inference import Prediction, open_picture, predict_files
+
+from .binding import Binding
+from .metadata import INPUT, OUTPUT, ExportInfo
+from .sessions import PROVIDERS, open_session
+
+__all__ = ["OnnxClassifier", "Picture", "as_array"]
+
+Picture = str | os.PathLike[str] | Image.Image | np.ndarray
+_BATCH = 32
+_CUDA = PROVIDERS[1]
+
+
+class OnnxClassifier:
+    """A classifier from a file that `glit export` wrote. Threads may share one.
+
+    Args:
+        path: the file.
+        providers: by preference, 'cuda' or 'CUDAExecutionProvider'; None takes TensorRT, CUDA or the CPU, the first
+            that works.
+        strict: refuse to run on another than the first provider.
+        threads: of an operator on the CPU; None leaves it to ONNX Runtime.
+        cuda_graph: record the work on the GPU once and replay it, for a file of fixed batch: small batches wait for
+            launches no more. Needs CUDA.
+
+    Attributes:
+        info: what the file says of itself.
+        provider: that which it really runs on, `CUDAExecutionProvider` say.
+        input_dtype: numpy's type of what `logits` takes.
+        class_names: of the outputs; numbers where the model has no names.
+
+    Raises:
+        ExportError: if the file is missing, cut short, none of ours, or cannot be run by the provider.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        providers: Sequence[str] | None = None,
+        *,
+        strict: bool = False,
+        threads: int | None = None,
+        cuda_graph: bool = False,
+    ) -> None:
+        path = Path(path)
+        if not path.is_file():
+            raise ExportError(f"{path}: no such file")
+        options = {_CUDA: {"enable_cuda_graph": "1"}} if cuda_graph else {}
+        opened = open_session(path, providers, strict=strict, threads=threads, options=options)
+        self.session, self.provider = opened.session, opened.provider
+        self.path = path
+        self.info = ExportInfo.from_texts(self.session.get_modelmeta().custom_metadata_map, str(path))
+        self.class_names = self.info.labels
+        self.input_dtype = _input_dtype(self.session, path)
+        self._transform = None if self.info.preprocess else _transform(self.info)
+        self._binding = self._bind(cuda_graph)
+        self._lock = threading.Lock()
+
+    def _bind(self, cuda_graph: bool) -> Binding | None:
+        """Buffers that stay on the GPU, where the shape of a batch is known before."""
+        info = self.info
+        fixed = info.batch is not None and not info.preprocess and not info.dynamic_size
+        if cuda_graph and not fixed:
+            raise ExportError(f"{self.path}: a CUDA graph needs a fixed batch and size; export it with --batch N")
+        if cuda_graph and self.provider != _CUDA:
+            raise ExportError(f"{self.path}: a CUDA graph needs {_CUDA}, this runs on {self.provider}")
+        if not fixed or self.provider not in PROVIDERS[:2]:
+            return None
+        assert info.batch is not None
+        return Binding(self.session, (info.batch, *info.input_size), self.input_dtype, (info.batch, info.num_classes))
+
+    # ---- from pictures ----
+
+    def probabilities(self, pictures: Iterable[Picture]) -> np.ndarray:
+        """Probabilities [B, K] in float32.
+
+        Args:
+            pictures: file names, PIL images, or uint8 arrays [h, w, 3], [h, w, 1] or [h, w].
+
+        Raises:
+            DataError: if a file cannot be read, or an array is no picture.
+        """
+        logits = self.logits_of(pictures)
+        return _softmax(logits) if len(logits) else logits
+
+    def logits_of(self, pictures: Iterable[Picture]) -> np.ndarray:
+        """Logits [B, K] of what `probabilities` takes."""
+        opened = [_as_picture(picture) for picture in pictures]
+        if self._transform is None:
+            return self._logits_of_raw([as_array(picture, self.info.input_size[0]) for picture in opened])
+        images = [self._transform(picture).numpy().astype(self.input_dtype) for picture in opened]
+        return self.logits(np.stack(images)) if images else self._nothing()
+
+    def classify(self, pictures: Iterable[Picture], top_k: int = 5) -> list[tuple[tuple[str, float], ...]]:
+        """For each picture the `top_k` most probable (class name, probability) pairs, most probable first."""
+        rows = self.probabilities(pictures)
+        order = np.argsort(-rows, axis=1, kind="stable")[:, :top_k]
+        return [
+            tuple((self.class_names[index], float(row[index])) for index in indices)
+            for row, indices in zip(rows, order, strict=True)
+        ]
+
+    def predict(self, paths: Iterable[Path], top_k: int = 5) -> Iterator[Prediction]:
+        """One `Prediction` a file, in order; a file that cannot be read gives one with its error."""
+
+        def probabilities(pictures: Iterable[Image.Image]) -> torch.Tensor:
+            return torch.from_numpy(self.probabilities(pictures))
+
+        return predict_files(probabilities, self.class_names, paths, top_k)
+
+    def _logits_of_raw(self, arrays: list[np.ndarray]) -> np.ndarray:
+        """Logits of pictures [h, w, C]; those of one size share a batch."""
+        rows = np.zeros((len(arrays), self.info.num_classes), np.float32)
+        for shape in dict.fromkeys(array.shape for array in arrays):
+            indices = [index for index, array in enumerate(arrays) if array.shape == shape]
+            rows[indices] = self.logits(np.stack([arrays[index] for index in indices]))
+        return rows
+
+    # ---- from arrays ----
+
+    def logits(self, images: np.ndarray) -> np.ndarray:
+        """Logits [B, K] in float32.
+
+        Args:
+            images: prepared, [B, C, H, W] in the file's floating-point type; or of a file with preprocessing uint8
+                pictures [B, h, w, C]. Any B: it is cut into the file's batches, the last one filled up.
+
+        Raises:
+            DataError: on another shape or type; names both.
+            ExportError: if ONNX Runtime fails.
+        """
+        self._check(images)
+        size = self.info.batch or _BATCH
+        parts = [self.run_batch(images[start : start + size]) for start in range(0, len(images), size)]
+        return np.concatenate(parts) if parts else self._nothing()
+
+    def _nothing(self) -> np.ndarray:
+        return np.zeros((0, self.info.num_classes), np.float32)
+
+    def run_batch(self, images: np.ndarray) -> np.ndarray:
+        """`logits` of one batch, neither checked nor cut."""
+        count = len(images)
+        if self.info.batch is not None and count < self.info.batch:
+            images = np.concatenate([images, np.repeat(images[-1:], self.info.batch - count, axis=0)])
+        images = np.ascontiguousarray(images)
+        try:
+            if self._binding is not None:
+                with self._lock:  # the buffers are shared
+                    logits = self._binding.run(images)
+            else:
+                (logits,) = self.session.run([OUTPUT], {INPUT: images})
+        except Exception as error:  # its exceptions have no common base but this
+            raise ExportError(f"{self.path}: {self.provider} failed: {first_line(error)}") from None
+        return np.asarray(logits[:count], np.float32)
+
+    def _check(self, images: np.ndarray) -> None:
+        channels, height, width = self.info.input_size
+        if self.info.preprocess:
+            expected: tuple[Any, ...] = ("B", "h", "w", channels)
+        else:
+            expected = ("B", channels, "H", "W") if self.info.dynamic_size else ("B", channels, height, width)
+        fits = images.ndim == len(expected) and all(
+            wanted == found if isinstance(wanted, int) else found > 0 or wanted == "B"
+            for wanted, found in zip(expected, images.shape, strict=True)
+        )
+        shape = f"[{', '.join(map(str, expected))}]"
+        if not fits or images.dtype != self.input_dtype:
+            got = f"{images.dtype} [{', '.join(map(str, images.shape))}]"
+            raise DataError(f"{self.path} takes {self.input_dtype} {shape}, got {got}")
+        patch = self.info.patch_size
+        if self.info.dynamic_size and (images.shape[2] % patch or images.shape[3] % patch):
+            raise DataError(f"{self.path} takes images of sides that {patch} divides, got {images.shape[2:]}")
+
+
+def _input_dtype(session: Any, path: Path) -> np.dtype:
+    names = [(value.name, value.type) for value in session.get_inputs()]
+    types = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(uint8)": np.uint8}
+    if len(names) != 1 or names[0][0] != INPUT or OUTPUT not in [value.name for value in session.get_outputs()]:
+        raise ExportError(f"{path}: not exported by glit-models; `glit export` makes such files")
+    if names[0][1] not in types:
+        raise ExportError(f"{path}: takes {names[0][1]}, which numpy has no type for; export it again")
+    return np.dtype(types[names[0][1]])
+
+
+def _transform(info: ExportInfo) -> Any:
+    transform = create_transform(**info.data_config)
+    return transform if info.input_size[0] == 3 else Compose([Grayscale(), transform])
+
+
+def _as_picture(picture: Picture) -> Image.Image:
+    if isinstance(picture, Image.Image):
+        return picture.convert("RGB")
+    if not isinstance(picture, np.ndarray):
+        return open_picture(Path(picture))
+    array = picture[..., 0] if picture.ndim == 3 and picture.shape[2] == 1 else picture
+    if array.dtype != np.uint8 or array.size == 0 or not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 3)):
+        raise DataError(
+            f"an array is a picture if it is uint8 [h, w, 3], [h, w, 1] or [h, w], got {picture.dtype} "
+            f"{list(picture.shape)}; prepared images go to logits()"
+        )
+    return Image.fromarray(array).convert("RGB")
+
+
+def as_array(picture: Image.Image, channels: int) -> np.ndarray:
+    """[h, w, channels] in uint8."""
+    return np.asarray(picture) if channels == 3 else np.asarray(picture.convert("L"))[..., None]
+
+
+def _softmax(logits: np.ndarray) -> np.ndarray:
+    powers = np.exp(logits - logits.max(1, keepdims=True))
+    return np.asarray(powers / powers.sum(1, keepdims=True), np.float32)

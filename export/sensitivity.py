@@ -1,0 +1,86 @@
+"""How much each linear layer and convolution suffers from eight bits: measured one at a time on real pictures.
+
+It imitates in torch what `quantize.py` then does to the graph, and changes no file.
+
+Axes: B pictures, C channels, H/W height and width, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from .form import ExportForm
+
+__all__ = ["measure_sensitivity"]
+
+_LEVELS = 255
+_Hook = Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor] | None]
+
+
+@torch.inference_mode()
+def measure_sensitivity(form: ExportForm, images: Tensor) -> dict[str, float]:
+    """The mean squared change of the logits, over their own mean square, when one layer alone computes in eight bits.
+
+    Args:
+        form: the network in float32. images: prepared, [B, C, H, W].
+
+    Returns:
+        The layers by their names in the model, the most sensitive first.
+    """
+    layers: dict[str, nn.Module] = {
+        name.removeprefix("form."): module
+        for name, module in form.named_modules()
+        if isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.groups == 1)
+    }
+    ranges = _ranges(form, layers, images)
+    expected = form(images)
+    power = expected.square().mean().clamp(min=1e-12)
+    found = {}
+    for name, layer in layers.items():
+        with _in_eight_bits(layer, *ranges[name]):
+            found[name] = float((form(images) - expected).square().mean() / power)
+    return dict(sorted(found.items(), key=lambda item: -item[1]))
+
+
+def _ranges(form: ExportForm, layers: dict[str, nn.Module], images: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+    """Least and largest input of each layer, zero included."""
+    found: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def watch(name: str) -> _Hook:
+        def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            found[name] = (inputs[0].min().clamp(max=0), inputs[0].max().clamp(min=0))
+
+        return hook
+
+    handles = [layer.register_forward_pre_hook(watch(name)) for name, layer in layers.items()]
+    try:
+        form(images)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
+
+
+@contextmanager
+def _in_eight_bits(layer: nn.Module, low: Tensor, high: Tensor) -> Iterator[None]:
+    """Round a layer's input to 256 levels from `low` to `high`, and its weight to 255 for each output."""
+    scale = ((high - low) / _LEVELS).clamp(min=1e-12)
+    zero = (-low / scale).round()
+
+    def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor]:
+        return (((inputs[0] / scale + zero).round().clamp(0, _LEVELS) - zero) * scale,)
+
+    weight = layer.weight
+    assert isinstance(weight, nn.Parameter)
+    step = weight.flatten(1).abs().amax(1).clamp(min=1e-12).div(127).view(-1, *[1] * (weight.ndim - 1))
+    handle = layer.register_forward_pre_hook(hook)
+    layer.weight = nn.Parameter((weight / step).round() * step, requires_grad=False)
+    try:
+        yield
+    finally:
+        layer.weight = weight
+        handle.remove()

@@ -1,0 +1,183 @@
+"""A model repository for NVIDIA's Triton Inference Server: the exported file, its configuration and its labels.
+
+It writes what Triton reads and nothing that runs; the engine is Triton's own ONNX Runtime backend.
+https://github.com/triton-inference-server/server/blob/main/docs/user_guide/model_configuration.md
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from glit_models import store
+from glit_models.errors import ExportError
+from glit_models.model import GLiT
+
+from .metadata import INPUT, OUTPUT, ExportInfo
+from .onnx import OnnxArtifact, export_onnx
+
+__all__ = ["TritonOptions", "export_triton", "triton_config"]
+
+CONFIG, LABELS, MODEL, VERSION = "config.pbtxt", "labels.txt", "model.onnx", "1"
+_TYPES = {"fp32": "TYPE_FP32", "fp16": "TYPE_FP16", "bf16": "TYPE_FP32", "int8": "TYPE_FP32"}  # of the input
+_WARM_PICTURE = (256, 256)  # for a model that prepares pictures of any size
+
+
+@dataclass(frozen=True)
+class TritonOptions:
+    """How Triton is to run a model.
+
+    Attributes:
+        max_batch_size: images that the server may put together.
+        max_delay_us: microseconds that a request waits for others to join it.
+        instances: copies of the model on each GPU, or on the CPU.
+        gpu: run it on GPUs. tensorrt: let TensorRT compile it there.
+    """
+
+    max_batch_size: int = 64
+    max_delay_us: int = 500
+    instances: int = 1
+    gpu: bool = True
+    tensorrt: bool = True
+
+    def __post_init__(self) -> None:
+        for name, least in (("max_batch_size", 1), ("max_delay_us", 0), ("instances", 1)):
+            if getattr(self, name) < least:
+                raise ExportError(f"{name} must be at least {least}, got {getattr(self, name)}")
+
+
+def export_triton(
+    model: GLiT | str | Path,
+    repository: str | os.PathLike[str],
+    *,
+    name: str | None = None,
+    options: TritonOptions | None = None,
+    force: bool = False,
+    **export: Any,
+) -> OnnxArtifact:
+    """Put a model into a Triton model repository.
+
+    Args:
+        model: as for `export_onnx`. repository: the folder, made if missing; other models in it stay.
+        name: of the model in it; that of its weights, in letters, digits and '_', unless given.
+        options: how Triton is to run it. force: replace a model of that name.
+        export: arguments of `export_onnx`; `batch` must not be among them.
+
+    Returns:
+        The artifact. One that does not agree with PyTorch is left as `REPOSITORY/NAME.unverified`, which Triton
+        does not take for a model that may be served under `NAME`.
+
+    Raises:
+        ExportError: as `export_onnx` does, and if the repository cannot be written.
+    """
+    options = options or TritonOptions()
+    if export.get("batch") is not None:
+        raise ExportError("Triton makes the batches itself; leave the batch dynamic")
+    if export.get("image_size") == "dynamic":
+        raise ExportError("Triton joins images of one size into a batch; give one, or leave the size out")
+    repository = Path(repository)
+    name = name or re.sub(r"\W+", "_", model.rstrip("/").rpartition("/")[2] if isinstance(model, str) else "glit")
+    if not re.fullmatch(r"\w[\w.-]*", name):
+        raise ExportError(f"{name!r} is no name for a model; take letters, digits and '_'")
+    target = repository / name
+    if target.exists() and not force:
+        raise ExportError(f"{target} exists; --force replaces it")
+    workplace = repository / f".{name}.{os.getpid()}.tmp"
+    try:
+        workplace.mkdir(parents=True)
+        artifact = export_onnx(model, workplace / VERSION / MODEL, **export)
+        return _arranged(artifact, workplace, target, options)
+    except OSError as error:
+        raise ExportError(f"{target}: cannot be written ({error.strerror or error})") from None
+    finally:
+        shutil.rmtree(workplace, ignore_errors=True)
+
+
+def _arranged(artifact: OnnxArtifact, workplace: Path, target: Path, options: TritonOptions) -> OnnxArtifact:
+    """Move the finished folder to its place, or to one that says that it is not to be served."""
+    holds = artifact.agreement is not None and artifact.agreement.holds
+    final = target if holds else target.with_name(f"{target.name}.unverified")
+    report = artifact.path.with_name(f"{artifact.path.name}.json")
+    os.replace(artifact.path, workplace / VERSION / MODEL)
+    os.replace(report, workplace / "report.json")  # a version's folder holds the model alone
+    store.write_text(workplace / CONFIG, triton_config(artifact.info, final.name, options))
+    store.write_text(workplace / LABELS, "".join(f"{label}\n" for label in artifact.info.labels))
+    if final.exists():
+        shutil.rmtree(final)
+    os.replace(workplace, final)
+    return replace(artifact, path=final / VERSION / MODEL)
+
+
+def triton_config(info: ExportInfo, name: str, options: TritonOptions) -> str:
+    """The text of `config.pbtxt`.
+
+    Args:
+        info: of the exported file; a fixed batch or a dynamic size cannot be served so. name: of the model.
+    """
+    channels = info.input_size[0]
+    dims = (-1, -1, channels) if info.preprocess else info.input_size
+    element = "TYPE_UINT8" if info.preprocess else _TYPES[info.precision]
+    warm = (*_WARM_PICTURE, channels) if info.preprocess else info.input_size
+    preferred = [size for size in (8, 16, 32, 64, 128) if size <= options.max_batch_size] or [options.max_batch_size]
+    kind = "KIND_GPU" if options.gpu else "KIND_CPU"
+    parts = [
+        f"# {info.source}, sha256 {info.sha256}, glit-models {info.package_version}",
+        f"name: {json.dumps(name)}",
+        'backend: "onnxruntime"',
+        f"default_model_filename: {json.dumps(MODEL)}",
+        f"max_batch_size: {options.max_batch_size}",
+        f'input [ {{ name: "{INPUT}" data_type: {element} dims: {_list(dims)} }} ]',
+        f'output [ {{ name: "{OUTPUT}" data_type: TYPE_FP32 dims: [ {info.num_classes} ] '
+        f"label_filename: {json.dumps(LABELS)} }} ]",
+        "dynamic_batching {",
+        f"  preferred_batch_size: {_list(preferred)}",
+        f"  max_queue_delay_microseconds: {options.max_delay_us}",
+        "}",
+        f"instance_group [ {{ count: {options.instances} kind: {kind} }} ]",
+        *_accelerator(info, options),
+        *_warm_up(element, warm, sorted({1, options.max_batch_size})),
+    ]
+    return "\n".join(parts) + "\n"
+
+
+def _accelerator(info: ExportInfo, options: TritonOptions) -> list[str]:
+    """TensorRT inside ONNX Runtime, its engines kept so that the next start need not build them."""
+    if not (options.gpu and options.tensorrt):
+        return []
+    settings = {
+        "precision_mode": "FP16" if info.precision == "fp16" else "FP32",
+        "max_workspace_size_bytes": str(2**30),
+        "trt_engine_cache_enable": "1",
+        "trt_engine_cache_path": "/tmp/triton-engines",
+    }
+    lines = [f'        parameters {{ key: "{key}" value: "{value}" }}' for key, value in settings.items()]
+    return [
+        "optimization {",
+        "  execution_accelerators {",
+        '    gpu_execution_accelerator [ { name: "tensorrt"',
+        *lines,
+        "    } ]",
+        "  }",
+        "}",
+    ]
+
+
+def _warm_up(element: str, dims: tuple[int, ...], sizes: list[int]) -> list[str]:
+    """Requests that Triton answers itself before it says that it is ready."""
+    lines = []
+    for size in sizes:
+        value = f"data_type: {element} dims: {_list(dims)} zero_data: true"
+        lines.append(
+            f'model_warmup [ {{ name: "batch of {size}" batch_size: {size} '
+            f'inputs {{ key: "{INPUT}" value {{ {value} }} }} }} ]'
+        )
+    return lines
+
+
+def _list(numbers: Any) -> str:
+    return f"[ {', '.join(map(str, numbers))} ]"

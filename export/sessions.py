@@ -1,0 +1,113 @@
+"""ONNX Runtime sessions on the provider that was asked for, or a clear word on what came instead.
+
+ONNX Runtime falls back in silence, to the CPU at last; here the provider that a session really has is always known.
+Knows files and providers, not what the numbers mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from glit_models.errors import ExportError, first_line
+
+from .extras import require
+
+__all__ = ["PROVIDERS", "Opened", "UnrunnableError", "available_providers", "open_session", "provider_name"]
+
+# From the fastest to the one that is always there.
+PROVIDERS = ("TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider")
+_SHORT = {"tensorrt": PROVIDERS[0], "trt": PROVIDERS[0], "cuda": PROVIDERS[1], "gpu": PROVIDERS[1], "cpu": PROVIDERS[2]}
+_FATAL = 4  # what ONNX Runtime says of itself is told in our own words
+
+
+class UnrunnableError(ExportError):
+    """A graph that ONNX does not allow, or that a provider of ONNX Runtime cannot run."""
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A session, and the provider that runs its graph, by ONNX Runtime's name."""
+
+    session: Any
+    provider: str
+
+
+def provider_name(text: str) -> str:
+    """ONNX Runtime's name of a provider: 'cuda' is 'CUDAExecutionProvider'."""
+    return _SHORT.get(text.lower(), text)
+
+
+def available_providers() -> tuple[str, ...]:
+    """Those of this installation, the fastest first. That one is built in does not say that it works here."""
+    built_in = require("onnxruntime").get_available_providers()
+    known = [name for name in PROVIDERS if name in built_in]
+    return (*known, *(name for name in built_in if name not in PROVIDERS))
+
+
+def open_session(
+    model: Path | bytes,
+    providers: Sequence[str] | None = None,
+    *,
+    strict: bool = False,
+    threads: int | None = None,
+    options: dict[str, dict[str, Any]] | None = None,
+    where: str | None = None,
+) -> Opened:
+    """Open a model.
+
+    Args:
+        model: a file, or its content.
+        providers: by preference, 'cuda' or 'CUDAExecutionProvider'; None tries TensorRT, CUDA, CPU.
+        strict: refuse any but the first that was asked for.
+        threads: of one operator on the CPU; None leaves the choice to ONNX Runtime.
+        options: of a provider, by its name.
+        where: what to call the model in an error.
+
+    Raises:
+        ExportError: if the file is no whole model, the provider cannot run it, or with `strict` it is another.
+    """
+    runtime = require("onnxruntime")
+    where = where or (str(model) if isinstance(model, Path) else "the model")
+    wanted = _chosen(providers)
+    settings = runtime.SessionOptions()
+    settings.log_severity_level = _FATAL
+    if threads is not None:
+        settings.intra_op_num_threads = settings.inter_op_num_threads = threads
+    if wanted[0] != PROVIDERS[-1] and hasattr(runtime, "preload_dlls"):
+        runtime.preload_dlls()  # CUDA's libraries out of torch's wheel, where they are not the system's
+    listed = [(name, (options or {}).get(name, {})) for name in wanted]
+    content = model if isinstance(model, bytes) else str(model)
+    try:
+        session = runtime.InferenceSession(content, settings, providers=listed)
+    except Exception as error:  # its exceptions have no common base but this
+        raise _complaint(where, wanted[0], error) from None
+    got = session.get_providers()[0]
+    if strict and got != wanted[0]:
+        raise ExportError(f"{where}: {wanted[0]} cannot be used here, only {got}; name no provider to take that")
+    return Opened(session, got)
+
+
+def _chosen(providers: Sequence[str] | None) -> list[str]:
+    """Providers to try, each of which is built in."""
+    available = available_providers()
+    if providers is None:
+        return [name for name in PROVIDERS if name in available]
+    names = [provider_name(text) for text in providers]
+    for text, name in zip(providers, names, strict=True):
+        if name not in available:
+            gpu = "; for a GPU install onnxruntime-gpu in place of onnxruntime" if name in PROVIDERS[:2] else ""
+            raise ExportError(f"this onnxruntime has no provider {text!r}, only {', '.join(available)}{gpu}")
+    if not names:
+        raise ExportError(f"no provider given; this onnxruntime has {', '.join(available)}")
+    return names if PROVIDERS[-1] in names else [*names, PROVIDERS[-1]]
+
+
+def _complaint(where: str, provider: str, error: Exception) -> ExportError:
+    text, kind = first_line(error), type(error).__name__
+    if kind == "InvalidProtobuf" or "No graph was found" in text:
+        return ExportError(f"{where}: not a whole ONNX file, probably cut short; export it again")
+    version = require("onnxruntime").__version__
+    return UnrunnableError(f"{where}: {provider} of onnxruntime {version} cannot run it: {text}")

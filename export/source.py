@@ -1,0 +1,138 @@
+"""The model to export: found by name or folder and checked, or given; with the hash of its weights.
+
+It loads and describes; what becomes of the model is for others.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import safetensors.torch
+from timm.data import resolve_data_config
+
+import glit_models
+from glit_models import hub
+from glit_models.checkpoint import sha256_of
+from glit_models.errors import ExportError
+from glit_models.folders import load_folder, open_folder
+from glit_models.model import GLiT
+
+from .metadata import ExportInfo, Precision
+
+__all__ = ["ImageSize", "ModelSource", "open_source"]
+
+ImageSize = tuple[int, int] | Literal["dynamic"] | None
+
+
+@dataclass(frozen=True, eq=False)
+class ModelSource:
+    """A model, in float32 on the CPU and in evaluation mode, what it is called, and the sha256 of its weights."""
+
+    model: GLiT
+    name: str
+    sha256: str
+
+    def at_size(self, image_size: tuple[int, int] | None) -> GLiT:
+        """A copy of the model for images of a height and width; of its own for None.
+
+        Raises:
+            SpecError: if its patch does not divide the size.
+        """
+        model = copy.deepcopy(self.model)
+        if image_size is not None and tuple(image_size) != tuple(model.patch_embed.img_size):
+            model.set_input_size(image_size)
+        return model
+
+    def describe(
+        self, opset: int, precision: Precision, batch: int | None, image_size: ImageSize, preprocess: bool
+    ) -> ExportInfo:
+        """What the exported file is to say of itself.
+
+        Raises:
+            ExportError: if the model's preprocessing is not known.
+        """
+        model = self.model
+        cfg = _pretrained_cfg(model, self.name)
+        config = resolve_data_config(pretrained_cfg=cfg, model=model)
+        own = tuple(model.patch_embed.img_size)
+        size = own if image_size in (None, "dynamic") else image_size
+        names = cfg.get("label_names") or ()
+        return ExportInfo(
+            source=self.name,
+            sha256=self.sha256,
+            package_version=glit_models.__version__,
+            opset=opset,
+            precision=precision,
+            batch=batch,
+            input_size=(model.in_chans, *size),
+            dynamic_size=image_size == "dynamic",
+            patch_size=model.spec.patch_size,
+            preprocess=preprocess,
+            mean=_per_channel(config["mean"], model.in_chans),
+            std=_per_channel(config["std"], model.in_chans),
+            interpolation=config["interpolation"],
+            crop_pct=float(config["crop_pct"]),
+            crop_mode=config.get("crop_mode") or "center",
+            num_classes=model.num_classes,
+            class_names=tuple(names) if len(names) == model.num_classes else None,
+        )
+
+
+def open_source(model: GLiT | str | Path) -> ModelSource:
+    """The model to export.
+
+    Args:
+        model: a GLiT, which stays as it is; 'model.tag', a weight folder, or a Hub repository.
+
+    Raises:
+        WeightsError: if there are no such weights, they are damaged, or do not fit the configuration.
+        ExportError: if the model has no head.
+    """
+    if isinstance(model, (str, Path)):
+        folder = open_folder(str(model))
+        if folder.entry is not None:
+            hub.find(folder.entry)  # verified
+        name = folder.name if folder.entry is not None else folder.path.resolve().name
+        source = ModelSource(load_folder(folder.path), name, sha256_of(folder.weights))
+    elif isinstance(model, GLiT):
+        own = copy.deepcopy(model).cpu().float().eval()
+        state = {key: tensor.contiguous() for key, tensor in own.state_dict().items()}
+        digest = hashlib.sha256(safetensors.torch.save(state)).hexdigest()
+        source = ModelSource(own, _given_name(model), digest)
+    else:
+        raise ExportError(f"{type(model).__name__} is no GLiT; timm's own onnx_export.py exports other models")
+    if source.model.num_classes < 1:
+        raise ExportError(f"{source.name} has no head, so there are no logits to export; give it num_classes")
+    if source.model.global_pool == "":
+        raise ExportError(f"{source.name} does not pool its tokens; give it global_pool='token' or 'avg'")
+    _check_finite(source)
+    return source
+
+
+def _check_finite(source: ModelSource) -> None:
+    for name, tensor in source.model.state_dict().items():
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise ExportError(f"{source.name}: {name!r} holds values that are not finite; it cannot be exported")
+
+
+def _given_name(model: GLiT) -> str:
+    """The architecture; the tag of its configuration need not be that of its weights, which the hash tells."""
+    cfg = getattr(model, "pretrained_cfg", None) or {}
+    return str(cfg.get("architecture") or "glit")
+
+
+def _pretrained_cfg(model: GLiT, name: str) -> dict[str, Any]:
+    cfg = getattr(model, "pretrained_cfg", None)
+    if cfg is None:
+        raise ExportError(f"{name}: its preprocessing is not known; make it with timm.create_model")
+    return dict(cfg)
+
+
+def _per_channel(values: Any, channels: int) -> tuple[float, ...]:
+    """One value a channel; a model of other than three channels has those of the first, as timm's transform does."""
+    values = tuple(float(value) for value in values)
+    return values if len(values) in (1, channels) else values[:1] * channels

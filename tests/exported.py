@@ -1,0 +1,70 @@
+"""Small networks exported once for all tests that look at them. No assertions."""
+
+from __future__ import annotations
+
+import functools
+import random
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+from glit_models.export import OnnxArtifact, OnnxClassifier, export_onnx
+from specs import SMALL, random_spec
+from weight_folders import small_model
+
+from glit_models.model import GLiT
+
+CLASSES = tuple(f"class {index}" for index in range(5))
+
+
+def small_glit(**kwargs: Any) -> GLiT:
+    """A network of three blocks (global, local, mixed), 32 pixels, five named classes, all weights other than new."""
+    names = {"label_names": list(CLASSES)} if kwargs.get("num_classes", 5) == 5 else {}
+    overlay = {"interpolation": "bicubic", "crop_pct": 0.9, **names}
+    kwargs = {"spec": SMALL, "img_size": 32, "num_classes": 5, "pretrained_cfg_overlay": overlay, **kwargs}
+    return small_model(**kwargs)
+
+
+def searched_glit() -> GLiT:
+    """A network of the search space that nobody drew."""
+    return small_glit(spec=random_spec(random.Random(3)))
+
+
+@functools.cache
+def _folder() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory()
+
+
+@functools.cache
+def exported(model: str = "small", **options: Any) -> OnnxArtifact:
+    """`small_glit` or a variation of it as a file, each only once, not to be changed."""
+    variations = {
+        "small": small_glit,
+        "searched": searched_glit,
+        "avg": lambda: small_glit(global_pool="avg"),
+        "one channel": lambda: small_glit(in_chans=1),
+        "mixed last": lambda: small_glit(spec=SMALL, class_token=True),
+    }
+    name = "-".join(map(str, [model, *options.items()])).replace(" ", "").replace("/", "")
+    path = Path(_folder().name) / f"{name}.onnx"
+    return export_onnx(variations[model](), path, **{"verify": 8, **options})
+
+
+def difference(artifact: OnnxArtifact, model: GLiT, batch: int, size: tuple[int, int] | None = None) -> float:
+    """The largest difference of a logit between a file and eager PyTorch, on random images."""
+    _, height, width = artifact.info.input_size
+    height, width = size or (height, width)
+    images = torch.randn(batch, model.in_chans, height, width, generator=torch.Generator().manual_seed(batch))
+    classifier = OnnxClassifier(artifact.path, ["cpu"], threads=1)
+    (logits,) = classifier.session.run(None, {"images": images.numpy()})  # as one batch
+    with torch.inference_mode():
+        expected = model(images).numpy()
+    return float(np.abs(logits - expected).max())
+
+
+def deit(**kwargs: Any) -> Any:
+    """A network that is no GLiT."""
+    return timm.create_model("test_vit", **kwargs)

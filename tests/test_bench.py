@@ -1,0 +1,65 @@
+"""`glit bench`: what it measures, prints and draws, and what it says to bad input. No assertions on speed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from exported import exported, small_glit
+from PIL import Image
+
+from glit_models.cli import main
+from glit_models.folders import save_folder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("bench") / "small"
+    save_folder(small_glit(), path)
+    return str(path)
+
+
+def test_every_way_is_measured_at_every_batch_beside_the_baseline(
+    folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = [str(exported().path), str(exported(preprocess=True).path), str(exported(batch=4).path)]
+    arguments = [word for file in files for word in ("--onnx", file)]
+    arguments += ["--batch", "1,4", "--rounds", "2", "--no-compile", "--device", "cpu", "--providers", "cpu"]
+    plot = tmp_path / "deeper" / "bench.png"
+    assert main(["bench", folder, *arguments, "--json", "--plot", str(plot)]) == 0
+    result = json.loads(capsys.readouterr().out)
+    measured = {(row["what"], row["batch"]) for row in result["rows"]}
+    any_batch = [f"{files[0]}, fp32, opset 23", f"{files[1]}, fp32, opset 23, preprocessing"]
+    for what in ("eager", "deit_tiny_patch16_224, eager, 32 x 32", *any_batch):
+        assert {(what, 1), (what, 4)} <= measured
+    assert (f"{files[2]}, fp32, opset 23", 4) in measured
+    assert len(measured) == 9
+    for row in result["rows"]:
+        assert row["p95_ms"] >= row["median_ms"] > 0
+        assert row["images_per_second"] == pytest.approx(1e3 * row["batch"] / row["median_ms"])
+    assert {"machine", "threads", "torch", "onnxruntime", "rounds"} <= set(result)
+    with Image.open(plot) as picture:
+        assert picture.size[0] > 500
+
+    assert (
+        main(["bench", folder, *arguments[:2], "--batch", "1", "--rounds", "1", "--no-compile", "--no-baseline"]) == 0
+    )
+    out = capsys.readouterr().out
+    assert "CPUExecutionProvider" in out
+    assert "deit" not in out
+
+
+def test_bad_input_is_one_line(folder: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, message in (
+        (["nowhere"], "nowhere: no such folder"),
+        ([folder, "--batch", "dynamic"], "--batch must be numbers"),
+        ([folder, "--batch", "1,0"], "--batch must be 'dynamic' or a number of images from 1"),
+        ([folder, "--rounds", "0"], "rounds and batches must be at least 1"),
+        ([folder, "--onnx", "nowhere.onnx"], "nowhere.onnx: no such file"),
+        ([folder, "--onnx", str(exported().path), "--providers", "abacus"], "no provider 'abacus'"),
+    ):
+        assert main(["bench", *arguments]) == 2
+        err = capsys.readouterr().err
+        assert message in err
+        assert err.count("\n") == 1

@@ -1,0 +1,213 @@
+"""`OnnxClassifier` and `glit predict --onnx`: what they take, what they say they run on, and what they refuse."""
+
+from __future__ import annotations
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from exported import CLASSES, exported, small_glit
+from glit_models.export import OnnxClassifier, sessions
+from glit_models.export.binding import Binding
+from glit_models.export.pictures import generated_pictures
+from PIL import Image
+
+from glit_models import inference
+from glit_models.cli import main
+from glit_models.errors import DataError, ExportError
+from glit_models.inference import Classifier
+
+PICTURES = Path(inference.__file__).parent / "data" / "pictures"
+
+
+@pytest.fixture(scope="module")
+def classifier() -> OnnxClassifier:
+    return OnnxClassifier(exported().path, ["cpu"], threads=1)
+
+
+def test_files_pictures_and_arrays_get_the_probabilities_of_pytorch(classifier: OnnxClassifier) -> None:
+    paths = sorted(PICTURES.glob("*.png"))[:3]
+    opened = [inference.open_picture(path) for path in paths]
+    arrays = [np.asarray(picture) for picture in opened]
+    expected = Classifier(small_glit(), torch.device("cpu")).probabilities(opened).numpy()
+    for pictures in (paths, [str(path) for path in paths], opened, arrays):
+        np.testing.assert_allclose(classifier.probabilities(pictures), expected, atol=1e-5)
+
+
+def test_classes_come_by_name_the_most_probable_first(classifier: OnnxClassifier) -> None:
+    (first, *rest) = classifier.classify(generated_pictures(40, (30, 30)), top_k=3)
+    assert len(rest) == 39
+    names, values = zip(*first, strict=True)
+    assert set(names) <= set(CLASSES)
+    assert list(values) == sorted(values, reverse=True)
+
+
+def test_grey_arrays_are_pictures_too(classifier: OnnxClassifier) -> None:
+    grey = np.full((20, 30), 99, np.uint8)
+    rows = classifier.probabilities([grey, grey[..., None], np.stack([grey] * 3, axis=-1)])
+    np.testing.assert_array_equal(rows[0], rows[1])
+    np.testing.assert_array_equal(rows[0], rows[2])
+
+
+def test_a_file_of_one_channel_sees_grey_pictures() -> None:
+    pictures = generated_pictures(2, (40, 40))
+    expected = Classifier(small_glit(in_chans=1), torch.device("cpu")).probabilities(pictures).numpy()
+    for options in ({}, {"preprocess": True}):
+        found = OnnxClassifier(exported("one channel", **options).path).probabilities(pictures)
+        np.testing.assert_allclose(found, expected, atol=2e-3 if options else 1e-5)
+
+
+def test_nothing_in_is_nothing_out(classifier: OnnxClassifier) -> None:
+    assert classifier.probabilities([]).shape == (0, 5)
+    assert classifier.classify([]) == []
+    assert classifier.logits(np.zeros((0, 3, 32, 32), np.float32)).shape == (0, 5)
+
+
+def test_threads_may_share_a_classifier(classifier: OnnxClassifier) -> None:
+    images = np.random.default_rng(0).normal(size=(16, 3, 32, 32)).astype(np.float32)
+    expected = classifier.logits(images)
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(lambda index: classifier.logits(images[index : index + 1]), list(range(16)) * 3))
+    np.testing.assert_allclose(np.concatenate(results), np.concatenate([expected] * 3), atol=1e-5)
+
+
+def test_half_precision_is_fed_and_read_without_thinking_of_it() -> None:
+    pictures = generated_pictures(2, (40, 40))
+    half = OnnxClassifier(exported(precision="fp16").path)
+    assert half.input_dtype == np.float16
+    assert half.logits_of(pictures).dtype == np.float32
+    plain = OnnxClassifier(exported().path)
+    np.testing.assert_allclose(half.probabilities(pictures), plain.probabilities(pictures), atol=5e-3)
+
+
+def test_bound_buffers_give_the_same_as_unbound_ones() -> None:
+    fixed = OnnxClassifier(exported(batch=4).path, ["cpu"])
+    images = np.random.default_rng(0).normal(size=(4, 3, 32, 32)).astype(np.float32)
+    expected = fixed.logits(images)
+    fixed._binding = Binding(fixed.session, images.shape, fixed.input_dtype, (4, 5), device="cpu")
+    for scale in (1, 2, 1):
+        found = fixed.logits(scale * images)
+    np.testing.assert_array_equal(found, expected)
+
+
+# ---- which provider ----
+
+
+def test_the_provider_that_runs_it_is_said(classifier: OnnxClassifier) -> None:
+    assert classifier.provider == "CPUExecutionProvider"
+    assert classifier.provider in sessions.available_providers()
+
+
+def test_a_provider_that_is_not_there_is_named_with_those_that_are() -> None:
+    with pytest.raises(ExportError, match="has no provider 'abacus', only .*CPUExecutionProvider"):
+        OnnxClassifier(exported().path, ["abacus"])
+
+
+def test_a_silent_fallback_is_seen_and_refused_if_strict(monkeypatch: pytest.MonkeyPatch) -> None:
+    everything = ("CUDAExecutionProvider", "CPUExecutionProvider")
+    if "CUDAExecutionProvider" in sessions.available_providers():
+        pytest.skip("there is a GPU, so nothing falls back")
+    monkeypatch.setattr(sessions, "available_providers", lambda: everything)
+    # ONNX Runtime warns of a name that it does not know, and takes the CPU.
+    with pytest.warns(UserWarning, match="not in available provider names"):
+        assert OnnxClassifier(exported().path).provider == "CPUExecutionProvider"
+    with (
+        pytest.warns(UserWarning, match="not in available provider names"),
+        pytest.raises(
+            ExportError, match="CUDAExecutionProvider cannot be used here, only CPUExecutionProvider; name no provider"
+        ),
+    ):
+        OnnxClassifier(exported().path, ["cuda"], strict=True)
+
+
+def test_a_cuda_graph_needs_a_fixed_batch_and_cuda() -> None:
+    with pytest.raises(ExportError, match="needs a fixed batch and size; export it with --batch N"):
+        OnnxClassifier(exported().path, ["cpu"], cuda_graph=True)
+    with pytest.raises(ExportError, match="needs CUDAExecutionProvider, this runs on CPUExecutionProvider"):
+        OnnxClassifier(exported(batch=4).path, ["cpu"], cuda_graph=True)
+
+
+# ---- what it refuses ----
+
+
+def test_files_that_are_none_of_ours_or_damaged_are_refused(tmp_path: Path) -> None:
+    content = exported().path.read_bytes()
+    whole = onnx.load_from_string(content)
+    bare, lacking, damaged = (onnx.ModelProto() for _ in range(3))
+    for model in (bare, lacking, damaged):
+        model.CopyFrom(whole)
+    del bare.metadata_props[:]
+    for index, prop in enumerate(whole.metadata_props):
+        if prop.key == "glit.input_size":
+            del lacking.metadata_props[index]
+            damaged.metadata_props[index].value = "[3, 32"
+    files = {
+        "cut.onnx": (content[: len(content) // 2], "not a whole ONNX file, probably cut short"),
+        "empty.onnx": (b"", "not a whole ONNX file"),
+        "text.onnx": (b"no model at all", "not a whole ONNX file"),
+        "bare.onnx": (bare.SerializeToString(), "not exported by glit-models"),
+        "lacking.onnx": (lacking.SerializeToString(), "its metadata lacks 'glit.input_size'"),
+        "damaged.onnx": (damaged.SerializeToString(), "its metadata 'glit.input_size' is damaged"),
+    }
+    for name, (data, message) in files.items():
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(ExportError, match=f"{name}: {message}"):
+            OnnxClassifier(tmp_path / name)
+    with pytest.raises(ExportError, match="nowhere.onnx: no such file"):
+        OnnxClassifier(tmp_path / "nowhere.onnx")
+
+
+def test_another_shape_or_type_is_named_with_the_right_one(classifier: OnnxClassifier) -> None:
+    for images, message in (
+        (np.zeros((1, 3, 64, 64), np.float32), r"float32 \[B, 3, 32, 32\], got float32 \[1, 3, 64, 64\]"),
+        (np.zeros((1, 3, 32, 32)), r"float32 \[B, 3, 32, 32\], got float64 \[1, 3, 32, 32\]"),
+        (np.zeros((3, 32, 32), np.float32), r"got float32 \[3, 32, 32\]"),
+    ):
+        with pytest.raises(DataError, match=message):
+            classifier.logits(images)
+    with pytest.raises(DataError, match=r"uint8 \[B, h, w, 3\], got uint8 \[1, 8, 8, 4\]"):
+        OnnxClassifier(exported(preprocess=True).path).logits(np.zeros((1, 8, 8, 4), np.uint8))
+    with pytest.raises(DataError, match="an array is a picture if it is uint8"):
+        classifier.probabilities([np.zeros((8, 8, 3), np.float32)])
+    with pytest.raises(DataError, match="not a picture"):
+        classifier.probabilities([__file__])
+
+
+# ---- the command ----
+
+
+def test_predict_reads_an_exported_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = str(exported().path)
+    Image.new("RGB", (30, 30), 99).save(tmp_path / "a.png")
+    (tmp_path / "b.png").write_text("no picture")
+    assert main(["predict", str(tmp_path / "a.png"), "--onnx", path, "--topk", "2"]) == 0
+    assert "on CPUExecutionProvider" in capsys.readouterr().out
+    assert main(["predict", str(tmp_path), "--onnx", path, "--json", "--device", "cpu"]) == 1
+    out, err = capsys.readouterr()
+    first, second = json.loads(out)
+    assert {row["class"] for row in first["classes"]} == set(CLASSES)
+    assert "b.png: not a picture" in second["error"]
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--onnx", "nowhere.onnx"], "nowhere.onnx: no such file"),
+        (["--onnx", __file__], "not a whole ONNX file"),
+        (["--onnx", "x.onnx", "--model", "glit_tiny"], "--model and --onnx exclude each other"),
+        (["--onnx", "FILE", "--device", "abacus"], "no provider 'abacus'"),
+    ],
+)
+def test_bad_files_end_predict_with_one_line(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [str(exported().path) if text == "FILE" else text for text in arguments]
+    assert main(["predict", str(PICTURES), *arguments]) == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert err.count("\n") == 1

@@ -1,0 +1,82 @@
+"""`glit export --format torch`: a program that torch loads alone, proven equal, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from exported import CLASSES, small_glit
+from glit_models.export.program import Program, export_torch
+
+from glit_models.cli import main
+from glit_models.errors import ExportError
+from glit_models.folders import save_folder
+
+
+def test_a_program_gives_the_logits_of_the_model_for_any_batch_without_our_code(tmp_path: Path) -> None:
+    artifact = export_torch(small_glit(), tmp_path / "model.pt2", verify=8)
+    assert artifact.agreement is not None
+    assert artifact.agreement.max_abs < 1e-4
+    loaded = torch.export.load(artifact.path).module()
+    for batch in (1, 33):
+        images = torch.randn(batch, 3, 32, 32, generator=torch.Generator().manual_seed(batch))
+        with torch.inference_mode():
+            torch.testing.assert_close(loaded(images), small_glit()(images), rtol=1e-4, atol=1e-4)
+    with zipfile.ZipFile(artifact.path) as archive:
+        for name in archive.namelist():
+            assert b".py" not in archive.read(name)
+    assert Program(artifact.path).info == artifact.info
+    assert artifact.info.class_names == CLASSES
+
+
+def test_a_bf16_program_with_a_fixed_batch_agrees_too(tmp_path: Path) -> None:
+    artifact = export_torch(small_glit(), tmp_path / "model.pt2", precision="bf16", batch=3, verify=7)
+    assert artifact.agreement is not None
+    assert artifact.agreement.max_rel < 0.25
+    assert Program(artifact.path).logits(np.zeros((4, 3, 32, 32), np.float32)).shape == (4, 5)
+
+
+@pytest.mark.slow
+def test_a_compiled_package_gives_the_logits_of_the_model(tmp_path: Path) -> None:
+    if shutil.which("g++") is None:
+        pytest.skip("there is no C++ compiler")
+    artifact = export_torch(small_glit(), tmp_path / "model.pt2", compiled=True, verify=8)
+    assert artifact.agreement is not None
+    assert artifact.agreement.provider == "AOTInductor"
+    assert artifact.agreement.max_abs < 1e-4
+    assert Program(artifact.path).info == artifact.info
+
+
+def test_the_command_writes_and_reports(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_folder(small_glit(), tmp_path / "pets", class_names=CLASSES)
+    out = tmp_path / "model.pt2"
+    assert main(["export", str(tmp_path / "pets"), "--format", "torch", "--out", str(out), "--verify", "4"]) == 0
+    assert "by torch" in capsys.readouterr().out
+    assert json.loads((tmp_path / "model.pt2.json").read_text())["verified"] is True
+    for extra, message in (
+        ([], "exists; --force replaces it"),
+        (["--force", "--opset", "18"], "--opset is for --format onnx"),
+        (["--force", "--precision", "int8", "--dynamic-int8"], "--dynamic-int8 is for --format onnx"),
+        (["--force", "--precision", "fp8"], "a torch program is of fp32, fp16, bf16"),
+        (["--force", "--serving", "triton"], "are for --format onnx"),
+    ):
+        assert main(["export", str(tmp_path / "pets"), "--format", "torch", "--out", str(out), *extra]) == 2
+        err = capsys.readouterr().err
+        assert message in err
+        assert err.count("\n") == 1
+
+
+def test_files_that_are_no_program_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ExportError, match=r"x.onnx: torch loads such programs only from files that end in .pt2"):
+        export_torch(small_glit(), tmp_path / "x.onnx")
+    with pytest.raises(ExportError, match="nowhere.pt2: no such file"):
+        Program(tmp_path / "nowhere.pt2")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ExportError, match="needs a C.. compiler; install g"):
+        export_torch(small_glit(), tmp_path / "x.pt2", compiled=True)
+    assert list(tmp_path.iterdir()) == []
