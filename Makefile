@@ -7,7 +7,8 @@ TIMM_TESTS_MODELS ?= glit_tiny,glit_small,glit_base
 
 # The lowest versions that pyproject.toml allows.
 LOWEST = torch==2.11.0 torchvision==0.26.0 timm==1.0.31 huggingface_hub==1.0.0 safetensors==0.5.0 numpy==1.26.4 \
-         pillow==10.3.0 pyyaml==6.0.1 rich==14.3.0 accelerate==1.5.0 matplotlib==3.11.0 scipy==1.12.0
+         pillow==10.3.0 pyyaml==6.0.1 rich==14.3.0 accelerate==1.5.0 matplotlib==3.11.0 scipy==1.12.0 \
+         onnx==1.18.0 onnxscript==0.5.0 onnxruntime==1.23.0
 
 .PHONY: help demo search-demo test test-lowest lint format types timm-tests transformers-test bench clean
 
