@@ -28,6 +28,7 @@ from .budget import Budget
 from .budget_sampler import BudgetSampler
 from .evaluate import Evaluator, Score
 from .evolution import Evolution, RandomSearch
+from .named_spaces import load_space
 from .run_context import Interrupted, RunContext, read_json, write_json
 from .space import SearchSpace
 from .supernet_training import SupernetTrainee
@@ -99,10 +100,13 @@ class Stage:
         done = self.folder / "retrained.json"
         if done.is_file():
             return self._read_retrained(read_json(done), done)
+        path = self.folder / "space.yaml"
+        if path.is_file() and load_space(path) != self.space:
+            raise SearchError(f"{path} is another space than the recipe's is now; take another --out")
         if self.context.rank == 0:
             self.folder.mkdir(exist_ok=True)
             text = self.space.to_yaml()
-            write_atomically(self.folder / "space.yaml", lambda aside: aside.write_text(text))
+            write_atomically(path, lambda aside: aside.write_text(text))
         self.context.wait()
         self._train_supernet()
         self._evolve()
@@ -208,7 +212,9 @@ class Stage:
         config = self.recipe.evolution_config()
         top = self.search.top(max(config.num_parents, self.recipe.retrain.top))
         evaluator.retain([candidate.spec for candidate in top])
-        reference, risk = None, self.recipe.evaluation.early_stop_risk / (config.population * config.generations)
+        # The recipe's risk is that of all networks of all stages together.
+        num_networks = self.recipe.num_stages * config.population * config.generations
+        reference, risk = None, self.recipe.evaluation.early_stop_risk / num_networks
         if risk and len(top) == max(config.num_parents, self.recipe.retrain.top):
             reference = self._reference(evaluator, top[-1].spec)
         scores = self._evaluate_shared(evaluator, specs, reference, risk)

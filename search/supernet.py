@@ -47,10 +47,6 @@ class _Part:
     def key(self) -> str:
         return "-".join(str(size) for size in (self.heads, self.width, self.taps) if size)
 
-    def covers(self, other: _Part) -> bool:
-        """Whether `other` can be a slice of this."""
-        return self.heads >= other.heads and self.width >= other.width and self.taps >= other.taps
-
 
 def _parts_of(block: BlockSpec, dim: int, num_heads: int) -> list[_Part]:
     head_width = dim // num_heads

@@ -420,6 +420,15 @@ def test_another_searchs_folder_is_refused_and_the_keys_named(finished: Path):
         SearchRun(_recipe("evolution.generations=4"), finished, device="cpu")
 
 
+def test_a_space_whose_file_has_changed_is_refused(finished: Path, tmp_path: Path):
+    out = tmp_path / "run"
+    _until_evolved(finished, out)
+    path = out / "stage2" / "space.yaml"
+    path.write_text(path.read_text().replace("embed_dim: 24", "embed_dim: 48"))
+    with pytest.raises(SearchError, match=r"stage2/space.yaml is another space than the recipe's is now"):
+        _search(out)
+
+
 def test_a_search_in_use_by_another_process_is_refused(tmp_path: Path):
     with lock_folder(tmp_path), pytest.raises(TrainingError, match="is in use by another process"):
         SearchRun(_recipe(), tmp_path, device="cpu").run()
