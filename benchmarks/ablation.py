@@ -38,15 +38,21 @@ def main() -> None:
     parser.add_argument("--out", default="runs/ablation", type=Path, help="folder of the runs")
     parser.add_argument("--device", help="cpu, cuda, ...; the GPU if there is one unless given")
     parser.add_argument("--networks", type=int, default=12, help="to rank each way of sharing by")
+    parser.add_argument("--show", action="store_true", help="run nothing; print what is done")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    for wait in (False, True):
+    for wait in (False,) if options.show else (False, True):
         scores: dict[str, list[dict[str, Any]]] = {}
         for seed in range(options.rounds):
             for name, result in _seed(options, seed, wait).items():
                 scores.setdefault(name, []).append(result)
+    ranked = [name for name in RANKED if (options.out / "seed0" / name / "rank.json").is_file()]
+    if not scores:
+        sys.exit(f"{options.out} has no finished run yet")
     report.show("ablation", options, [_row(name, results) for name, results in scores.items()], "mean")
-    report.show("ablation", options, [_rank(options, name) for name in RANKED], "seed 0 alone")
+    if ranked:
+        print()
+        report.show("ablation", options, [_rank(options, name) for name in ranked], "seed 0 alone")
 
 
 def _row(name: str, results: list[dict[str, Any]]) -> report.Row:
@@ -73,6 +79,8 @@ def _seed(options: argparse.Namespace, seed: int, wait: bool) -> dict[str, dict[
     done: dict[str, dict[str, Any]] = {}
 
     def search(name: str, recipe: SearchRecipe) -> dict[str, Any] | None:
+        if options.show and not (out / name / "result.json").is_file():
+            return None
         return _shared(wait, lambda: SearchRun(recipe, out / name, options.device).run())
 
     found = search("hierarchical", both)
@@ -92,13 +100,16 @@ def _seed(options: argparse.Namespace, seed: int, wait: bool) -> dict[str, dict[
     spos = search("spos", _recipe(seed, method="spos"))
     if spos is not None:
         done["one level, by evolution"] = _of(spos)
-        _copy(out / "spos" / "joint" / "supernet", out / "random" / "joint" / "supernet")
+        if not options.show:
+            _copy(out / "spos" / "joint" / "supernet", out / "random" / "joint" / "supernet")
         chance = search("random", _recipe(seed, method="random"))
         if chance is not None:
             done["one level, by chance"] = _of(chance)
     if seed == 0:
-        search("independent", _recipe(seed, method="spos", supernet__sharing="independent"))
-        if spos is not None:
+        apart = search("independent", _recipe(seed, method="spos", supernet__sharing="independent"))
+        if apart is not None:
+            done["one level, by evolution, independent weights"] = _of(apart)
+        if spos is not None and not options.show:
             for name in RANKED:
                 _shared(wait, lambda name=name: rank_networks(out / name, options.networks, device=options.device))
                 _copy(out / "spos" / "joint" / "rank", out / "independent" / "joint" / "rank")
@@ -136,6 +147,8 @@ def _of(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def _train(options: argparse.Namespace, recipe: Recipe, out: Path, wait: bool) -> dict[str, Any] | None:
+    if options.show and not (out / "result.json").is_file():
+        return None
     result = _shared(wait, lambda: Trainer(recipe, out, options.device).run())
     return None if result is None else {"test": result["test_top1"]}
 
