@@ -7,6 +7,7 @@ from .metadata import ExportInfo
 from .onnx import OnnxArtifact, export_onnx
 from .pictures import Pictures
 from .runtime import OnnxClassifier
+from .timing import onnx_runner
 from .verify import Agreement
 
-__all__ = ["Agreement", "ExportInfo", "OnnxArtifact", "OnnxClassifier", "Pictures", "export_onnx"]
+__all__ = ["Agreement", "ExportInfo", "OnnxArtifact", "OnnxClassifier", "Pictures", "export_onnx", "onnx_runner"]

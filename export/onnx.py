@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     Built = tuple[onnx.ModelProto, list[str]]  # and what was chosen, in words
 
-__all__ = ["OPSETS", "OnnxArtifact", "OnnxOptions", "build_graph", "export_onnx"]
+__all__ = ["OPSETS", "OnnxArtifact", "OnnxOptions", "build_graph", "export_onnx", "newest_graph"]
 
 OPSETS = (23, 20, 18)  # `Attention` came with 23, `Gelu` with 20, `Resize` as Pillow does it with 18
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "int8": torch.float32}
@@ -221,6 +221,15 @@ def _what_works(source: ModelSource, options: OnnxOptions, opset: int | None, pr
             continue
         return f"opset {number} with {precision} can be run"
     return "nothing else can be run either"
+
+
+def newest_graph(source: ModelSource, options: OnnxOptions, providers: Sequence[str] | None = None) -> Built:
+    """The graph in the newest opset that opens on a provider, and what was chosen. Raises as `export_onnx`."""
+
+    def build(number: int) -> Built:
+        return build_graph(source, options, number), [f"opset {number}"]
+
+    return _runnable(build, source, options, None, providers)
 
 
 def build_graph(source: ModelSource, options: OnnxOptions, opset: int) -> onnx.ModelProto:

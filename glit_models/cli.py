@@ -23,6 +23,7 @@ from .errors import DataError, GlitError, SearchError
 if TYPE_CHECKING:
     from .evaluation import Evaluation
     from .inference import Prediction
+    from .model import GLiT
     from .spec import GLiTSpec
 
 __all__ = ["main"]
@@ -498,7 +499,8 @@ def _run_search(args: argparse.Namespace) -> int:
 
     command = shlex.join(["glit", "search", args.what, *(word for text in args.set for word in ("--set", text))])
     recipe = load_search_recipe(args.what, args.set)
-    run = SearchRun(recipe, args.out, pick_device(args.device), args.max_minutes, command)
+    runtimes = {"onnx": _prepare_in_onnx}
+    run = SearchRun(recipe, args.out, pick_device(args.device), args.max_minutes, command, runtimes)
     result = run.run()
     if result is not None and run.context.rank == 0:
         print(json.dumps(result, indent=2))
@@ -507,6 +509,13 @@ def _run_search(args: argparse.Namespace) -> int:
         print(f"    glit info {args.out / 'winner.json'}")
         print(f"    glit predict IMAGE --model {args.out / 'model'}")
     return 0
+
+
+def _prepare_in_onnx(model: GLiT, batch_size: int, threads: int, device: str) -> Callable[[], object]:
+    """What times a network as its export; search and export do not know each other."""
+    from glit_models.export import onnx_runner
+
+    return onnx_runner(model, batch_size, threads, device)
 
 
 def _run_search_report(args: argparse.Namespace) -> int:
@@ -522,7 +531,8 @@ def _run_search_rank(args: argparse.Namespace) -> int:
     from .inference import pick_device
 
     ranking = rank_networks(
-        args.folder, args.networks or 10, args.stage, pick_device(args.device), args.max_minutes
+        args.folder, args.networks or 10, args.stage, pick_device(args.device), args.max_minutes,
+        {"onnx": _prepare_in_onnx},
     )  # fmt: skip
     if ranking is not None:
         print(ranking)

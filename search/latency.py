@@ -12,11 +12,12 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import timm
 import torch
 from timm.utils import reparameterize_model
 
@@ -27,7 +28,10 @@ from glit_models.store import write_text
 
 from .budget import Budget
 
-__all__ = ["latency_budget"]
+__all__ = ["Prepare", "latency_budget"]
+
+# Makes a network in evaluation mode ready: (network, batch size, threads, device) -> what runs a batch, to its end.
+Prepare = Callable[[GLiT, int, int, str], Callable[[], object]]
 
 _WARM_UP = 3  # rounds that are not counted
 _Measured = dict[str, dict[str, float]]  # milliseconds, by the conditions' JSON and the spec's
@@ -43,13 +47,15 @@ def latency_budget(
     threads: int = 1,
     device: str | torch.device = "cpu",
     rounds: int = 20,
+    runtime: str = "torch",
+    prepare: Prepare | None = None,
     cache: Path,
 ) -> Budget:
     """A budget of milliseconds for a batch: the median of `rounds`, after a warm-up, in float32 and evaluation mode.
 
     A measurement is never the same twice, and a search must see the same cost each time it asks: each network is
-    measured once and remembered in `cache`, under the size, batch, threads, device and version of torch that it was
-    measured with. Nothing else should run on the machine meanwhile.
+    measured once and remembered in `cache`, under the size, batch, threads, device, runtime and version of torch that
+    it was measured with. Nothing else should run on the machine meanwhile.
 
     Args:
         low: least milliseconds allowed.
@@ -60,6 +66,8 @@ def latency_budget(
         threads: of torch while it measures.
         device: where the network runs.
         rounds: how often a network is timed.
+        runtime: name of what runs it.
+        prepare: makes a network ready to be run; None runs it in PyTorch. `glit_models.export.onnx_runner` is one.
         cache: the JSON file of what was measured; made if there is none.
 
     Raises:
@@ -76,6 +84,7 @@ def latency_budget(
         "batch_size": batch_size,
         "threads": threads,
         "device": _device_name(device),
+        "runtime": runtime,
         "torch": torch.__version__,
     }
     key = json.dumps(conditions, sort_keys=True)
@@ -87,9 +96,9 @@ def latency_budget(
             measured = _read(cache)  # another search may have written to it
             known.update(measured.get(key, {}))
             if name not in known:
-                model = _build(spec, (height, width), num_classes, device)
+                model = _build(spec, (height, width), num_classes)
                 with _torch_threads(threads):
-                    known[name] = _milliseconds(model, (batch_size, 3, height, width), device, rounds)
+                    known[name] = _milliseconds((prepare or _in_torch)(model, batch_size, threads, str(device)), rounds)
                 _write(cache, {**measured, key: {**measured.get(key, {}), name: known[name]}})
         return known[name]
 
@@ -127,11 +136,26 @@ def _processor() -> str:
     return next(models, "") or platform.processor() or platform.machine()
 
 
-def _build(spec: GLiTSpec, img_size: tuple[int, int], num_classes: int, device: str | torch.device) -> torch.nn.Module:
-    """The network as it would be used, with random weights; the random numbers of whoever asks go on as if not."""
+def _build(spec: GLiTSpec, img_size: tuple[int, int], num_classes: int) -> GLiT:
+    """The network with random weights; the random numbers of whoever asks go on as if not."""
     with torch.random.fork_rng(devices=[]):  # its weights are drawn on the CPU
-        model = GLiT(spec, img_size=img_size, num_classes=num_classes)
-    return reparameterize_model(model.eval()).to(device)
+        model: GLiT = timm.create_model("glit_tiny", spec=spec, img_size=img_size, num_classes=num_classes)
+    return model.eval()
+
+
+def _in_torch(model: GLiT, batch_size: int, threads: int, device: str) -> Callable[[], object]:
+    """Eagerly, as it would be used."""
+    fused = reparameterize_model(model).to(device)
+    shape = (batch_size, model.in_chans, *model.patch_embed.img_size)
+    images = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device)
+
+    def run() -> None:
+        with torch.inference_mode():
+            fused(images)
+        if images.device.type != "cpu":
+            torch.accelerator.synchronize()
+
+    return run
 
 
 @contextmanager
@@ -144,18 +168,11 @@ def _torch_threads(threads: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-@torch.inference_mode()
-def _milliseconds(
-    model: torch.nn.Module, shape: tuple[int, int, int, int], device: str | torch.device, rounds: int
-) -> float:
-    images = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device)
-    wait = (lambda: None) if images.device.type == "cpu" else torch.accelerator.synchronize
+def _milliseconds(run: Callable[[], object], rounds: int) -> float:
     seconds = []
     for _ in range(_WARM_UP + rounds):
-        wait()
         start = time.perf_counter()
-        model(images)
-        wait()
+        run()
         seconds.append(time.perf_counter() - start)
     return 1e3 * statistics.median(seconds[_WARM_UP:])
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, final
@@ -17,6 +18,7 @@ import yaml
 from glit_models.errors import SearchError
 from glit_models.training.checkpoints import lock_folder, write_atomically
 
+from .latency import Prepare
 from .recipe import SearchRecipe, build_search_recipe, differing_keys
 from .run_context import Interrupted, RunContext, read_json, write_json
 from .stage import Retrained, Stage
@@ -34,6 +36,8 @@ class SearchRun:
         device: 'cpu', 'cuda', ...; None takes the GPU if there is one.
         max_minutes: save and leave after so long.
         command: the command line of this search, for the model's record.
+        runtimes: what times networks besides PyTorch, by its name in `latency.runtime`: {"onnx":
+            `glit_models.export.onnx_runner`} if the recipe asks for it.
 
     Raises:
         SearchError: if `out` holds another search (names the keys that differ), or a budget cannot be met.
@@ -47,13 +51,14 @@ class SearchRun:
         device: str | torch.device | None = None,
         max_minutes: float | None = None,
         command: str | None = None,
+        runtimes: Mapping[str, Prepare] | None = None,
     ) -> None:
         self.recipe, self.out = recipe, Path(out)
         if (self.out / "recipe.yaml").exists() and (changed := differing_keys(recipe, _read_yaml(self.out))):
             raise SearchError(
                 f"{self.out} holds a search of another recipe ({'; '.join(changed[:3])}); take another --out"
             )
-        self.context = RunContext(recipe, self.out, device, max_minutes, command)
+        self.context = RunContext(recipe, self.out, device, max_minutes, command, runtimes)
         space = recipe.load_space()
         self.space = space
         first = ("stage1", space.stage_one(recipe.fixed)) if recipe.num_stages == 2 else ("joint", space)

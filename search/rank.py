@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,7 @@ from glit_models.training.checkpoints import lock_folder
 
 from .budget_sampler import BudgetSampler
 from .correlation import Correlation, kendall, spearman
+from .latency import Prepare
 from .named_spaces import load_space
 from .pipeline import read_recipe_of
 from .run_context import Interrupted, RunContext, write_json
@@ -89,6 +90,7 @@ def rank_networks(
     stage: str | None = None,
     device: str | torch.device | None = None,
     max_minutes: float | None = None,
+    runtimes: Mapping[str, Prepare] | None = None,
 ) -> Ranking | None:
     """Train random networks of a stage by themselves and compare; the same call goes on where it stopped.
 
@@ -98,7 +100,7 @@ def rank_networks(
         folder: of a search whose stage has been evolved.
         num_networks: how many to train, from 3; more, later, keep those that were trained.
         stage: 'stage1', 'stage2' or 'joint'; None takes the last.
-        device, max_minutes: as of `SearchRun`.
+        device, max_minutes, runtimes: as of `SearchRun`.
 
     Returns:
         What was measured, or None if stopped before.
@@ -111,7 +113,7 @@ def rank_networks(
         raise SearchError(f"networks must be at least 3 to be ranked, got {num_networks}")
     recipe = read_recipe_of(folder)
     name = _pick_stage(folder, stage)
-    context = RunContext(recipe, folder, device, max_minutes)
+    context = RunContext(recipe, folder, device, max_minutes, runtimes=runtimes)
     space = load_space(folder / name / "space.yaml")
     with lock_folder(folder) if context.rank == 0 else nullcontext(), context.signals():
         try:

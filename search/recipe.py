@@ -8,13 +8,14 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, final
 
 import yaml
 
-from glit_models.errors import RecipeError
+from glit_models.errors import RecipeError, SearchError
 from glit_models.spec import GLiTSpec
 from glit_models.training.recipe import Recipe, build_recipe, read_recipe
 
@@ -53,6 +54,7 @@ class BudgetSection:
 class LatencySection:
     """How latency is measured."""
 
+    runtime: Literal["torch", "onnx"] = "torch"  # 'onnx': of the exported file; seconds more for each network
     batch_size: int = 1
     threads: int = 1
 
@@ -231,7 +233,9 @@ def shipped_search_recipes() -> list[str]:
 
 
 def differing_keys(ours: SearchRecipe, theirs: Mapping[str, Any]) -> list[str]:
-    """What two recipes do not have in common, as `key: theirs -> ours`."""
+    """What two recipes differ in, as `key: theirs -> ours`; a key that `theirs` leaves out has its default."""
+    with suppress(RecipeError, SearchError):  # of an earlier release, with keys that are none any more
+        theirs = build_search_recipe(theirs).to_dict()
     return list(_differences("", theirs, ours.to_dict()))
 
 

@@ -7,7 +7,7 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -32,7 +32,7 @@ from glit_models.training.results import load_model
 
 from .budget import Budget, macs_budget, member_at, params_budget
 from .evaluate import Evaluator, Images
-from .latency import latency_budget
+from .latency import Prepare, latency_budget
 from .recipe import SearchRecipe
 from .space import SearchSpace
 from .supernet_training import create_supernet
@@ -84,6 +84,7 @@ class RunContext:
         max_minutes: save and leave after so long.
         folder: of the search; measured latencies are kept there.
         command: the command line, for the records of what is trained.
+        runtimes: what can make a network ready to be timed, by its name in `latency.runtime`; PyTorch always can.
 
     Raises:
         DataError, RecipeError, SearchError: if the data cannot be had or are too few.
@@ -96,6 +97,7 @@ class RunContext:
         device: str | torch.device | None,
         max_minutes: float | None,
         command: str | None = None,
+        runtimes: Mapping[str, Prepare] | None = None,
     ) -> None:
         self.command = command
         self.recipe, self.folder = recipe, folder
@@ -109,30 +111,37 @@ class RunContext:
         with self.accelerator.main_process_first():
             self.splits = open_data(self.training)
         _check_splits(self.splits)
-        self.budgets = self._make_budgets()
+        self.budgets = self._make_budgets(runtimes or {})
 
     @property
     def num_classes(self) -> int:
         """Of the data."""
         return len(self.splits.class_names)
 
-    def _make_budgets(self) -> list[Budget]:
-        budget, latency, size = self.recipe.budget, self.recipe.latency, self.training.model.img_size
+    def _make_budgets(self, runtimes: Mapping[str, Prepare]) -> list[Budget]:
+        budget, size = self.recipe.budget, self.training.model.img_size
         budgets = [
             macs_budget(budget.macs.low, budget.macs.high, size, self.num_classes),
             params_budget(budget.params.low, budget.params.high, size, self.num_classes),
         ]
         if budget.latency_ms.low is not None or budget.latency_ms.high is not None:
-            if self.world_size > 1:
-                raise SearchError("budget.latency_ms cannot be used on several processes, which would slow each other")
-            budgets.append(
-                latency_budget(
-                    budget.latency_ms.low, budget.latency_ms.high, img_size=size, num_classes=self.num_classes,
-                    batch_size=latency.batch_size, threads=latency.threads, device=str(self.device),
-                    cache=self.folder / "latency.json",
-                )
-            )  # fmt: skip
+            budgets.append(self._latency_budget(runtimes))
         return budgets
+
+    def _latency_budget(self, runtimes: Mapping[str, Prepare]) -> Budget:
+        bounds, latency = self.recipe.budget.latency_ms, self.recipe.latency
+        if self.world_size > 1:
+            raise SearchError("budget.latency_ms cannot be used on several processes, which would slow each other")
+        if latency.runtime != "torch" and latency.runtime not in runtimes:
+            raise SearchError(
+                f"latency.runtime {latency.runtime} needs `runtimes={{'onnx': glit_models.export.onnx_runner}}`; "
+                "the command `glit search` gives it"
+            )
+        return latency_budget(
+            bounds.low, bounds.high, img_size=self.training.model.img_size, num_classes=self.num_classes,
+            batch_size=latency.batch_size, threads=latency.threads, device=str(self.device), runtime=latency.runtime,
+            prepare=runtimes.get(latency.runtime), cache=self.folder / "latency.json",
+        )  # fmt: skip
 
     # ---- stopping ----
 

@@ -11,7 +11,7 @@ import onnx
 import pytest
 import torch
 from exported import CLASSES, exported, small_glit
-from glit_models.export import OnnxClassifier, sessions
+from glit_models.export import OnnxClassifier, onnx_runner, sessions
 from glit_models.export.binding import Binding
 from glit_models.export.pictures import generated_pictures
 from PIL import Image
@@ -211,3 +211,10 @@ def test_bad_files_end_predict_with_one_line(
     err = capsys.readouterr().err
     assert message in err
     assert err.count("\n") == 1
+
+
+def test_a_network_can_be_made_ready_to_be_timed() -> None:
+    (logits,) = onnx_runner(small_glit(), batch_size=2)()
+    assert logits.shape == (2, 5)
+    with pytest.raises(ExportError, match=r"no provider 'abacus'"):
+        onnx_runner(small_glit(), batch_size=2, device="abacus:0")

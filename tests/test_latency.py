@@ -10,7 +10,7 @@ import torch
 from glit_models.search import Budget, BudgetSampler, glit_released, latency, latency_budget
 from specs import SMALL
 
-from glit_models import GLiTSpec
+from glit_models import GLiT, GLiTSpec
 from glit_models.errors import SearchError
 
 OTHER = GLiTSpec(SMALL.blocks[::-1], 48, 3)
@@ -26,16 +26,16 @@ def budget(tmp_path: Path) -> Callable[..., Budget]:
 
 
 @pytest.fixture
-def measured(monkeypatch: pytest.MonkeyPatch) -> list[torch.nn.Module]:
-    """Each network that is measured, in a time that is never the same twice."""
-    models: list[torch.nn.Module] = []
+def measured(monkeypatch: pytest.MonkeyPatch) -> list[Callable[[], object]]:
+    """What is measured, in a time that is never the same twice."""
+    runs: list[Callable[[], object]] = []
 
-    def milliseconds(model: torch.nn.Module, *_: object) -> float:
-        models.append(model)
-        return float(len(models))
+    def milliseconds(run: Callable[[], object], rounds: int) -> float:
+        runs.append(run)
+        return float(len(runs))
 
     monkeypatch.setattr(latency, "_milliseconds", milliseconds)
-    return models
+    return runs
 
 
 def test_a_network_takes_milliseconds_that_are_recorded(budget, tmp_path: Path) -> None:
@@ -74,11 +74,34 @@ def test_other_conditions_are_measured_anew(budget, measured: list, change: dict
 
 
 def test_the_network_that_is_timed_is_the_one_that_would_be_used(budget, measured: list) -> None:
-    budget(img_size=(32, 48)).cost(SMALL)
-    (model,) = measured
+    budget(img_size=(32, 48), batch_size=2).cost(SMALL)
+    called: list[tuple[torch.nn.Module, torch.Size]] = []
+    hook = torch.nn.modules.module.register_module_forward_hook(
+        lambda module, inputs, output: called.append((module, inputs[0].shape))
+    )
+    with hook:
+        measured[0]()
+    model, shape = called[-1]  # the outermost ends last
+    assert isinstance(model, GLiT)
+    assert shape == (2, 3, 32, 48)
     assert not model.training
     assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in model.modules())
-    assert model(torch.zeros(1, 3, 32, 48)).shape == (1, 10)
+
+
+def test_another_runtime_is_timed_and_remembered_by_its_name(budget, tmp_path: Path) -> None:
+    asked, ran = [], []
+
+    def prepare(model: GLiT, batch_size: int, threads: int, device: str) -> Callable[[], object]:
+        asked.append((model.spec, batch_size, threads, device))
+        return lambda: ran.append(1)
+
+    budget().cost(SMALL)
+    cost = budget(runtime="other", prepare=prepare, batch_size=2, threads=3).cost(SMALL)
+    assert cost < budget().cost(SMALL)  # it does nothing
+    assert asked == [(SMALL, 2, 3, "cpu")]
+    assert len(ran) > CONDITIONS["rounds"]
+    conditions = [json.loads(text)["runtime"] for text in json.loads((tmp_path / "latency.json").read_text())]
+    assert conditions == ["torch", "other"]
 
 
 def test_threads_and_random_numbers_of_the_search_stay_as_they_were(budget) -> None:
@@ -90,7 +113,7 @@ def test_threads_and_random_numbers_of_the_search_stay_as_they_were(budget) -> N
 
 
 def test_threads_come_back_after_a_failure_too(budget, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: object) -> float:
+    def fail(run: Callable[[], object], rounds: int) -> float:
         raise MemoryError
 
     threads = torch.get_num_threads()

@@ -10,17 +10,19 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import timm
 import torch
+import yaml
 from glit_models.search import SearchRun, load_search_recipe, load_space, rank_networks, shipped_search_recipes
 from glit_models.search.recipe import SearchRecipe
 from safetensors.torch import load_file
 
-from glit_models import cli
+from glit_models import GLiT, cli
 from glit_models.errors import RecipeError, SearchError, TrainingError
 from glit_models.spec import GLiTSpec
 from glit_models.training.checkpoints import lock_folder
@@ -418,6 +420,34 @@ def test_another_searchs_folder_is_refused_and_the_keys_named(finished: Path):
         SearchError, match=r"holds a search of another recipe \(evolution.generations: 3 -> 4\); take another --out"
     ):
         SearchRun(_recipe("evolution.generations=4"), finished, device="cpu")
+
+
+def test_a_folder_whose_recipe_lacks_a_key_of_today_has_its_default(finished: Path, tmp_path: Path):
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    recipe = yaml.safe_load((out / "recipe.yaml").read_text())
+    del recipe["latency"], recipe["evaluation"]["early_stop_risk"]
+    (out / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    assert _search(out)["seed"] == 0
+    with pytest.raises(SearchError, match=r"\(latency.threads: 1 -> 2\)"):
+        SearchRun(_recipe("latency.threads=2"), out, device="cpu")
+
+
+def test_a_budget_of_milliseconds_is_of_the_runtime_that_the_recipe_names(finished: Path, tmp_path: Path):
+    asked = []
+
+    def prepare(model: GLiT, batch_size: int, threads: int, device: str) -> Callable[[], object]:
+        asked.append(model.spec)
+        return lambda: None
+
+    recipe = _recipe("latency.runtime=onnx", "budget.latency_ms.high=1000")
+    with pytest.raises(SearchError, match=r"latency.runtime onnx needs `runtimes=.*glit_models.export.onnx_runner"):
+        SearchRun(recipe, tmp_path, device="cpu")
+    run = SearchRun(recipe, tmp_path, device="cpu", runtimes={"onnx": prepare})
+    latency = {budget.name: budget for budget in run.context.budgets}["latency_ms"]
+    spec = GLiTSpec.from_dict(json.loads((finished / "winner.json").read_text()))
+    assert latency.cost(spec) < 1
+    assert asked == [spec]
 
 
 def test_a_space_whose_file_has_changed_is_refused(finished: Path, tmp_path: Path):
