@@ -1,10 +1,9 @@
-"""The depthwise convolution of training on CPU over short sequences, whose stock weight gradient is slow.
+"""The depthwise convolution of training on CPU, whose stock weight gradient is slow.
 
 Knows tensors only. oneDNN computes output and input gradient of a channels-last depthwise convolution quickly but
-takes far longer for the weight gradient (137 ms against 5.3 ms here, for 128 x 17 tokens x 768 channels, 45 taps,
-bf16 on 2 cores: `python -m benchmarks.depthwise`); for short sequences one batched matrix product does that better.
+takes far longer for the weight gradient; batched matrix products do that better (`python -m benchmarks.depthwise`).
 
-Axes: B batch, N tokens, C channels, K taps.
+Axes: B batch, N tokens, C channels, K taps, T tokens of a tile.
 """
 
 from typing import Any
@@ -14,9 +13,10 @@ import torch.nn.functional as F
 from timm.layers import register_notrace_function
 from torch import Tensor
 
-__all__ = ["MAX_TOKENS", "depthwise_conv", "is_narrow"]
+__all__ = ["depthwise_conv", "is_narrow"]
 
-MAX_TOKENS = 64  # from here on oneDNN's own weight gradient is about as fast, and needs no C * N * N intermediate
+_TILE = 48  # tokens; measured with 32 to 100
+_MAX_WHOLE = 32  # tokens that are one tile without padding
 
 
 def is_narrow(channels: int, taps: int) -> bool:
@@ -42,14 +42,14 @@ def depthwise_conv(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
             with torch.autocast("cpu", enabled=False):
                 args = (x.float(), weight.float(), None if bias is None else bias.float())
                 return F.conv2d(*args, padding=(0, weight.shape[3] // 2), groups=weight.shape[0]).to(dtype)
-        if x.device.type != "cpu" or x.shape[3] > MAX_TOKENS:
+        if x.device.type != "cpu":
             return F.conv2d(x, weight, bias, padding=(0, weight.shape[3] // 2), groups=weight.shape[0])
         if autocast:
             x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
-        return _ShortDepthwise.apply(x, weight, bias)
+        return _Depthwise.apply(x, weight, bias)
 
 
-class _ShortDepthwise(torch.autograd.Function):
+class _Depthwise(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
@@ -73,11 +73,33 @@ class _ShortDepthwise(torch.autograd.Function):
 
 
 def weight_grad(x: Tensor, grad: Tensor, taps: int) -> Tensor:
-    """The sum over b and n of grad[b, c, n] * x[b, c, n + k - K // 2]: [B, C, N], [B, C, N] -> [C, 1, 1, K]."""
+    """The sum over b and n of grad[b, c, n] * x[b, c, n + k - K // 2]: [B, C, N], [B, C, N] -> [C, 1, 1, K].
+
+    A matrix product for each channel holds all products of two tokens that are at most a tile and K apart; tap k
+    collects a diagonal of it.
+    """
+    diagonals = _whole(x, grad, taps) if x.shape[2] <= _MAX_WHOLE else _tiled(x, grad, taps)
+    return diagonals.view(x.shape[1], 1, 1, taps)
+
+
+def _whole(x: Tensor, grad: Tensor, taps: int) -> Tensor:
     channels, tokens = x.shape[1], x.shape[2]
     products = torch.bmm(grad.permute(1, 2, 0), x.permute(1, 0, 2))  # [C, N, N], [c, i, j] = grad at i times x at j
-    # Tap k collects the diagonal j - i = k - K // 2. Rows of width 2N read with stride 2N + 1 put diagonals in columns.
+    # The diagonal j - i = k - K // 2: rows of width 2N read with stride 2N + 1 put diagonals in columns.
     flat = F.pad(F.pad(products, (tokens - 1, 1)).reshape(channels, -1), (0, tokens))
     diagonals = flat.as_strided((channels, tokens, 2 * tokens - 1), (flat.stride(0), 2 * tokens + 1, 1)).sum(1)
     excess = taps // 2 - (tokens - 1)  # taps that reach beyond the sequence, or (negative) diagonals beyond the taps
-    return F.pad(diagonals, (excess, excess)).view(channels, 1, 1, taps)
+    return F.pad(diagonals, (excess, excess))
+
+
+def _tiled(x: Tensor, grad: Tensor, taps: int) -> Tensor:
+    batch, channels, tokens = x.shape
+    tiles = -(-tokens // _TILE)
+    window = _TILE + taps - 1  # of x, that a tile of the gradient meets
+    missing = tiles * _TILE - tokens
+    windows = F.pad(x, (taps // 2, taps // 2 + missing)).unfold(2, window, _TILE)  # [B, C, tiles, window]
+    windows = windows.permute(1, 0, 2, 3).reshape(channels, -1, window)
+    tiled = F.pad(grad, (0, missing)).view(batch, channels, tiles, _TILE)
+    products = torch.bmm(tiled.permute(1, 3, 0, 2).reshape(channels, _TILE, -1), windows)  # [C, T, window]
+    # Token t of a tile meets tap k at t + k of the window.
+    return products.as_strided((channels, _TILE, taps), (products.stride(0), window + 1, 1)).sum(1)
