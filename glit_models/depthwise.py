@@ -1,4 +1,4 @@
-"""The depthwise convolution of training on CPU, whose stock weight gradient is slow.
+"""The depthwise convolution with gradients on CPU, where the stock gradient of its weight is slow.
 
 Knows tensors only. oneDNN computes output and input gradient of a channels-last depthwise convolution quickly but
 takes far longer for the weight gradient; batched matrix products do that better (`python -m benchmarks.depthwise`).
@@ -29,7 +29,7 @@ def is_narrow(channels: int, taps: int) -> bool:
 
 @register_notrace_function
 def depthwise_conv(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """`F.conv2d(x, weight, bias, padding=(0, K // 2), groups=C)`: [B, C, 1, N], [C, 1, 1, K], [C] -> [B, C, 1, N].
+    """`F.conv2d(x, weight, bias, padding=(0, K // 2), groups=C)`: [1, C, B, N], [C, 1, 1, K], [C] -> [1, C, B, N].
 
     The same numbers as the stock operator but for the rounding of the weight's gradient.
     """
@@ -42,7 +42,7 @@ def depthwise_conv(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
             with torch.autocast("cpu", enabled=False):
                 args = (x.float(), weight.float(), None if bias is None else bias.float())
                 return F.conv2d(*args, padding=(0, weight.shape[3] // 2), groups=weight.shape[0]).to(dtype)
-        if x.device.type != "cpu":
+        if x.device.type != "cpu" or torch.jit.is_tracing():
             return F.conv2d(x, weight, bias, padding=(0, weight.shape[3] // 2), groups=weight.shape[0])
         if autocast:
             x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
@@ -66,7 +66,7 @@ class _Depthwise(torch.autograd.Function):
                 grad, x, weight, None, [1, 1], padding, [1, 1], False, [0, 0], weight.shape[0], [True, False, False]
             )[0]
         if ctx.needs_input_grad[1]:
-            grad_weight = weight_grad(x.squeeze(2), grad.squeeze(2), weight.shape[3])
+            grad_weight = weight_grad(x[0].transpose(0, 1), grad[0].transpose(0, 1), weight.shape[3])
         if ctx.needs_input_grad[2]:  # not from the operator above: asking it for this computes the slow part too
             grad_bias = grad.sum((0, 2, 3))
         return grad_x, grad_weight, grad_bias

@@ -23,8 +23,9 @@ class LocalConv(nn.Module):
     """The local sub-module: pointwise, GLU, depthwise convolution over the sequence, BatchNorm, SiLU, pointwise.
 
     The convolution module of Conformer (arXiv 2005.08100, section 2.2) without its LayerNorm. The depthwise
-    convolution is a 2-D one of (1, K) over [B, C, 1, N]: tokens that lie channels-last in memory pass through it
-    without a copy, which is many times faster than the 1-D form on CPU.
+    convolution is a 2-D one of (1, K) over [1, C, B, N], a single picture whose rows are the sequences: tokens that lie
+    channels-last in memory pass through it without a copy, which is many times faster than the 1-D form on CPU.
+    (As [B, C, 1, N] it would be as fast, but torch chooses by B how to compute it: `torch.compile` would start anew.)
 
     Args:
         dim: C, channels in and out.
@@ -56,13 +57,13 @@ class LocalConv(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[B, N, C] -> [B, N, C]."""
         x = F.glu(self.expand(x), dim=-1)
-        x = x.transpose(1, 2).unsqueeze(2)  # [B, C, 1, N], channels-last in memory
-        if self.training or self.is_narrow:
+        x = x.unsqueeze(0).permute(0, 3, 1, 2)  # [1, C, B, N], channels-last in memory
+        if torch.is_grad_enabled() or self.is_narrow:
             x = depthwise_conv(x, self.dwconv.weight, self.dwconv.bias)
         else:
             x = self.dwconv(x)
         x = self.act(self.bn(x))
-        x = x.squeeze(2).transpose(1, 2)
+        x = x.permute(0, 2, 3, 1).squeeze(0)
         return self.proj_drop(self.project(x))
 
     @torch.jit.ignore

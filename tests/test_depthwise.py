@@ -28,7 +28,7 @@ def operands(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Input (channels-last in memory, as in the model), weight and bias, all wanting gradients."""
     generator = torch.Generator().manual_seed(tokens * 100 + taps)
-    x = torch.randn(batch, tokens, channels, generator=generator).to(dtype).transpose(1, 2).unsqueeze(2)
+    x = torch.randn(1, batch, tokens, channels, generator=generator).to(dtype).permute(0, 3, 1, 2)
     weight = torch.randn(channels, 1, 1, taps, generator=generator).to(dtype)
     bias = torch.randn(channels, generator=generator).to(dtype)
     return x.requires_grad_(), weight.requires_grad_(), bias.requires_grad_()

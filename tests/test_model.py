@@ -17,6 +17,7 @@ from timm.models import save_for_hf
 from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from timm.utils import reparameterize_model
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounter
 
 import glit_models
 from glit_models import GLiT, GLiTSpec
@@ -318,6 +319,9 @@ def test_reparameterizing_folds_every_batch_norm_and_changes_no_output() -> None
     with torch.no_grad():
         torch.testing.assert_close(fused(x), model(x), rtol=1e-5, atol=1e-5)
     assert torch.equal(reparameterize_model(fused)(x), fused(x)), "a second time changes nothing"
+    trained = copy.deepcopy(model).train()
+    assert trained.fuse() is trained
+    assert torch.equal(trained(x), fused(x))
 
 
 def test_bfloat16_stays_bfloat16_and_close() -> None:
@@ -542,6 +546,18 @@ def test_torch_compile_captures_one_graph(dynamic: bool, training: bool) -> None
     expected, actual = gradients(model, x), gradients(compiled, x)
     for name in expected:
         torch.testing.assert_close(actual[f"_orig_mod.{name}"], expected[name], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("form", ["training", "evaluation", "fused"])
+def test_torch_compile_starts_anew_for_the_second_batch_size_and_no_further_one(form: str) -> None:
+    torch.compiler.reset()
+    counter = CompileCounter()
+    model = make(img_size=96).train(form == "training")
+    model = model.fuse() if form == "fused" else model
+    compiled = torch.compile(model, fullgraph=True, backend=counter)
+    for batch in (2, 16, 3, 40):
+        compiled(images(batch, 3, 96, 96))
+    assert counter.frame_count == 2
 
 
 @needs_compiler
