@@ -1,0 +1,244 @@
+"""The forms of the depthwise convolution that the benchmark compares are one function; Triton's is so without a GPU."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from timm.utils import reparameterize_model
+from torch import Tensor
+
+import glit_models
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # `benchmarks` is no part of the package
+
+from benchmarks import triton_depthwise  # noqa: E402
+from benchmarks.depthwise_forms import FORMS, use_form  # noqa: E402
+
+SIZES = [
+    (2, 17, 24, 45),
+    (3, 7, 5, 3),
+    (1, 1, 1, 1),
+    (2, 5, 4, 9),
+    (1, 40, 20, 31),
+]
+TOLERANCES = {torch.float64: 1e-12, torch.float32: 2e-5, torch.bfloat16: 5e-2, torch.float16: 1e-2}
+RUNS_TRITON = triton_depthwise.triton is not None
+
+
+def operands(size: tuple[int, int, int, int], dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """x [B, N, C], weight [C, 1, 1, K] and bias [C], all wanting gradients."""
+    B, N, C, K = size
+    generator = torch.Generator().manual_seed(N * 100 + K)
+    shapes = ((B, N, C), (C, 1, 1, K), (C,))
+    x, weight, bias = (torch.randn(shape, generator=generator).to(dtype).requires_grad_() for shape in shapes)
+    return x, weight, bias
+
+
+def convolve(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    padding = (0, weight.shape[3] // 2)
+    out = F.conv2d(x.transpose(1, 2).unsqueeze(2).contiguous(), weight, bias, padding=padding, groups=len(weight))
+    return out.squeeze(2).transpose(1, 2)
+
+
+def output_and_gradients(function, tensors: tuple[Tensor, ...]) -> list[Tensor]:
+    output = function(*tensors)
+    along = torch.linspace(-1, 1, output.numel(), dtype=torch.float64).view(output.shape).to(output.dtype)
+    return [output, *torch.autograd.grad(output, tensors, along)]
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("name", FORMS)
+def test_every_form_has_the_output_and_the_gradients_of_conv2d(name: str, size: tuple, dtype: torch.dtype) -> None:
+    tensors = operands(size, dtype)
+    exact = tuple(tensor.detach().double().requires_grad_() for tensor in tensors)
+    actual = output_and_gradients(FORMS[name].convolve, tensors)
+    for ours, theirs in zip(actual, output_and_gradients(convolve, exact), strict=True):
+        assert ours.dtype == dtype
+        scale = max(1.0, theirs.abs().max().item())
+        torch.testing.assert_close(ours.double(), theirs, rtol=0, atol=TOLERANCES[dtype] * scale)
+
+
+@pytest.mark.parametrize("name", [name for name, form in FORMS.items() if form.convolve_silu is not None])
+@pytest.mark.parametrize("wants_gradients", [True, False])
+def test_a_fused_silu_is_the_silu_of_the_form(name: str, wants_gradients: bool) -> None:
+    tensors = operands(SIZES[0], torch.float32)
+    form = FORMS[name]
+    with torch.set_grad_enabled(wants_gradients):
+        actual, expected = form.convolve_silu(*tensors), F.silu(form.convolve(*tensors))
+    torch.testing.assert_close(actual, expected)
+    assert actual.requires_grad == wants_gradients
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_forms_follow_autocast_and_return_gradients_of_the_parameters_type(name: str) -> None:
+    tensors = operands(SIZES[0], torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        output = FORMS[name].convolve(*tensors)
+    assert output.dtype == torch.bfloat16
+    torch.testing.assert_close(output.float(), convolve(*tensors), rtol=5e-2, atol=0.2)
+    assert [grad.dtype for grad in torch.autograd.grad(output.float().sum(), tensors)] == [torch.float32] * 3
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_a_model_computes_the_same_with_any_form_trained_or_folded(name: str) -> None:
+    model = _small_model()
+    images = torch.randn(2, 3, 48, 48, generator=torch.Generator().manual_seed(0))
+    for network in (model.train(), reparameterize_model(model.eval())):
+        state = {key: value.clone() for key, value in network.state_dict().items()}
+        expected = _logits_and_gradient(network, images)
+        network.load_state_dict(state)  # BatchNorm's statistics, too
+        with use_form(network, FORMS[name]):
+            assert network.state_dict().keys() == state.keys()
+            actual = _logits_and_gradient(network, images)
+        for ours, theirs in zip(actual, expected, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+        network.load_state_dict(state)
+        for ours, theirs in zip(_logits_and_gradient(network, images), expected, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+
+
+def _small_model() -> glit_models.GLiT:
+    torch.manual_seed(0)
+    return glit_models.GLiT(glit_models.GLIT_TINY.scaled(48, 3), img_size=48, num_classes=5)
+
+
+def _logits_and_gradient(model: torch.nn.Module, images: Tensor) -> tuple[Tensor, ...]:
+    logits = model(images)
+    return logits.detach(), *torch.autograd.grad(logits.square().sum(), list(model.blocks[1].parameters()))
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # the check's own
+@pytest.mark.parametrize("size", SIZES[:2], ids=str)
+def test_triton_s_operator_keeps_torch_library_s_rules(size: tuple[int, int, int, int]) -> None:
+    x, weight, bias = operands(size, torch.float32)
+    taps = weight.detach().flatten(1).t().contiguous().requires_grad_()
+    torch.library.opcheck(torch.ops.glit_models.depthwise, (x, taps, bias, False))
+    torch.library.opcheck(torch.ops.glit_models.depthwise, (x.detach(), taps.detach(), None, True))
+    torch.library.opcheck(torch.ops.glit_models.depthwise_gradients, (x.detach(), x.detach(), size[3]))
+
+
+def test_triton_s_operator_is_compiled_whole_with_its_gradients() -> None:
+    tensors = operands(SIZES[0], torch.float32)
+    compiled = torch.compile(triton_depthwise.depthwise, fullgraph=True, backend="aot_eager")
+    actual = output_and_gradients(compiled, tensors)
+    for ours, theirs in zip(actual, output_and_gradients(triton_depthwise.depthwise, tensors), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_triton_s_operator_is_exported_as_one_node_for_any_batch() -> None:
+    class Module(torch.nn.Module):
+        def forward(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+            return triton_depthwise.depthwise_silu(x, weight, bias)
+
+    tensors = tuple(tensor.detach() for tensor in operands(SIZES[0], torch.float32))
+    batch = {0: torch.export.Dim("batch", min=1, max=64)}
+    program = torch.export.export(Module(), tensors, dynamic_shapes=(batch, {}, {}))
+    assert [node for node in program.graph.nodes if node.target == torch.ops.glit_models.depthwise.default]
+    more = torch.randn(5, *tensors[0].shape[1:])
+    actual = program.module()(more, *tensors[1:])
+    torch.testing.assert_close(actual, F.silu(convolve(more, *tensors[1:])))
+
+
+def test_an_even_number_of_taps_is_refused() -> None:
+    with pytest.raises(ValueError, match="odd number of taps, got 4"):
+        triton_depthwise.depthwise(torch.zeros(1, 3, 2), torch.zeros(2, 1, 1, 4), None)
+
+
+def test_without_triton_the_twin_is_used() -> None:
+    code = """
+import sys; sys.modules["triton"] = None
+import torch
+from benchmarks import triton_depthwise
+assert triton_depthwise.triton is None
+print(triton_depthwise.depthwise(torch.ones(1, 3, 1), torch.ones(1, 1, 1, 3), torch.ones(1)).flatten().tolist())
+"""
+    assert _python(code) == "[3.0, 4.0, 3.0]"
+
+
+# Under Triton's interpreter, which must be asked for before Triton is imported: another process. Few tokens in
+# registers, so that there are several chunks; sizes at which channels, tokens and images end within their blocks.
+INTERPRETED = """
+import torch
+from benchmarks import triton_depthwise as td
+td.tokens_in_registers = lambda taps: 3
+for dtype, rounding in ((torch.float32, 1e-6), (torch.float16, 1e-3), (torch.bfloat16, 8e-3)):
+    for B, N, C, K, td.PROGRAMS in ((3, 7, 70, 5, 1), (3, 7, 5, 5, 9), (2, 2, 5, 9, 1584), (1, 1, 1, 1, 1584)):
+        generator = torch.Generator().manual_seed(K)
+        x, grad = (torch.randn(B, N, C, generator=generator).to(dtype) for _ in range(2))
+        weight, bias = torch.randn(C, 1, 1, K, generator=generator), torch.randn(C, generator=generator)
+        taps = weight.flatten(1).t().contiguous()
+        assert td._runs_triton(x)
+        leaves = [tensor.requires_grad_() for tensor in (x, weight, bias)]
+        out = td.depthwise(*leaves)
+        grads = torch.autograd.grad(out, leaves, grad)
+        with torch.no_grad():
+            silu = td.depthwise_silu(*leaves)
+            grad_taps, grad_bias = td.twin_gradients(grad, x, K)
+            expected = (
+                td.twin(x, taps, bias), td.twin(x, taps, bias, True), td.twin(grad, taps.flip(0), None),
+                grad_taps.t().reshape(weight.shape), grad_bias,
+            )
+        for ours, theirs in zip((out, silu, *grads), expected, strict=True):
+            assert ours.dtype == theirs.dtype
+            torch.testing.assert_close(ours, theirs, rtol=rounding, atol=rounding * K)
+print("same")
+"""
+
+
+@pytest.mark.skipif(not RUNS_TRITON, reason="Triton is not installed")
+def test_the_kernels_compute_what_their_twin_does() -> None:
+    assert _python(INTERPRETED, TRITON_INTERPRET="1") == "same"
+
+
+def _python(code: str, **environment: str) -> str:
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=os.environ | environment, capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr
+    return run.stdout.strip()
+
+
+@pytest.mark.skipif(not RUNS_TRITON, reason="Triton is not installed")
+@pytest.mark.parametrize("kernel", ["_convolve_kernel", "_gradients_kernel"])
+@pytest.mark.parametrize("kind", ["bf16", "fp16", "fp32"])
+def test_the_kernels_compile_for_an_h100_and_load_two_channels_at_once(kernel: str, kind: str) -> None:
+    ptx = _compiled(kernel, kind, taps=7, tokens=4)["ptx"]
+    assert ".target sm_90" in ptx
+    assert {"bf16": "ld.global.b32 ", "fp16": "ld.global.b32 ", "fp32": "ld.global.v2.b32 "}[kind] in ptx
+    assert "ld.global.b16" not in ptx
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not RUNS_TRITON, reason="Triton is not installed")
+def test_the_most_taps_of_glit_fit_into_registers(tmp_path: Path) -> None:
+    import triton
+
+    cubin = _compiled("_convolve_kernel", "bf16", taps=45, tokens=triton_depthwise.tokens_in_registers(45))["cubin"]
+    (tmp_path / "kernel.cubin").write_bytes(cubin)
+    command = [triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", tmp_path / "kernel.cubin"]
+    usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert " STACK:0 " in usage  # where the registers go that there is no room for
+
+
+def _compiled(kernel: str, kind: str, taps: int, tokens: int) -> dict:
+    """A kernel as PTX and as machine code for compute capability 9.0, which needs no GPU."""
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource, compile
+
+    function = getattr(triton_depthwise, kernel)
+    constants = {"C": 768, "K": taps, "T": tokens, "BLOCK": triton_depthwise.BLOCK_C, "SILU": True}
+    constants = {name: value for name, value in constants.items() if name in function.arg_names}
+    numbers = dict.fromkeys(("B", "N", "chunks", "images"), "i32")
+    types = {"partial": "*fp32"} | numbers | dict.fromkeys(constants, "constexpr")
+    signature = {name: types.get(name, f"*{kind}") for name in function.arg_names}
+    aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(function.arg_names) if "*" in signature[name]}
+    source = ASTSource(function, signature, constants, aligned)
+    return compile(source, target=GPUTarget("cuda", 90, 32), options=triton_depthwise.OPTIONS).asm
