@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import dataclasses
 import os
 import subprocess
 import sys
@@ -18,8 +20,8 @@ import glit_models
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # `benchmarks` is no part of the package
 
-from benchmarks import triton_depthwise  # noqa: E402
-from benchmarks.depthwise_forms import FORMS, use_form  # noqa: E402
+from benchmarks import depthwise_uses, triton_depthwise  # noqa: E402
+from benchmarks.depthwise_forms import FORMS, Form, use_form  # noqa: E402
 
 SIZES = [
     (2, 17, 24, 45),
@@ -242,3 +244,26 @@ def _compiled(kernel: str, kind: str, taps: int, tokens: int) -> dict:
     aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(function.arg_names) if "*" in signature[name]}
     source = ASTSource(function, signature, constants, aligned)
     return compile(source, target=GPUTarget("cuda", 90, 32), options=triton_depthwise.OPTIONS).asm
+
+
+def test_the_benchmark_says_who_won_and_why_a_form_has_no_time(monkeypatch, capsys) -> None:
+    def broken(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        raise MemoryError("no room\nmore of it")
+
+    def wrong(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return convolve(x, weight, bias).flip(1)
+
+    spec = glit_models.GLIT_TINY.scaled(48, 3)
+    spec = dataclasses.replace(spec, patch_size=112)
+    forms = {"broken": Form(broken), "wrong": Form(wrong), "conv1d": FORMS["conv1d"]}
+    monkeypatch.setattr(depthwise_uses, "GLIT_TINY", spec)
+    monkeypatch.setattr(depthwise_uses, "FORMS", forms)
+    options = argparse.Namespace(
+        device="cpu", dtype="float32", batch_size=2, forms=list(forms), uses=list(depthwise_uses.FLOORS),
+        ways=["eager"], bandwidth=1.0, seconds=60, rounds=1, threads=1, json=False,
+    )  # fmt: skip
+    depthwise_uses.measure(options)
+    shown = capsys.readouterr().out
+    assert shown.count("MemoryError: no room") == shown.count("ArithmeticError: wrong by ") == 4
+    for use in depthwise_uses.FLOORS:
+        assert f"\n{use}: conv1d, eager, " in shown
