@@ -97,10 +97,10 @@ class _ShiftedSum(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x, weight = ctx.saved_tensors
-        N, taps = x.shape[1], weight.shape[3]
+        taps = weight.shape[3]
         grad_x = _shifted_sum(grad, weight.flatten(1).t().flip(0), None)
-        padded, wide = _padded(x, taps), grad.to(_wide(grad))
-        grad_weight = torch.stack([(wide * padded[:, k : k + N]).sum((0, 1)) for k in range(taps)], dim=1)
+        wide, windows = grad.to(_wide(grad)), _padded(x, taps).unfold(1, taps, 1)  # [B, N, C, K]
+        grad_weight = (wide.unsqueeze(3) * windows).sum((0, 1))  # one sum: of K sums a compiler makes many kernels
         return grad_x, grad_weight.view_as(weight).to(weight.dtype), wide.sum((0, 1)).to(weight.dtype)
 
 

@@ -51,7 +51,7 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 def output_and_gradients(function, tensors: tuple[Tensor, ...]) -> list[Tensor]:
     output = function(*tensors)
-    along = torch.linspace(-1, 1, output.numel(), dtype=torch.float64).view(output.shape).to(output.dtype)
+    along = torch.linspace(-1, 1, output.numel(), dtype=torch.float64).view(output.shape).to(output)
     return [output, *torch.autograd.grad(output, tensors, along)]
 
 
@@ -198,6 +198,18 @@ print("same")
 @pytest.mark.skipif(not RUNS_TRITON, reason="Triton is not installed")
 def test_the_kernels_compute_what_their_twin_does() -> None:
     assert _python(INTERPRETED, TRITON_INTERPRET="1") == "same"
+
+
+@pytest.mark.skipif(not (RUNS_TRITON and torch.cuda.is_available()), reason="no GPU")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("size", [*SIZES, (5, 197, 384, 31)], ids=str)
+def test_the_kernels_compute_on_a_gpu_what_their_twin_does(size: tuple, dtype: torch.dtype) -> None:
+    on_cpu = operands(size, dtype)
+    on_gpu = tuple(tensor.detach().cuda().requires_grad_() for tensor in on_cpu)
+    actual = output_and_gradients(triton_depthwise.depthwise, on_gpu)
+    for ours, theirs in zip(actual, output_and_gradients(triton_depthwise.depthwise, on_cpu), strict=True):
+        scale = max(1.0, theirs.abs().max().item())
+        torch.testing.assert_close(ours.cpu(), theirs, rtol=0, atol=TOLERANCES[dtype] * scale)
 
 
 def _python(code: str, **environment: str) -> str:
