@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from glit_models.layers import GlobalLocalMixer, LocalConv
 
 from . import triton_depthwise
 
-__all__ = ["FORMS", "Convolve", "Form", "use_form"]
+__all__ = ["FORMS", "Convolve", "Form", "folded_chain", "use_form"]
 
 Convolve = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -35,11 +36,13 @@ class Form:
     Attributes:
         convolve: the convolution.
         convolve_silu: the convolution and a SiLU after it, where the form does both at once.
+        glu_convolve_silu: the same with a GLU before it, whose input is [B, N, 2 C].
         max_autotune: whether the compiler has a template of its own for the form that only this mode tries.
     """
 
     convolve: Convolve
     convolve_silu: Convolve | None = None
+    glu_convolve_silu: Convolve | None = None
     max_autotune: bool = False
 
 
@@ -77,7 +80,22 @@ FORMS: dict[str, Form] = {
     "shifted sum": Form(shifted_sum),
     "Toeplitz": Form(toeplitz),
     "Triton": Form(triton_depthwise.depthwise, triton_depthwise.depthwise_silu),
+    "Triton, tensor cores": Form(
+        partial(triton_depthwise.depthwise, tensor_cores=True),
+        partial(triton_depthwise.depthwise_silu, tensor_cores=True),
+        triton_depthwise.glu_depthwise_silu,
+    ),
 }
+
+
+def folded_chain(form: Form, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """GLU, convolution with BatchNorm folded into it, SiLU: [B, N, 2 C] -> [B, N, C], with as much in one as it can."""
+    if form.glu_convolve_silu is not None:
+        return form.glu_convolve_silu(x, weight, bias)
+    x = F.glu(x, dim=-1)
+    if form.convolve_silu is not None:
+        return form.convolve_silu(x, weight, bias)
+    return F.silu(form.convolve(x, weight, bias))
 
 
 def _autocast(*tensors: Tensor) -> Iterator[Tensor]:
@@ -158,10 +176,10 @@ class _FormConv(nn.Module):
         self.train(conv.training)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.glu(self.expand(x), dim=-1)
-        if isinstance(self.bn, nn.Identity) and self.form.convolve_silu is not None:
-            return self.proj_drop(self.project(self.form.convolve_silu(x, self.dwconv.weight, self.dwconv.bias)))
-        x = self.form.convolve(x, self.dwconv.weight, self.dwconv.bias)
+        x, weight, bias = self.expand(x), self.dwconv.weight, self.dwconv.bias
+        if isinstance(self.bn, nn.Identity):
+            return self.proj_drop(self.project(folded_chain(self.form, x, weight, bias)))
+        x = self.form.convolve(F.glu(x, dim=-1), weight, bias)
         x = self.bn(x.mT.unsqueeze(2)).squeeze(2).mT
         return self.proj_drop(self.project(self.act(x)))
 
@@ -170,7 +188,7 @@ class _FormConv(nn.Module):
 def use_form(model: nn.Module, form: Form) -> Iterator[nn.Module]:
     """Within it, the local sub-modules of a GLiT compute their depthwise convolution by a form; parameters stay.
 
-    Reparameterize a model before, not within: the form then computes the SiLU, too, if it can.
+    Reparameterize a model before, not within: the form then computes GLU and SiLU, too, if it can.
     """
     mixers = [m for m in model.modules() if isinstance(m, GlobalLocalMixer) and m.conv is not None]
     originals = [mixer.conv for mixer in mixers]

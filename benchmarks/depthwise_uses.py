@@ -25,7 +25,7 @@ from torch import Tensor
 from glit_models import GLIT_TINY, GLiTSpec
 
 from . import report
-from .depthwise_forms import FORMS, Form, conv2d_contiguous
+from .depthwise_forms import FORMS, Form, conv2d_contiguous, folded_chain
 
 IMAGE_SIZE = 224
 TOLERANCE = 2e-2  # of a result's norm; bfloat16 rounds to 0.4 per cent, twice in the chain
@@ -78,18 +78,15 @@ def function_of(form: Form, use: str) -> Callable[[Layer], Tensor]:
     def alone(layer: Layer) -> Tensor:
         return form.convolve(layer.x, layer.weight, layer.bias)
 
-    def folded_chain(layer: Layer) -> Tensor:
-        x = F.glu(layer.x, dim=-1)
-        if form.convolve_silu is not None:
-            return form.convolve_silu(x, layer.weight, layer.bias)
-        return F.silu(form.convolve(x, layer.weight, layer.bias))
+    def inference_chain(layer: Layer) -> Tensor:
+        return folded_chain(form, layer.x, layer.weight, layer.bias)
 
     def training_chain(layer: Layer) -> Tensor:
         x = form.convolve(F.glu(layer.x, dim=-1), layer.weight, layer.bias)
         x = F.batch_norm(x.mT.unsqueeze(2), None, None, layer.scale, layer.shift, training=True)
         return F.silu(x.squeeze(2).mT)
 
-    return {"inference in chain": folded_chain, "training in chain": training_chain}.get(use, alone)
+    return {"inference in chain": inference_chain, "training in chain": training_chain}.get(use, alone)
 
 
 def run_layer(function: Callable[[Layer], Tensor], use: str, layer: Layer, grad: Tensor) -> list[Tensor]:

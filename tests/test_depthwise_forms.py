@@ -7,6 +7,7 @@ import dataclasses
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -122,8 +123,8 @@ def _logits_and_gradient(model: torch.nn.Module, images: Tensor) -> tuple[Tensor
 def test_triton_s_operator_keeps_torch_library_s_rules(size: tuple[int, int, int, int]) -> None:
     x, weight, bias = operands(size, torch.float32)
     taps = weight.detach().flatten(1).t().contiguous().requires_grad_()
-    torch.library.opcheck(torch.ops.glit_models.depthwise, (x, taps, bias, False))
-    torch.library.opcheck(torch.ops.glit_models.depthwise, (x.detach(), taps.detach(), None, True))
+    torch.library.opcheck(torch.ops.glit_models.depthwise, (x, taps, bias, False, False, True))
+    torch.library.opcheck(torch.ops.glit_models.depthwise, (x.detach(), taps.detach(), None, False, True, False))
     torch.library.opcheck(torch.ops.glit_models.depthwise_gradients, (x.detach(), x.detach(), size[3]))
 
 
@@ -171,24 +172,30 @@ INTERPRETED = """
 import torch
 from benchmarks import triton_depthwise as td
 td.tokens_in_registers = lambda taps: 3
-for dtype, rounding in ((torch.float32, 1e-6), (torch.float16, 1e-3), (torch.bfloat16, 8e-3)):
-    for B, N, C, K, td.PROGRAMS in ((3, 7, 70, 5, 1), (3, 7, 5, 5, 9), (2, 2, 5, 9, 1584), (1, 1, 1, 1, 1584)):
+td.DOT_TILES = 2
+kinds = ((torch.float32, 1e-6, False), (torch.float16, 1e-3, True), (torch.bfloat16, 8e-3, False))
+for dtype, rounding, tensor_cores in kinds:  # the interpreter's matrix product takes bfloat16 for integers
+    for B, N, C, K, td.PROGRAMS in ((3, 7, 70, 5, 1), (2, 35, 3, 9, 1584), (1, 1, 1, 1, 9)):
         generator = torch.Generator().manual_seed(K)
         x, grad = (torch.randn(B, N, C, generator=generator).to(dtype) for _ in range(2))
         weight, bias = torch.randn(C, 1, 1, K, generator=generator), torch.randn(C, generator=generator)
         taps = weight.flatten(1).t().contiguous()
         assert td._runs_triton(x)
         leaves = [tensor.requires_grad_() for tensor in (x, weight, bias)]
-        out = td.depthwise(*leaves)
+        both = torch.cat((x, grad), dim=2).detach()
+        grad_taps, grad_bias = td.twin_gradients(grad, x.detach(), K)
+        out = td.depthwise(*leaves, tensor_cores)
         grads = torch.autograd.grad(out, leaves, grad)
         with torch.no_grad():
-            silu = td.depthwise_silu(*leaves)
-            grad_taps, grad_bias = td.twin_gradients(grad, x, K)
+            silu = td.depthwise_silu(*leaves, tensor_cores)
+            chain = td.glu_depthwise_silu(both, weight, bias) if tensor_cores else silu
+            expected_silu = td.twin(x, taps, bias, silu=True)
             expected = (
-                td.twin(x, taps, bias), td.twin(x, taps, bias, True), td.twin(grad, taps.flip(0), None),
-                grad_taps.t().reshape(weight.shape), grad_bias,
+                td.twin(x, taps, bias), expected_silu,
+                td.twin(both, taps, bias, True, True) if tensor_cores else expected_silu,
+                td.twin(grad, taps.flip(0), None), grad_taps.t().reshape(weight.shape), grad_bias,
             )
-        for ours, theirs in zip((out, silu, *grads), expected, strict=True):
+        for ours, theirs in zip((out, silu, chain, *grads), expected, strict=True):
             assert ours.dtype == theirs.dtype
             torch.testing.assert_close(ours, theirs, rtol=rounding, atol=rounding * K)
 print("same")
@@ -202,11 +209,12 @@ def test_the_kernels_compute_what_their_twin_does() -> None:
 
 @pytest.mark.skipif(not (RUNS_TRITON and torch.cuda.is_available()), reason="no GPU")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("size", [*SIZES, (5, 197, 384, 31)], ids=str)
-def test_the_kernels_compute_on_a_gpu_what_their_twin_does(size: tuple, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("size", [*SIZES, (5, 197, 384, 31), (17, 250, 40, 45)], ids=str)
+@pytest.mark.parametrize("tensor_cores", [True, False])
+def test_the_kernels_compute_on_a_gpu_what_their_twin_does(tensor_cores: bool, size: tuple, dtype: torch.dtype) -> None:
     on_cpu = operands(size, dtype)
     on_gpu = tuple(tensor.detach().cuda().requires_grad_() for tensor in on_cpu)
-    actual = output_and_gradients(triton_depthwise.depthwise, on_gpu)
+    actual = output_and_gradients(partial(triton_depthwise.depthwise, tensor_cores=tensor_cores), on_gpu)
     for ours, theirs in zip(actual, output_and_gradients(triton_depthwise.depthwise, on_cpu), strict=True):
         scale = max(1.0, theirs.abs().max().item())
         torch.testing.assert_close(ours.cpu(), theirs, rtol=0, atol=TOLERANCES[dtype] * scale)
@@ -221,13 +229,22 @@ def _python(code: str, **environment: str) -> str:
 
 
 @pytest.mark.skipif(not RUNS_TRITON, reason="Triton is not installed")
-@pytest.mark.parametrize("kernel", ["_convolve_kernel", "_gradients_kernel"])
 @pytest.mark.parametrize("kind", ["bf16", "fp16", "fp32"])
+@pytest.mark.parametrize("kernel", ["_convolve_kernel", "_gradients_kernel"])
 def test_the_kernels_compile_for_an_h100_and_load_two_channels_at_once(kernel: str, kind: str) -> None:
     ptx = _compiled(kernel, kind, taps=7, tokens=4)["ptx"]
     assert ".target sm_90" in ptx
     assert {"bf16": "ld.global.b32 ", "fp16": "ld.global.b32 ", "fp32": "ld.global.v2.b32 "}[kind] in ptx
     assert "ld.global.b16" not in ptx
+
+
+@pytest.mark.skipif(not RUNS_TRITON, reason="Triton is not installed")
+@pytest.mark.parametrize("kind", ["bf16", "fp16"])
+def test_the_products_are_of_tensor_cores_and_load_eight_channels_at_once(kind: str) -> None:
+    ptx = _compiled("_dot_kernel", kind, taps=31, tokens=4)["ptx"]
+    assert f"mma.sync.aligned.m16n8k16.row.col.f32.{kind}.{kind}.f32".replace("fp16", "f16") in ptx
+    assert "ld.global.v4.b32 " in ptx
+    assert "st.global.v4.b32 " in ptx
 
 
 @pytest.mark.slow
@@ -248,14 +265,26 @@ def _compiled(kernel: str, kind: str, taps: int, tokens: int) -> dict:
     from triton.compiler import ASTSource, compile
 
     function = getattr(triton_depthwise, kernel)
-    constants = {"C": 768, "K": taps, "T": tokens, "BLOCK": triton_depthwise.BLOCK_C, "SILU": True}
+    dot = kernel == "_dot_kernel"
+    block = triton_depthwise.DOT_BLOCK_C if dot else triton_depthwise.BLOCK_C
+    constants = {
+        "C": 768,
+        "K": taps,
+        "T": tokens,
+        "TILES": tokens,
+        "HALO": 0,
+        "BLOCK": block,
+        "GLU": False,
+        "SILU": True,
+    }
     constants = {name: value for name, value in constants.items() if name in function.arg_names}
     numbers = dict.fromkeys(("B", "N", "chunks", "images"), "i32")
     types = {"partial": "*fp32"} | numbers | dict.fromkeys(constants, "constexpr")
     signature = {name: types.get(name, f"*{kind}") for name in function.arg_names}
     aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(function.arg_names) if "*" in signature[name]}
+    options = triton_depthwise.DOT_OPTIONS if dot else triton_depthwise.OPTIONS
     source = ASTSource(function, signature, constants, aligned)
-    return compile(source, target=GPUTarget("cuda", 90, 32), options=triton_depthwise.OPTIONS).asm
+    return compile(source, target=GPUTarget("cuda", 90, 32), options=options).asm
 
 
 def test_the_benchmark_says_who_won_and_why_a_form_has_no_time(monkeypatch, capsys) -> None:
