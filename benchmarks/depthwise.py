@@ -1,8 +1,11 @@
 """The depthwise convolution on CPU: channels-last against channels-first, our weight gradient against torch's.
 
+With `--device cuda` (or any other) instead: which form of it is the fastest at GLiT-Tiny's layers, for each use.
+
 Axes: B batch, N tokens, C channels, K taps.
 """
 
+import argparse
 from collections.abc import Callable
 from functools import partial
 
@@ -12,7 +15,8 @@ from torch import Tensor
 
 from glit_models.depthwise import depthwise_conv, weight_grad
 
-from . import report
+from . import depthwise_uses, report
+from .depthwise_forms import FORMS
 
 TAPS = 45
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -20,8 +24,11 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 def main() -> None:
     """Measure and print."""
-    options = report.parser(__doc__.splitlines()[0] if __doc__ else None, rounds=15).parse_args()
+    options = _parser().parse_args()
     torch.set_num_threads(options.threads)
+    if options.device is not None:
+        depthwise_uses.measure(options)
+        return
     cases: dict[tuple[str, str, str], Callable[[], object]] = {}
     for name, case in _forward_cases(16, 197, 768).items():
         cases["forward, 16 x 197 x 768", "float32", name] = case
@@ -37,6 +44,21 @@ def main() -> None:
         for key in cases
     ]
     report.show("depthwise", options, rows)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = report.parser(__doc__.splitlines()[0] if __doc__ else None, rounds=15)
+    forms = parser.add_argument_group("the forms at GLiT-Tiny's layers")
+    forms.add_argument("--device", help="where: cuda, cuda:1, cpu; without it, the measurements on CPU alone")
+    forms.add_argument("--batch-size", type=int, default=256)
+    forms.add_argument("--dtype", choices=DTYPES, default="bfloat16")
+    forms.add_argument("--forms", nargs="+", choices=FORMS, default=list(FORMS), metavar="FORM", help=", ".join(FORMS))
+    uses, ways = depthwise_uses.FLOORS, depthwise_uses.WAYS
+    forms.add_argument("--uses", nargs="+", choices=uses, default=list(uses), metavar="USE", help=", ".join(uses))
+    forms.add_argument("--ways", nargs="+", choices=ways, default=list(ways), metavar="WAY", help=", ".join(ways))
+    forms.add_argument("--bandwidth", type=float, default=3.0, help="TB/s of the device's memory, for the floor")
+    forms.add_argument("--seconds", type=float, default=300, help="shared by the uses; after them no case is begun")
+    return parser
 
 
 def _operands(B: int, N: int, C: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:

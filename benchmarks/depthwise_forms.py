@@ -1,0 +1,201 @@
+"""The depthwise convolution in several forms that compute the same, and a way to put one of them into a GLiT.
+
+All take x [B, N, C], weight [C, 1, 1, K] and bias [C], pad with K // 2 zeros, return [B, N, C], can be differentiated
+and follow autocast. Which is the fastest depends on the device, the compiler and on whether gradients are wanted:
+`python -m benchmarks.depthwise --device cuda` measures it.
+
+Axes: B batch, N tokens, C channels, K taps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from glit_models.depthwise import weight_grad
+from glit_models.layers import GlobalLocalMixer, LocalConv
+
+from . import triton_depthwise
+
+__all__ = ["FORMS", "Convolve", "Form", "folded_chain", "use_form"]
+
+Convolve = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Form:
+    """One way to compute the convolution.
+
+    Attributes:
+        convolve: the convolution.
+        convolve_silu: the convolution and a SiLU after it, where the form does both at once.
+        glu_convolve_silu: the same with a GLU before it, whose input is [B, N, 2 C].
+        max_autotune: whether the compiler has a template of its own for the form that only this mode tries.
+    """
+
+    convolve: Convolve
+    convolve_silu: Convolve | None = None
+    glu_convolve_silu: Convolve | None = None
+    max_autotune: bool = False
+
+
+def conv2d_channels_last(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """A 2-D convolution of (1, K) over [B, C, 1, N], channels-last in memory, without a copy: what the model does."""
+    image = x.transpose(1, 2).unsqueeze(2)
+    return F.conv2d(image, weight, bias, padding=(0, weight.shape[3] // 2), groups=len(weight)).squeeze(2).mT
+
+
+def conv2d_contiguous(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """The same over a contiguous copy [B, C, 1, N]."""
+    image = x.transpose(1, 2).unsqueeze(2).contiguous()
+    return F.conv2d(image, weight, bias, padding=(0, weight.shape[3] // 2), groups=len(weight)).squeeze(2).mT
+
+
+def conv1d(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """A 1-D convolution over [B, C, N]; whether x is copied is the operator's, or the compiler's, to decide."""
+    return F.conv1d(x.mT, weight.squeeze(2), bias, padding=weight.shape[3] // 2, groups=len(weight)).mT
+
+
+def shifted_sum(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """The sum over k of x, shifted by k - K // 2, times weight k: K products that a compiler can make one kernel of."""
+    return _ShiftedSum.apply(*_autocast(x, weight, bias))
+
+
+def toeplitz(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """A matrix product for each channel with the banded N x N matrix of its taps, over [C, N, B]."""
+    return _Toeplitz.apply(*_autocast(x, weight, bias))
+
+
+FORMS: dict[str, Form] = {
+    "conv2d, channels-last": Form(conv2d_channels_last, max_autotune=True),
+    "conv2d, contiguous": Form(conv2d_contiguous),
+    "conv1d": Form(conv1d, max_autotune=True),
+    "shifted sum": Form(shifted_sum),
+    "Toeplitz": Form(toeplitz),
+    "Triton": Form(triton_depthwise.depthwise, triton_depthwise.depthwise_silu),
+    "Triton, tensor cores": Form(
+        partial(triton_depthwise.depthwise, tensor_cores=True),
+        partial(triton_depthwise.depthwise_silu, tensor_cores=True),
+        triton_depthwise.glu_depthwise_silu,
+    ),
+}
+
+
+def folded_chain(form: Form, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """GLU, convolution with BatchNorm folded into it, SiLU: [B, N, 2 C] -> [B, N, C], with as much in one as it can."""
+    if form.glu_convolve_silu is not None:
+        return form.glu_convolve_silu(x, weight, bias)
+    x = F.glu(x, dim=-1)
+    if form.convolve_silu is not None:
+        return form.convolve_silu(x, weight, bias)
+    return F.silu(form.convolve(x, weight, bias))
+
+
+def _autocast(*tensors: Tensor) -> Iterator[Tensor]:
+    device = tensors[0].device.type
+    enabled = torch.is_autocast_enabled(device)
+    return (tensor.to(torch.get_autocast_dtype(device)) if enabled else tensor for tensor in tensors)
+
+
+class _ShiftedSum(torch.autograd.Function):
+    """Its gradient is written out: autograd's own would scatter each of the K slices into a tensor of zeros."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return _shifted_sum(x, weight.flatten(1).t(), bias)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        x, weight = ctx.saved_tensors
+        taps = weight.shape[3]
+        grad_x = _shifted_sum(grad, weight.flatten(1).t().flip(0), None)
+        wide, windows = grad.to(_wide(grad)), _padded(x, taps).unfold(1, taps, 1)  # [B, N, C, K]
+        grad_weight = (wide.unsqueeze(3) * windows).sum((0, 1))  # one sum: of K sums a compiler makes many kernels
+        return grad_x, grad_weight.view_as(weight).to(weight.dtype), wide.sum((0, 1)).to(weight.dtype)
+
+
+def _shifted_sum(x: Tensor, taps: Tensor, bias: Tensor | None) -> Tensor:
+    """In float32 at least, because it is rounded K times where no compiler keeps the sum in registers."""
+    padded = _padded(x, len(taps))
+    wide = taps.to(padded.dtype)
+    total = padded[:, : x.shape[1]] * wide[0]
+    for k in range(1, len(taps)):
+        total = total + padded[:, k : k + x.shape[1]] * wide[k]
+    return (total if bias is None else total + bias).to(x.dtype)
+
+
+def _padded(x: Tensor, taps: int) -> Tensor:
+    return F.pad(x, (0, 0, taps // 2, taps // 2)).to(_wide(x))
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+class _Toeplitz(torch.autograd.Function):
+    """Its gradient is written out: autograd's own would add up the weight's gradient over a gather's indices."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        columns = x.permute(2, 1, 0).contiguous()  # [C, N, B]
+        ctx.save_for_backward(columns, weight)
+        product = torch.bmm(_banded(weight.flatten(1), x.shape[1]), columns)
+        return product.permute(2, 1, 0) + bias
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        columns, weight = ctx.saved_tensors
+        matrix = _banded(weight.flatten(1), grad.shape[1])
+        grad_x = torch.bmm(matrix.mT, grad.permute(2, 1, 0).contiguous()).permute(2, 1, 0)
+        grad_weight = weight_grad(columns.permute(2, 0, 1), grad.mT, weight.shape[3])
+        return grad_x, grad_weight, grad.sum((0, 1))
+
+
+def _banded(taps: Tensor, N: int) -> Tensor:
+    """[C, K] -> [C, N, N], whose element [c, i, j] is tap j - i + K // 2, or zero."""
+    excess = N - 1 - taps.shape[1] // 2  # zeros up to the farthest token, or (negative) taps beyond it
+    return F.pad(taps, (excess, excess)).unfold(1, N, 1).flip(1)  # windows that begin one tap earlier row by row
+
+
+class _FormConv(nn.Module):
+    """A `LocalConv` with its own parameters and names, but for the convolution, which is the form's."""
+
+    def __init__(self, conv: LocalConv, form: Form) -> None:
+        super().__init__()
+        for name, child in conv.named_children():
+            self.add_module(name, child)
+        self.form = form
+        self.train(conv.training)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, weight, bias = self.expand(x), self.dwconv.weight, self.dwconv.bias
+        if isinstance(self.bn, nn.Identity):
+            return self.proj_drop(self.project(folded_chain(self.form, x, weight, bias)))
+        x = self.form.convolve(F.glu(x, dim=-1), weight, bias)
+        x = self.bn(x.mT.unsqueeze(2)).squeeze(2).mT
+        return self.proj_drop(self.project(self.act(x)))
+
+
+@contextmanager
+def use_form(model: nn.Module, form: Form) -> Iterator[nn.Module]:
+    """Within it, the local sub-modules of a GLiT compute their depthwise convolution by a form; parameters stay.
+
+    Reparameterize a model before, not within: the form then computes GLU and SiLU, too, if it can.
+    """
+    mixers = [m for m in model.modules() if isinstance(m, GlobalLocalMixer) and m.conv is not None]
+    originals = [mixer.conv for mixer in mixers]
+    try:
+        for mixer in mixers:
+            mixer.conv = _FormConv(mixer.conv, form)
+        yield model
+    finally:
+        for mixer, original in zip(mixers, originals, strict=True):
+            mixer.conv = original.train(mixer.training)
