@@ -51,7 +51,7 @@ transformers-test: .venv-transformers/.transformers  ## transformers' timm wrapp
 
 bench: $(VENV)/.dev  ## what is measured: import time, throughput, the depthwise convolution, fractals, training, search, export
 	$(VENV)/bin/python -m benchmarks.imports
-	$(VENV)/bin/python -m benchmarks.models
+	$(VENV)/bin/python -m benchmarks.performance
 	$(VENV)/bin/python -m benchmarks.depthwise
 	$(VENV)/bin/python -m benchmarks.fractals
 	$(VENV)/bin/python -m benchmarks.training

@@ -46,14 +46,21 @@ class Form:
     max_autotune: bool = False
 
 
+def conv2d_rows(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """A 2-D convolution of (1, K) over [1, C, B, N], channels-last in memory, without a copy: what the model does."""
+    image = x.unsqueeze(0).permute(0, 3, 1, 2)
+    out = F.conv2d(image, weight, bias, padding=(0, weight.shape[3] // 2), groups=len(weight))
+    return out.permute(0, 2, 3, 1).squeeze(0)
+
+
 def conv2d_channels_last(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """A 2-D convolution of (1, K) over [B, C, 1, N], channels-last in memory, without a copy: what the model does."""
+    """The same over B pictures of one row, [B, C, 1, N]."""
     image = x.transpose(1, 2).unsqueeze(2)
     return F.conv2d(image, weight, bias, padding=(0, weight.shape[3] // 2), groups=len(weight)).squeeze(2).mT
 
 
 def conv2d_contiguous(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """The same over a contiguous copy [B, C, 1, N]."""
+    """The same over a contiguous copy of them."""
     image = x.transpose(1, 2).unsqueeze(2).contiguous()
     return F.conv2d(image, weight, bias, padding=(0, weight.shape[3] // 2), groups=len(weight)).squeeze(2).mT
 
@@ -74,6 +81,7 @@ def toeplitz(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 FORMS: dict[str, Form] = {
+    "conv2d, rows": Form(conv2d_rows, max_autotune=True),
     "conv2d, channels-last": Form(conv2d_channels_last, max_autotune=True),
     "conv2d, contiguous": Form(conv2d_contiguous),
     "conv1d": Form(conv1d, max_autotune=True),

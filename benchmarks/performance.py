@@ -1,0 +1,217 @@
+"""GLiT-Tiny beside timm's DeiT-Tiny and the authors' plain form: inference and training, eager and compiled.
+
+All cases of a batch size run in turns. Training is the forward and the backward pass of a step under autocast;
+inference has weights of the type. With `--forms` GLiT's depthwise convolution is computed in other forms too. The
+floors are what a GPU of the given rates needs for the multiply-adds, and for carrying activations if everything that is
+no matrix product, attention or convolution is fused into its neighbours.
+"""
+
+import argparse
+import copy
+import itertools
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+
+import timm
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from glit_models import GLIT_TINY, GLiTSpec, count_macs
+from glit_models.errors import first_line
+
+from . import report
+from .depthwise_forms import FORMS, use_form
+from .plain import plain_glit
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+USES = ("inference", "training")
+SIZE = 224
+PLAIN, GLIT, DEIT = "GLiT-Tiny, plain form", "GLiT-Tiny", "DeiT-Tiny"
+Case = tuple[str, str]  # network and how it is run
+
+
+def main() -> None:
+    """Measure, print, and draw if asked to."""
+    options = _parse()
+    torch.set_num_threads(options.threads)
+    torch._dynamo.config.recompile_limit = 1000  # all networks are compiled through the same few functions
+    rows: list[report.Row] = []
+    for use, precision in itertools.product(options.uses, options.precisions):
+        seconds: dict[int, dict[Case, float]] = {}
+        for batch in options.batch_sizes:
+            with ExitStack() as stack:
+                cases = _cases(stack, use, precision, batch, options)
+                seconds[batch] = report.interleaved(cases, options.rounds, options.clock)
+        rows += _rows(use, precision, seconds)
+        if options.device != "cpu":
+            rows.append(_floor(use, options))
+    report.show("performance", options, rows)
+    if options.plot:
+        _draw(rows, options)
+
+
+def _parse() -> argparse.Namespace:
+    parser = report.parser(__doc__, rounds=11)
+    report.add_clock(parser)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--uses", nargs="+", choices=USES, default=USES)
+    parser.add_argument("--precisions", nargs="+", choices=DTYPES, help="bf16 on a GPU, both on a CPU unless given")
+    parser.add_argument("--batch-sizes", nargs="+", type=int, help="256 on a GPU, 1 and 16 on a CPU unless given")
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, help="on a GPU unless told otherwise")
+    parser.add_argument("--compile-mode", help="of torch.compile; on a GPU max-autotune-no-cudagraphs unless given")
+    parser.add_argument("--forms", nargs="*", choices=FORMS, default=[], metavar="FORM", help=", ".join(FORMS))
+    parser.add_argument("--bandwidth", type=float, default=3.0, help="TB/s of the GPU's memory, for the floor")
+    parser.add_argument("--tflops", type=float, default=800, help="of the GPU, two for a multiply-add, for the floor")
+    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw images a second")
+    options = parser.parse_args()
+    on_cpu = options.device == "cpu"
+    options.precisions = options.precisions or (list(DTYPES) if on_cpu else ["bf16"])
+    options.batch_sizes = options.batch_sizes or ([1, 16] if on_cpu else [256])
+    options.compile_mode = options.compile_mode or ("default" if on_cpu else "max-autotune-no-cudagraphs")
+    options.compile = not on_cpu if options.compile is None else options.compile
+    return options
+
+
+# ---- what is run ----
+
+
+def _networks(stack: ExitStack, use: str, forms: list[str]) -> dict[str, nn.Module]:
+    """Each with weights of chance."""
+    torch.manual_seed(0)
+    glit = timm.create_model("glit_tiny").eval()
+    networks = {PLAIN: plain_glit(glit), GLIT: glit, DEIT: timm.create_model("deit_tiny_patch16_224")}
+    if use == "inference":
+        networks[f"{GLIT}, fused"] = copy.deepcopy(glit).fuse()
+    for form in forms:
+        network = copy.deepcopy(networks.get(f"{GLIT}, fused", glit))
+        networks[f"{GLIT}, {form}"] = stack.enter_context(use_form(network, FORMS[form]))
+    return networks
+
+
+def _cases(
+    stack: ExitStack, use: str, precision: str, batch: int, options: argparse.Namespace
+) -> dict[Case, Callable[[], object]]:
+    cases: dict[Case, Callable[[], object]] = {}
+    dtype, device = DTYPES[precision], torch.device(options.device)
+    for name, network in _networks(stack, use, options.forms).items():
+        network = network.to(device).train(use == "training")
+        images = torch.randn(batch, 3, SIZE, SIZE, device=device)
+        if use == "inference":
+            network, images = network.to(dtype), images.to(dtype)
+        for way in ("eager", "compiled") if options.compile else ("eager",):
+            torch.compiler.reset()
+            run = torch.compile(network, mode=options.compile_mode) if way == "compiled" else network
+            case = partial(_train if use == "training" else _infer, run, images, dtype)
+            try:
+                case()  # compiles
+            except Exception as error:  # whatever a compiler or device may raise: this case alone is left out
+                print(f"{name}, {way}, {use}, {precision}: left out: {first_line(error)}")
+                continue
+            cases[name, way] = case
+    return cases
+
+
+def _infer(network: nn.Module, images: Tensor, dtype: torch.dtype) -> None:
+    with torch.inference_mode():
+        network(images)
+    _wait(images.device)
+
+
+def _train(network: nn.Module, images: Tensor, dtype: torch.dtype) -> None:
+    with torch.autocast(images.device.type, dtype, enabled=dtype != torch.float32):
+        loss = F.cross_entropy(network(images), torch.zeros(len(images), dtype=torch.int64, device=images.device))
+    loss.backward()
+    network.zero_grad()
+    _wait(images.device)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type != "cpu":
+        torch.accelerator.synchronize()
+
+
+# ---- what is shown ----
+
+
+def _rows(use: str, precision: str, seconds: dict[int, dict[Case, float]]) -> list[report.Row]:
+    rows: list[report.Row] = []
+    for name, way in next(iter(seconds.values())):
+        row: dict[str, str | int | float] = {"use": use, "type": precision, "network": name, "how": way}
+        for batch, times in seconds.items():
+            own = times.get((name, way))
+            if own is None:
+                continue
+            row[f"batch {batch}, ms"] = own * 1e3
+            row[f"batch {batch}, images/s"] = batch / own
+            row[f"batch {batch}, of the plain form's"] = _ratio(times.get((PLAIN, "eager")), own)
+            row[f"batch {batch}, of DeiT-Tiny's"] = _ratio(times.get((DEIT, way)), own)
+        rows.append(row)
+    return rows
+
+
+def _ratio(theirs: float | None, ours: float) -> str:
+    return "" if theirs is None else f"{theirs / ours:.2f}x"
+
+
+def _floor(use: str, options: argparse.Namespace) -> report.Row:
+    """The least that a GPU needs, in the columns of `_rows`."""
+    row: dict[str, str | int | float] = {"use": use, "type": "bf16", "network": GLIT, "how": "floor"}
+    factor = 3 if use == "training" else 1  # a gradient for the input and one for the weight
+    for batch in options.batch_sizes:
+        arithmetic = factor * 2 * count_macs(GLIT_TINY) * batch / (options.tflops * 1e12)
+        memory = factor * 2 * activations(GLIT_TINY) * batch / (options.bandwidth * 1e12)
+        row[f"batch {batch}, ms"] = 1e3 * max(arithmetic, memory)
+        row[f"batch {batch}, images/s"] = batch / max(arithmetic, memory)
+        row[f"batch {batch}, of the plain form's"] = f"arithmetic {1e3 * arithmetic:.2f} ms"
+        row[f"batch {batch}, of DeiT-Tiny's"] = f"memory {1e3 * memory:.2f} ms"
+    return row
+
+
+def activations(spec: GLiTSpec) -> int:
+    """Numbers that the forward pass of an image reads and writes at the least.
+
+    Each matrix product, attention and convolution reads its operand and writes its result; norms, activation functions
+    and residuals are part of these. A GLU's two halves are read by the convolution.
+    """
+    dim, width = spec.embed_dim, spec.embed_dim // spec.num_heads
+    a_token = 0
+    for block in spec.blocks:
+        if block.qkv_ratio is not None:
+            outer, inner = block.num_global_heads * width, int(block.qkv_ratio * width) * block.num_global_heads
+            a_token += (outer + 3 * inner) + (3 * inner + inner) + (inner + 2 * outer)
+        if block.expand_ratio is not None:
+            outer = block.num_local_heads * width
+            hidden = outer * block.expand_ratio
+            a_token += (outer + 2 * hidden) + (2 * hidden + hidden) + (hidden + 2 * outer)
+        hidden = int(dim * block.mlp_ratio)
+        a_token += (dim + hidden) + (hidden + 2 * dim)
+    return a_token * ((SIZE // spec.patch_size) ** 2 + 1)
+
+
+def _draw(rows: list[report.Row], options: argparse.Namespace) -> None:
+    """A panel for each use, type and batch size."""
+    from matplotlib.figure import Figure
+
+    kinds = sorted({(str(row["use"]), str(row["type"])) for row in rows})
+    panels = [(*kind, batch) for kind in kinds for batch in options.batch_sizes]
+    columns = len(options.batch_sizes)
+    lines = len(panels) // columns
+    bars = max(sum((row["use"], row["type"]) == kind for row in rows) for kind in kinds)
+    figure = Figure(figsize=(5 * columns + 1, (0.8 + 0.26 * bars) * lines), layout="constrained")
+    for axes, (use, precision, batch) in zip(figure.subplots(lines, columns, squeeze=False).flat, panels, strict=True):
+        shown = [row for row in rows if (row["use"], row["type"]) == (use, precision) and f"batch {batch}, ms" in row]
+        names = [f"{row['network']}, {row['how']}" for row in shown]
+        values = [float(row[f"batch {batch}, images/s"]) for row in shown]
+        colors = ["C7" if DEIT in name else "C3" if PLAIN in name else "C0" for name in names]
+        axes.bar_label(axes.barh(names, values, color=colors), fmt="%.0f", padding=3)
+        axes.invert_yaxis()
+        axes.margins(x=0.14)
+        axes.set_title(f"{use}, {precision}, batch {batch}: images a second", fontsize="medium")
+    figure.savefig(options.plot, dpi=100)
+
+
+if __name__ == "__main__":
+    main()
