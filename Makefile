@@ -53,6 +53,7 @@ bench: $(VENV)/.dev  ## what is measured: import time, throughput, the depthwise
 	$(VENV)/bin/python -m benchmarks.imports
 	$(VENV)/bin/python -m benchmarks.performance
 	$(VENV)/bin/python -m benchmarks.depthwise
+	$(VENV)/bin/python -m benchmarks.pointwise
 	$(VENV)/bin/python -m benchmarks.fractals
 	$(VENV)/bin/python -m benchmarks.training
 	$(VENV)/bin/python -m benchmarks.memory

@@ -25,7 +25,7 @@ from glit_models.search.supernet import SHARINGS, keep_outside_path
 from torch import nn
 
 from glit_models import GLIT_TINY
-from glit_models.spec import GLiTSpec
+from glit_models.spec import BlockSpec, GLiTSpec
 from glit_models.training import setup
 from glit_models.training.recipe import OptimSection
 
@@ -40,11 +40,15 @@ def main() -> None:
     parser = report.parser(__doc__, rounds=5)
     parser.add_argument("--search", type=Path, help="folder of a finished search; without, only the supernet")
     parser.add_argument("--stage", default="stage2", help="whose candidates are evaluated again")
+    parser.add_argument("--count", action="store_true", help="only count what could be shared; evaluate nothing")
     parser.add_argument("--memory-mb", type=float, default=2000, help="for what networks share")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     report.add_clock(parser)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    if options.count:
+        report.show("search", options, _counted_rows(options), "counted, not a median")
+        return
     if options.search is not None:
         report.show("search", options, _evaluation_rows(options), "one run, not a median")
         print()
@@ -60,7 +64,9 @@ def _evaluation_rows(options: argparse.Namespace) -> list[report.Row]:
     context = RunContext(recipe, options.search, options.device, None)
     space = load_space(options.search / options.stage / "space.yaml")
     weights = options.search / options.stage / "supernet" / "model.safetensors"
-    generations = _generations(options.search / options.stage / "candidates.jsonl")
+    generations = [
+        [spec for spec, _ in generation] for generation in _scored(options.search / options.stage / "candidates.jsonl")
+    ]
     parents = recipe.evolution.num_parents
     total = sum(map(len, generations))
 
@@ -101,11 +107,30 @@ def _evaluation_rows(options: argparse.Namespace) -> list[report.Row]:
     return rows
 
 
-def _generations(path: Path) -> Generations:
-    generations: dict[int, list[GLiTSpec]] = {}
+def _counted_rows(options: argparse.Namespace) -> list[report.Row]:
+    """How much less work each way of sharing leaves, if memory were no bound: blocks that no network before had."""
+    scored: list[tuple[GLiTSpec, float]] = []
+    asked, blocks = 0, dict.fromkeys(("shared within a generation", "parents kept", "all kept"), 0)
+    for generation in _scored(options.search / options.stage / "candidates.jsonl"):
+        parents = sorted(scored, key=lambda pair: -pair[1])[: read_recipe_of(options.search).evolution.num_parents]
+        new = _prefixes(generation)
+        for name, known in zip(blocks, ((), parents, scored), strict=True):
+            blocks[name] += len(new - _prefixes(known))
+        asked += sum(spec.depth for spec, _ in generation)
+        scored += generation
+    return [{"evaluated": name, "less work in blocks": f"{asked / count:.2f}x"} for name, count in blocks.items()]
+
+
+def _prefixes(scored: Iterable[tuple[GLiTSpec, float]]) -> set[tuple[BlockSpec, ...]]:
+    return {spec.blocks[:depth] for spec, _ in scored for depth in range(1, spec.depth + 1)}
+
+
+def _scored(path: Path) -> list[list[tuple[GLiTSpec, float]]]:
+    """The networks of each generation with their accuracies."""
+    generations: dict[int, list[tuple[GLiTSpec, float]]] = {}
     for line in path.read_text().splitlines():
         entry = json.loads(line)
-        generations.setdefault(entry["generation"], []).append(GLiTSpec.from_dict(entry["spec"]))
+        generations.setdefault(entry["generation"], []).append((GLiTSpec.from_dict(entry["spec"]), entry["accuracy"]))
     return list(generations.values())
 
 
