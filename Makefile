@@ -8,9 +8,9 @@ TIMM_TESTS_MODELS ?= glit_tiny,glit_small,glit_base
 # The lowest versions that pyproject.toml allows.
 LOWEST = torch==2.11.0 torchvision==0.26.0 timm==1.0.31 huggingface_hub==1.0.0 safetensors==0.5.0 numpy==1.26.4 \
          pillow==10.3.0 pyyaml==6.0.1 rich==14.3.0 accelerate==1.5.0 matplotlib==3.11.0 scipy==1.12.0 \
-         onnx==1.18.0 onnxscript==0.5.0 onnxruntime==1.23.0
+         onnx==1.20.0 onnxscript==0.7.0 onnxruntime==1.28.0
 
-.PHONY: help demo search-demo test test-lowest lint format types timm-tests transformers-test bench clean
+.PHONY: help demo search-demo test test-slow test-lowest lint format types timm-tests transformers-test bench clean
 
 help:
 	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed 's/:.*## /\t/' | expand -t 20
@@ -22,11 +22,15 @@ search-demo: $(VENV)/.dev  ## a whole search in about two minutes, and its repor
 	$(VENV)/bin/glit search smoke --out runs/search_smoke
 	$(VENV)/bin/glit search report runs/search_smoke
 
-test: $(VENV)/.dev  ## the test suite
+test: $(VENV)/.dev  ## the test suite, but for what is slow
 	$(PYTEST)
+
+test-slow: $(VENV)/.dev  ## what is slow: whole searches, kills at random moments, large models, compilers
+	$(PYTEST) -m slow
 
 test-lowest: .venv-lowest/.lowest  ## the test suite under the lowest versions of the core dependencies
 	.venv-lowest/bin/python -m pytest
+	.venv-lowest/bin/python -m pytest -m slow
 
 lint: $(VENV)/.dev  ## style, and who may import whom
 	$(VENV)/bin/ruff check .

@@ -161,7 +161,9 @@ class Program:
     def _load(self) -> dict[str, str]:
         extra: dict[str, Any] = {_INFO: ""}
         try:
-            program = torch.export.load(self.path, extra_files=extra)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # torch 2.11's, of its own buffers
+                program = torch.export.load(self.path, extra_files=extra)
         except Exception:
             from torch._inductor import aoti_load_package
 

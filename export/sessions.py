@@ -107,7 +107,7 @@ def _chosen(providers: Sequence[str] | None) -> list[str]:
 
 def _complaint(where: str, provider: str, error: Exception) -> ExportError:
     text, kind = first_line(error), type(error).__name__
-    if kind == "InvalidProtobuf" or "No graph was found" in text:
+    if kind == "InvalidProtobuf" or any(words in text for words in ("No graph was found", "does not have a graph")):
         return ExportError(f"{where}: not a whole ONNX file, probably cut short; export it again")
     version = require("onnxruntime").__version__
     return UnrunnableError(f"{where}: {provider} of onnxruntime {version} cannot run it: {text}")

@@ -133,8 +133,9 @@ class GlobalLocalMixer(nn.Module):
             return self.conv(x)
         if self.conv is None:
             return self.attn(x)
-        global_out = self.attn(x[..., : self.global_dim])
-        local_out = self.conv(x[..., self.global_dim :])
+        # A linear layer adds its bias in a pass of its own unless its input is contiguous.
+        global_out = self.attn(x[..., : self.global_dim].contiguous())
+        local_out = self.conv(x[..., self.global_dim :].contiguous())
         return torch.cat([global_out, local_out], dim=-1)
 
 

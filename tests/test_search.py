@@ -154,7 +154,7 @@ def test_the_winner_is_a_model_like_any_other(finished: Path, tmp_path: Path, ca
     assert trained.spec == model.spec
 
 
-@pytest.mark.parametrize("method", ["spos", "random"])
+@pytest.mark.parametrize("method", ["spos", pytest.param("random", marks=pytest.mark.slow)])
 def test_methods_of_one_level_have_one_stage_with_the_work_of_two(method: str, tmp_path: Path):
     result = _search(tmp_path, f"method={method}", "retrain.top=1")
     assert result["num_evaluated"] == 36
@@ -165,6 +165,7 @@ def test_methods_of_one_level_have_one_stage_with_the_work_of_two(method: str, t
     assert origins == ({"random"} if method == "random" else {"random", "mutation", "crossover"})
 
 
+@pytest.mark.slow
 def test_independent_weights_and_paths_within_the_budget_are_a_key_away(tmp_path: Path):
     _search(tmp_path, "supernet.sharing=independent", "supernet.sampling=budget", "retrain.top=1")
     weights = load_file(tmp_path / "stage2" / "supernet" / "model.safetensors")
@@ -222,7 +223,10 @@ cli.main(sys.argv[2:])
 """
 
 
-@pytest.mark.parametrize("where", ["supernet", "evaluation", "evolution", "retraining", "second", "end"])
+SLOW = [pytest.param(where, marks=pytest.mark.slow) for where in ("supernet", "evolution", "second", "end")]
+
+
+@pytest.mark.parametrize("where", ["evaluation", "retraining", *SLOW])
 def test_a_search_killed_in_any_part_goes_on_to_the_same_end(where: str, finished: Path, tmp_path: Path):
     command = [sys.executable, "-c", PROGRAM, where, *_command(tmp_path)]
     killed = subprocess.run(command, env=ENVIRONMENT, capture_output=True, timeout=200)
