@@ -16,7 +16,6 @@ from typing import Any, final
 
 import torch
 
-from glit_models.cost import count_macs
 from glit_models.errors import SearchError
 from glit_models.spec import GLiTSpec
 from glit_models.training import Trainer
@@ -42,7 +41,7 @@ class Ranking:
 
     Attributes:
         stage: its name.
-        specs: the networks. macs: their multiply-adds.
+        specs: the networks. costs: what each budget counts of them, by its name.
         inherited, standalone: their accuracies on the search set, in percent, under the supernet's weights and trained
             by themselves.
         kendall, spearman: between the two.
@@ -51,7 +50,7 @@ class Ranking:
 
     stage: str
     specs: tuple[GLiTSpec, ...]
-    macs: tuple[int, ...]
+    costs: tuple[dict[str, float], ...]
     inherited: tuple[float, ...]
     standalone: tuple[float, ...]
     kendall: Correlation
@@ -60,8 +59,8 @@ class Ranking:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as they stand in `rank.json`."""
-        columns = zip(self.specs, self.macs, self.inherited, self.standalone, strict=True)
-        networks = [{"spec": s.to_dict(), "macs": m, "inherited": i, "standalone": a} for s, m, i, a in columns]
+        columns = zip(self.specs, self.costs, self.inherited, self.standalone, strict=True)
+        networks = [{"spec": s.to_dict(), **c, "inherited": i, "standalone": a} for s, c, i, a in columns]
         names = ("kendall", "spearman", "kendall_macs")
         return {
             "stage": self.stage,
@@ -168,9 +167,8 @@ def _train(stage: Stage, out: Path, spec: GLiTSpec) -> float:
 def _compare(
     stage: Stage, specs: Sequence[GLiTSpec], inherited: Sequence[float], standalone: Sequence[float]
 ) -> Ranking:
-    size, num_classes = stage.context.training.model.img_size, stage.context.num_classes
-    macs = [count_macs(spec, size, num_classes) for spec in specs]
+    costs = [{budget.name: budget.cost(spec) for budget in stage.context.budgets} for spec in specs]
     return Ranking(
-        stage.name, tuple(specs), tuple(macs), tuple(inherited), tuple(standalone),
-        kendall(inherited, standalone), spearman(inherited, standalone), kendall(macs, standalone),
+        stage.name, tuple(specs), tuple(costs), tuple(inherited), tuple(standalone), kendall(inherited, standalone),
+        spearman(inherited, standalone), kendall([cost["macs"] for cost in costs], standalone),
     )  # fmt: skip

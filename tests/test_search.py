@@ -18,7 +18,14 @@ import pytest
 import timm
 import torch
 import yaml
-from glit_models.search import SearchRun, load_search_recipe, load_space, rank_networks, shipped_search_recipes
+from glit_models.search import (
+    SearchRun,
+    load_search_recipe,
+    load_space,
+    rank_networks,
+    shipped_search_recipes,
+    write_report,
+)
 from glit_models.search.recipe import SearchRecipe
 from safetensors.torch import load_file
 
@@ -182,6 +189,7 @@ def test_networks_are_ranked_by_training_them(finished: Path, tmp_path: Path):
     assert len(written["networks"]) == 4
     assert -1 <= written["kendall"]["low"] <= written["kendall"]["value"] <= written["kendall"]["high"] <= 1
     assert "Kendall's tau" in str(ranking)
+    assert f"{ranking.kendall.value:.2f}" in write_report(out).read_text()
     again = rank_networks(out, 4, device="cpu")
     assert again == ranking
     with pytest.raises(SearchError, match="stage must be one of stage1, stage2, got 'joint'"):
