@@ -18,6 +18,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from glit_models import GLIT_TINY, GLiTSpec, count_macs
 from glit_models.errors import first_line
@@ -36,6 +37,9 @@ Case = tuple[str, str]  # network and how it is run
 def main() -> None:
     """Measure, print, and draw if asked to."""
     options = _parse()
+    if options.count:
+        report.show("performance", options, _counts(options), "counted, not a median")
+        return
     torch.set_num_threads(options.threads)
     torch._dynamo.config.recompile_limit = 1000  # all networks are compiled through the same few functions
     rows: list[report.Row] = []
@@ -65,9 +69,10 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--forms", nargs="*", choices=FORMS, default=[], metavar="FORM", help=", ".join(FORMS))
     parser.add_argument("--bandwidth", type=float, default=3.0, help="TB/s of the GPU's memory, for the floor")
     parser.add_argument("--tflops", type=float, default=800, help="of the GPU, two for a multiply-add, for the floor")
+    parser.add_argument("--count", action="store_true", help="only multiply-adds and a GPU's floor; run nothing")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw images a second")
     options = parser.parse_args()
-    on_cpu = options.device == "cpu"
+    on_cpu = options.device == "cpu" and not options.count
     options.precisions = options.precisions or (list(DTYPES) if on_cpu else ["bf16"])
     options.batch_sizes = options.batch_sizes or ([1, 16] if on_cpu else [256])
     options.compile_mode = options.compile_mode or ("default" if on_cpu else "max-autotune-no-cudagraphs")
@@ -102,7 +107,6 @@ def _cases(
         if use == "inference":
             network, images = network.to(dtype), images.to(dtype)
         for way in ("eager", "compiled") if options.compile else ("eager",):
-            torch.compiler.reset()
             run = torch.compile(network, mode=options.compile_mode) if way == "compiled" else network
             case = partial(_train if use == "training" else _infer, run, images, dtype)
             try:
@@ -159,15 +163,42 @@ def _ratio(theirs: float | None, ours: float) -> str:
 def _floor(use: str, options: argparse.Namespace) -> report.Row:
     """The least that a GPU needs, in the columns of `_rows`."""
     row: dict[str, str | int | float] = {"use": use, "type": "bf16", "network": GLIT, "how": "floor"}
-    factor = 3 if use == "training" else 1  # a gradient for the input and one for the weight
     for batch in options.batch_sizes:
-        arithmetic = factor * 2 * count_macs(GLIT_TINY) * batch / (options.tflops * 1e12)
-        memory = factor * 2 * activations(GLIT_TINY) * batch / (options.bandwidth * 1e12)
+        arithmetic, memory = _floor_seconds(use, batch, options)
         row[f"batch {batch}, ms"] = 1e3 * max(arithmetic, memory)
         row[f"batch {batch}, images/s"] = batch / max(arithmetic, memory)
         row[f"batch {batch}, of the plain form's"] = f"arithmetic {1e3 * arithmetic:.2f} ms"
         row[f"batch {batch}, of DeiT-Tiny's"] = f"memory {1e3 * memory:.2f} ms"
     return row
+
+
+def _floor_seconds(use: str, batch: int, options: argparse.Namespace) -> tuple[float, float]:
+    """For the arithmetic, and for carrying activations in bfloat16."""
+    factor = 3 if use == "training" else 1  # a gradient for the input and one for the weight
+    arithmetic = factor * 2 * count_macs(GLIT_TINY) * batch / (options.tflops * 1e12)
+    return arithmetic, factor * 2 * activations(GLIT_TINY) * batch / (options.bandwidth * 1e12)
+
+
+def _counts(options: argparse.Namespace) -> list[report.Row]:
+    """Multiply-adds of an image, and the floors of GLiT-Tiny."""
+    rows: list[report.Row] = []
+    for name, model in ((GLIT, "glit_tiny"), (DEIT, "deit_tiny_patch16_224")):
+        network = timm.create_model(model).eval()
+        with FlopCounterMode(display=False) as counter, torch.inference_mode():
+            network(torch.zeros(1, 3, SIZE, SIZE))
+        linear = [layer for layer in network.blocks.modules() if isinstance(layer, nn.Linear)]
+        tokens = network.pos_embed.shape[1]
+        rows.append({
+            "what": f"{name}, multiply-adds, G",
+            "all": counter.get_total_flops() / 2e9,
+            "in linear layers": sum(tokens * layer.weight.numel() for layer in linear) / 1e9,
+        })  # fmt: skip
+    for use in USES:
+        batch = options.batch_sizes[0]
+        arithmetic, memory = _floor_seconds(use, batch, options)
+        shown = f"arithmetic {1e3 * arithmetic:.2f} ms, memory {1e3 * memory:.2f} ms"
+        rows.append({"what": f"{GLIT}, {use} on a GPU, batch {batch}", "all": shown, "in linear layers": ""})
+    return rows
 
 
 def activations(spec: GLiTSpec) -> int:

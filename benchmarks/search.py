@@ -10,6 +10,7 @@ The supernet: a training step of GLiT-Tiny as the active path against the same n
 import argparse
 import json
 import random
+import statistics
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -48,6 +49,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     if options.count:
         report.show("search", options, _counted_rows(options), "counted, not a median")
+        print(f"\n{_distances(options)}")
         return
     if options.search is not None:
         report.show("search", options, _evaluation_rows(options), "one run, not a median")
@@ -119,6 +121,25 @@ def _counted_rows(options: argparse.Namespace) -> list[report.Row]:
         asked += sum(spec.depth for spec, _ in generation)
         scored += generation
     return [{"evaluated": name, "less work in blocks": f"{asked / count:.2f}x"} for name, count in blocks.items()]
+
+
+def _distances(options: argparse.Namespace) -> str:
+    """How far the networks of a generation are behind the last of their parents: what early stopping must tell."""
+    scored: list[float] = []
+    medians = []
+    for generation in _scored(options.search / options.stage / "candidates.jsonl"):
+        accuracies = [accuracy for _, accuracy in generation]
+        if scored:
+            last = sorted(scored)[-read_recipe_of(options.search).evolution.num_parents :][0]
+            medians.append(last - statistics.median(accuracies))
+        scored += accuracies
+    late = medians[4:]  # of generations 5 and later; the first one has no parents
+    if not late:
+        return "there are too few generations for the distances to parents"
+    return (
+        f"from generation 5 on the median network is {statistics.median(late):.1f} points behind the last parent "
+        f"({min(late):.1f} to {max(late):.1f} by generation)"
+    )
 
 
 def _prefixes(scored: Iterable[tuple[GLiTSpec, float]]) -> set[tuple[BlockSpec, ...]]:
