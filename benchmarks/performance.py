@@ -99,6 +99,7 @@ def _networks(stack: ExitStack, use: str, forms: list[str]) -> dict[str, nn.Modu
 def _cases(
     stack: ExitStack, use: str, precision: str, batch: int, options: argparse.Namespace
 ) -> dict[Case, Callable[[], object]]:
+    torch.compiler.reset()  # else the second batch size would be compiled for all sizes
     cases: dict[Case, Callable[[], object]] = {}
     dtype, device = DTYPES[precision], torch.device(options.device)
     for name, network in _networks(stack, use, options.forms).items():

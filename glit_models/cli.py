@@ -21,9 +21,10 @@ from typing import TYPE_CHECKING, Any
 from .errors import DataError, GlitError, SearchError
 
 if TYPE_CHECKING:
+    from glit_models.search.recipe import SearchRecipe
+
     from .evaluation import Evaluation
     from .inference import Prediction
-    from .model import GLiT
     from .spec import GLiTSpec
 
 __all__ = ["main"]
@@ -499,8 +500,7 @@ def _run_search(args: argparse.Namespace) -> int:
 
     command = shlex.join(["glit", "search", args.what, *(word for text in args.set for word in ("--set", text))])
     recipe = load_search_recipe(args.what, args.set)
-    runtimes = {"onnx": _prepare_in_onnx}
-    run = SearchRun(recipe, args.out, pick_device(args.device), args.max_minutes, command, runtimes)
+    run = SearchRun(recipe, args.out, pick_device(args.device), args.max_minutes, command, _runtimes(recipe))
     result = run.run()
     if result is not None and run.context.rank == 0:
         print(json.dumps(result, indent=2))
@@ -511,11 +511,20 @@ def _run_search(args: argparse.Namespace) -> int:
     return 0
 
 
-def _prepare_in_onnx(model: GLiT, batch_size: int, threads: int, device: str) -> Callable[[], object]:
-    """What times a network as its export; search and export do not know each other."""
-    from glit_models.export import onnx_runner
+def _runtimes(recipe: SearchRecipe) -> dict[str, Callable[..., Callable[[], object]]]:
+    """What the recipe times networks with besides PyTorch: search and export do not know each other.
 
-    return onnx_runner(model, batch_size, threads, device)
+    Raises:
+        ExportError: if it is not installed; said now, not after a supernet is trained.
+    """
+    if recipe.latency.runtime != "onnx":
+        return {}
+    from glit_models.export import onnx_runner
+    from glit_models.export.extras import require
+
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        require(package)
+    return {"onnx": onnx_runner}
 
 
 def _run_search_report(args: argparse.Namespace) -> int:
@@ -527,12 +536,13 @@ def _run_search_report(args: argparse.Namespace) -> int:
 
 def _run_search_rank(args: argparse.Namespace) -> int:
     from glit_models.search import rank_networks
+    from glit_models.search.pipeline import read_recipe_of
 
     from .inference import pick_device
 
     ranking = rank_networks(
         args.folder, args.networks or 10, args.stage, pick_device(args.device), args.max_minutes,
-        {"onnx": _prepare_in_onnx},
+        _runtimes(read_recipe_of(args.folder)),
     )  # fmt: skip
     if ranking is not None:
         print(ranking)

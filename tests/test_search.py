@@ -462,6 +462,17 @@ def test_a_budget_of_milliseconds_is_of_the_runtime_that_the_recipe_names(finish
     assert asked == [spec]
 
 
+def test_a_runtime_that_is_not_installed_is_said_before_anything_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    out = tmp_path / "run"
+    assert cli.main(_command(out, "latency.runtime=onnx", "budget.latency_ms.high=1000")) == 2
+    err = capsys.readouterr().err
+    assert re.search(r'^glit: onnxscript cannot be imported .*glit-models\[export\]"` installs it$', err)
+    assert not out.exists()
+
+
 def test_a_space_whose_file_has_changed_is_refused(finished: Path, tmp_path: Path):
     out = tmp_path / "run"
     _until_evolved(finished, out)
