@@ -1,4 +1,6 @@
-"""The linear layers of GLiT-Tiny as `F.linear` and as channels-last convolutions of 1 x 1, with gradients and without.
+"""The linear layers of GLiT-Tiny in three forms: `F.linear`, channels-last convolutions of 1 x 1, oneDNN's operator.
+
+The operator, which has no gradient, is called as `glit_models.cpu_inference` calls it.
 
 Axes: B batch, N tokens, C channels.
 """
@@ -36,6 +38,7 @@ def main() -> None:
             f"{form.__name__}{', backward' if backward else ''}": partial(_run, form, work, backward)
             for form, backward in itertools.product((linear, convolution), (False, True))
         }
+        cases["oneDNN's operator"] = partial(_run, operator, work, False)
         seconds = report.interleaved(cases, options.rounds, options.clock)
         rows.append({"type": name, "batch": batch} | {f"{key}, ms": took * 1e3 for key, took in seconds.items()})
     report.show("pointwise", options, rows)
@@ -63,6 +66,11 @@ def convolution(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """The same."""
     image = x.unsqueeze(0).permute(0, 3, 1, 2)  # [1, C, B, N]
     return F.conv2d(image, weight[:, :, None, None], bias).permute(0, 2, 3, 1).squeeze(0)
+
+
+def operator(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """The same."""
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 
 def _run(form: Callable[..., Tensor], work: list[tuple[Tensor, Tensor, Tensor]], backward: bool) -> None:

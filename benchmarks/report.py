@@ -3,6 +3,7 @@
 import argparse
 import json
 import platform
+import random
 import resource
 import statistics
 import sys
@@ -41,13 +42,20 @@ def add_clock(options: argparse.ArgumentParser) -> None:
 
 
 def interleaved(cases: Mapping[str, Callable[[], object]], rounds: int, clock: str = "wall") -> dict[str, float]:
-    """The median seconds of each case. Each round runs all of them, so that a slow minute is slow for everyone."""
+    """The median seconds of each case.
+
+    Each round runs all of them, so that a slow minute is slow for everyone, in another order, so that nobody always
+    finds the caches as the same other left them.
+    """
     now = CLOCKS[clock]
     seconds: dict[str, list[float]] = {name: [] for name in cases}
     for function in cases.values():
         function()  # warm caches and allocators
+    order, chance = list(cases), random.Random(0)
     for _ in range(rounds):
-        for name, function in cases.items():
+        chance.shuffle(order)
+        for name in order:
+            function = cases[name]
             start = now()
             function()
             seconds[name].append(now() - start)

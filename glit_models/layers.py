@@ -11,6 +11,7 @@ from timm.layers import Attention, DropPath, LayerNorm, Mlp
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+from . import cpu_inference
 from .depthwise import depthwise_conv, is_narrow
 from .spec import BlockSpec
 
@@ -56,22 +57,22 @@ class LocalConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, N, C] -> [B, N, C]."""
-        x = F.glu(self.expand(x), dim=-1)
+        return self.proj_drop(self.project(self.convolve(self.expand(x))))
+
+    def convolve(self, x: Tensor) -> Tensor:
+        """What lies between the pointwise layers: [B, N, 2 * hidden] -> [B, N, hidden]."""
+        x = F.glu(x, dim=-1)
         x = x.unsqueeze(0).permute(0, 3, 1, 2)  # [1, C, B, N], channels-last in memory
         if torch.is_grad_enabled() or self.is_narrow:
             x = depthwise_conv(x, self.dwconv.weight, self.dwconv.bias)
         else:
             x = self.dwconv(x)
         x = self.act(self.bn(x))
-        x = x.permute(0, 2, 3, 1).squeeze(0)
-        return self.proj_drop(self.project(x))
+        return x.permute(0, 2, 3, 1).squeeze(0)
 
     @torch.jit.ignore
     def fuse(self) -> "LocalConv":
-        """Fold BatchNorm's running statistics into the depthwise convolution, in place; for inference only.
-
-        `timm.utils.reparameterize_model` calls this.
-        """
+        """Fold BatchNorm's running statistics into the depthwise convolution, in place; for inference only."""
         bn = self.bn
         if isinstance(bn, nn.BatchNorm2d):
             assert bn.running_mean is not None  # only without track_running_stats
@@ -138,6 +139,25 @@ class GlobalLocalMixer(nn.Module):
         local_out = self.conv(x[..., self.global_dim :].contiguous())
         return torch.cat([global_out, local_out], dim=-1)
 
+    def infer(self, x: Tensor, residual: Tensor) -> Tensor:
+        """`residual + forward(x)` where `cpu_inference.applies`."""
+        if self.conv is None:
+            assert self.attn is not None
+            return cpu_inference.attend(self.attn, x, residual)
+        if self.attn is None:
+            return _infer_conv(self.conv, x, residual)
+        global_out = cpu_inference.attend(self.attn, x[..., : self.global_dim].contiguous())
+        local_out = _infer_conv(self.conv, x[..., self.global_dim :].contiguous())
+        return residual + torch.cat([global_out, local_out], dim=-1)
+
+
+def _infer_conv(conv: LocalConv, x: Tensor, residual: Tensor | None = None) -> Tensor:
+    """`conv(x)`, the residual added if given, where `cpu_inference.applies`: [B, N, C] -> [B, N, C]."""
+    if not cpu_inference.is_untouched(conv, LocalConv):
+        return conv(x) if residual is None else residual + conv(x)
+    x = conv.convolve(cpu_inference.linear(conv.expand, x))
+    return cpu_inference.linear(conv.project, x, residual)
+
 
 class Block(nn.Module):
     """Pre-norm residual block: x + mixer(norm1(x)), then x + mlp(norm2(x)), each under stochastic depth.
@@ -168,8 +188,36 @@ class Block(nn.Module):
         self.norm2 = LayerNorm(dim, eps=1e-6, **dd)
         self.mlp = Mlp(dim, int(dim * block.mlp_ratio), act_layer=nn.GELU, drop=proj_drop, **dd)
         self.drop_path2 = DropPath(drop_path) if drop_path > 0.0 else nn.Identity()
+        self.is_fused = False
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, N, C] -> [B, N, C]."""
+        if torch.jit.is_scripting():
+            return self._forward(x)
+        else:  # noqa: RET505 - TorchScript leaves out a branch only as an `else`
+            return self._infer(x) if self._infers(x) else self._forward(x)
+
+    def _forward(self, x: Tensor) -> Tensor:
         x = x + self.drop_path1(self.mixer(self.norm1(x)))
         return x + self.drop_path2(self.mlp(self.norm2(x)))
+
+    def _infers(self, x: Tensor) -> bool:
+        return self.is_fused and not self.training and cpu_inference.applies(x)
+
+    def _infer(self, x: Tensor) -> Tensor:
+        x = self.mixer.infer(self.norm1(x), x)
+        mlp, normed = self.mlp, self.norm2(x)
+        if not cpu_inference.is_untouched(mlp, Mlp):
+            return x + mlp(normed)
+        return cpu_inference.linear(mlp.fc2, cpu_inference.linear(mlp.fc1, normed, gelu=True), x)
+
+    @torch.jit.ignore
+    def fuse(self) -> "Block":
+        """Fold BatchNorm, and from now on use the fused operators of a CPU where they apply; in place.
+
+        For inference only. `timm.utils.reparameterize_model` calls this.
+        """
+        if self.mixer.conv is not None:
+            self.mixer.conv.fuse()
+        self.is_fused = True
+        return self

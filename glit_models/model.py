@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from .checkpoint import check_fits, convert_official_state_dict, is_official
 from .errors import SpecError
-from .layers import Block, LocalConv
+from .layers import Block
 from .spec import GLiTSpec
 
 __all__ = ["GLiT", "checkpoint_filter_fn"]
@@ -161,16 +161,18 @@ class GLiT(nn.Module):
 
     @torch.jit.ignore
     def fuse(self) -> "GLiT":
-        """Fold every BatchNorm into its convolution, in place: the same outputs, faster, and for inference only.
+        """Fold every BatchNorm into its convolution and use the fused operators of a CPU, in place.
 
+        The same outputs (1e-5 in float32), faster, and for inference only. On a CPU without gradients blocks then pass
+        by their activation functions and dropouts: what hooks are to see there, they see before fusing.
         `timm.utils.reparameterize_model(model)` gives a copy so changed and leaves the model as it is.
 
         Returns:
             The model itself, in evaluation mode.
         """
-        for module in self.modules():
-            if isinstance(module, LocalConv):
-                module.fuse()
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            block.fuse()
         return self.eval()
 
     @torch.jit.ignore
