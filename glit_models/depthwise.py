@@ -15,7 +15,7 @@ from torch import Tensor
 
 __all__ = ["depthwise_conv", "is_narrow"]
 
-_TILE = 48  # tokens; of 16 to 100 about so many were the fastest at GLiT-Tiny's sizes
+_TILE = 40  # tokens; of 16 to 100 about so many were the fastest at GLiT-Tiny's sizes
 _MAX_WHOLE = 32  # tokens that are one tile without padding
 
 
@@ -76,7 +76,7 @@ def weight_grad(x: Tensor, grad: Tensor, taps: int) -> Tensor:
     """The sum over b and n of grad[b, c, n] * x[b, c, n + k - K // 2]: [B, C, N], [B, C, N] -> [C, 1, 1, K].
 
     A matrix product for each channel holds all products of two tokens that are at most a tile and K apart; tap k
-    collects a diagonal of it.
+    collects a diagonal of it. Its operands are contiguous: torch would copy them matrix by matrix.
     """
     diagonals = _whole(x, grad, taps) if x.shape[2] <= _MAX_WHOLE else _tiled(x, grad, taps)
     return diagonals.view(x.shape[1], 1, 1, taps)
@@ -84,7 +84,8 @@ def weight_grad(x: Tensor, grad: Tensor, taps: int) -> Tensor:
 
 def _whole(x: Tensor, grad: Tensor, taps: int) -> Tensor:
     channels, tokens = x.shape[1], x.shape[2]
-    products = torch.bmm(grad.permute(1, 2, 0), x.permute(1, 0, 2))  # [C, N, N], [c, i, j] = grad at i times x at j
+    # [C, N, N], [c, i, j] = grad at i times x at j
+    products = torch.bmm(grad.permute(1, 2, 0).contiguous(), x.permute(1, 0, 2).contiguous())
     # The diagonal j - i = k - K // 2: rows of width 2N read with stride 2N + 1 put diagonals in columns.
     flat = F.pad(F.pad(products, (tokens - 1, 1)).reshape(channels, -1), (0, tokens))
     diagonals = flat.as_strided((channels, tokens, 2 * tokens - 1), (flat.stride(0), 2 * tokens + 1, 1)).sum(1)
@@ -98,8 +99,9 @@ def _tiled(x: Tensor, grad: Tensor, taps: int) -> Tensor:
     window = _TILE + taps - 1  # of x, that a tile of the gradient meets
     missing = tiles * _TILE - tokens
     windows = F.pad(x, (taps // 2, taps // 2 + missing)).unfold(2, window, _TILE)  # [B, C, tiles, window]
-    windows = windows.permute(1, 0, 2, 3).reshape(channels, -1, window)
+    windows = windows.permute(1, 0, 2, 3).reshape(channels, -1, window).contiguous()
     tiled = F.pad(grad, (0, missing)).view(batch, channels, tiles, _TILE)
-    products = torch.bmm(tiled.permute(1, 3, 0, 2).reshape(channels, _TILE, -1), windows)  # [C, T, window]
+    tiled = tiled.permute(1, 3, 0, 2).reshape(channels, _TILE, -1).contiguous()
+    products = torch.bmm(tiled, windows)  # [C, T, window]
     # Token t of a tile meets tap k at t + k of the window.
     return products.as_strided((channels, _TILE, taps), (products.stride(0), window + 1, 1)).sum(1)
