@@ -16,8 +16,8 @@ from test_publishing import save_official
 from weight_folders import SPEC, small_folder, small_model
 
 import glit_models
-from glit_models import cli, hub
-from glit_models.cli import main
+from glit_models import hub
+from glit_models.cli import main, weights
 from glit_models.publishing import convert
 
 CHECKOUT = Path(glit_models.__file__).parents[1]
@@ -156,7 +156,7 @@ def test_an_interrupt_is_status_130(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(args: object) -> int:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "_run_list", interrupt)
+    monkeypatch.setattr(weights, "_run_list", interrupt)
     assert main(["list"]) == 130
 
 

@@ -110,7 +110,7 @@ def _with_site_packages(program: str) -> str:
         ("export/x.py", "from glit_models.search.space import SearchSpace", False),
         ("export/x.py", "from glit_models.model import GLiT", True),
         ("search/x.py", "from .space import SearchSpace", True),
-        ("glit_models/cli.py", "from glit_models.search import pipeline", True),
+        ("glit_models/cli/x.py", "from glit_models.search import pipeline", True),
     ],
 )
 def test_the_linter_holds_who_may_import_whom(place: str, statement: str, allowed: bool) -> None:

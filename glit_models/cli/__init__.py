@@ -1,0 +1,61 @@
+"""The `glit` command: reads arguments, calls the package, prints. What the commands do is done elsewhere.
+
+A command is one `add_<name>(commands)` that declares its arguments, and one `_run_<name>(args) -> int` that imports
+what it needs, prints, and returns the exit status: 0, or 1 if the work was done and something was found wrong. Bad
+input is a GlitError, which `main` prints. To add a command, write both and add the first to `_COMMANDS`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from ..errors import GlitError
+from . import deploying, pictures, searching, training, weights
+from .common import Commands
+
+__all__ = ["main"]
+
+_COMMANDS: tuple[Callable[[Commands], None], ...] = (
+    weights.add_list,
+    weights.add_info,
+    pictures.add_predict,
+    pictures.add_demo,
+    training.add_train,
+    searching.add_search,
+    training.add_finetune,
+    pictures.add_eval,
+    weights.add_convert,
+    weights.add_publish,
+    weights.add_verify,
+    training.add_fractals,
+    deploying.add_export,
+    deploying.add_bench,
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line `argv` (of the process by default) and return its exit status."""
+    parser = argparse.ArgumentParser(prog="glit", description="GLiT vision transformers: models, weights, the Hub.")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    for add in _COMMANDS:
+        add(commands)
+    try:
+        args = parser.parse_args(argv)
+    except SystemExit as stop:  # argparse has printed the help, or what is wrong
+        return int(stop.code or 0)
+    try:
+        status: int = args.run(args)
+        sys.stdout.flush()
+        return status
+    except GlitError as error:
+        print(f"glit: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # The reader has gone; Python would complain once more when it flushes stdout at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141

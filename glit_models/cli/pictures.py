@@ -1,0 +1,223 @@
+"""Commands that classify pictures: predict, demo, eval."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import DataError, GlitError
+from .common import Commands, add_command, print_json, print_table
+
+if TYPE_CHECKING:
+    from ..evaluation import Evaluation
+    from ..inference import Prediction
+
+__all__ = ["add_demo", "add_eval", "add_predict"]
+
+
+# ---- glit predict ----
+
+
+def add_predict(commands: Commands) -> None:
+    parser = add_command(commands, "predict", _run_predict, "Classify pictures: files, and folders with all they hold.")
+    parser.add_argument("pictures", nargs="+", metavar="IMAGE", help="a picture, or a folder of them")
+    parser.add_argument("--model", help="MODEL.TAG, a weight folder or a repository (glit_tiny.fashion_mnist)")
+    parser.add_argument("--onnx", metavar="FILE", help="a file that `glit export` wrote, instead of a model")
+    parser.add_argument("--topk", type=int, default=5, metavar="K", help="how many classes to show (default 5)")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--device", help="cpu, cuda, ...; the GPU if there is one unless given")
+
+
+def _run_predict(args: argparse.Namespace) -> int:
+    from ..inference import find_pictures
+
+    if args.topk < 1:
+        raise GlitError(f"--topk must be at least 1, got {args.topk}")
+    paths = find_pictures(args.pictures)
+    title, classifier = _onnx_classifier(args) if args.onnx else _torch_classifier(args)
+    predictions = list(classifier.predict(paths, args.topk))
+    if args.json:
+        print_json([_prediction_dict(prediction) for prediction in predictions])
+    else:
+        rows = [
+            (str(prediction.path) if rank == 0 else "", name, f"{probability:.1%}")
+            for prediction in predictions
+            for rank, (name, probability) in enumerate(prediction.classes)
+        ]
+        if rows:
+            print_table(title, [("picture", "left"), ("class", "left"), ("probability", "right")], rows)
+    failed = [prediction for prediction in predictions if prediction.error is not None]
+    for prediction in failed:
+        print(f"glit: {prediction.error}", file=sys.stderr)
+    if len(failed) == len(predictions):
+        return 2
+    return 1 if failed else 0
+
+
+def _torch_classifier(args: argparse.Namespace) -> tuple[str, Any]:
+    from ..inference import Classifier, load_model, pick_device
+
+    name = args.model or "glit_tiny.fashion_mnist"
+    device = pick_device(args.device)
+    return name, Classifier(load_model(name), device)
+
+
+def _onnx_classifier(args: argparse.Namespace) -> tuple[str, Any]:
+    from glit_models.export import OnnxClassifier
+
+    if args.model is not None:
+        raise GlitError("--model and --onnx exclude each other; the file is the model")
+    providers = None if args.device is None else [args.device]
+    classifier = OnnxClassifier(args.onnx, providers, strict=args.device is not None)
+    return f"{args.onnx} ({classifier.info.source}) on {classifier.provider}", classifier
+
+
+def _prediction_dict(prediction: Prediction) -> dict[str, Any]:
+    if prediction.error is not None:
+        return {"picture": str(prediction.path), "error": prediction.error}
+    classes = [{"class": name, "probability": round(value, 6)} for name, value in prediction.classes]
+    return {"picture": str(prediction.path), "classes": classes}
+
+
+# ---- glit demo ----
+
+
+def add_demo(commands: Commands) -> None:
+    parser = add_command(
+        commands, "demo", _run_demo, "Classify the pictures that come with the package, and draw them."
+    )
+    parser.add_argument("--out", default="glit-demo.png", metavar="FILE", help="the contact sheet (glit-demo.png)")
+
+
+def _run_demo(args: argparse.Namespace) -> int:
+    from ..demo import MODEL, run_demo
+
+    results = run_demo(Path(args.out))
+    rows = [
+        (
+            prediction.path.name,
+            ", ".join(f"{name} {probability:.0%}" for name, probability in prediction.classes),
+            label,
+            "yes" if prediction.classes[0][0] == label else "no",
+        )
+        for prediction, label in results
+    ]
+    columns = [("picture", "left"), ("first three", "left"), ("true label", "left"), ("right", "left")]
+    print_table(f"{MODEL} on pictures of the Fashion-MNIST test set", columns, rows)
+    print(f"{sum(row[-1] == 'yes' for row in rows)} of {len(rows)} right. Contact sheet: {args.out}")
+    return 0
+
+
+# ---- glit eval ----
+
+
+_MOST_CLASSES = 20  # rows of a table that people read
+
+
+def add_eval(commands: Commands) -> None:
+    parser = add_command(
+        commands, "eval", _run_eval, "Score a model on a labelled data set: top-1, top-5, each class, speed."
+    )
+    parser.add_argument("model", help="MODEL or MODEL.TAG of timm, a weight folder or a repository")
+    parser.add_argument(
+        "data", help="a folder of CLASS/* or val/CLASS/*, fashion-mnist, or timm's torch/NAME, hfds/NAME"
+    )
+    parser.add_argument("--root", metavar="DIR", help="the folder of a data set that is given by name")
+    parser.add_argument("--split", metavar="NAME", help="test unless given; of a folder without one, validation")
+    parser.add_argument("--download", action="store_true", help="fetch the data set if it is not there")
+    parser.add_argument("--input-key", metavar="COLUMN", help="the pictures' column in a table, if timm cannot tell")
+    parser.add_argument("--target-key", metavar="COLUMN", help="the labels' column")
+    parser.add_argument("--batch-size", type=int, default=250, metavar="N", help="pictures at a time (default 250)")
+    parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes that load pictures (default 0)")
+    parser.add_argument("--device", help="cpu, cuda, ...; the GPU if there is one unless given")
+    parser.add_argument("--confusion", type=Path, metavar="FILE.png", help="draw the confusion matrix")
+    parser.add_argument("--json", action="store_true", help="print JSON, with every class and the confusion matrix")
+
+
+def _run_eval(args: argparse.Namespace) -> int:
+    from ..confusion import check_can_draw, draw_confusion
+    from ..data.labelled import open_labelled
+    from ..evaluation import evaluate
+    from ..folders import to_json
+    from ..inference import Classifier, load_model, pick_device
+
+    if args.batch_size < 1:
+        raise GlitError(f"--batch-size must be at least 1, got {args.batch_size}")
+    if args.workers < 0:
+        raise GlitError(f"--workers must be 0 or more, got {args.workers}")
+    if args.confusion is not None:
+        check_can_draw(args.confusion)
+    device = pick_device(args.device)
+    keys = {"download": args.download, "input_key": args.input_key, "target_key": args.target_key}
+    with _keys_called_options():
+        data = open_labelled(args.data, args.root, args.split, **keys)  # before the model, which may need fetching
+        classifier = Classifier(load_model(args.model), device)
+        result = evaluate(classifier, data, args.batch_size, args.workers)
+    if classifier.has_names and result.matched_by == "position":
+        pairs = [f"{theirs} is {own}" for theirs, own in zip(data.class_names, classifier.class_names, strict=True)]
+        text = f"the data's class names are not the model's; by their order {', '.join(pairs[:3])}, ..."
+        print(f"glit: {text}", file=sys.stderr)
+    title = f"{args.model} on {data}"
+    if args.json:
+        head = {"model": args.model, "dataset": data.name, "split": data.split, "device": str(device)}
+        print(to_json(head | result.to_dict()), end="")
+    else:
+        _print_evaluation(title, result, str(device))
+    if args.confusion is not None:
+        draw_confusion(result, args.confusion, f"{title}: top-1 {result.top1:.2f} %")
+        if not args.json:
+            print(f"Confusion matrix: {args.confusion}")
+    return 0
+
+
+@contextlib.contextmanager
+def _keys_called_options() -> Iterator[None]:
+    """Let an error about data that names a recipe's key, `data.root`, name the option, `--root`."""
+    try:
+        yield
+    except DataError as error:
+        text = str(error).replace("data.num_workers", "--workers")
+        raise DataError(re.sub(r"\bdata\.(root|download|input_key|target_key)\b", _option_of_key, text)) from None
+
+
+def _option_of_key(match: re.Match[str]) -> str:
+    return f"--{match[1].replace('_', '-')}"
+
+
+def _print_evaluation(title: str, result: Evaluation, device: str) -> None:
+    top5 = "" if result.top5 is None else f", top-5 {result.top5:.2f} % ({result.correct_top5})"
+    print(f"{title}: top-1 {result.top1:.2f} % ({result.correct} of {result.pictures}){top5}")
+    rows = [(index, row) for index, row in enumerate(result.classes) if row.pictures or row.predicted]
+    shown = rows
+    if len(rows) > _MOST_CLASSES:
+        shown = sorted(rows, key=lambda pair: 101.0 if pair[1].recall is None else pair[1].recall)[:_MOST_CLASSES]
+    columns = [("class", "left"), *((name, "right") for name in ("pictures", "correct", "recall", "precision"))]
+    table = [
+        (
+            row.name,
+            f"{row.pictures}",
+            f"{row.correct}",
+            _percent(row.recall),
+            _percent(row.precision),
+            "{} ({})".format(*mistaken) if (mistaken := result.mistaken_for(index)) else "",
+        )
+        for index, row in shown
+    ]
+    print_table(None, [*columns, ("most often taken for", "left")], table)
+    if len(shown) < len(rows):
+        print(f"These are the {len(shown)} classes of lowest recall; --json has all {len(rows)}.")
+    if empty := sum(not row.pictures for row in result.classes):
+        print(f"{empty} of the model's {len(result.classes)} classes have no pictures here.")
+    print(
+        f"{result.images_per_second:.0f} images/s by the model alone, "
+        f"{result.images_per_second_with_loading:.0f} with loading, on {device}"
+    )
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f} %"

@@ -1,0 +1,129 @@
+"""Commands about training: train, finetune, fractals."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+from pathlib import Path
+
+from ..errors import GlitError
+from .common import Commands, add_command
+
+__all__ = ["add_finetune", "add_fractals", "add_train"]
+
+
+# ---- glit train ----
+
+
+def add_train(commands: Commands) -> None:
+    parser = add_command(
+        commands, "train", _run_train, "Train a model; the same command again goes on where it stopped."
+    )
+    parser.add_argument("recipe", help="name of a shipped recipe, or the path of a YAML file")
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder of the run")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="override, such as optim.lr=1e-4"
+    )
+    parser.add_argument("--device", help="cpu, cuda, ...; the GPU if there is one unless given")
+    parser.add_argument("--max-minutes", type=float, metavar="M", help="save and leave after so long")
+
+
+def _run_train(args: argparse.Namespace) -> int:
+    from ..inference import pick_device
+    from ..training import Trainer, load_recipe
+
+    device = pick_device(args.device)
+    command = shlex.join(["glit", "train", args.recipe, *(word for text in args.set for word in ("--set", text))])
+    trainer = Trainer(load_recipe(args.recipe, args.set), args.out, device, args.max_minutes, command)
+    result = trainer.run()
+    if result is not None and trainer.rank == 0:
+        print(json.dumps(result, indent=2))
+        print(
+            f"the model is in {Path(args.out) / 'model'}: try `glit predict IMAGE --model {Path(args.out) / 'model'}`"
+        )
+    return 0
+
+
+# ---- glit finetune ----
+
+
+def add_finetune(commands: Commands) -> None:
+    parser = add_command(
+        commands, "finetune", _run_finetune, "Fine-tune a model on a folder of pictures; again goes on."
+    )
+    parser.add_argument("folder", metavar="DIR", help="of CLASS/*, or of train/CLASS/*, val/CLASS/*, test/CLASS/*")
+    parser.add_argument("--model", help="MODEL.TAG, a weight folder or a repository to start from")
+    parser.add_argument("--out", metavar="RUN", type=Path, help="folder of the run (runs/ and the name of DIR)")
+    for name, text in (("epochs", "how often to see all pictures"), ("img-size", "pixels"), ("batch-size", "pictures")):
+        parser.add_argument(f"--{name}", type=int, metavar="N", help=text)
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="any key of a recipe, such as optim.lr=1e-4"
+    )
+    parser.add_argument("--device", help="cpu, cuda, ...; the GPU if there is one unless given")
+    parser.add_argument("--max-minutes", type=float, metavar="M", help="save and leave after so long")
+
+
+def _run_finetune(args: argparse.Namespace) -> int:
+    from ..inference import pick_device
+    from ..training import Trainer
+    from ..training.finetuning import check_pictures, describe_score, next_commands, plan
+
+    device = pick_device(args.device)
+    sizes = {"optim.epochs": args.epochs, "model.img_size": args.img_size, "optim.batch_size": args.batch_size}
+    overrides = [f"{key}={value}" for key, value in sizes.items() if value is not None]
+    plan_ = plan(args.folder, args.model, device, [*args.set, *overrides])
+    out = args.out or Path("runs") / Path(args.folder).resolve().name
+    first = os.environ.get("RANK", "0") == "0"
+    if first:
+        print("\n".join(plan_.lines))
+        print(f"run: {out}; the same command goes on where it stopped", flush=True)
+        if not (out / "recipe.yaml").exists():
+            check_pictures(plan_.splits)
+    words = [("--model", args.model), ("--epochs", args.epochs), ("--img-size", args.img_size)]
+    words += [("--batch-size", args.batch_size), *(("--set", text) for text in args.set)]
+    asked = [str(word) for pair in words if pair[1] is not None for word in pair]
+    command = shlex.join(["glit", "finetune", args.folder, *asked])
+    result = Trainer(plan_.recipe, out, device, args.max_minutes, command).run()
+    if result is not None and first:
+        print("\n".join([*describe_score(result, plan_.splits), "next:"]))
+        print("\n".join(f"    {line}" for line in next_commands(args.folder, out, plan_.splits)))
+    return 0
+
+
+# ---- glit fractals ----
+
+
+def add_fractals(commands: Commands) -> None:
+    parser = add_command(
+        commands, "fractals", _run_fractals, "Draw a sheet of the fractals that pretraining needs no data for."
+    )
+    parser.add_argument("--out", default="glit-fractals.png", metavar="FILE", help="the sheet (glit-fractals.png)")
+    parser.add_argument("--classes", type=int, default=12, metavar="N", help="the first classes, a row each (12)")
+    parser.add_argument("--instances", type=int, default=8, metavar="N", help="pictures of each class (8)")
+    parser.add_argument("--size", type=int, default=112, metavar="PIXELS", help="side of a picture (112)")
+    parser.add_argument("--seed", type=int, default=0, help="of the classes and their instances (0)")
+    parser.add_argument("--max-maps", type=int, metavar="N", help="maps that a class may have")
+    parser.add_argument(
+        "--perturbation", type=float, metavar="SHARE", help="how far instances leave their class's maps"
+    )
+    parser.add_argument("--single", action="store_true", default=None, help="all classes are changes of one fractal")
+    parser.add_argument("--delta", type=float, metavar="D", help="with --single: how far classes lie from that fractal")
+    parser.add_argument("--color", choices=("gray", "color"), help="one level of gray, or four colours")
+    parser.add_argument("--render", choices=("point", "patch"), help="points, or a 3 x 3 pattern at each of them")
+    parser.add_argument("--density", type=float, metavar="POINTS", help="points drawn for each pixel")
+
+
+def _run_fractals(args: argparse.Namespace) -> int:
+    from ..data.fractals import FractalConfig, Fractals, draw_sheet
+
+    for name, value in (("classes", args.classes), ("instances", args.instances)):
+        if value < 1:
+            raise GlitError(f"--{name} must be at least 1, got {value}")
+    keys = ("max_maps", "perturbation", "single", "delta", "color", "render", "density")
+    chosen = {key: getattr(args, key) for key in keys if getattr(args, key) is not None}
+    fractals = Fractals(FractalConfig(num_classes=args.classes, **chosen), args.seed)
+    draw_sheet(fractals, args.instances, args.size, Path(args.out))
+    print(f"{args.classes} classes, {args.instances} instances of each, {args.size} pixels a side: {args.out}")
+    return 0

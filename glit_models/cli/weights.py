@@ -1,0 +1,274 @@
+"""Commands about networks and weights: list, info, convert, publish, verify."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import GlitError
+from .common import Commands, add_command, print_json, print_table
+
+if TYPE_CHECKING:
+    from ..spec import GLiTSpec
+
+__all__ = ["add_convert", "add_info", "add_list", "add_publish", "add_verify"]
+
+
+# ---- glit list ----
+
+
+def add_list(commands: Commands) -> None:
+    parser = add_command(commands, "list", _run_list, "List the models and the weights that exist for them.")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _run_list(args: argparse.Namespace) -> int:
+    from .. import hub
+
+    entries = list(hub.registry().values())
+    if args.json:
+        print_json([{"name": entry.name, "where": hub.where(entry), **entry.to_dict()} for entry in entries])
+        return 0
+    rows = [
+        (
+            entry.name,
+            hub.where(entry),
+            entry.dataset,
+            f"{entry.input_size[1]}",
+            f"{entry.params / 1e6:.2f} M",
+            f"{entry.macs / 1e9:.3f} G",
+            ", ".join(f"{metric.value:g}" for metric in entry.metrics) or "-",
+        )
+        for entry in entries
+    ]
+    columns = [("model", "left"), ("weights", "left"), ("data", "left"), ("pixels", "right"), ("parameters", "right")]
+    print_table(None, [*columns, ("MACs", "right"), ("score", "right")], rows)
+    for entry in entries:
+        for metric in entry.metrics:
+            print(f"{entry.name}: {metric.name} {metric.value:g} ({metric.source})")
+    return 0
+
+
+# ---- glit info ----
+
+
+def add_info(commands: Commands) -> None:
+    parser = add_command(
+        commands, "info", _run_info, "Show a network: its blocks, parameters, multiply-adds and weights."
+    )
+    parser.add_argument("model", help="MODEL, MODEL.TAG, a weight folder, or a spec as a JSON file")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _run_info(args: argparse.Namespace) -> int:
+    from ..cost import count_macs, count_params
+
+    spec, task, weights = _describe(args.model)
+    size, num_classes, in_chans = task["img_size"], task["num_classes"], task["in_chans"]
+    blocks = _block_rows(spec, size)
+    total = {
+        "params": count_params(spec, num_classes, size, in_chans),
+        "macs": count_macs(spec, size, num_classes, in_chans),
+    }
+    if args.json:
+        print_json({"model": args.model, **task, "spec": spec.to_dict(), "blocks": blocks, **total, "weights": weights})
+        return 0
+    rows = [
+        (
+            str(index),
+            *("-" if row[key] is None else f"{row[key]:g}" for key in ("G", "L", "K", "E", "r", "d_z")),
+            f"{row['params']:,}",
+            f"{row['macs'] / 1e6:,.2f} M",
+        )
+        for index, row in enumerate(blocks)
+    ]
+    rows.append(
+        (
+            "other",
+            *[""] * 6,
+            f"{total['params'] - sum(row['params'] for row in blocks):,}",
+            f"{(total['macs'] - sum(row['macs'] for row in blocks)) / 1e6:,.2f} M",
+        )
+    )
+    rows.append(("total", *[""] * 6, f"{total['params']:,}", f"{total['macs'] / 1e6:,.2f} M"))
+    columns = ["block", "G", "L", "K", "E", "r", "d_z", "parameters", "MACs"]
+    title = (
+        f"{args.model}: width {spec.embed_dim}, {spec.num_heads} heads, patch {spec.patch_size}, "
+        f"{in_chans} x {size[0]} x {size[1]} pixels, {num_classes} classes"
+    )
+    print_table(title, [(column, "right") for column in columns], rows)
+    print(
+        "G, L: global and local heads; K, E: kernel and expansion of the convolution; r, d_z: width of query, key and"
+    )
+    print(
+        "value, and of the feed-forward network, over the channels. MACs: matrix products and convolutions, one image."
+    )
+    print(f"Weights: {weights}")
+    return 0
+
+
+def _block_rows(spec: GLiTSpec, size: tuple[int, int]) -> list[dict[str, Any]]:
+    from ..cost import count_block_macs, count_block_params
+
+    tokens = (size[0] // spec.patch_size) * (size[1] // spec.patch_size) + 1
+    return [
+        {
+            "G": block.num_global_heads,
+            "L": block.num_local_heads,
+            "K": block.kernel_size,
+            "E": block.expand_ratio,
+            "r": block.qkv_ratio,
+            "d_z": block.mlp_ratio,
+            "params": count_block_params(spec, block),
+            "macs": count_block_macs(spec, block, tokens),
+        }
+        for block in spec.blocks
+    ]
+
+
+def _describe(model: str) -> tuple[GLiTSpec, dict[str, Any], str]:
+    """The spec that `model` names, the task it is for, and where its weights are."""
+    from .. import hub
+    from ..folders import read_config, spec_of
+    from ..glit import NAMED_SPECS
+    from ..spec import GLiTSpec
+
+    path = Path(model)
+    if path.is_dir():
+        config = read_config(path)
+        channels, height, width = config["pretrained_cfg"].get("input_size", (3, 224, 224))
+        task = {"img_size": (height, width), "num_classes": config.get("num_classes", 1000), "in_chans": channels}
+        return spec_of(config), task, f"in {model}"
+    if path.suffix == ".json" or path.is_file():
+        return GLiTSpec.parse(path), {"img_size": (224, 224), "num_classes": 1000, "in_chans": 3}, "none, a bare spec"
+    entry = hub.get_entry(model)
+    channels, height, width = entry.input_size
+    task = {"img_size": (height, width), "num_classes": entry.num_classes, "in_chans": channels}
+    place = hub.where(entry)
+    weights = place if place != "none" else f"none on this machine; {entry.note or ''}".rstrip("; ")
+    return NAMED_SPECS[entry.architecture], task, f"{entry.name}, {weights}"
+
+
+# ---- glit convert ----
+
+
+def add_convert(commands: Commands) -> None:
+    parser = add_command(
+        commands, "convert", _run_convert, "Turn a checkpoint, of the authors' code or ours, into safetensors."
+    )
+    parser.add_argument("checkpoint", help="a torch pickle (.pth, .pth.tar) or a safetensors file")
+    parser.add_argument("--model", required=True, help="MODEL or MODEL.TAG that it belongs to")
+    parser.add_argument("--install", action="store_true", help="install it for pretrained=True on this machine")
+    parser.add_argument("--out", metavar="DIR", help="write a weight folder")
+    parser.add_argument("--spec", metavar="FILE", help="JSON file of its architecture, if not the model's own")
+    parser.add_argument("--num-classes", type=int, metavar="N", help="its classes, if not the model's own")
+    parser.add_argument("--img-size", type=int, metavar="PIXELS", help="its image size, if not the model's own")
+
+
+def _run_convert(args: argparse.Namespace) -> int:
+    from ..publishing import convert
+
+    folders = convert(
+        args.checkpoint,
+        args.model,
+        out=args.out,
+        install=args.install,
+        spec=args.spec,
+        num_classes=args.num_classes,
+        img_size=args.img_size,
+    )
+    for folder in folders:
+        print(f"wrote {folder}")
+    if args.install:
+        name = args.model if "." in args.model else f"{args.model}.in1k"
+        print(f'timm.create_model("{name}", pretrained=True) now works on this machine, after import glit_models')
+    return 0
+
+
+# ---- glit publish ----
+
+
+def add_publish(commands: Commands) -> None:
+    parser = add_command(
+        commands, "publish", _run_publish, "Publish weights with a model card, to the Hub or as a folder."
+    )
+    parser.add_argument("source", help="MODEL.TAG, a weight folder, or a Hub repository NAMESPACE/NAME")
+    target = parser.add_mutually_exclusive_group(required=True)
+    target.add_argument("--repo", metavar="NAMESPACE/NAME", help="upload to this Hub repository; made if missing")
+    target.add_argument("--to-folder", metavar="DIR", help="write a folder instead")
+    target.add_argument("--to-package", action="store_true", help="ship it: write into the package (for a checkout)")
+    parser.add_argument("--name", metavar="MODEL.TAG", help="name of the weights in the registry")
+    for fact, text in (
+        ("dataset", "the data they were trained on"),
+        ("license", "their licence, as an SPDX identifier"),
+        ("recipe", "the command that trained them"),
+        ("origin", "where they come from, when it was not a command"),
+    ):
+        parser.add_argument(f"--{fact}", help=text)
+    parser.add_argument(
+        "--metric",
+        nargs=3,
+        action="append",
+        metavar=("NAME", "VALUE", "SOURCE"),
+        help="a score, and the command that prints it",
+    )
+
+
+def _run_publish(args: argparse.Namespace) -> int:
+    from ..publishing import publish, ship
+
+    facts = {key: getattr(args, key) for key in ("name", "dataset", "license", "recipe", "origin")}
+    facts["metrics"] = [_metric(*metric) for metric in args.metric or ()]
+    if args.to_package:
+        if not args.name:
+            raise GlitError("--to-package needs --name MODEL.TAG")
+        entry = ship(args.source, args.name, facts=facts)
+        print("added to the registry of this package:")
+        print_json({entry.name: entry.to_dict()})
+        return 0
+    published = publish(args.source, repo=args.repo, folder=args.to_folder, facts=facts)
+    where = f"{published.place}@{published.revision}" if published.revision else published.place
+    print(f"published {where}, sha256 {published.sha256}")
+    print(f"loads with timm.create_model({_timm_name(args, published.revision)!r}, pretrained=True)")
+    if published.revision and published.entry:
+        print("the registry entry, for glit_models/weights/registry.json:")
+        print_json({published.entry.name: published.entry.to_dict()})
+    return 0
+
+
+def _timm_name(args: argparse.Namespace, revision: str | None) -> str:
+    return f"hf-hub:{args.repo}@{revision}" if args.repo else f"local-dir:{args.to_folder}"
+
+
+def _metric(name: str, value: str, source: str) -> dict[str, Any]:
+    try:
+        return {"name": name, "value": float(value), "source": source}
+    except ValueError:
+        raise GlitError(f"--metric {name!r}: VALUE must be a number, got {value!r}") from None
+
+
+# ---- glit verify ----
+
+
+def add_verify(commands: Commands) -> None:
+    parser = add_command(
+        commands, "verify", _run_verify, "Recompute hash, parameter count and golden logits; 1 if one differs."
+    )
+    parser.add_argument("source", help="MODEL.TAG, a weight folder, or a Hub repository NAMESPACE/NAME[@REVISION]")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _run_verify(args: argparse.Namespace) -> int:
+    from dataclasses import asdict
+
+    from ..verify import verify
+
+    checks = verify(args.source)
+    if args.json:
+        print_json([asdict(check) for check in checks])
+    else:
+        verdict = {True: "agrees", False: "DIFFERS", None: "-"}
+        columns = [(name, "left") for name in ("check", "expected", "found", "")]
+        print_table(args.source, columns, [(c.name, c.expected, c.found, verdict[c.agrees]) for c in checks])
+    return 1 if any(check.agrees is False for check in checks) else 0
