@@ -49,7 +49,9 @@ def main() -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = report.parser(__doc__.splitlines()[0] if __doc__ else None, rounds=15)
     forms = parser.add_argument_group("the forms at GLiT-Tiny's layers")
-    forms.add_argument("--device", help="where: cuda, cuda:1, cpu; without it, the measurements on CPU alone")
+    forms.add_argument(
+        "--device", type=report.device, help="where: cuda, cuda:1, cpu; without it, the measurements on CPU alone"
+    )
     forms.add_argument("--batch-size", type=int, default=256)
     forms.add_argument("--dtype", choices=DTYPES, default="bfloat16")
     forms.add_argument("--forms", nargs="+", choices=FORMS, default=list(FORMS), metavar="FORM", help=", ".join(FORMS))

@@ -20,7 +20,7 @@ MIB = 2**20
 def main() -> None:
     """Measure and print."""
     parser = report.parser(__doc__, rounds=3)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", type=report.device, default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--model", default="glit_tiny")
     parser.add_argument("--precisions", default="fp32,bf16", help="fp32 and bf16, separated by commas")
     parser.add_argument("--img-size", type=int, default=224, help="pixels a side")

@@ -60,7 +60,7 @@ def main() -> None:
 def _parse() -> argparse.Namespace:
     parser = report.parser(__doc__, rounds=11)
     report.add_clock(parser)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", type=report.device, default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--uses", nargs="+", choices=USES, default=USES)
     parser.add_argument("--precisions", nargs="+", choices=DTYPES, help="bf16 on a GPU, both on a CPU unless given")
     parser.add_argument("--batch-sizes", nargs="+", type=int, help="256 on a GPU, 1 and 16 on a CPU unless given")

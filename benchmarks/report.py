@@ -14,6 +14,9 @@ from pathlib import Path
 import timm
 import torch
 
+from glit_models.errors import GlitError
+from glit_models.inference import pick_device
+
 Row = Mapping[str, str | int | float]
 
 
@@ -24,6 +27,14 @@ def parser(description: str | None, rounds: int) -> argparse.ArgumentParser:
     options.add_argument("--threads", type=int, default=2, help="threads of torch")
     options.add_argument("--json", action="store_true", help="JSON instead of a Markdown table")
     return options
+
+
+def device(name: str) -> str:
+    """The type of an option that names a device: argparse says in a line if there is none such here."""
+    try:
+        return str(pick_device(name))
+    except GlitError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def cpu_seconds() -> float:

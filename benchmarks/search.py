@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("--stage", default="stage2", help="whose candidates are evaluated again")
     parser.add_argument("--count", action="store_true", help="only count what could be shared; evaluate nothing")
     parser.add_argument("--memory-mb", type=float, default=2000, help="for what networks share")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", type=report.device, default="cuda" if torch.cuda.is_available() else "cpu")
     report.add_clock(parser)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)

@@ -35,7 +35,7 @@ T = TypeVar("T")
 def main() -> None:
     """Measure and print."""
     parser = report.parser(__doc__.splitlines()[0] if __doc__ else None, rounds=5)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", type=report.device, default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--models", default="deit_tiny_patch16_224,glit_tiny", help="names, separated by commas")
     parser.add_argument("--workers", default="0,1", help=f"of the loader, or {FIXED!r}; separated by commas")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")

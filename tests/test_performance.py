@@ -26,6 +26,15 @@ def test_networks_are_shown_beside_each_other_and_drawn(
     assert (tmp_path / "plot.png").stat().st_size > 1000
 
 
+def test_a_device_that_is_not_there_is_said_in_a_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["performance", "--device", "nowhere"])
+    with pytest.raises(SystemExit, match="2"):
+        performance.main()
+    assert "error: argument --device: device 'nowhere' cannot be used here" in capsys.readouterr().err
+
+
 def test_the_memory_floor_counts_every_operand_once() -> None:
     one = {"num_heads": 3, "embed_dim": 192, "patch_size": 16}
     attending, convolving = (
