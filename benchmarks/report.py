@@ -55,8 +55,8 @@ def add_clock(options: argparse.ArgumentParser) -> None:
 def interleaved(cases: Mapping[str, Callable[[], object]], rounds: int, clock: str = "wall") -> dict[str, float]:
     """The median seconds of each case.
 
-    Each round runs all of them, so that a slow minute is slow for everyone, in another order, so that nobody always
-    finds the caches as the same other left them.
+    Each round runs all of them, so that a slow minute is slow for everyone, and in a random order, so that no case
+    always comes after the same other, whose data still fills the caches.
     """
     now = CLOCKS[clock]
     seconds: dict[str, list[float]] = {name: [] for name in cases}

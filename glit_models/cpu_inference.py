@@ -1,9 +1,9 @@
 """Linear layers and attention on a CPU without gradients, in fewer steps.
 
-Knows tensors and the layers of torch and timm only. In eager mode a dropout or an identity that does nothing costs as
-much as an operator on one picture's tokens, and in bfloat16 `F.linear` writes the bias first and adds the product to
-it, where oneDNN's operator, which `torch.compile` uses too, takes bias, GELU and residual along. In float32 that
-operator costs more to call than it saves (`python -m benchmarks.performance`, `benchmarks.pointwise`).
+Knows tensors and the layers of torch and timm only. In eager mode dropouts and identities that do nothing still take
+time to call, and in bfloat16 `F.linear` writes the bias first and adds the product to it, where oneDNN's operator,
+which `torch.compile` uses too, takes bias, GELU and residual along. In float32 that operator costs more to call than it
+saves where there are few tokens, so `F.linear` stays (`python -m benchmarks.performance`, `benchmarks.pointwise`).
 
 Axes: B batch, N tokens, C channels.
 """

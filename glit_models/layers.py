@@ -141,6 +141,8 @@ class GlobalLocalMixer(nn.Module):
 
     def infer(self, x: Tensor, residual: Tensor) -> Tensor:
         """`residual + forward(x)` where `cpu_inference.applies`."""
+        if not cpu_inference.is_untouched(self, GlobalLocalMixer):
+            return residual + self(x)
         if self.conv is None:
             assert self.attn is not None
             return cpu_inference.attend(self.attn, x, residual)
