@@ -68,6 +68,23 @@ def test_converted_weights_give_the_official_numbers(official, reference) -> Non
     assert_is_official_model(model, reference)
 
 
+def test_a_fused_model_gives_the_official_numbers(official, reference) -> None:
+    model = GLiT(**TASK)
+    model.load_state_dict(official)
+    assert_is_official_model(model.fuse(), reference)
+
+
+def test_the_forward_pass_of_training_gives_the_official_numbers(official, reference) -> None:
+    """BatchNorm and all in evaluation mode, but with gradients, for which the convolution has code of its own."""
+    model = GLiT(**TASK).eval()
+    model.load_state_dict(official)
+    logits = model(reference["input"])
+    assert logits.requires_grad
+    assert_agrees(logits.detach(), reference["logits"])
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    assert_agrees(compiled(reference["input"]).detach(), reference["logits"])
+
+
 def test_the_authors_whole_checkpoint_converts_too(official, reference) -> None:
     model = GLiT(**TASK)
     model.load_state_dict(glit_models.convert_official_state_dict({"model": official, "epoch": 299}))
