@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
-__all__ = ["Commands", "add_command", "print_json", "print_table"]
+__all__ = ["Commands", "add_command", "add_device", "add_run_options", "print_json", "print_table"]
 
 Commands = Any  # argparse has no public name for what `add_subparsers` returns
 
@@ -19,6 +19,18 @@ def add_command(
     parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text)
     parser.set_defaults(run=run)
     return parser
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """The option of where to compute, as `inference.pick_device` takes it."""
+    parser.add_argument("--device", help="cpu, cuda, ...; the GPU if there is one unless given")
+
+
+def add_run_options(parser: argparse.ArgumentParser, set_help: str) -> None:
+    """The options of a command that trains: overrides of its recipe, the device, a limit of time."""
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=set_help)
+    add_device(parser)
+    parser.add_argument("--max-minutes", type=float, metavar="M", help="save and leave after so long")
 
 
 def print_json(data: Any) -> None:

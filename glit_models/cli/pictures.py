@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import DataError, GlitError
-from .common import Commands, add_command, print_json, print_table
+from .common import Commands, add_command, add_device, print_json, print_table
 
 if TYPE_CHECKING:
     from ..evaluation import Evaluation
@@ -30,7 +30,7 @@ def add_predict(commands: Commands) -> None:
     parser.add_argument("--onnx", metavar="FILE", help="a file that `glit export` wrote, instead of a model")
     parser.add_argument("--topk", type=int, default=5, metavar="K", help="how many classes to show (default 5)")
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--device", help="cpu, cuda, ...; the GPU if there is one unless given")
+    add_device(parser)
 
 
 def _run_predict(args: argparse.Namespace) -> int:
@@ -134,7 +134,7 @@ def add_eval(commands: Commands) -> None:
     parser.add_argument("--target-key", metavar="COLUMN", help="the labels' column")
     parser.add_argument("--batch-size", type=int, default=250, metavar="N", help="pictures at a time (default 250)")
     parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes that load pictures (default 0)")
-    parser.add_argument("--device", help="cpu, cuda, ...; the GPU if there is one unless given")
+    add_device(parser)
     parser.add_argument("--confusion", type=Path, metavar="FILE.png", help="draw the confusion matrix")
     parser.add_argument("--json", action="store_true", help="print JSON, with every class and the confusion matrix")
 

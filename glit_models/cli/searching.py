@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import SearchError
-from .common import Commands, add_command
+from .common import Commands, add_command, add_run_options
 
 if TYPE_CHECKING:
     from glit_models.search.recipe import SearchRecipe
@@ -27,13 +27,9 @@ def add_search(commands: Commands) -> None:
     parser.add_argument("what", metavar="RECIPE", help="name of a shipped recipe, path of a YAML file; report; rank")
     parser.add_argument("folder", metavar="DIR", nargs="?", type=Path, help="of the search, after report and rank")
     parser.add_argument("--out", metavar="DIR", type=Path, help="folder of the search")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="override, such as evolution.generations=10"
-    )
+    add_run_options(parser, "override, such as evolution.generations=10")
     parser.add_argument("--networks", type=int, metavar="N", help="rank: how many to train from scratch (10)")
     parser.add_argument("--stage", help="rank: whose supernet (that of the last stage)")
-    parser.add_argument("--device", help="cpu, cuda, ...; the GPU if there is one unless given")
-    parser.add_argument("--max-minutes", type=float, metavar="M", help="save and leave after so long")
 
 
 def _run_search(args: argparse.Namespace) -> int:

@@ -9,7 +9,7 @@ import shlex
 from pathlib import Path
 
 from ..errors import GlitError
-from .common import Commands, add_command
+from .common import Commands, add_command, add_run_options
 
 __all__ = ["add_finetune", "add_fractals", "add_train"]
 
@@ -23,11 +23,7 @@ def add_train(commands: Commands) -> None:
     )
     parser.add_argument("recipe", help="name of a shipped recipe, or the path of a YAML file")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder of the run")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="override, such as optim.lr=1e-4"
-    )
-    parser.add_argument("--device", help="cpu, cuda, ...; the GPU if there is one unless given")
-    parser.add_argument("--max-minutes", type=float, metavar="M", help="save and leave after so long")
+    add_run_options(parser, "override, such as optim.lr=1e-4")
 
 
 def _run_train(args: argparse.Namespace) -> int:
@@ -58,11 +54,7 @@ def add_finetune(commands: Commands) -> None:
     parser.add_argument("--out", metavar="RUN", type=Path, help="folder of the run (runs/ and the name of DIR)")
     for name, text in (("epochs", "how often to see all pictures"), ("img-size", "pixels"), ("batch-size", "pictures")):
         parser.add_argument(f"--{name}", type=int, metavar="N", help=text)
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="any key of a recipe, such as optim.lr=1e-4"
-    )
-    parser.add_argument("--device", help="cpu, cuda, ...; the GPU if there is one unless given")
-    parser.add_argument("--max-minutes", type=float, metavar="M", help="save and leave after so long")
+    add_run_options(parser, "any key of a recipe, such as optim.lr=1e-4")
 
 
 def _run_finetune(args: argparse.Namespace) -> int:
