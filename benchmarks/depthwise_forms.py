@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,9 +23,9 @@ from torch import Tensor, nn
 from glit_models.depthwise import weight_grad
 from glit_models.layers import GlobalLocalMixer, LocalConv
 
-from . import triton_depthwise
+from . import cudnn_depthwise, triton_depthwise
 
-__all__ = ["FORMS", "Convolve", "Form", "folded_chain", "use_form"]
+__all__ = ["FORMS", "Convolve", "Form", "folded_chain", "has_conv1d_template", "use_form"]
 
 Convolve = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -38,12 +39,14 @@ class Form:
         convolve_silu: the convolution and a SiLU after it, where the form does both at once.
         glu_convolve_silu: the same with a GLU before it, whose input is [B, N, 2 C].
         max_autotune: whether the compiler has a template of its own for the form that only this mode tries.
+        stock: whether it is one call of torch's own convolution, which needs no code of ours to maintain.
     """
 
     convolve: Convolve
     convolve_silu: Convolve | None = None
     glu_convolve_silu: Convolve | None = None
     max_autotune: bool = False
+    stock: bool = False
 
 
 def conv2d_rows(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -80,11 +83,17 @@ def toeplitz(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return _Toeplitz.apply(*_autocast(x, weight, bias))
 
 
+def has_conv1d_template() -> bool:
+    """Whether this torch's Inductor has its Triton template of a depthwise conv1d (torch 2.11 does not yet)."""
+    templates = Path(torch.__file__).parent / "_inductor" / "kernel" / "templates"
+    return any(templates.glob("triton_depthwise_conv*"))  # importing Inductor to ask it takes seconds
+
+
 FORMS: dict[str, Form] = {
-    "conv2d, rows": Form(conv2d_rows, max_autotune=True),
-    "conv2d, channels-last": Form(conv2d_channels_last, max_autotune=True),
-    "conv2d, contiguous": Form(conv2d_contiguous),
-    "conv1d": Form(conv1d, max_autotune=True),
+    "conv2d, rows": Form(conv2d_rows, stock=True),
+    "conv2d, channels-last": Form(conv2d_channels_last, stock=True),
+    "conv2d, contiguous": Form(conv2d_contiguous, stock=True),
+    "conv1d": Form(conv1d, max_autotune=has_conv1d_template(), stock=True),
     "shifted sum": Form(shifted_sum),
     "Toeplitz": Form(toeplitz),
     "Triton": Form(triton_depthwise.depthwise, triton_depthwise.depthwise_silu),
@@ -94,6 +103,8 @@ FORMS: dict[str, Form] = {
         triton_depthwise.glu_depthwise_silu,
     ),
 }
+if cudnn_depthwise.unavailable() is None:
+    FORMS["cuDNN, causal"] = Form(cudnn_depthwise.depthwise, cudnn_depthwise.depthwise_silu)
 
 
 def folded_chain(form: Form, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

@@ -100,11 +100,7 @@ def run_layer(function: Callable[[Layer], Tensor], use: str, layer: Layer, grad:
 
 def measure(options: argparse.Namespace) -> None:
     """Run what the options ask for, print a row for each case, and who won."""
-    rows: list[Row] = []
-    start = time.monotonic()
-    torch._dynamo.config.recompile_limit = 1000  # all forms are compiled through the same few functions
-    for i, use in enumerate(options.uses, start=1):
-        rows += _measure_use(use, options, start + options.seconds * i / len(options.uses))
+    rows = [row for use_rows in measured(options) for row in use_rows]
     report.show("depthwise", options, rows)
     if not options.json:
         print()
@@ -115,9 +111,22 @@ def measure(options: argparse.Namespace) -> None:
                 print(f"{use}: {best['form']}, {best['way']}, {best['ms']:.3g} ms on {best['device']}")
 
 
-def _measure_use(use: str, options: argparse.Namespace, deadline: float) -> list[Row]:
+def measured(options: argparse.Namespace, spec: GLiTSpec | None = None) -> Iterator[list[Row]]:
+    """The rows of one use after the other, so that none is lost if the next one does not end.
+
+    Args:
+        options: those of `python -m benchmarks.depthwise --device`.
+        spec: the network whose depthwise layers are measured; GLiT-Tiny if None.
+    """
+    start = time.monotonic()
+    torch._dynamo.config.recompile_limit = 1000  # all forms are compiled through the same few functions
+    for i, use in enumerate(options.uses, start=1):
+        yield _measure_use(use, spec or GLIT_TINY, options, start + options.seconds * i / len(options.uses))
+
+
+def _measure_use(use: str, spec: GLiTSpec, options: argparse.Namespace, deadline: float) -> list[Row]:
     dtype = getattr(torch, options.dtype)
-    work = layers(GLIT_TINY, use, options.batch_size, options.device, dtype)
+    work = layers(spec, use, options.batch_size, options.device, dtype)
     cases, outcomes = _prepare(use, work, options, deadline)
     clock = _gpu_seconds if options.device.startswith("cuda") else report.interleaved
     seconds = clock(cases, options.rounds)

@@ -6,12 +6,15 @@ own, so the command can be stopped and given again; several at a time share the 
 """
 
 import argparse
+import json
 import math
 import statistics
 import time
+from itertools import product
 from pathlib import Path
 
 from glit_models.errors import TrainingError
+from glit_models.inference import timm_name
 from glit_models.training import Recipe, Trainer, load_recipe
 
 from . import report
@@ -27,56 +30,76 @@ def main() -> None:
     parser.add_argument(
         "--budgets", default="100x100,600x10,600x40,6000x3", help="labels x epochs, separated by commas"
     )
-    parser.add_argument("--weights", default="glit_tiny.fractal1k", help="what is compared with starting from scratch")
+    parser.add_argument(
+        "--weights", nargs="+", default=["glit_tiny.fractal1k"], metavar="WEIGHTS",
+        help="what is compared with starting from scratch: MODEL.TAG, or the path of a model folder",
+    )  # fmt: skip
     parser.add_argument("--out", default="runs/few_labels", type=Path, help="folder of the runs")
+    parser.add_argument("--root", help="folder of the Fashion-MNIST files; found or downloaded unless given")
     parser.add_argument("--device", help="cpu, cuda, ...; the GPU if there is one unless given")
     options = parser.parse_args()
-    budgets = [tuple(map(int, budget.split("x"))) for budget in options.budgets.split(",")]
+    budgets = [
+        (labels, epochs) for labels, epochs in (map(int, pair.split("x")) for pair in options.budgets.split(","))
+    ]
     seeds = range(options.rounds)
-    for number, epochs in budgets:
-        for seed in seeds:
-            for start in (SCRATCH, options.weights):
-                _train(options, number, epochs, start, seed, wait=False)
-    rows: list[dict[str, str | int | float]] = []
-    for number, epochs in budgets:
-        row: dict[str, str | int | float] = {"labels": number, "epochs": epochs}
-        means = []
-        for start in (SCRATCH, options.weights):
-            scores = [_train(options, number, epochs, start, seed, wait=True) for seed in seeds]
-            means.append(statistics.mean(scores))
-            row[f"{start}, %"] = f"{means[-1]:.2f} ± {statistics.stdev(scores):.2f}" if len(scores) > 1 else means[-1]
-        row["gain"] = f"{means[1] - means[0]:+.2f}"
-        rows.append(row)
+    for (number, epochs), seed, start in product(budgets, seeds, (SCRATCH, *options.weights)):
+        _train(options, number, epochs, start, seed)
+    rows = [_row(options, number, epochs, seeds) for number, epochs in budgets]
     report.show("few_labels", options, rows, "mean and spread")
 
 
-def _recipe(number: int, epochs: int, start: str, seed: int) -> Recipe:
+def _row(options: argparse.Namespace, number: int, epochs: int, seeds: range) -> report.Row:
+    """The scores of one budget, once all of its runs are finished."""
+    row: dict[str, str | int | float] = {"labels": number, "epochs": epochs}
+    base = math.nan
+    for start in (SCRATCH, *options.weights):
+        scores = [_wait(options, number, epochs, start, seed) for seed in seeds]
+        mean = statistics.mean(scores)
+        row[f"{start}, %"] = f"{mean:.2f} ± {statistics.stdev(scores):.2f}" if len(scores) > 1 else mean
+        if start == SCRATCH:
+            base = mean
+        else:
+            row["gain" if len(options.weights) == 1 else f"{start}, gain"] = f"{mean - base:+.2f}"
+    return row
+
+
+def _recipe(options: argparse.Namespace, number: int, epochs: int, start: str, seed: int) -> Recipe:
     overrides = [
         f"seed={seed}", f"data.limit={number}", f"optim.epochs={epochs}", f"optim.batch_size={BATCH_SIZES[number]}",
         f"eval_every={epochs}",
     ]  # fmt: skip
+    if options.root is not None:
+        overrides.append(f"data.root={options.root}")
     if start != SCRATCH:
-        overrides += [f"model.name={start}", "model.pretrained=true"]
+        overrides += [f"model.name={timm_name(start)}", "model.pretrained=true"]
     return load_recipe(str(RECIPE), overrides)
 
 
-def _train(options: argparse.Namespace, number: int, epochs: int, start: str, seed: int, wait: bool) -> float:
-    """The test accuracy of one run, in percent. One that another process is at is left to it, and may be waited for."""
-    name = "fractal1k" if start != SCRATCH else SCRATCH
-    out = options.out / f"{number}x{epochs}-{name}-{seed}"
-    while True:
-        try:
-            result = Trainer(_recipe(number, epochs, start, seed), out, options.device).run()
-        except TrainingError as error:
-            if "in use by another process" not in str(error):
-                raise
-            if not wait:
-                return math.nan
-            time.sleep(5)
-            continue
-        if result is None:
+def _folder(options: argparse.Namespace, number: int, epochs: int, start: str, seed: int) -> Path:
+    name = Path(start).name.removeprefix("glit_tiny.")
+    return options.out / f"{number}x{epochs}-{name}-{seed}"
+
+
+def _train(options: argparse.Namespace, number: int, epochs: int, start: str, seed: int) -> bool:
+    """Train one run to its end, unless another process is at it; whether this process did."""
+    recipe, out = _recipe(options, number, epochs, start, seed), _folder(options, number, epochs, start, seed)
+    try:
+        if Trainer(recipe, out, options.device).run() is None:
             raise SystemExit(130)
-        return float(result["test_top1"])
+    except TrainingError as error:
+        if "in use by another process" not in str(error):
+            raise
+        return False
+    return True
+
+
+def _wait(options: argparse.Namespace, number: int, epochs: int, start: str, seed: int) -> float:
+    """The test accuracy of one run, in percent; trains it if the process that was at it has given up."""
+    result = _folder(options, number, epochs, start, seed) / "result.json"
+    while not result.is_file():
+        if not _train(options, number, epochs, start, seed):
+            time.sleep(1)
+    return float(json.loads(result.read_text())["test_top1"])
 
 
 if __name__ == "__main__":

@@ -9,10 +9,11 @@ no matrix product, attention or convolution is fused into its neighbours.
 import argparse
 import copy
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -83,17 +84,17 @@ def _parse() -> argparse.Namespace:
 # ---- what is run ----
 
 
-def _networks(stack: ExitStack, use: str, forms: list[str]) -> dict[str, nn.Module]:
-    """Each with weights of chance."""
+def networks(stack: ExitStack, use: str, forms: Sequence[str]) -> dict[str, nn.Module]:
+    """The networks that are compared, each with random weights; those in other forms keep them until `stack` closes."""
     torch.manual_seed(0)
     glit = timm.create_model("glit_tiny").eval()
-    networks = {PLAIN: plain_glit(glit), GLIT: glit, DEIT: timm.create_model("deit_tiny_patch16_224")}
+    made = {PLAIN: plain_glit(glit), GLIT: glit, DEIT: timm.create_model("deit_tiny_patch16_224")}
     if use == "inference":
-        networks[f"{GLIT}, fused"] = copy.deepcopy(glit).fuse()
+        made[f"{GLIT}, fused"] = copy.deepcopy(glit).fuse()
     for form in forms:
-        network = copy.deepcopy(networks.get(f"{GLIT}, fused", glit))
-        networks[f"{GLIT}, {form}"] = stack.enter_context(use_form(network, FORMS[form]))
-    return networks
+        network = copy.deepcopy(made.get(f"{GLIT}, fused", glit))
+        made[f"{GLIT}, {form}"] = stack.enter_context(use_form(network, FORMS[form]))
+    return made
 
 
 def _cases(
@@ -101,15 +102,10 @@ def _cases(
 ) -> dict[Case, Callable[[], object]]:
     torch.compiler.reset()  # else the second batch size would be compiled for all sizes
     cases: dict[Case, Callable[[], object]] = {}
-    dtype, device = DTYPES[precision], torch.device(options.device)
-    for name, network in _networks(stack, use, options.forms).items():
-        network = network.to(device).train(use == "training")
-        images = torch.randn(batch, 3, SIZE, SIZE, device=device)
-        if use == "inference":
-            network, images = network.to(dtype), images.to(dtype)
+    for name, network in networks(stack, use, options.forms).items():
         for way in ("eager", "compiled") if options.compile else ("eager",):
-            run = torch.compile(network, mode=options.compile_mode) if way == "compiled" else network
-            case = partial(_train if use == "training" else _infer, run, images, dtype)
+            compiled = partial(torch.compile, mode=options.compile_mode) if way == "compiled" else None
+            case = make_case(network, use, DTYPES[precision], batch, options.device, SIZE, compiled)
             try:
                 case()  # compiles
             except Exception as error:  # whatever a compiler or device may raise: this case alone is left out
@@ -117,6 +113,24 @@ def _cases(
                 continue
             cases[name, way] = case
     return cases
+
+
+def make_case(
+    network: nn.Module,
+    use: str,
+    dtype: torch.dtype,
+    batch: int,
+    device: str,
+    size: int = SIZE,
+    compiled: Callable[[nn.Module], Any] | None = None,
+) -> Callable[[], None]:
+    """One pass of a network over random images [B, 3, size, size] on a device, waited for; `compiled` wraps it."""
+    network = network.to(device).train(use == "training")
+    images = torch.randn(batch, 3, size, size, device=device)
+    if use == "inference":
+        network, images = network.to(dtype), images.to(dtype)
+    run = network if compiled is None else compiled(network)
+    return partial(_train if use == "training" else _infer, run, images, dtype)
 
 
 def _infer(network: nn.Module, images: Tensor, dtype: torch.dtype) -> None:
@@ -174,10 +188,14 @@ def _floor(use: str, options: argparse.Namespace) -> report.Row:
 
 
 def _floor_seconds(use: str, batch: int, options: argparse.Namespace) -> tuple[float, float]:
-    """For the arithmetic, and for carrying activations in bfloat16."""
+    return floor_seconds(use, batch, options.tflops, options.bandwidth)
+
+
+def floor_seconds(use: str, batch: int, tflops: float, bandwidth: float) -> tuple[float, float]:
+    """The least time of GLiT-Tiny for its arithmetic, and for carrying activations in bfloat16, in seconds."""
     factor = 3 if use == "training" else 1  # a gradient for the input and one for the weight
-    arithmetic = factor * 2 * count_macs(GLIT_TINY) * batch / (options.tflops * 1e12)
-    return arithmetic, factor * 2 * activations(GLIT_TINY) * batch / (options.bandwidth * 1e12)
+    arithmetic = factor * 2 * count_macs(GLIT_TINY) * batch / (tflops * 1e12)
+    return arithmetic, factor * 2 * activations(GLIT_TINY) * batch / (bandwidth * 1e12)
 
 
 def _counts(options: argparse.Namespace) -> list[report.Row]:

@@ -54,7 +54,7 @@ def main() -> None:
     if options.search is not None:
         report.show("search", options, _evaluation_rows(options), "one run, not a median")
         print()
-    report.show("search", options, _supernet_rows(options))
+    report.show("search", options, supernet_rows(options.device, BATCH, SIZE, options.rounds, options.clock))
 
 
 # ---- evaluation ----
@@ -184,29 +184,31 @@ def _changed(first: dict[GLiTSpec, Score], scores: dict[GLiTSpec, Score], count:
 # ---- the supernet ----
 
 
-def _supernet_rows(options: argparse.Namespace) -> list[report.Row]:
+def supernet_rows(
+    device: str, batch: int, size: int, rounds: int, clock: str = "wall", bf16: bool = False
+) -> list[report.Row]:
     """Seconds of a step and bytes of state: both ways of sharing over the released space, and the network alone."""
     torch.manual_seed(0)
-    images, labels = torch.randn(BATCH, 3, SIZE, SIZE, device=options.device), torch.arange(BATCH) % 10
+    images, labels = torch.randn(batch, 3, size, size, device=device), torch.arange(batch, device=device) % 10
     space = NAMED_SPACES["glit_released"]()
     models: dict[str, nn.Module] = {
-        "GLiT-Tiny by itself": timm.create_model("glit_tiny", img_size=SIZE, num_classes=10)
+        "GLiT-Tiny by itself": timm.create_model("glit_tiny", img_size=size, num_classes=10)
     }
     for sharing in SHARINGS:
-        models[f"supernet, {sharing}"] = Supernet(space, sharing, img_size=SIZE, num_classes=10)
+        models[f"supernet, {sharing}"] = Supernet(space, sharing, img_size=size, num_classes=10)
     steps: dict[str, Callable[[], object]] = {}
     optimizers = {}
     for name, model in models.items():
-        model.to(options.device).train()
-        setup.prepare_for_device(model, options.device)
+        model.to(device).train()
+        setup.prepare_for_device(model, torch.device(device).type)
         optimizer = optimizers[name] = setup.create_optimizer(model, OptimSection())
         if isinstance(model, Supernet):
-            model.prepare_blocks(lambda block: setup.prepare_for_device(block, options.device))
+            model.prepare_blocks(lambda block: setup.prepare_for_device(block, torch.device(device).type))
             if model.sharing == "entangled":
                 keep_outside_path(optimizer, model)
             model.activate(GLIT_TINY)
-        steps[name] = _step(model, optimizer, images, labels.to(options.device))
-    seconds = report.interleaved(steps, options.rounds, options.clock)
+        steps[name] = _step(model, optimizer, images, labels, bf16)
+    seconds = report.interleaved(steps, rounds, clock)
     rng = random.Random(0)
     rows: list[report.Row] = []
     for name, model in models.items():
@@ -225,10 +227,12 @@ def _supernet_rows(options: argparse.Namespace) -> list[report.Row]:
 
 
 def _step(
-    model: nn.Module, optimizer: torch.optim.Optimizer, images: torch.Tensor, labels: torch.Tensor
+    model: nn.Module, optimizer: torch.optim.Optimizer, images: torch.Tensor, labels: torch.Tensor, bf16: bool
 ) -> Callable[[], object]:
     def step() -> None:
-        F.cross_entropy(model(images), labels).backward()
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
+            loss = F.cross_entropy(model(images).float(), labels)
+        loss.backward()
         optimizer.step()
         optimizer.zero_grad()
         if images.device.type == "cuda":
