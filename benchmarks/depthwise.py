@@ -59,6 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     forms.add_argument("--uses", nargs="+", choices=uses, default=list(uses), metavar="USE", help=", ".join(uses))
     forms.add_argument("--ways", nargs="+", choices=ways, default=list(ways), metavar="WAY", help=", ".join(ways))
     forms.add_argument("--bandwidth", type=float, default=3.0, help="TB/s of the device's memory, for the floor")
+    forms.set_defaults(compile=torch.compile)
     forms.add_argument("--seconds", type=float, default=300, help="shared by the uses; after them no case is begun")
     return parser
 

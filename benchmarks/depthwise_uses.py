@@ -160,7 +160,7 @@ def _prepare(
                 raise TimeoutError("left out, for its share of the seconds was up")
             function = function_of(FORMS[name], use)
             if WAYS[way] is not None:
-                function = torch.compile(function, dynamic=False, mode=WAYS[way])
+                function = options.compile(function, dynamic=False, mode=WAYS[way])
             error = _error(use, run_layer(function, use, work[0], grads[0]), exact)
             if not error < TOLERANCE:
                 raise ArithmeticError(f"wrong by {error:.2g} of its norm")

@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import timm
@@ -43,8 +44,8 @@ def main() -> None:
 
 
 def _speed(folder: Path, options: argparse.Namespace) -> list[report.Row]:
-    model = _random_glit()
-    calibration = _noise(folder / "noise")
+    model = random_glit()
+    calibration = noise(folder / "noise")
     files = {}
     for opset in map(int, options.opsets.split(",")):
         for precision in options.precisions.split(","):
@@ -68,21 +69,21 @@ def _speed(folder: Path, options: argparse.Namespace) -> list[report.Row]:
     return rows
 
 
-def _random_glit() -> GLiT:
+def random_glit(**keywords: Any) -> GLiT:
     """GLiT-Tiny none of whose parameters is the zero or one that it was initialised with, and could be left out."""
     torch.manual_seed(0)
-    model: GLiT = timm.create_model("glit_tiny").eval()
+    model: GLiT = timm.create_model("glit_tiny", **keywords).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 0.02 * torch.randn_like(parameter)
     return model
 
 
-def _noise(folder: Path) -> Pictures:
+def noise(folder: Path) -> Pictures:
     """A few pictures of noise to calibrate on; the speed does not depend on them."""
     from PIL import Image
 
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     rng = np.random.default_rng(0)
     for index in range(16):
         Image.fromarray(rng.integers(0, 256, (256, 256, 3), dtype=np.uint8)).save(folder / f"{index}.png")

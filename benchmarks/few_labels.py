@@ -36,6 +36,7 @@ def main() -> None:
     )  # fmt: skip
     parser.add_argument("--out", default="runs/few_labels", type=Path, help="folder of the runs")
     parser.add_argument("--root", help="folder of the Fashion-MNIST files; found or downloaded unless given")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a key of the recipe")
     parser.add_argument("--device", help="cpu, cuda, ...; the GPU if there is one unless given")
     options = parser.parse_args()
     budgets = [
@@ -72,7 +73,7 @@ def _recipe(options: argparse.Namespace, number: int, epochs: int, start: str, s
         overrides.append(f"data.root={options.root}")
     if start != SCRATCH:
         overrides += [f"model.name={timm_name(start)}", "model.pretrained=true"]
-    return load_recipe(str(RECIPE), overrides)
+    return load_recipe(str(RECIPE), overrides + options.set)
 
 
 def _folder(options: argparse.Namespace, number: int, epochs: int, start: str, seed: int) -> Path:

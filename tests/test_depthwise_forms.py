@@ -166,6 +166,29 @@ print(triton_depthwise.depthwise(torch.ones(1, 3, 1), torch.ones(1, 1, 1, 3), to
     assert _python(code) == "[3.0, 4.0, 3.0]"
 
 
+CAUSAL = """
+import sys, types
+import torch, torch.nn.functional as F
+def causal_conv1d_nwh(x, weight, bias, activation):  # as its documentation describes it
+    y = F.conv1d(F.pad(x.mT, (len(weight) - 1, 0)), weight.t().unsqueeze(1), bias, groups=len(bias)).mT
+    return F.silu(y) if activation == "silu" else y
+sys.modules["cudnn"] = types.ModuleType("cudnn")
+sys.modules["cudnn"].ops = types.SimpleNamespace(causal_conv1d_nwh=causal_conv1d_nwh)
+from benchmarks import cudnn_depthwise
+from benchmarks.depthwise_forms import FORMS
+for N, K in ((17, 9), (7, 45), (1, 3)):
+    x, weight, bias = torch.randn(2, N, 24), torch.randn(24, 1, 1, K), torch.randn(24)
+    expected = FORMS["conv1d"].convolve(x, weight, bias)
+    torch.testing.assert_close(cudnn_depthwise.depthwise(x, weight, bias), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(cudnn_depthwise.depthwise_silu(x, weight, bias), F.silu(expected), rtol=1e-4, atol=1e-4)
+print("centred")
+"""
+
+
+def test_a_causal_convolution_is_centred_by_padding_the_end_and_dropping_the_start() -> None:
+    assert _python(CAUSAL) == "centred"
+
+
 # Under Triton's interpreter, which must be asked for before Triton is imported: another process. Few tokens in
 # registers, so that there are several chunks; sizes at which channels, tokens and images end within their blocks.
 INTERPRETED = """
@@ -302,6 +325,7 @@ def test_the_benchmark_says_who_won_and_why_a_form_has_no_time(monkeypatch, caps
     options = argparse.Namespace(
         device="cpu", dtype="float32", batch_size=2, forms=list(forms), uses=list(depthwise_uses.FLOORS),
         ways=["eager"], bandwidth=1.0, seconds=60, rounds=1, threads=1, json=False,
+        compile=torch.compile,
     )  # fmt: skip
     depthwise_uses.measure(options)
     shown = capsys.readouterr().out

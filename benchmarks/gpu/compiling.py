@@ -1,0 +1,81 @@
+"""Stage compile: fill the compilers' caches for the stages after it, many networks at a time.
+
+Compiling is work of a single CPU core, and takes longer than all measurements. Processes that compile at the same time
+leave their code in the caches on disk; the stages that measure then find it there.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+import torch
+
+from .. import depthwise_uses
+from ..depthwise_forms import FORMS
+from ..performance import DEIT, GLIT
+from .context import Context, Result
+from .depthwise import KERNELS, one_layer, options_for
+from .throughput import SMALL, prepare
+
+CUDA_ONLY = {"compile": ("Inductor's and Triton's code for the GPU, in the caches that later stages read",)}
+
+_WORKERS = 12
+
+
+def run_compile(context: Context) -> Result:
+    """Share the jobs among processes, longest first, until all are done or the time is up."""
+    jobs = _jobs(context)
+    if context.rehearse:
+        for job in jobs:
+            compile_job(job, context)
+        return {"jobs": len(jobs), "done": len(jobs)}
+    request = context.work / "requests" / "compile.json"
+    waiting, running, failed = list(jobs), dict[str, subprocess.Popen[bytes]](), []
+    workers = min(_WORKERS, max((os.cpu_count() or 2) - 2, 1))
+    while waiting or running:
+        for job, process in list(running.items()):
+            if process.poll() is not None:
+                del running[job]
+                failed += [job] if process.returncode else []
+        while waiting and len(running) < workers:
+            job = waiting.pop(0)
+            running[job] = subprocess.Popen([sys.executable, "-m", __name__, str(request), job])
+        done = len(jobs) - len(waiting) - len(running)
+        context.save({"jobs": len(jobs), "done": done, "failed": failed, "running": list(running)})
+        time.sleep(0.2)
+    return {"jobs": len(jobs), "done": len(jobs), "failed": failed}
+
+
+def _jobs(context: Context) -> list[str]:
+    """Names of what to compile: networks by use, and forms of the convolution."""
+    if context.rehearse:
+        return [f"network|inference|{GLIT}|compiled|2", "form|conv1d"]
+    names = (GLIT, *(f"{GLIT}, {form}" for form in FORMS if form.startswith("Triton")), DEIT, SMALL)
+    networks = [f"network|{use}|{name}|compiled|256" for use in ("training", "inference") for name in names]
+    graphs = [f"network|inference|{name}|CUDA graphs|1" for name in (GLIT, DEIT)]
+    return [*networks, *(f"form|{form}" for form in FORMS), *graphs]
+
+
+def compile_job(job: str, context: Context) -> None:
+    """Compile one of them, by running it."""
+    kind, *words = job.split("|")
+    if kind == "network":
+        use, name, way, batch = words
+        with ExitStack() as stack:
+            prepare(stack, (use, name, way, int(batch)), context)
+        return
+    for use in ("inference in chain",) if context.rehearse else depthwise_uses.FLOORS:
+        options = options_for(context, use, "eager" if context.rehearse else "compiled")
+        options.forms, options.rounds = words, 1
+        for spec in (context.spec(),) if "chain" in use else (context.spec(), one_layer(KERNELS[0])):
+            list(depthwise_uses.measured(options, spec))
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    compile_job(sys.argv[2], Context.from_json(Path(sys.argv[1]).read_text(encoding="utf-8")))

@@ -1,0 +1,98 @@
+"""Stage environment: what the machine is, and its two ceilings, memory bandwidth and the rate of matrix products."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import shutil
+import statistics
+import subprocess
+from collections.abc import Callable
+
+import torch
+
+from .. import cudnn_depthwise, report
+from ..depthwise_forms import has_conv1d_template
+from .context import Context, Result
+
+CUDA_ONLY = {"environment": ("driver, clocks and power that nvidia-smi reads", "times from CUDA events")}
+
+_PACKAGES = (
+    "torch", "torchvision", "triton", "timm", "accelerate", "numpy", "onnx", "onnxruntime", "onnxruntime-gpu",
+    "nvidia-cudnn-cu13", "nvidia-cudnn-frontend",
+)  # fmt: skip
+_QUERY = (
+    "name", "driver_version", "memory.total", "memory.used", "clocks.sm", "clocks.mem", "clocks.max.sm",
+    "clocks_event_reasons.active", "power.draw", "power.limit", "temperature.gpu", "utilization.gpu",
+)  # fmt: skip
+
+
+def run_environment(context: Context) -> Result:
+    """Facts, then the ceilings; the facts are kept if the measurements fail."""
+    torch.zeros(1, device=context.device)  # raises where there is no such device
+    result: Result = {
+        "device": report.device_name(context.device),
+        "python": platform.python_version(),
+        "versions": {name: _version(name) for name in _PACKAGES},
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+        "cudnn_causal_convolution": cudnn_depthwise.unavailable() or "works",
+        "inductor_conv1d_template": has_conv1d_template(),
+        "idle": _nvidia_smi(),
+    }
+    context.save(result)
+    result["memory_tb_s"] = _copy_rate(context)
+    context.save(result)
+    result["bf16_tflops"] = _product_rate(context, torch.bfloat16)
+    result["fp32_tflops"] = _product_rate(context, torch.float32)
+    return result | {"busy": _nvidia_smi()}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _nvidia_smi() -> dict[str, str] | str:
+    if shutil.which("nvidia-smi") is None:
+        return "no nvidia-smi"
+    command = ["nvidia-smi", f"--query-gpu={','.join(_QUERY)}", "--format=csv,noheader"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    values = done.stdout.strip().splitlines()[0].split(", ") if done.returncode == 0 and done.stdout.strip() else []
+    if len(values) != len(_QUERY):
+        return (done.stderr or done.stdout).strip()[:200]
+    return dict(zip(_QUERY, values, strict=True))
+
+
+def _copy_rate(context: Context) -> float:
+    """TB/s of a copy on the device, bytes read and written."""
+    count = (16 if context.rehearse else 2048) * 2**20
+    source = torch.randint(256, (count,), dtype=torch.uint8, device=context.device)
+    target = torch.empty_like(source)
+    return 2 * count / _seconds(lambda: target.copy_(source), context) / 1e12
+
+
+def _product_rate(context: Context, dtype: torch.dtype) -> float:
+    """TFLOP/s of a square matrix product of random numbers."""
+    size = 256 if context.rehearse else 8192
+    a, b = (torch.randn(size, size, device=context.device).to(dtype) for _ in range(2))
+    return 2 * size**3 / _seconds(lambda: a @ b, context) / 1e12
+
+
+def _seconds(function: Callable[[], object], context: Context, rounds: int = 10) -> float:
+    """The median over some rounds, by the device's own clock where it has one."""
+    for _ in range(3):
+        function()
+    if not context.device.startswith("cuda"):
+        return report.interleaved({"": function}, rounds)[""]
+    times = []
+    for _ in range(rounds):
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        function()
+        end.record()
+        torch.cuda.synchronize()
+        times.append(begin.elapsed_time(end) / 1e3)
+    return statistics.median(times)

@@ -1,0 +1,60 @@
+"""The files of the command: JSON written whole, logs of bounded size. No torch, so that the driver starts no device."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+__all__ = ["MAX_BYTES", "MAX_FILES", "join_logs", "over_limits", "read_json", "tail", "write_json"]
+
+MAX_FILES = 8
+MAX_BYTES = 16 * 2**20
+_LOG_BYTES = 2**20  # of one stage, its end
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a file of readable JSON, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    aside.write_text(json.dumps(value, indent=1, default=str) + "\n", encoding="utf-8")
+    os.replace(aside, path)
+
+
+def read_json(path: Path) -> Any:
+    """The content of a file of JSON, or None if there is none or it is damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def tail(path: Path, max_bytes: int = _LOG_BYTES) -> str:
+    """The end of a text file, from the start of a line on; empty if there is no such file."""
+    if not path.is_file():
+        return ""
+    with path.open("rb") as file:
+        file.seek(0, os.SEEK_END)
+        cut = file.tell() > max_bytes
+        file.seek(-min(file.tell(), max_bytes), os.SEEK_END)
+        text = file.read().decode(errors="replace").replace("\r", "\n")
+    return text.partition("\n")[2] if cut else text
+
+
+def join_logs(logs: Iterable[Path], target: Path) -> None:
+    """Write the ends of all logs that exist into one file."""
+    parts = [f"===== {path.stem} =====\n{tail(path)}" for path in logs if path.is_file()]
+    aside = target.with_name(f"{target.name}.tmp")
+    aside.write_text("\n".join(parts)[: MAX_BYTES // 4], encoding="utf-8")
+    os.replace(aside, target)
+
+
+def over_limits(folder: Path) -> list[str]:
+    """What in `folder` would not come back: more than `MAX_FILES` files, or one of `MAX_BYTES` or more."""
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    problems = [f"{path.name} has {path.stat().st_size} bytes" for path in files if path.stat().st_size >= MAX_BYTES]
+    if len(files) > MAX_FILES:
+        problems.append(f"{len(files)} files, {MAX_FILES} are allowed")
+    return problems

@@ -1,0 +1,115 @@
+"""Stage onnx: GLiT-Tiny in ONNX Runtime on a GPU beside PyTorch. It needs onnxruntime-gpu on the module path.
+
+Axes: B batch.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import torch
+from glit_models.export import OnnxClassifier, export_onnx
+
+from glit_models.errors import first_line
+from glit_models.model import GLiT
+
+from .. import performance, report
+from ..export import noise, random_glit
+from .context import Context, Result
+
+CUDA_ONLY = {"onnx": ("the CUDA and TensorRT providers of ONNX Runtime", "buffers on the GPU")}
+
+_PRECISIONS = ("fp32", "fp16", "bf16", "int8")
+_TORCH = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def run_onnx(context: Context) -> Result:
+    """Export in every precision, then time each file at each batch size on inputs that stay on the device."""
+    if hasattr(onnxruntime, "preload_dlls"):
+        onnxruntime.preload_dlls()  # the CUDA libraries that torch came with
+    providers = onnxruntime.get_available_providers()
+    result: Result = {"onnxruntime": onnxruntime.__version__, "providers": providers, "rows": []}
+    wanted = "CPUExecutionProvider" if context.rehearse else "CUDAExecutionProvider"
+    if wanted not in providers:
+        return result | {"error": f"no {wanted}: is onnxruntime-gpu the first onnxruntime on the module path?"}
+    for row in _rows(context, [name for name in (wanted, "TensorrtExecutionProvider") if name in providers]):
+        result["rows"].append(row)
+        context.save(result)
+    return result
+
+
+def _rows(context: Context, providers: list[str]) -> Iterator[dict[str, Any]]:
+    folder, batches = context.work / "onnx", (1,) if context.rehearse else (1, 32, 256)
+    folder.mkdir(exist_ok=True)
+    calibration = noise(folder / "noise")
+    for precision in ("fp32", "int8") if context.rehearse else _PRECISIONS:
+        path = folder / f"{precision}.onnx"
+        try:
+            more = {"calibration": calibration} if precision == "int8" else {}
+            export_onnx(_glit(context), path, precision=precision, verify=0, force=True, **more)
+        except Exception as error:  # of one precision: the others are still measured
+            yield {"precision": precision, "error": f"{type(error).__name__}: {first_line(error)}"[:300]}
+            continue
+        for batch, provider in itertools.product(batches, providers):
+            make = partial(_session_case, path, provider, batch, context)
+            yield {"precision": precision, "how": provider, "batch": batch} | _measured(make, batch, context)
+    precisions = ("fp32",) if context.rehearse else tuple(_TORCH)
+    for precision, batch, way in itertools.product(precisions, batches, ("eager", "compiled")):
+        make = partial(_torch_case, precision, way, batch, context)
+        yield {"precision": precision, "how": f"PyTorch, {way}", "batch": batch} | _measured(make, batch, context)
+
+
+def _size(context: Context) -> int:
+    return 32 if context.rehearse else performance.SIZE
+
+
+def _glit(context: Context) -> GLiT:
+    return random_glit(spec=context.spec(), img_size=_size(context))
+
+
+def _torch_case(precision: str, way: str, B: int, context: Context) -> Callable[[], object]:
+    """A pass of PyTorch over images [B, 3, H, W] on the device, waited for."""
+    compiled = partial(context.compile, dynamic=False) if way == "compiled" else None
+    dtype, network = _TORCH[precision], _glit(context).fuse()
+    return performance.make_case(network, "inference", dtype, B, context.device, _size(context), compiled)
+
+
+def _measured(make: Callable[[], Callable[[], object]], batch: int, context: Context) -> dict[str, Any]:
+    """Milliseconds and images a second of a case, or why there are none."""
+    if context.seconds_left < 3:
+        return {"error": "no time left"}
+    try:
+        run = make()
+        for _ in range(1 if context.rehearse else 5):
+            run()
+        seconds = report.interleaved({"": run}, 1 if context.rehearse else 30)[""]
+    except Exception as error:  # whatever a provider or a device may raise is the result of this case
+        return {"error": f"{type(error).__name__}: {first_line(error)}"[:300]}
+    finally:
+        torch.compiler.reset()
+    return {"ms": 1e3 * seconds, "images/s": batch / seconds}
+
+
+def _session_case(path: Path, provider: str, B: int, context: Context) -> Callable[[], object]:
+    """A pass of a file over images [B, 3, H, W] that lie on the device, waited for."""
+    classifier = OnnxClassifier(path, [provider])
+    session = classifier.session
+    shape = (B, *session.get_inputs()[0].shape[1:])
+    images = np.random.default_rng(0).standard_normal(shape).astype(classifier.input_dtype)
+    device = "cuda" if context.device.startswith("cuda") else "cpu"
+    value = onnxruntime.OrtValue.ortvalue_from_numpy(images, device, 0)
+    binding = session.io_binding()
+    binding.bind_ortvalue_input(session.get_inputs()[0].name, value)
+    binding.bind_output(session.get_outputs()[0].name, device)
+
+    def run() -> None:
+        session.run_with_iobinding(binding)
+        binding.synchronize_outputs()
+
+    return run

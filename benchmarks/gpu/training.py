@@ -1,0 +1,267 @@
+"""Stages pretrain, few_labels, fine_tune, scratch and deit: trainings that last as long as there is time.
+
+A schedule is fitted to the time: the images a second are measured first. A run that a call did not finish goes on in
+the next one, from its checkpoint if the machine is the same, else from the weights that came back.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from itertools import islice, repeat
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from glit_models.folders import save_folder
+from glit_models.training import Recipe, Trainer, load_recipe, setup
+
+from ..depthwise_forms import FORMS, use_form
+from .choice import CURRENT
+from .context import Context, Result
+
+_ON_GPU = ("images drawn on the GPU beside the training", "torch.compile and bfloat16 in the trainer")
+CUDA_ONLY = {
+    "pretrain": _ON_GPU,
+    "few_labels": ("several trainings at the same time on one GPU",),
+    "fine_tune": ("14 processes that load images", "bfloat16"),
+    "scratch": ("as fine_tune",),
+    "deit": ("as fine_tune",),
+}
+
+PRETRAINED = "pretrained.safetensors"
+_SAFETY = 0.85  # of the measured rate: validation, checkpoints and a slower start
+_EXPORT_SECONDS = 15.0  # to write the weights and score them
+_TINY = (
+    "model.img_size=32", "optim.batch_size=20", "optim.warmup_epochs=0", "optim.ema_decay=0.9", "precision=fp32",
+    "model.compile=false", "eval_batch_size=50", "optim.lr_base_batch=null", "optim.lr=1e-3",
+)  # fmt: skip
+
+
+def _tiny(context: Context) -> list[str]:
+    """Overrides that make a recipe small enough for a rehearsal; the last is the network."""
+    path = context.work / "tiny.json"
+    path.write_text(context.spec().to_json(), encoding="utf-8")
+    return [*_TINY, f"model.spec={path}"]
+
+
+# ---- pretraining ----
+
+
+def run_pretrain(context: Context) -> Result:
+    """The recipe `fractal_pretrain` in the chosen form of the convolution; its weights come back in float16."""
+    overrides = ["checkpoint_minutes=0.5"]
+    if context.rehearse:
+        overrides += [*_tiny(context), "data.fractals.num_classes=20", "data.fractals.instances=10"]
+    start = _carried_weights(context, 1000 if not context.rehearse else 20)
+    if start is not None:
+        overrides += [f"model.name=local-dir:{start}", "model.pretrained=true"]
+    form = context.chosen_form("training")
+    result: Result = {"form": form, "started_from": "random weights" if start is None else PRETRAINED}
+    folder = context.work / "pretrain"
+    rates = _rates("fractal_pretrain", overrides, folder, context, form)
+    context.save(result := result | rates)
+    result |= _train("fractal_pretrain", overrides, folder, context, form, rates["both, images/s"])
+    return result | {"weights": PRETRAINED}
+
+
+def _carried_weights(context: Context, num_classes: int) -> Path | None:
+    """The weights of an earlier call as a model folder, unless a checkpoint of this plan's run is here."""
+    if not (context.out / PRETRAINED).is_file():
+        return None
+    if (context.work / "pretrain" / "last.pt").is_file() and not (context.work / "pretrain" / "result.json").is_file():
+        return _folder_of_run(context)
+    return _model_folder(context, num_classes)
+
+
+def _folder_of_run(context: Context) -> Path | None:
+    """What the run that goes on started from."""
+    name = load_recipe(str(context.work / "pretrain" / "recipe.yaml")).model.name
+    return Path(name.removeprefix("local-dir:")) if name.startswith("local-dir:") else None
+
+
+def _model_folder(context: Context, num_classes: int) -> Path:
+    """A folder that timm loads, made of `pretrained.safetensors`."""
+    weights = load_file(context.out / PRETRAINED)
+    recipe = load_recipe("fractal_pretrain", _tiny(context) if context.rehearse else ())
+    model = setup.create_model(recipe.model, num_classes)
+    model.load_state_dict(weights)
+    folder = context.work / f"carried-{int(time.time())}"
+    names = [f"fractal_{number}" for number in range(num_classes)]
+    mean_std = {"mean": recipe.data.mean, "std": recipe.data.std}
+    save_folder(model.eval(), folder, class_names=names, data_config=mean_std, dtype="float16")
+    return folder
+
+
+def _rates(name: str, overrides: list[str], folder: Path, context: Context, form: str) -> dict[str, Any]:
+    """Images a second of the data alone, of the model alone, and of both together, in a run that is thrown away."""
+    recipe = load_recipe(name, [*overrides, *_data(name, context), "optim.epochs=1", "optim.warmup_epochs=0"])
+    scratch = folder.with_name(f"{folder.name}-rates")
+    shutil.rmtree(scratch, ignore_errors=True)
+    watch = _Stopwatch(2 if context.rehearse else 20, context)
+    with ExitStack() as stack:
+        trainer = Trainer(recipe, scratch, context.device, score_test=False)
+        if form != CURRENT:
+            stack.enter_context(use_form(trainer.model, FORMS[form]))
+        steps = trainer.feed.steps
+        watch.data(steps(0, 0))
+        trainer.feed.steps = lambda epoch, first: watch.training(steps(epoch, first))  # type: ignore[method-assign]
+        trainer.run()
+    shutil.rmtree(scratch, ignore_errors=True)
+    return {f"{case}, images/s": recipe.optim.batch_size / took for case, took in watch.seconds.items()}
+
+
+class _Stopwatch:
+    """Seconds of a step, from asking for a batch to asking for the next one."""
+
+    def __init__(self, steps: int, context: Context) -> None:
+        self.steps, self.context = steps, context
+        self.seconds: dict[str, float] = {}
+
+    def data(self, batches: Iterator[Any]) -> None:
+        """Of the batches alone."""
+        next(batches)
+        with self._timed("data"):
+            for _ in islice(batches, self.steps):
+                pass
+
+    def training(self, batches: Iterator[Any]) -> Iterator[Any]:
+        """Some batches to warm up, some to time both together, and one again and again to time the model."""
+        yield from islice(batches, 3)  # compiles
+        with self._timed("both"):
+            yield from islice(batches, self.steps)
+        fixed = next(batches)
+        with self._timed("model"):
+            yield from repeat(fixed, self.steps)
+
+    @contextmanager
+    def _timed(self, case: str) -> Iterator[None]:
+        """Over several steps in a row, which a GPU may overlap."""
+        self._synchronize()
+        began = time.perf_counter()
+        yield
+        self._synchronize()
+        self.seconds[case] = (time.perf_counter() - began) / self.steps
+
+    def _synchronize(self) -> None:
+        if self.context.device.startswith("cuda"):
+            torch.cuda.synchronize()
+
+
+def _data(name: str, context: Context) -> list[str]:
+    return [] if name == "fractal_pretrain" else [f"data.root={context.data}"]
+
+
+def _train(name: str, overrides: list[str], folder: Path, context: Context, form: str, rate: float) -> Result:
+    """Train for the time that is left, with a schedule of that length, and write the weights."""
+    recipe = _fitted(name, [*overrides, *_data(name, context)], folder, context, rate)
+    minutes = max(context.seconds_left - _EXPORT_SECONDS, 1) / 60
+    with ExitStack() as stack:
+        trainer = Trainer(recipe, folder, context.device, max_minutes=minutes)
+        if form != CURRENT:
+            stack.enter_context(use_form(trainer.model, FORMS[form]))
+        result = trainer.run()
+    model = trainer.scored if trainer.ema is None else trainer.ema.module
+    if result is not None and (folder / "best.safetensors").is_file():
+        model.load_state_dict(load_file(folder / "best.safetensors"))
+    weights = {key: t.detach().half().cpu().contiguous() if t.is_floating_point() else t.cpu()
+               for key, t in model.state_dict().items()}  # fmt: skip
+    save_file(weights, context.out / f"{'pretrained' if folder.name == 'pretrain' else folder.name}.safetensors")
+    images = trainer.step * recipe.optim.batch_size
+    return {
+        "finished": result is not None, "steps": trainer.step, "images": images, "epochs": recipe.optim.epochs,
+        "scores": result, "recipe": recipe.to_dict(),
+    }  # fmt: skip
+
+
+def _fitted(name: str, overrides: list[str], folder: Path, context: Context, rate: float) -> Recipe:
+    """The recipe with as many epochs as fit; of a run that goes on, its own."""
+    if (folder / "last.pt").is_file() and not (folder / "result.json").is_file():
+        return load_recipe(str(folder / "recipe.yaml"))
+    if (folder / "result.json").is_file():  # a new schedule from the weights of the last one
+        shutil.rmtree(folder)
+    one = load_recipe(name, overrides)
+    fractals = one.data.fractals
+    images = fractals.num_classes * fractals.instances if one.data.dataset == "fractals" else 55_000
+    epochs = int(_SAFETY * rate * (context.seconds_left - _EXPORT_SECONDS) / images)
+    epochs = 1 if context.rehearse else min(max(epochs, 1), one.optim.epochs)
+    warmup = min(one.optim.warmup_epochs, 0.1 * epochs)
+    more = [f"optim.epochs={epochs}", f"optim.warmup_epochs={warmup}", f"eval_every={max(epochs // 3, 1)}"]
+    return load_recipe(name, [*overrides, *more])
+
+
+# ---- what the weights are worth ----
+
+
+def run_few_labels(context: Context) -> Result:
+    """`benchmarks.few_labels` with the new weights, the shipped ones and none, several processes at a time."""
+    starts = ["glit_tiny.fractal1k"]
+    if (context.out / PRETRAINED).is_file():
+        folder = context.work / "new_weights"
+        shutil.rmtree(folder, ignore_errors=True)
+        _model_folder(context, 20 if context.rehearse else 1000).rename(folder)
+        starts.append(str(folder))
+    runs = context.work / "few_labels"
+    shutil.rmtree(runs, ignore_errors=True)
+    command = [
+        sys.executable, "-m", "benchmarks.few_labels", "--json", "--threads", "1", "--device", context.device,
+        "--out", str(runs), "--root", str(context.data), "--weights", *starts,
+        "--budgets", "100x1" if context.rehearse else "600x40,600x10", "--rounds", "1" if context.rehearse else "3",
+    ]  # fmt: skip
+    if context.rehearse:
+        command += ["--set", "data.hold_out=100", "--set", "precision=fp32", "--set", "model.img_size=32"]
+    others = [subprocess.Popen(command, stdout=subprocess.DEVNULL) for _ in range(0 if context.rehearse else 7)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
+    for other in others:
+        other.wait()
+    return {"rows": json.loads(done.stdout)["rows"], "new_weights": len(starts) > 1}
+
+
+def run_fine_tune(context: Context) -> Result:
+    """The recipe `fashion_mnist_gpu` from the new weights where they are better with few labels, else the shipped."""
+    name = "glit_tiny.fractal1k"
+    better = context.rehearse or new_is_better(context.earlier.get("few_labels", {}))
+    if (context.work / "new_weights").is_dir() and better:
+        name = f"local-dir:{context.work / 'new_weights'}"
+    return _fashion_mnist(context, "fine_tune", [f"model.name={name}"])
+
+
+def new_is_better(few_labels: Result) -> bool:
+    """Whether the new weights gain more over scratch than the shipped ones, on average over the budgets."""
+    gains = {"shipped": 0.0, "new": 0.0}
+    for row in few_labels.get("rows", []):
+        for key, value in row.items():
+            if key.endswith(", gain"):
+                gains["shipped" if key.startswith("glit_tiny.fractal1k") else "new"] += float(value)
+    return gains["new"] > gains["shipped"]
+
+
+def run_scratch(context: Context) -> Result:
+    """The same recipe with GLiT-Tiny from random weights."""
+    return _fashion_mnist(context, "scratch", ["model.name=glit_tiny", "model.pretrained=false"])
+
+
+def run_deit(context: Context) -> Result:
+    """The same with DeiT-Tiny from random weights."""
+    return _fashion_mnist(context, "deit", ["model.name=deit_tiny_patch16_224", "model.pretrained=false"])
+
+
+def _fashion_mnist(context: Context, stage: str, overrides: list[str]) -> Result:
+    overrides = [*overrides, "checkpoint_minutes=0.5"]
+    if context.rehearse:
+        spec = _tiny(context)[-1:] if stage == "scratch" else ()
+        overrides += [*_TINY, *spec, "data.num_workers=0", "data.hold_out=100", "data.limit=200"]
+    form = context.chosen_form("training") if stage != "deit" else CURRENT
+    folder = context.work / stage
+    rates = _rates("fashion_mnist_gpu", overrides, folder, context, form)
+    context.save({"form": form, **rates})
+    return {"form": form, **rates} | _train(
+        "fashion_mnist_gpu", overrides, folder, context, form, rates["both, images/s"]
+    )
