@@ -142,7 +142,8 @@ class Feed:
 
     def _draw(self, fractals: Fractals, labels: Tensor, index: Tensor, size: int) -> tuple[Tensor, Tensor]:
         images = fractals.batch(labels, index, size, self.device)
-        return (images.float() / 255 - self.mean) / self.std, labels.to(self.device)
+        labels = labels.to(self.device, non_blocking=True)  # else the host would wait for all work queued on a GPU
+        return (images.float() / 255 - self.mean) / self.std, labels
 
     def scoring(self, dataset: Any, order: Sequence[int] | None = None) -> tuple[Iterable[tuple[Tensor, Tensor]], int]:
         """This process's share of a split as batches, and how many pictures all shares have together.
