@@ -118,7 +118,8 @@ class Trainer:
         self.best: dict[str, Any] = {"validation_top1": -1.0, "epoch": -1}
         self.minutes = 0.0
         self.stop_signal: str | None = None
-        self.reports: list[tuple[int, Tensor]] = []  # steps whose loss and flags have not been read yet
+        # Steps whose loss and flags have not been read yet, and what tells that they have arrived from a GPU.
+        self.reports: list[tuple[int, Tensor, torch.cuda.Event | None]] = []
 
         self._refuse_another_recipe()
         self.splits = self._open_splits()
@@ -347,7 +348,7 @@ class Trainer:
             report[2] = float(now - self.saved >= 60 * self.recipe.checkpoint_minutes)
         report = self.accelerator.reduce(report, "sum")
         report[0] /= self.accelerator.num_processes
-        self.reports.append((self.step, report))
+        self.reports.append((self.step, *_on_host(report)))
 
     def _read_reports(self, lag: int, rate: float = 0.0) -> tuple[bool, bool]:
         """Read the reports of all but the last `lag` steps; returns whether one asks to save, and to stop.
@@ -357,7 +358,9 @@ class Trainer:
         """
         save = stop = False
         while len(self.reports) > lag:
-            step, report = self.reports.pop(0)
+            step, report, arrived = self.reports.pop(0)
+            if arrived is not None:
+                arrived.synchronize()
             loss, stop_flag, save_flag = report.tolist()
             if not loss <= _DIVERGED * math.log(self.num_classes):
                 self.reports.clear()
@@ -471,6 +474,19 @@ class Trainer:
         if self.rank == 0:
             text = json.dumps(result, indent=2)
             write_atomically(self.out / "result.json", lambda aside: aside.write_text(text))
+
+
+def _on_host(report: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
+    """Start copying a step's report from a GPU, without waiting; the event is over once the copy has arrived.
+
+    Read later, the report itself would be copied after all steps that are queued by then.
+    """
+    if report.device.type != "cuda":
+        return report, None
+    copy = torch.empty_like(report, device="cpu", pin_memory=True).copy_(report, non_blocking=True)
+    arrived = torch.cuda.Event()
+    arrived.record()
+    return copy, arrived
 
 
 def _create_teacher(name: str) -> nn.Module:
