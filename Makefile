@@ -10,7 +10,7 @@ LOWEST = torch==2.11.0 torchvision==0.26.0 timm==1.0.31 huggingface_hub==1.0.0 s
          pillow==10.3.0 pyyaml==6.0.1 rich==14.3.0 accelerate==1.5.0 matplotlib==3.11.0 scipy==1.12.0 \
          onnx==1.20.0 onnxscript==0.7.0 onnxruntime==1.28.0
 
-.PHONY: help demo search-demo test test-slow test-lowest lint format types timm-tests transformers-test bench bench-gpu clean
+.PHONY: help demo search-demo test test-slow test-lowest lint format types timm-tests transformers-test bench gpu gpu-rehearsal clean
 
 help:
 	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed 's/:.*## /\t/' | expand -t 20
@@ -66,10 +66,11 @@ bench: $(VENV)/.dev  ## what is measured: import time, throughput, the depthwise
 	$(VENV)/bin/python -m benchmarks.search
 	$(VENV)/bin/python -m benchmarks.export --threads 1 --clock cpu
 
-bench-gpu: $(VENV)/.dev  ## on a GPU: are the Triton kernels right, and which form of the convolution is the fastest
-	$(VENV)/bin/python -m pytest tests/test_depthwise_forms.py -k gpu
-	$(VENV)/bin/python -m benchmarks.depthwise --device cuda
-	$(VENV)/bin/python -m benchmarks.performance --device cuda --plot gpu.png --forms "Triton, tensor cores" Triton Toeplitz
+gpu: $(VENV)/.dev  ## everything that only a GPU can tell, in nine minutes on one (docs/gpu.md)
+	$(VENV)/bin/python -m benchmarks.gpu --out runs/gpu-results
+
+gpu-rehearsal: $(VENV)/.dev  ## the same in miniature, on a CPU
+	$(VENV)/bin/python -m benchmarks.gpu --rehearse
 
 clean:  ## remove what was built, but for the environments
 	rm -rf .types .cache build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

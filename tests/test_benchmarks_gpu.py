@@ -257,7 +257,7 @@ def test_every_stage_of_every_plan_exists_and_says_what_only_a_gpu_runs() -> Non
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("plan", ["first", "train", "search", "onnx"])
 def test_a_plan_is_rehearsed_on_the_cpu_without_an_error(plan: str, tmp_path: Path) -> None:
-    arguments = ["--rehearse", "--plan", plan, "--out", str(tmp_path / "out"), "--data", str(DATA), "--minutes", "12"]
+    arguments = ["--rehearse", "--plan", plan, "--out", str(tmp_path / "out"), "--data", str(DATA)]
     run = subprocess.run(
         [sys.executable, "-m", "benchmarks.gpu", *arguments], cwd=ROOT, capture_output=True, text=True, check=False,
         env=os.environ | {"OMP_NUM_THREADS": "1"},

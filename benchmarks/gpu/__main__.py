@@ -9,13 +9,13 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from .checkout import ROOT, make_importable
 from .driver import Driver, Options
 from .plans import MODULES, PLANS
 from .summary import summary
 from .travel import LIMIT, MIB, size_of_journey
 
-_ROOT = Path(__file__).resolve().parents[2]
-_PLACES = (_ROOT / "runs" / "carry" / "fashion-mnist", Path("/usr/share/datasets/fashion-mnist"))
+_PLACES = (ROOT / "runs" / "carry" / "fashion-mnist", Path("/usr/share/datasets/fashion-mnist"))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -25,9 +25,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _check_journey(options.data)
     if options.out is None:
         options.out = Path(tempfile.mkdtemp(prefix="glit-gpu-"))
-    work = options.work or _ROOT / "runs" / "gpu" / options.out.resolve().name
+    work = options.work or ROOT / "runs" / "gpu" / options.out.resolve().name
     if options.rehearse and options.work is None:
         work = options.out.resolve().with_name(f"{options.out.resolve().name}-work")
+    if options.minutes is None:
+        options.minutes = 60.0 if options.rehearse else 9.0
     device, margin = ("cpu", 0.0) if options.rehearse else (options.device, 30.0)
     asked = Options(options.out, work, options.data, options.plan, device, options.minutes, options.rehearse, margin)
     driver = Driver(asked)
@@ -46,7 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, help="folder of the results; a temporary one unless given")
     parser.add_argument("--work", type=Path, help="folder of checkpoints and caches; runs/gpu/NAME-OF-OUT unless given")
     parser.add_argument("--data", type=Path, default=_find_data(), help="folder of the four Fashion-MNIST files")
-    parser.add_argument("--minutes", type=float, default=9.0, help="the command ends half a minute before")
+    parser.add_argument("--minutes", type=float, help="9 unless given; the command ends half a minute before")
     parser.add_argument("--plan", choices=PLANS, default="first", help="which stages to run")
     parser.add_argument("--device", default="cuda", help="cuda, or cuda:1")
     parser.add_argument("--rehearse", action="store_true", help="every stage in miniature, on the CPU")
@@ -68,6 +70,7 @@ def _check_journey(data: Path) -> None:
 
 def _unreached(stage: str) -> Sequence[str]:
     """What only a GPU runs of a stage."""
+    make_importable()
     module = importlib.import_module(f".{MODULES[stage]}", __package__)
     unreached: Sequence[str] = module.CUDA_ONLY.get(stage, ())
     return unreached

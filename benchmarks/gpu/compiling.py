@@ -18,6 +18,7 @@ import torch
 from .. import depthwise_uses
 from ..depthwise_forms import FORMS
 from ..performance import DEIT, GLIT
+from .checkout import make_importable
 from .context import Context, Result
 from .depthwise import KERNELS, one_layer, options_for
 from .throughput import SMALL, prepare
@@ -77,5 +78,6 @@ def compile_job(job: str, context: Context) -> None:
 
 
 if __name__ == "__main__":
+    make_importable()
     torch.set_num_threads(1)
     compile_job(sys.argv[2], Context.from_json(Path(sys.argv[1]).read_text(encoding="utf-8")))

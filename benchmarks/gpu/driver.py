@@ -17,6 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import IO, Any
 
+from .checkout import ROOT
 from .context import Context
 from .files import join_logs, over_limits, read_json, tail, write_json
 from .plans import PLANS, Planned
@@ -25,7 +26,6 @@ __all__ = ["Driver", "Options"]
 
 _GRACE = 12.0  # seconds between SIGTERM and SIGKILL, in which a training saves its weights
 _LEAST = 8.0  # seconds that a stage needs to be worth starting
-_ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ class Driver:
         command = [sys.executable, "-m", f"{__package__}.stage", str(request.resolve())]
         print(f"gpu: {planned.stage}: at most {box:.0f} s", flush=True)
         process = subprocess.Popen(
-            command, cwd=_ROOT, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
+            command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
             env=_environment(options), process_group=0,
         )  # fmt: skip
         return _Process(planned, context, process, log, began)

@@ -46,6 +46,8 @@ def cases(context: Context) -> Iterator[Case]:
     """GLiT-Tiny's forms compiled first, as they decide; then DeiT-Tiny beside them, then all else."""
     finalists = context.earlier.get("depthwise", {}).get("finalists", [])
     forms = [GLIT, *(f"{GLIT}, {form}" for form in finalists if form in FORMS)]
+    if context.rehearse:
+        forms = forms[:2]
     big = 2 if context.rehearse else 256
     for use in ("training", "inference"):
         yield from ((use, name, "compiled", big) for name in (*forms, DEIT))
