@@ -18,7 +18,7 @@ from pathlib import Path
 import timm
 import torch
 import torch.nn.functional as F
-from glit_models.search import NAMED_SPACES, Supernet, load_space
+from glit_models.search import NAMED_SPACES, SearchSpace, Supernet, load_space
 from glit_models.search.evaluate import Evaluator, Score
 from glit_models.search.pipeline import read_recipe_of
 from glit_models.search.run_context import RunContext
@@ -185,14 +185,24 @@ def _changed(first: dict[GLiTSpec, Score], scores: dict[GLiTSpec, Score], count:
 
 
 def supernet_rows(
-    device: str, batch: int, size: int, rounds: int, clock: str = "wall", bf16: bool = False
+    device: str,
+    batch: int,
+    size: int,
+    rounds: int,
+    clock: str = "wall",
+    bf16: bool = False,
+    space: SearchSpace | None = None,
 ) -> list[report.Row]:
-    """Seconds of a step and bytes of state: both ways of sharing over the released space, and the network alone."""
+    """Seconds of a step and bytes of state: both ways of sharing over a space, and one of its networks alone.
+
+    The space is the released one unless given, and its network GLiT-Tiny.
+    """
+    network = GLIT_TINY if space is None else space.sample(random.Random(0))
+    space = NAMED_SPACES["glit_released"]() if space is None else space
     torch.manual_seed(0)
     images, labels = torch.randn(batch, 3, size, size, device=device), torch.arange(batch, device=device) % 10
-    space = NAMED_SPACES["glit_released"]()
     models: dict[str, nn.Module] = {
-        "GLiT-Tiny by itself": timm.create_model("glit_tiny", img_size=size, num_classes=10)
+        "GLiT-Tiny by itself": timm.create_model("glit_tiny", spec=network, img_size=size, num_classes=10)
     }
     for sharing in SHARINGS:
         models[f"supernet, {sharing}"] = Supernet(space, sharing, img_size=size, num_classes=10)
@@ -206,7 +216,7 @@ def supernet_rows(
             model.prepare_blocks(lambda block: setup.prepare_for_device(block, torch.device(device).type))
             if model.sharing == "entangled":
                 keep_outside_path(optimizer, model)
-            model.activate(GLIT_TINY)
+            model.activate(network)
         steps[name] = _step(model, optimizer, images, labels, bf16)
     seconds = report.interleaved(steps, rounds, clock)
     rng = random.Random(0)

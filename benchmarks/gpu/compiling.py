@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -19,13 +20,16 @@ from .. import depthwise_uses
 from ..depthwise_forms import FORMS
 from ..performance import DEIT, GLIT
 from .checkout import make_importable
+from .choice import CURRENT
 from .context import Context, Result
 from .depthwise import KERNELS, one_layer, options_for
-from .throughput import SMALL, prepare
+from .throughput import prepare
+from .training import measure_rates
 
 CUDA_ONLY = {"compile": ("Inductor's and Triton's code for the GPU, in the caches that later stages read",)}
 
 _WORKERS = 12
+_GIB = 62  # of memory on the GPU, which the stage beside this one needs, too
 
 
 def run_compile(context: Context) -> Result:
@@ -43,8 +47,8 @@ def run_compile(context: Context) -> Result:
             if process.poll() is not None:
                 del running[job]
                 failed += [job] if process.returncode else []
-        while waiting and len(running) < workers:
-            job = waiting.pop(0)
+        while len(running) < workers and (job := _next(waiting, running)):
+            waiting.remove(job)
             running[job] = subprocess.Popen([sys.executable, "-m", __name__, str(request), job])
         done = len(jobs) - len(waiting) - len(running)
         context.save({"jobs": len(jobs), "done": done, "failed": failed, "running": list(running)})
@@ -52,19 +56,34 @@ def run_compile(context: Context) -> Result:
     return {"jobs": len(jobs), "done": len(jobs), "failed": failed}
 
 
+def _next(waiting: Iterable[str], running: Iterable[str]) -> str | None:
+    """The first job for which there is memory on the GPU."""
+    free = _GIB - sum(map(_gib, running))
+    return next((job for job in waiting if _gib(job) <= free), None)
+
+
+def _gib(job: str) -> int:
+    """Memory on the GPU that a job needs, with some to spare."""
+    kind, *words = job.split("|")
+    return {"pretrain": 30, "form": 8, "network": 10 if words and words[0] == "training" else 3}[kind]
+
+
 def _jobs(context: Context) -> list[str]:
     """Names of what to compile: networks by use, and forms of the convolution."""
     if context.rehearse:
         return [f"network|inference|{GLIT}|compiled|2", "form|conv1d"]
-    names = (GLIT, *(f"{GLIT}, {form}" for form in FORMS if form.startswith("Triton")), DEIT, SMALL)
+    names = (GLIT, DEIT, *(f"{GLIT}, {form}" for form in FORMS if form.startswith("Triton")))
     networks = [f"network|{use}|{name}|compiled|256" for use in ("training", "inference") for name in names]
     graphs = [f"network|inference|{name}|CUDA graphs|1" for name in (GLIT, DEIT)]
-    return [*networks, *(f"form|{form}" for form in FORMS), *graphs]
+    return ["pretrain", *networks, *(f"form|{form}" for form in FORMS), *graphs]
 
 
 def compile_job(job: str, context: Context) -> None:
     """Compile one of them, by running it."""
     kind, *words = job.split("|")
+    if kind == "pretrain":
+        measure_rates("fractal_pretrain", [], context.work / "compile", context, CURRENT)
+        return
     if kind == "network":
         use, name, way, batch = words
         with ExitStack() as stack:

@@ -45,7 +45,7 @@ class Planned:
 
 _TRAINING = (
     Planned("few_labels", 50, after=("pretrain",)),
-    Planned("fine_tune", share=0.3, after=("pretrain",)),
+    Planned("fine_tune", share=0.6, after=("pretrain",)),
 )
 
 PLANS: dict[str, tuple[Planned, ...]] = {

@@ -66,7 +66,7 @@ def run_pretrain(context: Context) -> Result:
     form = context.chosen_form("training")
     result: Result = {"form": form, "started_from": "random weights" if start is None else PRETRAINED}
     folder = context.work / "pretrain"
-    rates = _rates("fractal_pretrain", overrides, folder, context, form)
+    rates = measure_rates("fractal_pretrain", overrides, folder, context, form)
     context.save(result := result | rates)
     result |= _train("fractal_pretrain", overrides, folder, context, form, rates["both, images/s"])
     return result | {"weights": PRETRAINED}
@@ -100,7 +100,7 @@ def _model_folder(context: Context, num_classes: int) -> Path:
     return folder
 
 
-def _rates(name: str, overrides: list[str], folder: Path, context: Context, form: str) -> dict[str, Any]:
+def measure_rates(name: str, overrides: list[str], folder: Path, context: Context, form: str) -> dict[str, Any]:
     """Images a second of the data alone, of the model alone, and of both together, in a run that is thrown away."""
     recipe = load_recipe(name, [*overrides, *_data(name, context), "optim.epochs=1", "optim.warmup_epochs=0"])
     scratch = folder.with_name(f"{folder.name}-rates")
@@ -260,7 +260,7 @@ def _fashion_mnist(context: Context, stage: str, overrides: list[str]) -> Result
         overrides += [*_TINY, *spec, "data.num_workers=0", "data.hold_out=100", "data.limit=200"]
     form = context.chosen_form("training") if stage != "deit" else CURRENT
     folder = context.work / stage
-    rates = _rates("fashion_mnist_gpu", overrides, folder, context, form)
+    rates = measure_rates("fashion_mnist_gpu", overrides, folder, context, form)
     context.save({"form": form, **rates})
     return {"form": form, **rates} | _train(
         "fashion_mnist_gpu", overrides, folder, context, form, rates["both, images/s"]
