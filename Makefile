@@ -3,7 +3,7 @@
 VENV ?= .venv
 PYTHON ?= python3
 PYTEST = $(VENV)/bin/python -m pytest
-TIMM_TESTS_MODELS ?= glit_tiny,glit_small,glit_base
+TIMM_TESTS_MODELS ?= glit_tiny,glit_small,glit_base,autoformer_tiny,vitas_c
 
 # The lowest versions that pyproject.toml allows.
 LOWEST = torch==2.11.0 torchvision==0.26.0 timm==1.0.31 huggingface_hub==1.0.0 safetensors==0.5.0 numpy==1.26.4 \
@@ -35,6 +35,7 @@ test-lowest: .venv-lowest/.lowest  ## the test suite under the lowest versions o
 lint: $(VENV)/.dev  ## style, and who may import whom
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(PYTEST) -q tests/test_layers.py
 
 format: $(VENV)/.dev  ## put the style right
 	$(VENV)/bin/ruff check --fix .
@@ -45,7 +46,7 @@ types: $(VENV)/.dev  ## type checks
 	rm -rf .types && mkdir -p .types/glit_models
 	for path in glit_models/*; do ln -s ../../$$path .types/glit_models/; done
 	ln -s ../../search ../../export .types/glit_models/
-	cd .types && $(abspath $(VENV))/bin/mypy --config-file ../pyproject.toml -p glit_models
+	cd .types && $(abspath $(VENV))/bin/mypy --cache-dir ../.mypy_cache --config-file ../pyproject.toml -p glit_models
 
 timm-tests: $(VENV)/.dev  ## timm's own model tests on TIMM_TESTS_MODELS
 	$(VENV)/bin/python tests/timm_suite.py --models $(TIMM_TESTS_MODELS)
@@ -57,7 +58,6 @@ bench: $(VENV)/.dev  ## what is measured: import time, throughput, the depthwise
 	$(VENV)/bin/python -m benchmarks.imports
 	$(VENV)/bin/python -m benchmarks.performance
 	$(VENV)/bin/python -m benchmarks.depthwise
-	$(VENV)/bin/python -m benchmarks.pointwise
 	$(VENV)/bin/python -m benchmarks.fractals
 	$(VENV)/bin/python -m benchmarks.training
 	$(VENV)/bin/python -m benchmarks.memory

@@ -21,8 +21,9 @@ import torch
 from glit_models.search import SearchRun, load_search_recipe, rank_networks
 from glit_models.search.recipe import SearchRecipe
 
-from glit_models.errors import TrainingError
-from glit_models.spec import BlockSpec, GLiTSpec
+from glit_models import BlockSpec, GLiTSpec
+from glit_models.errors import RunError
+from glit_models.runs.files import whole_folder
 from glit_models.training import Recipe, Trainer
 
 from . import report
@@ -121,7 +122,7 @@ def _shared(wait: bool, work: Callable[[], Any]) -> Any:
     while True:
         try:
             result = work()
-        except TrainingError as error:
+        except RunError as error:
             if "in use by another process" not in str(error):
                 raise
             if not wait:
@@ -136,10 +137,8 @@ def _shared(wait: bool, work: Callable[[], Any]) -> Any:
 def _copy(source: Path, target: Path) -> None:
     """The same training need not be done twice: the supernets of both methods, and the networks to rank, are equal."""
     if source.is_dir() and not target.exists():
-        aside = target.with_name(f"{target.name}.tmp")
-        shutil.rmtree(aside, ignore_errors=True)
-        shutil.copytree(source, aside)
-        aside.rename(target)
+        with whole_folder(target) as folder:
+            shutil.copytree(source, folder, dirs_exist_ok=True)
 
 
 def _of(result: dict[str, Any]) -> dict[str, Any]:

@@ -20,8 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from glit_models.block import Mixer
 from glit_models.depthwise import weight_grad
-from glit_models.layers import GlobalLocalMixer, LocalConv
+from glit_models.parts import LocalConv
 
 from . import cudnn_depthwise, triton_depthwise
 
@@ -209,12 +210,12 @@ def use_form(model: nn.Module, form: Form) -> Iterator[nn.Module]:
 
     Reparameterize a model before, not within: the form then computes GLU and SiLU, too, if it can.
     """
-    mixers = [m for m in model.modules() if isinstance(m, GlobalLocalMixer) and m.conv is not None]
-    originals = [mixer.conv for mixer in mixers]
+    mixers = [m for m in model.modules() if isinstance(m, Mixer) and "conv" in m]
+    originals = [mixer["conv"] for mixer in mixers]
     try:
         for mixer in mixers:
-            mixer.conv = _FormConv(mixer.conv, form)
+            mixer["conv"] = _FormConv(mixer["conv"], form)
         yield model
     finally:
         for mixer, original in zip(mixers, originals, strict=True):
-            mixer.conv = original.train(mixer.training)
+            mixer["conv"] = original.train(mixer.training)

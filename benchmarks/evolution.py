@@ -9,8 +9,7 @@ from functools import partial
 
 from glit_models.search import NAMED_SPACES, SEARCHES, Budget, BudgetSampler, Search, macs_budget
 
-from glit_models import count_macs
-from glit_models.spec import GLiTSpec
+from glit_models import GLiTSpec, count_macs
 
 from . import report
 

@@ -1,7 +1,7 @@
 """Exported GLiT-Tiny in ONNX Runtime beside eager PyTorch, the authors' plain form and ours: speed, size, agreement.
 
-Speed is of GLiT-Tiny at 224 pixels with weights of chance, in one interleaved run. Agreement and accuracy are of the
-shipped Fashion-MNIST weights on test pictures, int8 calibrated on training pictures.
+Speed is of GLiT-Tiny at 224 pixels with random weights, in one interleaved run. Agreement and accuracy are of the
+shipped Fashion-MNIST weights on test images, int8 calibrated on training images.
 """
 
 import argparse
@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import timm
 import torch
-from glit_models.export import OnnxArtifact, OnnxClassifier, Pictures, export_onnx
+from glit_models.export import ImageSource, OnnxArtifact, OnnxClassifier, export_onnx
 from torch import nn
 
-from glit_models.model import GLiT
+from glit_models import GLiT
 
 from . import report
 from .plain import plain_glit
@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("--batch-sizes", default="1,16", help="numbers, separated by commas")
     parser.add_argument("--precisions", default=",".join(PRECISIONS), help="of fp32, fp16, int8")
     parser.add_argument("--opsets", default="23", help="numbers, separated by commas")
-    parser.add_argument("--pictures", type=int, default=2000, help="test pictures to compare on")
+    parser.add_argument("--images", type=int, default=2000, help="test images to compare on")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory() as folder:
@@ -79,15 +79,15 @@ def random_glit(**keywords: Any) -> GLiT:
     return model
 
 
-def noise(folder: Path) -> Pictures:
-    """A few pictures of noise to calibrate on; the speed does not depend on them."""
+def noise(folder: Path) -> ImageSource:
+    """A few images of noise to calibrate on; the speed does not depend on them."""
     from PIL import Image
 
     folder.mkdir(exist_ok=True)
     rng = np.random.default_rng(0)
     for index in range(16):
         Image.fromarray(rng.integers(0, 256, (256, 256, 3), dtype=np.uint8)).save(folder / f"{index}.png")
-    return Pictures(str(folder))
+    return ImageSource(str(folder))
 
 
 def _cases(
@@ -108,19 +108,19 @@ def _cases(
 
 
 def _agreement(folder: Path, options: argparse.Namespace) -> list[report.Row]:
-    test, training = Pictures("fashion-mnist"), Pictures("fashion-mnist", training=True)
+    test, training = ImageSource("fashion-mnist"), ImageSource("fashion-mnist", training=True)
     rows: list[report.Row] = []
     for precision in options.precisions.split(","):
         int8 = {"calibration": training} if precision == "int8" else {}
         path = folder / f"fashion-{precision}.onnx"
-        artifact = export_onnx(SHIPPED, path, precision=precision, verify=options.pictures, pictures=test, **int8)
+        artifact = export_onnx(SHIPPED, path, precision=precision, verify=options.images, images=test, **int8)
         found = artifact.agreement
         assert found is not None
         assert found.accuracy is not None
         assert found.torch_accuracy is not None
         rows.append(
             {
-                f"{SHIPPED} on {found.pictures} test pictures": precision,
+                f"{SHIPPED} on {found.num_images} test images": precision,
                 "MB": artifact.num_bytes / 1e6,
                 "largest difference of a logit": f"{found.max_abs:.1e}",
                 "same class as PyTorch": f"{found.top1_agreement:.2f} %",

@@ -14,7 +14,7 @@ from itertools import product
 from pathlib import Path
 
 from glit_models.errors import TrainingError
-from glit_models.inference import timm_name
+from glit_models.predict import timm_name
 from glit_models.training import Recipe, Trainer, load_recipe
 
 from . import report

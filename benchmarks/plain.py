@@ -9,9 +9,8 @@ Axes: B batch, N tokens, C channels, H heads, D head width.
 import torch
 from torch import Tensor, nn
 
-from glit_models.checkpoint import to_official
-from glit_models.model import GLiT
-from glit_models.spec import BlockSpec
+from glit_models import BlockSpec, GLiT
+from glit_models.glit.checkpoint import to_official
 
 __all__ = ["PlainGLiT", "plain_glit"]
 

@@ -15,7 +15,7 @@ import timm
 import torch
 
 from glit_models.errors import GlitError
-from glit_models.inference import pick_device
+from glit_models.predict import pick_device
 
 Row = Mapping[str, str | int | float]
 

@@ -25,8 +25,7 @@ from glit_models.search.run_context import RunContext
 from glit_models.search.supernet import SHARINGS, keep_outside_path
 from torch import nn
 
-from glit_models import GLIT_TINY
-from glit_models.spec import BlockSpec, GLiTSpec
+from glit_models import GLIT_TINY, BlockSpec, GLiTSpec
 from glit_models.training import setup
 from glit_models.training.recipe import OptimSection
 

@@ -1,13 +1,37 @@
-"""A GLiT model turned into something that runs without this repository: ONNX, quantised, served.
+"""A model turned into something that runs without this repository: ONNX, quantised, served.
 
 Imported as `glit_models.export`. It builds on the zoo, which never imports it; it never imports `glit_models.search`.
 """
 
+from .form import ExportForm
+from .images import ImageSource
 from .metadata import ExportInfo
 from .onnx import OnnxArtifact, export_onnx
-from .pictures import Pictures
+from .program import export_torch
 from .runtime import OnnxClassifier
+from .serving import export_triton
+from .source import ModelSource
+from .targets import TARGETS, Artifact, Target, TargetOptions, export_model, register_target, write_verified
 from .timing import onnx_runner
 from .verify import Agreement
 
-__all__ = ["Agreement", "ExportInfo", "OnnxArtifact", "OnnxClassifier", "Pictures", "export_onnx", "onnx_runner"]
+__all__ = [
+    "TARGETS",
+    "Agreement",
+    "Artifact",
+    "ExportForm",
+    "ExportInfo",
+    "ImageSource",
+    "ModelSource",
+    "OnnxArtifact",
+    "OnnxClassifier",
+    "Target",
+    "TargetOptions",
+    "export_model",
+    "export_onnx",
+    "export_torch",
+    "export_triton",
+    "onnx_runner",
+    "register_target",
+    "write_verified",
+]

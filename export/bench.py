@@ -23,8 +23,9 @@ import timm
 import torch
 from timm.utils import reparameterize_model
 
-from glit_models.errors import ExportError, GlitError, first_line
-from glit_models.model import GLiT
+from glit_models import SpecTransformer
+from glit_models.errors import ExportError, WriteError, first_line
+from glit_models.runs.files import whole_file
 
 from .extras import require
 from .onnx import export_onnx
@@ -116,7 +117,7 @@ def bench(
 
 
 def _networks(
-    model: GLiT, size: tuple[int, int], device: torch.device, compiled: bool, baseline: bool
+    model: SpecTransformer, size: tuple[int, int], device: torch.device, compiled: bool, baseline: bool
 ) -> dict[str, torch.nn.Module]:
     """What PyTorch runs, all on images of the model's size."""
     eager = reparameterize_model(model).to(device)
@@ -179,7 +180,7 @@ def draw_bench(rows: Sequence[BenchRow], title: str, path: Path) -> None:
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise ExportError('the picture needs matplotlib; `pip install "glit-models[train]"`') from None
+        raise ExportError('the figure needs matplotlib; `pip install "glit-models[train]"`') from None
     batches = sorted({row.batch for row in rows})
     figure = Figure(figsize=(8, 1.2 + 0.4 * len(rows)), layout="constrained")
     figure.suptitle(title)
@@ -191,7 +192,7 @@ def draw_bench(rows: Sequence[BenchRow], title: str, path: Path) -> None:
         axes.set_xlabel(f"images a second at batch {batch}")
         axes.margins(x=0.12)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=120, format=path.suffix.lstrip(".") or "png")
-    except (OSError, ValueError) as error:
-        raise GlitError(f"{path}: cannot be written ({first_line(error)})") from None
+        with whole_file(path, parents=True) as temporary:
+            figure.savefig(temporary, dpi=120, format=path.suffix.lstrip(".") or "png")
+    except ValueError as error:  # matplotlib does not know the format
+        raise WriteError(f"{path} cannot be written: {first_line(error)}") from None

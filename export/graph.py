@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from glit_models.errors import ExportError, first_line
 
 from .extras import require
+from .form import name_in_model
 from .sessions import UnrunnableError
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def _rename(graph: onnx.GraphProto) -> None:
             if value not in initializers or value in names:
                 continue
             if value.startswith("form."):
-                names[value] = value.removeprefix("form.")
+                names[value] = name_in_model(value)
             else:  # folded by the exporter, such as a transposed weight, so that it has no name of the model's
                 names[value] = f"{node.name}.{index}"
     for node in graph.node:
@@ -77,7 +78,7 @@ def _scope(node: onnx.NodeProto) -> str:
         return ""
     scope = str(scopes[-2]) if len(scopes) > 1 else ""
     # torch's exporter calls a node of no module so.
-    return "" if scope.startswith("_empty") else scope.removeprefix("form").removeprefix(".")
+    return "" if scope.startswith("_empty") else name_in_model(scope)
 
 
 def join(first: onnx.GraphProto, model: onnx.ModelProto, link: tuple[str, str]) -> onnx.ModelProto:

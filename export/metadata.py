@@ -6,22 +6,27 @@ It turns that into the texts that ONNX keeps beside a graph and back; it opens n
 from __future__ import annotations
 
 import json
+import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-from glit_models.errors import ExportError
+from glit_models import Spec, parse_spec
+from glit_models.errors import ExportError, GlitError
 
 __all__ = ["INPUT", "OUTPUT", "PREFIX", "ExportInfo", "Precision"]
 
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
 INPUT, OUTPUT = "images", "logits"
 PREFIX = "glit."
+_MAX_CHARS = 1 << 23  # of one field; the names of 100,000 classes take a quarter
+_MAX_SPEC_CHARS = 1 << 20  # a network of 100 blocks takes 15,000
 
 
 @dataclass(frozen=True)
 class ExportInfo:
-    """What stands in the file, each field as JSON under `glit.<field>`.
+    """What stands in the file, each field as JSON under `glit.<field>` (`spec_data` under `glit.spec`).
 
     Attributes:
         source: the model's name or folder's name. sha256: of its weights file, or of its state as safetensors.
@@ -30,10 +35,11 @@ class ExportInfo:
         batch: images at a time, None for any number.
         input_size: channels, height, width; of `dynamic_size`, the size that the model was trained at.
         dynamic_size: whether any height and width that `patch_size` divides will do.
-        preprocess: whether the input is uint8 pictures [B, h, w, C] of any size rather than prepared images
+        preprocess: whether the input is uint8 images [B, h, w, C] of any size rather than prepared images
             [B, C, H, W].
         mean, std, interpolation, crop_pct, crop_mode: timm's preprocessing.
         num_classes: outputs. class_names: theirs, if they have any.
+        spec_data: the architecture as `Spec.to_dict` gives it, with `family`; None in files of 0.1. See `spec`.
     """
 
     source: str
@@ -53,10 +59,29 @@ class ExportInfo:
     crop_mode: str
     num_classes: int
     class_names: tuple[str, ...] | None
+    spec_data: Mapping[str, Any] | None = None
+
+    @property
+    def spec(self) -> Spec | None:
+        """The architecture of the network; None in files of 0.1.
+
+        Raises:
+            ExportError: if it is not a valid spec, or is of a family or has a part that is not registered here.
+                A file never causes a module to be imported.
+        """
+        if self.spec_data is None:
+            return None
+        for module in _named_modules(self.spec_data):
+            if module not in sys.modules:
+                raise ExportError(f"the spec of {self.source} names the module {module!r}; import it first")
+        try:
+            return parse_spec(self.spec_data)
+        except GlitError as error:
+            raise ExportError(f"the spec of {self.source} cannot be used here: {error}") from None
 
     def to_texts(self) -> dict[str, str]:
         """Keys and values as ONNX keeps them."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        values = {_KEYS.get(field.name, field.name): getattr(self, field.name) for field in fields(self)}
         return {PREFIX + name: json.dumps(value, ensure_ascii=False) for name, value in values.items()}
 
     @classmethod
@@ -64,36 +89,19 @@ class ExportInfo:
         """Read back what `to_texts` wrote. `where` is what to call the file.
 
         Raises:
-            ExportError: if the file is not one of ours, or a field is missing or damaged; names it.
+            ExportError: if the file is not one of ours, or a field is missing, damaged or too long; names it.
         """
-        names = [field.name for field in fields(cls)]
         if not any(key.startswith(PREFIX) for key in texts):
             raise ExportError(f"{where}: not exported by glit-models; `glit export` makes such files")
         values: dict[str, Any] = {}
-        for name in names:
-            if PREFIX + name not in texts:
-                raise ExportError(f"{where}: its metadata lacks {PREFIX + name!r}; export it again")
-            try:
-                value = json.loads(texts[PREFIX + name])
-            except ValueError:
-                raise ExportError(f"{where}: its metadata {PREFIX + name!r} is damaged; export it again") from None
-            values[name] = tuple(value) if isinstance(value, list) else value
-        return cls._checked(values, where)
-
-    @classmethod
-    def _checked(cls, values: dict[str, Any], where: str) -> ExportInfo:
-        size, names, count = values["input_size"], values["class_names"], values["num_classes"]
-        sound = {
-            "input_size": isinstance(size, tuple) and len(size) == 3 and all(type(n) is int and n > 0 for n in size),
-            "num_classes": type(count) is int and count > 0,
-            "class_names": names is None or (isinstance(names, tuple) and len(names) == count),
-            "batch": values["batch"] is None or (type(values["batch"]) is int and values["batch"] > 0),
-            "precision": values["precision"] in ("fp32", "fp16", "bf16", "int8"),
-            "mean": isinstance(values["mean"], tuple),
-            "std": isinstance(values["std"], tuple),
-        }
-        for name, good in sound.items():
-            if not good:
+        for field in fields(cls):
+            key = PREFIX + _KEYS.get(field.name, field.name)
+            if key in texts:
+                values[field.name] = _parse(texts[key], key, where)
+            elif field.name != "spec_data":
+                raise ExportError(f"{where}: its metadata lacks {key!r}; export it again")
+        for name, is_sound in _checks(values).items():
+            if not is_sound:
                 raise ExportError(f"{where}: its metadata {PREFIX + name!r} is damaged; export it again")
         return cls(**values)
 
@@ -104,7 +112,7 @@ class ExportInfo:
 
     @property
     def data_config(self) -> dict[str, Any]:
-        """What `timm.data.create_transform` takes to prepare a picture."""
+        """What `timm.data.create_transform` takes to prepare an image."""
         return {
             "input_size": self.input_size,
             "mean": self.mean,
@@ -113,3 +121,64 @@ class ExportInfo:
             "crop_pct": self.crop_pct,
             "crop_mode": self.crop_mode,
         }
+
+
+_KEYS = {"spec_data": "spec"}  # where a field's name and its key differ
+
+
+def _parse(text: str, key: str, where: str) -> Any:
+    """The value of one field, lists as tuples."""
+    limit = _MAX_SPEC_CHARS if key == PREFIX + "spec" else _MAX_CHARS
+    if len(text) > limit:
+        raise ExportError(f"{where}: its metadata {key!r} is longer than {limit} characters")
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        raise ExportError(f"{where}: its metadata {key!r} is damaged; export it again") from None
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _checks(values: Mapping[str, Any]) -> dict[str, bool]:
+    """Whether each field of a file is of the right kind, by its key."""
+    size, names, count = values["input_size"], values["class_names"], values["num_classes"]
+    spec, batch = values.get("spec_data"), values["batch"]
+    checks = {
+        "input_size": isinstance(size, tuple) and len(size) == 3 and all(map(_is_count, size)),
+        "num_classes": _is_count(count),
+        "class_names": names is None
+        or (isinstance(names, tuple) and len(names) == count and all(isinstance(name, str) for name in names)),
+        "batch": batch is None or _is_count(batch),
+        "patch_size": _is_count(values["patch_size"]),
+        "precision": values["precision"] in ("fp32", "fp16", "bf16", "int8"),
+        "crop_pct": _is_finite(values["crop_pct"]) and values["crop_pct"] > 0,
+        "spec": spec is None or isinstance(spec, dict),
+    }
+    for name in ("mean", "std"):
+        checks[name] = isinstance(values[name], tuple) and all(map(_is_finite, values[name]))
+    for name in ("source", "sha256", "package_version", "interpolation", "crop_mode"):
+        checks[name] = isinstance(values[name], str)
+    for name in ("dynamic_size", "preprocess"):
+        checks[name] = isinstance(values[name], bool)
+    return checks
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value > 0
+
+
+def _is_finite(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+def _named_modules(data: Any) -> list[str]:
+    """The modules that a spec's `module:Name` entries name."""
+    found, rest = [], [data]
+    while rest:
+        value = rest.pop()
+        if isinstance(value, str) and ":" in value:
+            found.append(value.partition(":")[0])
+        elif isinstance(value, Mapping):
+            rest.extend(value.values())
+        elif isinstance(value, (list, tuple)):
+            rest.extend(value)
+    return found

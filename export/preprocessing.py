@@ -1,11 +1,11 @@
-"""timm's preprocessing for scoring as an ONNX graph: uint8 pictures [B, h, w, C] to prepared images [B, C, H, W].
+"""timm's preprocessing for scoring as an ONNX graph: uint8 images [B, h, w, C] to prepared images [B, C, H, W].
 
 It builds a graph and says what it cannot build; joining it to a network is `onnx.py`'s.
 
-Pictures are resized as Pillow does: filtered against aliasing, in whole levels of 0 to 255, rows first. ONNX Runtime's
+Images are resized as Pillow does: filtered against aliasing, in whole levels of 0 to 255, rows first. ONNX Runtime's
 result is within `PIXEL_TOLERANCE` level of timm's transform, and the same where nothing is resized. A recent Pillow
-filters the columns first of a picture that is higher than wide and shrinks; the roundings then fall otherwise, and
-some pixels of strong contrast differ by more. So 19 pixels in 20 of every picture are held to the tolerance.
+filters the columns first of an image that is higher than wide and shrinks; the roundings then fall otherwise, and
+some pixels of strong contrast differ by more. So 19 pixels in 20 of every image are held to the tolerance.
 """
 
 from __future__ import annotations
@@ -58,21 +58,21 @@ def preprocessing_graph(info: ExportInfo, element_type: int) -> onnx.GraphProto:
     steps = _Steps(onnx)
     channels, height, width = info.input_size
     scaled = _resized_size(steps, info)
-    picture = steps.add("Transpose", [INPUT], perm=[0, 3, 1, 2])
+    image = steps.add("Transpose", [INPUT], perm=[0, 3, 1, 2])
     # Outside pixels are left out of the filter rather than repeated, as Pillow does.
     resize: dict[str, Any] = {"antialias": 1, "exclude_outside": 1, "coordinate_transformation_mode": "half_pixel"}
     # All four sizes, because ONNX Runtime moves the Transpose past a Resize and then misreads one with `axes`.
-    sizes = steps.add("Concat", [steps.add("Shape", [picture], start=0, end=2), scaled], axis=0)
-    picture = steps.add("Resize", [picture, "", "", sizes], **resize, **_MODES[info.interpolation])
-    picture = steps.add("Cast", [_crop(steps, picture, scaled, (height, width))], to=onnx.TensorProto.FLOAT)
+    sizes = steps.add("Concat", [steps.add("Shape", [image], start=0, end=2), scaled], axis=0)
+    image = steps.add("Resize", [image, "", "", sizes], **resize, **_MODES[info.interpolation])
+    image = steps.add("Cast", [_crop(steps, image, scaled, (height, width))], to=onnx.TensorProto.FLOAT)
     shape = (1, channels, 1, 1)
     scale = steps.floats([1 / (255 * value) for value in _per_channel(info.std, channels)], shape)
     pairs = zip(_per_channel(info.mean, channels), _per_channel(info.std, channels), strict=True)
     offset = steps.floats([-mean / std for mean, std in pairs], shape)
-    prepared = steps.add("Add", [steps.add("Mul", [picture, scale]), offset])
+    prepared = steps.add("Add", [steps.add("Mul", [image, scale]), offset])
     steps.add("Cast", [prepared], PREPARED, to=element_type)
     batch = info.batch or "batch"
-    given = [batch, "picture_height", "picture_width", channels]
+    given = [batch, "image_height", "image_width", channels]
     return onnx.helper.make_graph(
         steps.nodes,
         "preprocess",
@@ -146,13 +146,13 @@ def _resized_size(steps: _Steps, info: ExportInfo) -> str:
     return steps.cast(steps.add("Round", [steps.add("Div", [size, ratio])]), "INT64")
 
 
-def _crop(steps: _Steps, picture: str, size: str, target: tuple[int, int]) -> str:
-    """The middle of a resized picture, from where torchvision's CenterCrop begins."""
+def _crop(steps: _Steps, image: str, size: str, target: tuple[int, int]) -> str:
+    """The middle of a resized image, from where torchvision's CenterCrop begins."""
     excess = steps.cast(steps.add("Sub", [size, steps.integers(*target)]), "DOUBLE")
     half = steps.add("Round", [steps.add("Mul", [excess, steps.doubles(0.5)])])
     start = steps.cast(half, "INT64")
     end = steps.add("Add", [start, steps.integers(*target)])
-    return steps.add("Slice", [picture, start, end, steps.integers(2, 3)])
+    return steps.add("Slice", [image, start, end, steps.integers(2, 3)])
 
 
 def _per_channel(values: tuple[float, ...], channels: int) -> tuple[float, ...]:

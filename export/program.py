@@ -1,13 +1,12 @@
-"""`export_torch`: a GLiT as a `torch.export` program, or compiled into an AOTInductor package; loaded without our code.
+"""`export_torch`: a model as a `torch.export` program, or compiled by AOTInductor; loaded without our code.
 
-The counterpart of `onnx.py` for those who stay with torch, proven equal by the same comparison.
+The counterpart of `onnx.py` for those who stay with torch.
 
 Axes: B batch, C channels, H/W image height and width, K classes.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import shutil
@@ -21,17 +20,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from glit_models import SpecTransformer
 from glit_models.errors import ExportError, first_line
-from glit_models.model import GLiT
 
 from .form import ExportForm
+from .images import ImageSource
 from .metadata import ExportInfo, Precision
-from .pictures import Pictures
-from .source import open_source
-from .verify import Agreement, compare
-from .writing import check_target, write_and_judge
+from .source import ModelSource
+from .targets import Artifact, Target, TargetOptions, export_model, register_target, write_verified
 
-__all__ = ["Program", "TorchArtifact", "export_torch"]
+__all__ = ["CompiledTarget", "Program", "TorchOptions", "TorchTarget", "export_torch"]
 
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 _INFO = "glit.json"
@@ -40,18 +38,67 @@ _TRACES = ("stack_trace", "nn_module_stack", "source_fn_stack", "from_node", "to
 
 
 @dataclass(frozen=True)
-class TorchArtifact:
-    """An exported program; see `OnnxArtifact`. `compiled` says whether it is an AOTInductor package."""
+class TorchOptions(TargetOptions):
+    """How to export; see `export_torch`."""
 
-    path: Path
-    info: ExportInfo
-    num_bytes: int
-    compiled: bool
-    agreement: Agreement | None
+    precision: Precision = "fp32"
+    batch: int | None = None
+    image_size: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.precision not in _DTYPES:
+            raise ExportError(
+                f"precision of a torch program must be one of {', '.join(_DTYPES)}, got {self.precision!r}"
+            )
+        if self.batch is not None and self.batch < 1:
+            raise ExportError(f"batch must be at least 1, or None for any number, got {self.batch}")
+        if self.image_size is not None and not isinstance(self.image_size, tuple):
+            raise ExportError(f"image_size of a torch program must be a height and width, got {self.image_size!r}")
+
+
+@register_target
+class TorchTarget(Target):
+    """A `torch.export` program that any torch can load."""
+
+    name = "torch"
+    suffix = ".pt2"
+    options = TorchOptions
+
+    def check_path(self, path: Path, options: TorchOptions) -> None:
+        """Also raises ExportError unless the path ends in .pt2."""
+        if path.suffix != self.suffix:
+            raise ExportError(f"{path}: torch loads such programs only from files that end in {self.suffix}")
+        super().check_path(path, options)
+
+    def export(self, source: ModelSource, path: Path, options: TorchOptions) -> Artifact:
+        """See `export_torch`."""
+        info = source.describe(0, options.precision, options.batch, options.image_size, False)
+        program = _traced(ExportForm(source.model, "fused", _DTYPES[options.precision], options.image_size), info)
+        return write_verified(path, self._writer(program, info), Program, source, info, options)
+
+    def _writer(self, program: torch.export.ExportedProgram, info: ExportInfo) -> Callable[[Path], None]:
+        return lambda path: torch.export.save(program, path, extra_files={_INFO: json.dumps(info.to_texts())})
+
+
+@register_target
+class CompiledTarget(TorchTarget):
+    """A program compiled for this machine's kind by AOTInductor; needs a C++ compiler."""
+
+    name = "aoti"
+
+    def check_path(self, path: Path, options: TorchOptions) -> None:
+        """Also raises ExportError where there is no C++ compiler."""
+        if not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))):
+            raise ExportError("a compiled package needs a C++ compiler; install g++, or leave the program uncompiled")
+        super().check_path(path, options)
+
+    def _writer(self, program: torch.export.ExportedProgram, info: ExportInfo) -> Callable[[Path], None]:
+        return _compile(program, info)
 
 
 def export_torch(
-    model: GLiT | str | Path,
+    model: SpecTransformer | ModelSource | str | Path,
     path: str | os.PathLike[str],
     *,
     compiled: bool = False,
@@ -59,47 +106,29 @@ def export_torch(
     batch: int | None = None,
     image_size: tuple[int, int] | None = None,
     verify: int = 64,
-    pictures: Pictures | None = None,
+    images: ImageSource | None = None,
     force: bool = False,
-) -> TorchArtifact:
-    """Export a GLiT to a `.pt2` file, and compare what it computes with the model.
+) -> Artifact:
+    """Export a model to a `.pt2` file, and compare what it computes with the model.
 
     Args:
-        model: a GLiT, which stays as it is; 'model.tag', a weight folder, or a Hub repository.
+        model: a model of any family, which is not changed; 'model.tag', a weight folder, or a Hub repository.
         path: of the file, which must end in `.pt2`.
         compiled: compile it for this machine's kind (AOTInductor; needs a C++ compiler) instead of writing a program
             that any torch can load.
         precision: 'fp32', 'fp16' or 'bf16'. batch: images at a time; None for any number.
         image_size: height and width; None for the model's own.
-        verify, pictures, force: see `export_onnx`.
+        verify, images, force: see `export_onnx`.
 
     Raises:
-        ExportError: on options that do not go together, a target that exists or cannot be written, or a missing
-            compiler. WeightsError, SpecError, DataError: on a bad model, size or picture.
+        ExportError: on options that do not go together, a path that exists or cannot be written, or a missing
+            compiler. WeightsError, SpecError, DataError: on a bad model, size or image.
     """
-    path = Path(path)
-    if precision not in _DTYPES:
-        raise ExportError(f"a torch program is of {', '.join(_DTYPES)}, not {precision!r}; ONNX has that")
-    if path.suffix != ".pt2":
-        raise ExportError(f"{path}: torch loads such programs only from files that end in .pt2")
-    if verify < 0 or (batch is not None and batch < 1):
-        raise ExportError("verify must be 0 or more pictures, and batch at least 1")
-    if compiled and not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))):
-        raise ExportError("a compiled package needs a C++ compiler; install g++, or leave the program uncompiled")
-    check_target(path, force)
-    source = open_source(model)
-    if pictures is not None:
-        pictures.pick(1)  # a wrong folder is said now, not when the work is done
-    info = source.describe(0, precision, batch, image_size, False)
-    program = _traced(ExportForm(source.model, "fused", _DTYPES[precision], image_size), info)
-    write = _compile(program, info) if compiled else _save(program, info)
-
-    def judge(temporary: Path) -> Agreement | None:
-        return compare(Program(temporary), source, verify, pictures) if verify else None
-
-    about = {"compiled": compiled, "info": dataclasses.asdict(info)}
-    final, agreement = write_and_judge(path, write, judge, about)
-    return TorchArtifact(final, info, final.stat().st_size, compiled, agreement)
+    target = CompiledTarget.name if compiled else TorchTarget.name
+    return export_model(
+        model, path, target, precision=precision, batch=batch, image_size=image_size, verify=verify, images=images,
+        force=force,
+    )  # fmt: skip
 
 
 def _traced(form: ExportForm, info: ExportInfo) -> torch.export.ExportedProgram:
@@ -111,13 +140,6 @@ def _traced(form: ExportForm, info: ExportInfo) -> torch.export.ExportedProgram:
             for key in _TRACES:
                 node.meta.pop(key, None)
     return program
-
-
-def _save(program: torch.export.ExportedProgram, info: ExportInfo) -> Callable[[Path], None]:
-    def write(path: Path) -> None:
-        torch.export.save(program, path, extra_files={_INFO: json.dumps(info.to_texts())})
-
-    return write
 
 
 def _compile(program: torch.export.ExportedProgram, info: ExportInfo) -> Callable[[Path], None]:

@@ -1,6 +1,6 @@
 """int8: a float32 graph whose linear layers compute in eight bits, by ONNX Runtime's quantiser.
 
-Static by default: calibration pictures give the range of each activation, and measured sensitivity says which layers
+Static by default: calibration images give the range of each activation, and measured sensitivity says which layers
 stay in float. It makes graphs out of graphs; comparing with PyTorch is `verify.py`'s.
 
 Depthwise convolutions stay in float: quantised they are no faster (`python -m benchmarks.export`), norms, softmax and
@@ -25,8 +25,8 @@ from glit_models.errors import DataError, ExportError, first_line
 
 from .extras import require
 from .form import ExportForm
+from .images import ImageSource, prepare
 from .metadata import INPUT, OUTPUT, ExportInfo
-from .pictures import Pictures, prepare
 from .sensitivity import measure_sensitivity
 from .sessions import open_session
 
@@ -35,44 +35,44 @@ if TYPE_CHECKING:
 
 __all__ = ["quantize_dynamically", "quantize_statically"]
 
-CALIBRATION_PICTURES = 256
-_SENSITIVITY_PICTURES = 16
+CALIBRATION_IMAGES = 256
+_SENSITIVITY_IMAGES = 16
 _BATCH = 16
 _KEPT = (0, 1, 2, 4, 8, 16, 32)  # layers in float, tried in turn
 ENOUGH = 99.0  # top-1 agreement in % with the float graph: one more than verification asks for
 
 
 def quantize_statically(
-    model: onnx.ModelProto, form: ExportForm, info: ExportInfo, pictures: Pictures
+    model: onnx.ModelProto, form: ExportForm, info: ExportInfo, calibration: ImageSource
 ) -> tuple[onnx.ModelProto, list[str]]:
-    """Quantise with ranges from pictures, keeping as few layers in float as will do.
+    """Quantise with ranges from images, keeping as few layers in float as will do.
 
     Args:
         model: the float32 graph of the network, without preprocessing. form: what it was traced from.
-        info: how pictures are prepared. pictures: up to `CALIBRATION_PICTURES` of them are used.
+        info: how images are prepared. calibration: up to `CALIBRATION_IMAGES` of them are used.
 
     Returns:
         The quantised graph, and what was chosen, in words.
 
     Raises:
-        DataError: if there are no pictures, or one cannot be read.
+        DataError: if there are no images, or one cannot be read.
         ExportError: if ONNX Runtime cannot quantise the graph.
     """
-    shown, _, _ = pictures.pick(CALIBRATION_PICTURES)
+    shown, _, _ = calibration.pick(CALIBRATION_IMAGES)
     if not shown:
-        raise DataError(f"{pictures.name}: no pictures to calibrate with")
+        raise DataError(f"{calibration.name}: no images to calibrate with")
     images = prepare(info, shown)
     expected = _classes(model.SerializeToString(), images)
     sensitive: list[str] = []
     for count in _KEPT:
         if count and not sensitive:
-            sensitive = list(measure_sensitivity(form, torch.from_numpy(images[:_SENSITIVITY_PICTURES])))
+            sensitive = list(measure_sensitivity(form, torch.from_numpy(images[:_SENSITIVITY_IMAGES])))
         kept = sensitive[:count]
         quantised = _static(model, images, kept, info.batch)
         if 100 * float((_classes(quantised.SerializeToString(), images) == expected).mean()) >= ENOUGH:
             break
     in_float = f"kept in float as the most sensitive: {', '.join(kept)}" if kept else "all linear layers in eight bits"
-    return quantised, [f"calibrated on {len(shown)} pictures of {pictures.name}", in_float]
+    return quantised, [f"calibrated on {len(shown)} images of {calibration.name}", in_float]
 
 
 def quantize_dynamically(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[str]]:
@@ -91,10 +91,17 @@ def quantize_dynamically(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[
             source,
             target,
             op_types_to_quantize=["Gemm", "MatMul"],
+            nodes_to_exclude=_stacked(bare),
             per_channel=True,
             weight_type=quantization.QuantType.QInt8,
         )
         return require("onnx").load(target), ["activations quantised at run time"]
+
+
+def _stacked(model: onnx.ModelProto) -> list[str]:
+    """Products with several constant matrices at once, which ONNX Runtime's operator cannot do in eight bits."""
+    stacked = {tensor.name for tensor in model.graph.initializer if len(tensor.dims) > 2}
+    return [node.name for node in model.graph.node if node.op_type == "MatMul" and stacked.intersection(node.input)]
 
 
 def _static(model: onnx.ModelProto, images: np.ndarray, kept: Sequence[str], batch: int | None) -> onnx.ModelProto:

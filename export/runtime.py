@@ -1,8 +1,8 @@
-"""`OnnxClassifier`: an exported file loaded and asked, on a GPU or the CPU, and it says on which.
+"""`OnnxClassifier`: classifies images with an exported file, on a GPU or the CPU, and says on which.
 
-It needs the file alone, whose metadata say how pictures are prepared and what the classes are called.
+It needs the file alone, whose metadata say how images are prepared and what the classes are called.
 
-Axes: B pictures, C channels, H/W height and width of prepared images, h/w of pictures, K classes.
+Axes: B images, C channels, H/W height and width of prepared images, h/w of those as they are, K classes.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from timm.data import create_transform
 from torchvision.transforms import Compose, Grayscale
 
 from glit_models.errors import DataError, ExportError, first_line
-from glit_models.inference import Prediction, open_picture, predict_files
+from glit_models.predict import Prediction, open_picture, predict_files
 
 from .binding import Binding
 from .metadata import INPUT, OUTPUT, ExportInfo
 from .sessions import PROVIDERS, open_session
 
-__all__ = ["OnnxClassifier", "Picture", "as_array"]
+__all__ = ["AnyImage", "OnnxClassifier", "as_array"]
 
-Picture = str | os.PathLike[str] | Image.Image | np.ndarray
+AnyImage = str | os.PathLike[str] | Image.Image | np.ndarray
 _BATCH = 32
 _CUDA = PROVIDERS[1]
 
@@ -91,31 +91,31 @@ class OnnxClassifier:
         assert info.batch is not None
         return Binding(self.session, (info.batch, *info.input_size), self.input_dtype, (info.batch, info.num_classes))
 
-    # ---- from pictures ----
+    # ---- from images ----
 
-    def probabilities(self, pictures: Iterable[Picture]) -> np.ndarray:
+    def probabilities(self, images: Iterable[AnyImage]) -> np.ndarray:
         """Probabilities [B, K] in float32.
 
         Args:
-            pictures: file names, PIL images, or uint8 arrays [h, w, 3], [h, w, 1] or [h, w].
+            images: file names, PIL images, or uint8 arrays [h, w, 3], [h, w, 1] or [h, w].
 
         Raises:
-            DataError: if a file cannot be read, or an array is no picture.
+            DataError: if a file cannot be read, or an array is not an image.
         """
-        logits = self.logits_of(pictures)
+        logits = self.logits_of(images)
         return _softmax(logits) if len(logits) else logits
 
-    def logits_of(self, pictures: Iterable[Picture]) -> np.ndarray:
+    def logits_of(self, images: Iterable[AnyImage]) -> np.ndarray:
         """Logits [B, K] of what `probabilities` takes."""
-        opened = [_as_picture(picture) for picture in pictures]
+        opened = [_as_image(image) for image in images]
         if self._transform is None:
-            return self._logits_of_raw([as_array(picture, self.info.input_size[0]) for picture in opened])
-        images = [self._transform(picture).numpy().astype(self.input_dtype) for picture in opened]
-        return self.logits(np.stack(images)) if images else self._nothing()
+            return self._logits_of_raw([as_array(image, self.info.input_size[0]) for image in opened])
+        prepared = [self._transform(image).numpy().astype(self.input_dtype) for image in opened]
+        return self.logits(np.stack(prepared)) if prepared else self._nothing()
 
-    def classify(self, pictures: Iterable[Picture], top_k: int = 5) -> list[tuple[tuple[str, float], ...]]:
-        """For each picture the `top_k` most probable (class name, probability) pairs, most probable first."""
-        rows = self.probabilities(pictures)
+    def classify(self, images: Iterable[AnyImage], top_k: int = 5) -> list[tuple[tuple[str, float], ...]]:
+        """For each image the `top_k` most probable (class name, probability) pairs, most probable first."""
+        rows = self.probabilities(images)
         order = np.argsort(-rows, axis=1, kind="stable")[:, :top_k]
         return [
             tuple((self.class_names[index], float(row[index])) for index in indices)
@@ -125,13 +125,13 @@ class OnnxClassifier:
     def predict(self, paths: Iterable[Path], top_k: int = 5) -> Iterator[Prediction]:
         """One `Prediction` a file, in order; a file that cannot be read gives one with its error."""
 
-        def probabilities(pictures: Iterable[Image.Image]) -> torch.Tensor:
-            return torch.from_numpy(self.probabilities(pictures))
+        def probabilities(images: Iterable[Image.Image]) -> torch.Tensor:
+            return torch.from_numpy(self.probabilities(images))
 
         return predict_files(probabilities, self.class_names, paths, top_k)
 
     def _logits_of_raw(self, arrays: list[np.ndarray]) -> np.ndarray:
-        """Logits of pictures [h, w, C]; those of one size share a batch."""
+        """Logits of images [h, w, C]; those of one size share a batch."""
         rows = np.zeros((len(arrays), self.info.num_classes), np.float32)
         for shape in dict.fromkeys(array.shape for array in arrays):
             indices = [index for index, array in enumerate(arrays) if array.shape == shape]
@@ -145,7 +145,7 @@ class OnnxClassifier:
 
         Args:
             images: prepared, [B, C, H, W] in the file's floating-point type; or of a file with preprocessing uint8
-                pictures [B, h, w, C]. Any B: it is cut into the file's batches, the last one filled up.
+                images [B, h, w, C]. Any B: it is cut into the file's batches, the last one filled up.
 
         Raises:
             DataError: on another shape or type; names both.
@@ -209,23 +209,23 @@ def _transform(info: ExportInfo) -> Any:
     return transform if info.input_size[0] == 3 else Compose([Grayscale(), transform])
 
 
-def _as_picture(picture: Picture) -> Image.Image:
-    if isinstance(picture, Image.Image):
-        return picture.convert("RGB")
-    if not isinstance(picture, np.ndarray):
-        return open_picture(Path(picture))
-    array = picture[..., 0] if picture.ndim == 3 and picture.shape[2] == 1 else picture
+def _as_image(image: AnyImage) -> Image.Image:
+    if isinstance(image, Image.Image):
+        return image.convert("RGB")
+    if not isinstance(image, np.ndarray):
+        return open_picture(Path(image))
+    array = image[..., 0] if image.ndim == 3 and image.shape[2] == 1 else image
     if array.dtype != np.uint8 or array.size == 0 or not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 3)):
         raise DataError(
-            f"an array is a picture if it is uint8 [h, w, 3], [h, w, 1] or [h, w], got {picture.dtype} "
-            f"{list(picture.shape)}; prepared images go to logits()"
+            f"an array is an image if it is uint8 [h, w, 3], [h, w, 1] or [h, w], got {image.dtype} "
+            f"{list(image.shape)}; prepared images go to logits()"
         )
     return Image.fromarray(array).convert("RGB")
 
 
-def as_array(picture: Image.Image, channels: int) -> np.ndarray:
+def as_array(image: Image.Image, channels: int) -> np.ndarray:
     """[h, w, channels] in uint8."""
-    return np.asarray(picture) if channels == 3 else np.asarray(picture.convert("L"))[..., None]
+    return np.asarray(image) if channels == 3 else np.asarray(image.convert("L"))[..., None]
 
 
 def _softmax(logits: np.ndarray) -> np.ndarray:

@@ -1,8 +1,8 @@
-"""How much each linear layer and convolution suffers from eight bits: measured one at a time on real pictures.
+"""How much each linear layer and convolution suffers from eight bits: measured one at a time on real images.
 
 It imitates in torch what `quantize.py` then does to the graph, and changes no file.
 
-Axes: B pictures, C channels, H/W height and width, K classes.
+Axes: B images, C channels, H/W height and width, K classes.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from .form import ExportForm
+from .form import ExportForm, name_in_model
 
 __all__ = ["measure_sensitivity"]
 
@@ -32,7 +32,7 @@ def measure_sensitivity(form: ExportForm, images: Tensor) -> dict[str, float]:
         The layers by their names in the model, the most sensitive first.
     """
     layers: dict[str, nn.Module] = {
-        name.removeprefix("form."): module
+        name_in_model(name): module
         for name, module in form.named_modules()
         if isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.groups == 1)
     }

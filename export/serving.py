@@ -9,36 +9,39 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from glit_models import store
+from glit_models import SpecTransformer
 from glit_models.errors import ExportError
-from glit_models.model import GLiT
+from glit_models.runs.files import scratch_folder, whole_folder
 
 from .metadata import INPUT, OUTPUT, ExportInfo
-from .onnx import OnnxArtifact, export_onnx
+from .onnx import OnnxArtifact, OnnxOptions, OnnxTarget
+from .source import ModelSource
+from .targets import Target, export_model, register_target
 
-__all__ = ["TritonOptions", "export_triton", "triton_config"]
+__all__ = ["TritonOptions", "TritonTarget", "export_triton", "triton_config"]
 
 CONFIG, LABELS, MODEL, VERSION = "config.pbtxt", "labels.txt", "model.onnx", "1"
 _TYPES = {"fp32": "TYPE_FP32", "fp16": "TYPE_FP16", "bf16": "TYPE_FP32", "int8": "TYPE_FP32"}  # of the input
-_WARM_PICTURE = (256, 256)  # for a model that prepares pictures of any size
+_WARM_IMAGE = (256, 256)  # for a model that prepares images of any size
 
 
 @dataclass(frozen=True)
-class TritonOptions:
-    """How Triton is to run a model.
+class TritonOptions(OnnxOptions):
+    """How to export the file, and how Triton is to run it.
 
     Attributes:
+        name: of the model in the repository; that of its weights, in letters, digits and '_', unless given.
         max_batch_size: images that the server may put together.
         max_delay_us: microseconds that a request waits for others to join it.
         instances: copies of the model on each GPU, or on the CPU.
         gpu: run it on GPUs. tensorrt: let TensorRT compile it there.
     """
 
+    name: str | None = None
     max_batch_size: int = 64
     max_delay_us: int = 500
     instances: int = 1
@@ -46,70 +49,84 @@ class TritonOptions:
     tensorrt: bool = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name, least in (("max_batch_size", 1), ("max_delay_us", 0), ("instances", 1)):
             if getattr(self, name) < least:
                 raise ExportError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        if self.batch is not None:
+            raise ExportError("Triton makes the batches itself; leave the batch dynamic")
+        if self.image_size == "dynamic":
+            raise ExportError("Triton joins images of one size into a batch; give one, or leave the size out")
+        if self.name is not None and not re.fullmatch(r"\w[\w.-]*", self.name):
+            raise ExportError(f"{self.name!r} is not a name for a model; take letters, digits and '_'")
+
+
+@register_target
+class TritonTarget(Target):
+    """A model in a repository of NVIDIA's Triton server; `path` is the repository."""
+
+    name = "triton"
+    suffix = ""
+    options = TritonOptions
+    packages = OnnxTarget.packages
+
+    def check_path(self, path: Path, options: TritonOptions) -> None:
+        """Raises ExportError if the repository is a file, or has a model of that name."""
+        if path.exists() and not path.is_dir():
+            raise ExportError(f"{path} is a file; give the folder of the repository")
+        if options.name is not None:
+            _check_place(path / options.name, options)
+
+    def export(self, source: ModelSource, path: Path, options: TritonOptions) -> OnnxArtifact:
+        """See `export_triton`."""
+        name = options.name or re.sub(r"\W+", "_", source.name.rpartition("/")[2])
+        target = path / name
+        _check_place(target, options)
+        with scratch_folder(target) as workplace:
+            artifact = OnnxTarget().export(source, workplace / VERSION / MODEL, options)
+            return _arranged(artifact, target, options)
 
 
 def export_triton(
-    model: GLiT | str | Path,
-    repository: str | os.PathLike[str],
-    *,
-    name: str | None = None,
-    options: TritonOptions | None = None,
-    force: bool = False,
-    **export: Any,
+    model: SpecTransformer | ModelSource | str | Path, repository: str | os.PathLike[str], **options: Any
 ) -> OnnxArtifact:
     """Put a model into a Triton model repository.
 
     Args:
-        model: as for `export_onnx`. repository: the folder, made if missing; other models in it stay.
-        name: of the model in it; that of its weights, in letters, digits and '_', unless given.
-        options: how Triton is to run it. force: replace a model of that name.
-        export: arguments of `export_onnx`; `batch` must not be among them.
+        model: as for `export_onnx`.
+        repository: the folder, made if missing; other models in it stay.
+        options: those of `TritonOptions`, which are also those of `export_onnx`; `force` replaces a model of the name.
 
     Returns:
         The artifact. One that does not agree with PyTorch is left as `REPOSITORY/NAME.unverified`, which Triton
         does not take for a model that may be served under `NAME`.
 
     Raises:
-        ExportError: as `export_onnx` does, and if the repository cannot be written.
+        ExportError: as `export_onnx` does.
+        WriteError: if the repository cannot be written.
     """
-    options = options or TritonOptions()
-    if export.get("batch") is not None:
-        raise ExportError("Triton makes the batches itself; leave the batch dynamic")
-    if export.get("image_size") == "dynamic":
-        raise ExportError("Triton joins images of one size into a batch; give one, or leave the size out")
-    repository = Path(repository)
-    name = name or re.sub(r"\W+", "_", model.rstrip("/").rpartition("/")[2] if isinstance(model, str) else "glit")
-    if not re.fullmatch(r"\w[\w.-]*", name):
-        raise ExportError(f"{name!r} is no name for a model; take letters, digits and '_'")
-    target = repository / name
-    if target.exists() and not force:
+    artifact = export_model(model, repository, TritonTarget.name, **options)
+    assert isinstance(artifact, OnnxArtifact)
+    return artifact
+
+
+def _check_place(target: Path, options: TritonOptions) -> None:
+    if target.exists() and not options.force:
         raise ExportError(f"{target} exists; --force replaces it")
-    workplace = repository / f".{name}.{os.getpid()}.tmp"
-    try:
-        workplace.mkdir(parents=True)
-        artifact = export_onnx(model, workplace / VERSION / MODEL, **export)
-        return _arranged(artifact, workplace, target, options)
-    except OSError as error:
-        raise ExportError(f"{target}: cannot be written ({error.strerror or error})") from None
-    finally:
-        shutil.rmtree(workplace, ignore_errors=True)
 
 
-def _arranged(artifact: OnnxArtifact, workplace: Path, target: Path, options: TritonOptions) -> OnnxArtifact:
-    """Move the finished folder to its place, or to one that says that it is not to be served."""
+def _arranged(artifact: OnnxArtifact, target: Path, options: TritonOptions) -> OnnxArtifact:
+    """Arrange the exported file in its folder, or in one whose name says that it is not to be served."""
     holds = artifact.agreement is not None and artifact.agreement.holds
     final = target if holds else target.with_name(f"{target.name}.unverified")
     report = artifact.path.with_name(f"{artifact.path.name}.json")
-    os.replace(artifact.path, workplace / VERSION / MODEL)
-    os.replace(report, workplace / "report.json")  # a version's folder holds the model alone
-    store.write_text(workplace / CONFIG, triton_config(artifact.info, final.name, options))
-    store.write_text(workplace / LABELS, "".join(f"{label}\n" for label in artifact.info.labels))
-    if final.exists():
-        shutil.rmtree(final)
-    os.replace(workplace, final)
+    with whole_folder(final, replace=True) as folder:
+        (folder / VERSION).mkdir()
+        os.replace(artifact.path, folder / VERSION / MODEL)
+        os.replace(report, folder / "report.json")  # a version's folder holds the model alone
+        (folder / CONFIG).write_text(triton_config(artifact.info, final.name, options), encoding="utf-8")
+        labels = "".join(f"{label}\n" for label in artifact.info.labels)
+        (folder / LABELS).write_text(labels, encoding="utf-8")
     return replace(artifact, path=final / VERSION / MODEL)
 
 
@@ -122,7 +139,7 @@ def triton_config(info: ExportInfo, name: str, options: TritonOptions) -> str:
     channels = info.input_size[0]
     dims = (-1, -1, channels) if info.preprocess else info.input_size
     element = "TYPE_UINT8" if info.preprocess else _TYPES[info.precision]
-    warm = (*_WARM_PICTURE, channels) if info.preprocess else info.input_size
+    warm = (*_WARM_IMAGE, channels) if info.preprocess else info.input_size
     preferred = [size for size in (8, 16, 32, 64, 128) if size <= options.max_batch_size] or [options.max_batch_size]
     kind = "KIND_GPU" if options.gpu else "KIND_CPU"
     parts = [

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,11 +16,11 @@ import safetensors.torch
 from timm.data import resolve_data_config
 
 import glit_models
-from glit_models import hub
-from glit_models.checkpoint import sha256_of
+from glit_models import SpecTransformer
 from glit_models.errors import ExportError
-from glit_models.folders import load_folder, open_folder
-from glit_models.model import GLiT
+from glit_models.weights import resolve
+from glit_models.weights.files import sha256_of
+from glit_models.weights.folder import load_folder, open_folder
 
 from .metadata import ExportInfo, Precision
 
@@ -32,11 +33,11 @@ ImageSize = tuple[int, int] | Literal["dynamic"] | None
 class ModelSource:
     """A model, in float32 on the CPU and in evaluation mode, what it is called, and the sha256 of its weights."""
 
-    model: GLiT
+    model: SpecTransformer
     name: str
     sha256: str
 
-    def at_size(self, image_size: tuple[int, int] | None) -> GLiT:
+    def at_size(self, image_size: tuple[int, int] | None) -> SpecTransformer:
         """A copy of the model for images of a height and width; of its own for None.
 
         Raises:
@@ -79,32 +80,38 @@ class ModelSource:
             crop_mode=config.get("crop_mode") or "center",
             num_classes=model.num_classes,
             class_names=tuple(names) if len(names) == model.num_classes else None,
+            spec_data={"family": model.spec.family, **json.loads(model.spec.to_json())},
         )
 
 
-def open_source(model: GLiT | str | Path) -> ModelSource:
+def open_source(model: SpecTransformer | ModelSource | str | Path) -> ModelSource:
     """The model to export.
 
     Args:
-        model: a GLiT, which stays as it is; 'model.tag', a weight folder, or a Hub repository.
+        model: a model of any family, which is not changed; 'model.tag', a weight folder, or a Hub repository; a
+            source is returned as it is.
 
     Raises:
         WeightsError: if there are no such weights, they are damaged, or do not fit the configuration.
         ExportError: if the model has no head.
     """
+    if isinstance(model, ModelSource):
+        return model
     if isinstance(model, (str, Path)):
         folder = open_folder(str(model))
         if folder.entry is not None:
-            hub.find(folder.entry)  # verified
-        name = folder.name if folder.entry is not None else folder.path.resolve().name
+            resolve.find(folder.entry)  # verified
+        name = folder.path.resolve().name if Path(model).exists() else folder.name
         source = ModelSource(load_folder(folder.path), name, sha256_of(folder.weights))
-    elif isinstance(model, GLiT):
+    elif isinstance(model, SpecTransformer):
         own = copy.deepcopy(model).cpu().float().eval()
         state = {key: tensor.contiguous() for key, tensor in own.state_dict().items()}
         digest = hashlib.sha256(safetensors.torch.save(state)).hexdigest()
         source = ModelSource(own, _given_name(model), digest)
     else:
-        raise ExportError(f"{type(model).__name__} is no GLiT; timm's own onnx_export.py exports other models")
+        raise ExportError(
+            f"{type(model).__name__} is not a model of glit_models; timm's own onnx_export.py exports other models"
+        )
     if source.model.num_classes < 1:
         raise ExportError(f"{source.name} has no head, so there are no logits to export; give it num_classes")
     if source.model.global_pool == "":
@@ -119,13 +126,13 @@ def _check_finite(source: ModelSource) -> None:
             raise ExportError(f"{source.name}: {name!r} holds values that are not finite; it cannot be exported")
 
 
-def _given_name(model: GLiT) -> str:
+def _given_name(model: SpecTransformer) -> str:
     """The architecture; the tag of its configuration need not be that of its weights, which the hash tells."""
     cfg = getattr(model, "pretrained_cfg", None) or {}
-    return str(cfg.get("architecture") or "glit")
+    return str(cfg.get("architecture") or model.spec.family)
 
 
-def _pretrained_cfg(model: GLiT, name: str) -> dict[str, Any]:
+def _pretrained_cfg(model: SpecTransformer, name: str) -> dict[str, Any]:
     cfg = getattr(model, "pretrained_cfg", None)
     if cfg is None:
         raise ExportError(f"{name}: its preprocessing is not known; make it with timm.create_model")

@@ -1,8 +1,6 @@
-"""Does an exported file compute what PyTorch does: compared on pictures, judged by stated limits, kept beside the file.
+"""Whether an exported file computes what PyTorch does: both run on the same images, held to stated limits.
 
-It runs the file as `runtime.py` does and the model as it was before export. Making the file is `onnx.py`'s.
-
-Axes: B pictures, C channels, H/W height and width, K classes.
+Axes: B images, C channels, H/W height and width, K classes.
 """
 
 from __future__ import annotations
@@ -18,11 +16,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from glit_models.evaluation import match_classes
-from glit_models.model import GLiT
+from glit_models import SpecTransformer
+from glit_models.data.labelled import match_classes
 
+from .images import ImageSource, generated_images, prepare
 from .metadata import INPUT, ExportInfo
-from .pictures import Pictures, generated_pictures, prepare
 from .preprocessing import PIXEL_QUANTILE, PIXEL_TOLERANCE, preprocessing_model
 from .runtime import as_array
 from .sessions import open_session
@@ -62,19 +60,19 @@ class Agreement:
     """What the comparison found.
 
     Attributes:
-        pictures: how many. origin: 'generated', or the folder or data set that they are of.
+        num_images: how many. origin: 'generated', or the folder or data set that they are of.
         provider: of ONNX Runtime, that ran the file.
         sizes: heights and widths that were tried.
         max_abs: largest absolute difference of a logit.
-        max_rel: the same over the largest logit of that picture.
-        top1_agreement: in % of pictures.
-        levels: of a file with preprocessing, how far 19 in 20 of a picture's prepared pixels are from timm's transform
-            at most, in levels of 255; of the picture where they are farthest.
-        accuracy, torch_accuracy: top-1 in % of the file and of PyTorch, on labelled pictures.
+        max_rel: the same over the largest logit of that image.
+        top1_agreement: in % of images.
+        levels: of a file with preprocessing, how far 19 in 20 of an image's prepared pixels are from timm's transform
+            at most, in levels of 255; of the image where they are farthest.
+        accuracy, torch_accuracy: top-1 in % of the file and of PyTorch, on labelled images.
         problems: limits that it does not keep to, in words.
     """
 
-    pictures: int
+    num_images: int
     origin: str
     provider: str
     sizes: tuple[tuple[int, int], ...]
@@ -100,29 +98,29 @@ class Runner(Protocol):
     input_dtype: np.dtype
 
     def logits(self, images: np.ndarray) -> np.ndarray:
-        """Logits [B, K] in float32 of prepared images [B, C, H, W] of `input_dtype`, or of raw pictures."""
+        """Logits [B, K] in float32 of prepared images [B, C, H, W] of `input_dtype`, or of raw images."""
         ...
 
 
-def compare(runner: Runner, source: ModelSource, count: int, pictures: Pictures | None) -> Agreement:
-    """Run an exported file and its model on the same pictures.
+def compare(runner: Runner, source: ModelSource, count: int, images: ImageSource | None) -> Agreement:
+    """Run an exported file and its model on the same images.
 
     Args:
-        runner: the file. source: the model that it was made from. count: of pictures.
-        pictures: real ones; None generates some.
+        runner: the file. source: the model that it was made from. count: of images.
+        images: real ones; None generates some.
 
     Raises:
-        ExportError: if the file cannot be run. DataError: if a picture cannot be read, or its class is none of the
+        ExportError: if the file cannot be run. DataError: if an image cannot be read, or its class is none of the
             model's.
     """
     info = runner.info
-    shown, labels, origin = _shown(info, count, pictures)
+    shown, labels, origin = _shown(info, count, images)
     sizes = _sizes(info)
     parts = [_compare_at(runner, source, size, part) for size, part in zip(sizes, _parts(shown, sizes), strict=True)]
     found, expected = (np.concatenate([getattr(part, name) for part in parts]) for name in ("found", "expected"))
     differences = np.abs(found - expected)
     agreement = Agreement(
-        pictures=len(shown),
+        num_images=len(shown),
         origin=origin,
         provider=runner.provider,
         sizes=tuple(sizes),
@@ -136,13 +134,15 @@ def compare(runner: Runner, source: ModelSource, count: int, pictures: Pictures 
     return dataclasses.replace(agreement, problems=tuple(_problems(agreement, info)))
 
 
-def _shown(info: ExportInfo, count: int, pictures: Pictures | None) -> tuple[list[Image.Image], np.ndarray | None, str]:
-    """Pictures, the model's class [B] of each where it is known, and where they are from."""
-    if pictures is None:
-        return generated_pictures(count, info.input_size[1:]), None, "generated"
-    shown, labels, split = pictures.pick(count)
+def _shown(
+    info: ExportInfo, count: int, images: ImageSource | None
+) -> tuple[list[Image.Image], np.ndarray | None, str]:
+    """Images, the model's class [B] of each where it is known, and where they are from."""
+    if images is None:
+        return generated_images(count, info.input_size[1:]), None, "generated"
+    shown, labels, split = images.pick(count)
     if split is None or labels is None:
-        return shown, None, pictures.name
+        return shown, None, images.name
     classes, _ = match_classes(split.name, split.class_names, info.class_names, info.num_classes)
     return shown, np.array(classes)[labels], str(split)
 
@@ -156,10 +156,10 @@ def _sizes(info: ExportInfo) -> list[tuple[int, int]]:
     return [(height, width), (height, max(width - patch, patch)), (height + 2 * patch, width + patch)]
 
 
-def _parts(pictures: list[Image.Image], sizes: Sequence[Any]) -> list[list[Image.Image]]:
-    """The pictures in order, in as many parts as there are sizes."""
-    bounds = [index * len(pictures) // len(sizes) for index in range(len(sizes) + 1)]
-    return [pictures[start:end] for start, end in itertools.pairwise(bounds)]
+def _parts(images: list[Image.Image], sizes: Sequence[Any]) -> list[list[Image.Image]]:
+    """The images in order, in as many parts as there are sizes."""
+    bounds = [index * len(images) // len(sizes) for index in range(len(sizes) + 1)]
+    return [images[start:end] for start, end in itertools.pairwise(bounds)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,19 +171,19 @@ class _Part:
     levels: float
 
 
-def _compare_at(runner: Runner, source: ModelSource, size: tuple[int, int], pictures: list[Image.Image]) -> _Part:
+def _compare_at(runner: Runner, source: ModelSource, size: tuple[int, int], shown: list[Image.Image]) -> _Part:
     info = dataclasses.replace(runner.info, input_size=(runner.info.input_size[0], *size))
-    images = prepare(info, pictures)
+    images = prepare(info, shown)
     levels = 0.0
     if info.preprocess:
         # The network is judged on what the graph prepared, and the preparing on its own.
-        in_graph = _prepared_in_graph(info, pictures, runner.provider)
+        in_graph = _prepared_in_graph(info, shown, runner.provider)
         scale = 255 * np.array(info.std, np.float32).reshape(-1, 1, 1)
         differences = (np.abs(in_graph - images) * scale).reshape(len(images), -1)
         levels = float(np.quantile(differences, PIXEL_QUANTILE, axis=1).max(initial=0.0))
         images = in_graph
-        raw = [as_array(picture, info.input_size[0])[None] for picture in pictures]
-        found = np.concatenate([runner.logits(picture) for picture in raw])
+        raw = [as_array(image, info.input_size[0])[None] for image in shown]
+        found = np.concatenate([runner.logits(image) for image in raw])
     else:
         images_as_taken = images.astype(runner.input_dtype)
         # One alone too: a batch of one goes wrong in its own ways.
@@ -191,15 +191,15 @@ def _compare_at(runner: Runner, source: ModelSource, size: tuple[int, int], pict
     return _Part(found, torch_logits(source.at_size(size), images), levels)
 
 
-def _prepared_in_graph(info: ExportInfo, pictures: list[Image.Image], provider: str) -> np.ndarray:
+def _prepared_in_graph(info: ExportInfo, shown: list[Image.Image], provider: str) -> np.ndarray:
     """The same as `prepare`, by the graph alone that stands in front of the network."""
     session = open_session(preprocessing_model(info), [provider]).session
-    images = [session.run(None, {INPUT: as_array(picture, info.input_size[0])[None]})[0] for picture in pictures]
+    images = [session.run(None, {INPUT: as_array(image, info.input_size[0])[None]})[0] for image in shown]
     return np.concatenate(images) if images else np.zeros((0, *info.input_size), np.float32)
 
 
 @torch.inference_mode()
-def torch_logits(model: GLiT, images: np.ndarray) -> np.ndarray:
+def torch_logits(model: SpecTransformer, images: np.ndarray) -> np.ndarray:
     """Logits [B, K] of prepared images by PyTorch in float32, eagerly."""
     batches = torch.from_numpy(images).split(32) if len(images) else ()
     return np.concatenate([model(batch).numpy() for batch in batches] or [np.zeros((0, model.num_classes), np.float32)])

@@ -1,29 +1,25 @@
-"""A file that gets its name only once it was found to be right: written, judged, moved, reported on.
-
-It knows files and verdicts, not what they are of.
-"""
+"""Writes a file under a temporary name, and moves it into place only after it was compared; with a report beside it."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from glit_models import store
-from glit_models.errors import ExportError
-from glit_models.folders import to_json
+from glit_models.errors import ExportError, WriteError
+from glit_models.runs.files import force_to_disk, scratch_folder, write_text
+from glit_models.weights.folder import to_json
 
 from .verify import Agreement
 
-__all__ = ["UNVERIFIED", "check_target", "report_path", "write_and_judge"]
+__all__ = ["UNVERIFIED", "check_writable", "report_path", "write_and_judge"]
 
 UNVERIFIED = ".unverified"
 
 
-def check_target(path: Path, force: bool) -> None:
+def check_writable(path: Path, force: bool) -> None:
     """Raises ExportError if a file cannot be written there, before any work is done."""
     if path.is_dir():
         raise ExportError(f"{path} is a folder; give the file to write")
@@ -40,29 +36,31 @@ def write_and_judge(
     judge: Callable[[Path], Agreement | None],
     about: Mapping[str, Any],
 ) -> tuple[Path, Agreement | None]:
-    """Write a file under a temporary name, judge it, and move it to `path`, or beside it with the suffix `.unverified`.
+    """Write a file under a temporary name, judge it, and move it to `path`, or to `path` with the suffix `.unverified`.
 
     Args:
-        path: where it is to lie. write: makes the file. judge: compares it; None if it was not compared.
-        about: what the report beside it is to say besides.
+        path: where the file goes.
+        write: makes the file.
+        judge: compares it; None if it was not compared.
+        about: what else the report beside the file says.
 
     Returns:
         Where it lies, and the verdict.
 
     Raises:
-        ExportError: if it cannot be written. What `write` and `judge` raise passes through; then nothing is left.
+        WriteError: if it cannot be written. What `write` and `judge` raise passes through; then nothing is left.
     """
-    workplace = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary = workplace / path.name  # under its own name, which torch writes into the file
-    try:
-        workplace.mkdir(parents=True, exist_ok=True)
-        write(temporary)
-        agreement = judge(temporary)
-        return _place(temporary, path, agreement, about), agreement
-    except OSError as error:
-        raise ExportError(f"{path}: cannot be written ({error.strerror or error})") from None
-    finally:
-        shutil.rmtree(workplace, ignore_errors=True)
+    with scratch_folder(path) as folder:
+        temporary = folder / path.name  # under its own name, which torch writes into the file
+        try:
+            write(temporary)
+            agreement = judge(temporary)
+            force_to_disk(temporary)
+            return _place(temporary, path, agreement, about), agreement
+        except WriteError:
+            raise
+        except OSError as error:
+            raise WriteError(f"{path} cannot be written: {error.strerror or error}") from None
 
 
 def report_path(path: Path) -> Path:
@@ -75,7 +73,7 @@ def _place(temporary: Path, path: Path, agreement: Agreement | None, about: Mapp
     holds = agreement is not None and agreement.holds
     final = path if holds else marked
     report = {"verified": holds, **about, "agreement": None if agreement is None else dataclasses.asdict(agreement)}
-    store.write_text(report_path(final), to_json(report))
+    write_text(report_path(final), to_json(report))
     os.replace(temporary, final)
     if holds:  # what an earlier attempt left is out of date
         for old in (marked, report_path(marked)):

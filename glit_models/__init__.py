@@ -1,27 +1,91 @@
-"""GLiT, the vision transformer found by architecture search, for timm: importing this registers the models.
+"""Vision transformers found by architecture search, GLiT and AutoFormer, for timm: importing this registers them.
 
 The zoo. Needs torch and timm only; `glit_models.search` and `glit_models.export` build on it, never the reverse.
 """
 
-from .checkpoint import convert_official_state_dict
+from .autoformer import (
+    AUTOFORMER_BASE,
+    AUTOFORMER_SMALL,
+    AUTOFORMER_TINY,
+    VITAS_A,
+    VITAS_B,
+    VITAS_C,
+    VITAS_E,
+    VITAS_F,
+    AutoFormer,
+    AutoFormerBlock,
+    AutoFormerSpec,
+    autoformer_base,
+    autoformer_small,
+    autoformer_tiny,
+    vitas_a,
+    vitas_b,
+    vitas_c,
+    vitas_e,
+    vitas_f,
+)
 from .cost import count_macs, count_params
-from .glit import GLIT_BASE, GLIT_SMALL, GLIT_TINY, glit_base, glit_small, glit_tiny
-from .model import GLiT
-from .spec import BlockSpec, GLiTSpec
+from .entry import create
+from .errors import GlitError, SpecError
+from .families import Family, parse_spec, register_family
+from .glit import (
+    GLIT_BASE,
+    GLIT_SMALL,
+    GLIT_TINY,
+    BlockSpec,
+    GLiT,
+    GLiTSpec,
+    convert_official_state_dict,
+    glit_base,
+    glit_small,
+    glit_tiny,
+)
+from .model import SpecTransformer
+from .parts import Part, register_part
+from .spec import Spec
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "AUTOFORMER_BASE",
+    "AUTOFORMER_SMALL",
+    "AUTOFORMER_TINY",
     "GLIT_BASE",
     "GLIT_SMALL",
     "GLIT_TINY",
+    "VITAS_A",
+    "VITAS_B",
+    "VITAS_C",
+    "VITAS_E",
+    "VITAS_F",
+    "AutoFormer",
+    "AutoFormerBlock",
+    "AutoFormerSpec",
     "BlockSpec",
+    "Family",
     "GLiT",
     "GLiTSpec",
+    "GlitError",
+    "Part",
+    "Spec",
+    "SpecError",
+    "SpecTransformer",
+    "autoformer_base",
+    "autoformer_small",
+    "autoformer_tiny",
     "convert_official_state_dict",
     "count_macs",
     "count_params",
+    "create",
     "glit_base",
     "glit_small",
     "glit_tiny",
+    "parse_spec",
+    "register_family",
+    "register_part",
+    "vitas_a",
+    "vitas_b",
+    "vitas_c",
+    "vitas_e",
+    "vitas_f",
 ]

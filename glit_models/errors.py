@@ -24,8 +24,16 @@ class RecipeError(GlitError, ValueError):
     """A training recipe with an unknown key, a wrong type or an impossible combination."""
 
 
-class TrainingError(GlitError, RuntimeError):
-    """A training run that cannot start, go on or write its files."""
+class WriteError(GlitError, OSError):
+    """A file or folder that cannot be written: names it and the reason."""
+
+
+class RunError(GlitError, RuntimeError):
+    """A run whose folder is in use, whose state is damaged, or that cannot start on this machine."""
+
+
+class TrainingError(RunError):
+    """A training run that cannot go on."""
 
 
 class SearchError(GlitError, ValueError):

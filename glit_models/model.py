@@ -1,13 +1,13 @@
-"""`GLiT`: a spec made runnable, with timm's whole contract of a ViT-like model.
+"""`SpecTransformer`: a spec made runnable, with timm's whole contract of a vision transformer.
 
-It knows the spec and the layers; named variants, registration and where weights come from are `glit.py`'s.
+Families subclass it; named variants, registration and checkpoint layouts are theirs.
 
 Axes: B batch, N tokens, C channels, H/W image or grid height and width.
 """
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, Self
 
 import torch
 from timm.layers import (
@@ -26,21 +26,26 @@ from timm.models._features import feature_take_indices
 from timm.models._input import get_pretrained_grid_size, update_model_args, update_model_input_size
 from torch import Tensor, nn
 
-from .checkpoint import check_fits, convert_official_state_dict, is_official
+from .block import Block, build_block
 from .errors import SpecError
-from .layers import Block
-from .spec import GLiTSpec
+from .parts import BuildOptions, TokenGrid
+from .spec import Spec
+from .weights.files import check_fits
 
-__all__ = ["GLiT", "checkpoint_filter_fn"]
+__all__ = ["SpecTransformer", "checkpoint_filter_fn"]
 
 _POOLS = ("", "avg", "token")
 
 
-class GLiT(nn.Module):
-    """Global-Local image Transformer (arXiv 2107.02960): any network that a `GLiTSpec` describes.
+class SpecTransformer(nn.Module):
+    """A vision transformer that a spec describes. Abstract: a family's subclass names its spec and its layout.
+
+    Attributes:
+        spec_class: the family's `Spec` (class attribute).
+        norm_eps: epsilon of the final LayerNorm (class attribute).
 
     Args:
-        spec: the architecture: a `GLiTSpec`, a dict of its fields, or the path of a JSON file.
+        spec: the architecture: a spec of the family, a dict of its fields, or the path of a JSON file.
         img_size: input height and width in pixels, one number or two; multiples of the patch size.
         patch_size: overrides the spec's patch size.
         in_chans: input channels.
@@ -50,21 +55,26 @@ class GLiT(nn.Module):
         fc_norm: normalise after pooling instead of before; None means only with 'avg'.
         dynamic_img_size: take any image size that the patch divides, resampling the position embedding.
         dynamic_img_pad: with `dynamic_img_size`, pad images that the patch does not divide.
-        drop_rate: dropout before the head. pos_drop_rate: after the position embedding. proj_drop_rate: after each
-            projection. attn_drop_rate: on attention weights. drop_path_rate: stochastic depth of the last block,
-            rising linearly from 0 at the first.
+        drop_rate: dropout before the head.
+        pos_drop_rate: dropout after the position embedding.
+        proj_drop_rate: dropout after each projection.
+        attn_drop_rate: dropout of attention weights.
+        drop_path_rate: stochastic depth of the last block, rising linearly from 0 at the first.
         device, dtype: of the parameters.
 
     Raises:
         SpecError: on an impossible spec, or an image size that the patch does not divide.
     """
 
+    spec_class: ClassVar[type[Spec]]
+    norm_eps: ClassVar[float] = 1e-6
+
     dynamic_img_size: Final[bool]
-    __jit_unused_properties__: ClassVar[list[str]] = ["_model_args"]
+    __jit_unused_properties__: ClassVar[list[str]] = ["_model_args", "token_grid"]
 
     def __init__(
         self,
-        spec: GLiTSpec | Mapping[str, Any] | str,
+        spec: Spec | Mapping[str, Any] | str,
         img_size: int | tuple[int, int] = 224,
         patch_size: int | tuple[int, int] | None = None,
         in_chans: int = 3,
@@ -84,16 +94,16 @@ class GLiT(nn.Module):
     ) -> None:
         super().__init__()
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
-        spec = GLiTSpec.parse(spec)
+        network = self.spec_class.parse(spec)
         if patch_size is not None:
-            spec = dataclasses.replace(spec, patch_size=_square(patch_size))
+            network = _with(network, patch_size=_square(patch_size))
         _check_pool(global_pool, class_token)
         if not dynamic_img_size:
-            _check_img_size(img_size, spec.patch_size)
+            _check_img_size(img_size, network.patch_size)
         use_fc_norm = global_pool == "avg" if fc_norm is None else fc_norm
-        dim = spec.embed_dim
+        dim = network.embed_dim
 
-        self.spec = spec
+        self.spec: Spec = network
         self.num_classes = num_classes
         self.in_chans = in_chans
         self.global_pool = global_pool
@@ -106,29 +116,50 @@ class GLiT(nn.Module):
         # With a dynamic size the grid is needed to resample the position embedding, so flattening waits until then.
         embed_args: dict[str, Any] = {"strict_img_size": False, "output_fmt": "NHWC"} if dynamic_img_size else {}
         self.patch_embed = PatchEmbed(
-            img_size, spec.patch_size, in_chans, dim, dynamic_img_pad=dynamic_img_pad, **embed_args, **dd
+            img_size, network.patch_size, in_chans, dim, dynamic_img_pad=dynamic_img_pad, **embed_args, **dd
         )
         num_tokens = self.patch_embed.num_patches + self.num_prefix_tokens
         self.cls_token = nn.Parameter(torch.empty(1, 1, dim, **dd)) if class_token else None
         self.pos_embed = nn.Parameter(torch.empty(1, num_tokens, dim, **dd))
         self.pos_drop = nn.Dropout(pos_drop_rate)
-        rates = calculate_drop_path_rates(drop_path_rate, spec.depth)
+        rates = calculate_drop_path_rates(drop_path_rate, network.depth)
+        options = BuildOptions(self.token_grid, attn_drop_rate, proj_drop_rate, device, dtype)
         self.blocks = nn.Sequential(
-            *(
-                Block(dim, spec.num_heads, block, attn_drop_rate, proj_drop_rate, rate, **dd)
-                for block, rate in zip(spec.blocks, rates, strict=True)
-            )
+            *(build_block(network.block_parts(index), options, rate) for index, rate in enumerate(rates))
+        )
+        self.depends_on_grid = any(
+            hasattr(module, "set_tokens")
+            for block in self.blocks
+            if isinstance(block, Block)
+            for module in block.mixer.modules()
         )
         self.feature_info = [
-            {"module": f"blocks.{i}", "num_chs": dim, "reduction": spec.patch_size} for i in range(spec.depth)
+            {"module": f"blocks.{i}", "num_chs": dim, "reduction": network.patch_size} for i in range(network.depth)
         ]
-        self.norm = nn.Identity() if use_fc_norm else LayerNorm(dim, eps=1e-6, **dd)
-        self.fc_norm = LayerNorm(dim, eps=1e-6, **dd) if use_fc_norm else nn.Identity()
+        self.norm = nn.Identity() if use_fc_norm else LayerNorm(dim, eps=self.norm_eps, **dd)
+        self.fc_norm = LayerNorm(dim, eps=self.norm_eps, **dd) if use_fc_norm else nn.Identity()
         self.head_drop = nn.Dropout(drop_rate)
         self.head = nn.Linear(dim, num_classes, **dd) if num_classes > 0 else nn.Identity()
 
         self.register_load_state_dict_pre_hook(_convert_on_load)
+        self.register_load_state_dict_post_hook(_restore_buffers)
         self.init_weights(needs_reset=False)
+
+    @staticmethod
+    def is_foreign(state_dict: Mapping[str, Any]) -> bool:
+        """Whether a state dict is in the layout of the family's authors."""
+        return False
+
+    @staticmethod
+    def convert_foreign(state_dict: Mapping[str, Any], spec: Any) -> dict[str, Tensor]:
+        """A state dict in the authors' layout as that of a model with this spec. Raises WeightsError."""
+        return dict(state_dict)
+
+    @property
+    def token_grid(self) -> TokenGrid:
+        """The tokens of an image of the model's size."""
+        height, width = self.patch_embed.grid_size
+        return TokenGrid(height, width, self.num_prefix_tokens)
 
     @property
     def _model_args(self) -> dict[str, Any]:
@@ -145,7 +176,8 @@ class GLiT(nn.Module):
 
         Args:
             mode: only '' is known.
-            needs_reset: also call `reset_parameters` of the other layers; needed after `to_empty`.
+            needs_reset: also call `reset_parameters` of the other layers and restore the buffers that no state dict
+                holds; needed after `to_empty`.
         """
         if mode:
             raise ValueError(f"init_weights mode must be '', got {mode!r}")
@@ -158,21 +190,26 @@ class GLiT(nn.Module):
                 nn.init.zeros_(module.bias)
             elif needs_reset and callable(reset := getattr(module, "reset_parameters", None)):
                 reset()
+        if needs_reset:
+            self.init_non_persistent_buffers()
 
     @torch.jit.ignore
-    def fuse(self) -> "GLiT":
-        """Fold every BatchNorm into its convolution and use the fused operators of a CPU, in place.
+    def init_non_persistent_buffers(self) -> None:
+        """Compute the buffers that are not in the state dict, such as the places of patches; as in timm's models."""
+        self._set_tokens(self.token_grid)
 
-        The same outputs (1e-5 in float32), faster, and for inference only. On a CPU without gradients blocks then pass
-        by their activation functions and dropouts: what hooks are to see there, they see before fusing.
-        `timm.utils.reparameterize_model(model)` gives a copy so changed and leaves the model as it is.
+    @torch.jit.ignore
+    def fuse(self) -> Self:
+        """Fold every BatchNorm into its convolution, in place: the same outputs (1e-5 in float32), for inference only.
+
+        `timm.utils.reparameterize_model(model)` gives a folded copy and leaves the model as it is.
 
         Returns:
             The model itself, in evaluation mode.
         """
         for block in self.blocks:
-            assert isinstance(block, Block)
-            block.fuse()
+            if isinstance(block, Block):
+                block.fuse()
         return self.eval()
 
     @torch.jit.ignore
@@ -221,7 +258,7 @@ class GLiT(nn.Module):
             _check_img_size(img_size, patch)
         old_grid = self.patch_embed.grid_size
         self.patch_embed.set_input_size(img_size=img_size, patch_size=None if patch_size is None else patch)
-        self.spec = dataclasses.replace(self.spec, patch_size=patch)
+        self.spec = _with(self.spec, patch_size=patch)
         for info in self.feature_info:
             info["reduction"] = patch
         if self.patch_embed.grid_size != old_grid:
@@ -232,7 +269,15 @@ class GLiT(nn.Module):
                 num_prefix_tokens=self.num_prefix_tokens,
             )
             self.pos_embed = nn.Parameter(resampled, requires_grad=self.pos_embed.requires_grad)
+            self._set_tokens(self.token_grid)
         update_model_input_size(self, img_size, patch_size=None if patch_size is None else patch)
+
+    @torch.jit.ignore
+    def _set_tokens(self, tokens: TokenGrid) -> None:
+        """Tell the blocks the grid of tokens."""
+        for block in self.blocks:
+            if isinstance(block, Block):
+                block.set_tokens(tokens)
 
     def _embed(self, x: Tensor) -> Tensor:
         """[B, in_chans, H, W] -> [B, N, C]: patches, class token in front, position embedding."""
@@ -240,6 +285,8 @@ class GLiT(nn.Module):
         pos_embed = self.pos_embed
         if self.dynamic_img_size:
             B, H, W, C = x.shape
+            if self.depends_on_grid and not torch.jit.is_scripting():
+                self._set_tokens(TokenGrid(H, W, self.num_prefix_tokens))
             pos_embed = resample_abs_pos_embed(
                 pos_embed,
                 new_size=[H, W],
@@ -335,7 +382,7 @@ class GLiT(nn.Module):
         """Drop the blocks after the last one that `indices` asks for, and the final norm and head if told so."""
         take_indices, max_index = feature_take_indices(len(self.blocks), indices)
         self.blocks = self.blocks[: max_index + 1]
-        self.spec = dataclasses.replace(self.spec, blocks=self.spec.blocks[: max_index + 1])
+        self.spec = _with(self.spec, blocks=self.spec.blocks[: max_index + 1])
         if prune_norm:
             self.norm = nn.Identity()
         if prune_head:
@@ -367,15 +414,27 @@ def _check_img_size(img_size: int | tuple[int, int], patch_size: int) -> None:
         )
 
 
+def _with(spec: Any, **changes: Any) -> Any:
+    """A family's spec is a frozen dataclass, which `Spec` itself is not."""
+    return dataclasses.replace(spec, **changes)
+
+
 def _convert_on_load(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
-    """Let a plain `load_state_dict` (and timm's `load_checkpoint`) take the authors' layout as it is."""
-    if not prefix and is_official(state_dict):
-        converted = convert_official_state_dict(state_dict)
+    """Let a plain `load_state_dict` (and timm's `load_checkpoint`) take the layout of the family's authors as it is."""
+    assert isinstance(module, SpecTransformer)
+    if not prefix and module.is_foreign(state_dict):
+        converted = module.convert_foreign(state_dict, module.spec)
         state_dict.clear()
         state_dict.update(converted)
 
 
-def checkpoint_filter_fn(state_dict: dict[str, Any], model: GLiT) -> dict[str, Tensor]:
+def _restore_buffers(module: nn.Module, _incompatible_keys: Any) -> None:
+    """A model that was made on the meta device lacks the buffers that are not in a state dict."""
+    assert isinstance(module, SpecTransformer)
+    module.init_non_persistent_buffers()
+
+
+def checkpoint_filter_fn(state_dict: dict[str, Any], model: SpecTransformer) -> dict[str, Tensor]:
     """Make a checkpoint fit `model`: the authors' layout, another image or patch size, norm before or after pooling.
 
     Raises:
@@ -383,8 +442,8 @@ def checkpoint_filter_fn(state_dict: dict[str, Any], model: GLiT) -> dict[str, T
             channels are left to timm, which adapts them.
     """
     state_dict = state_dict.get("model", state_dict)
-    if is_official(state_dict):
-        state_dict = convert_official_state_dict(state_dict)
+    if model.is_foreign(state_dict):
+        state_dict = model.convert_foreign(state_dict, model.spec)
     state_dict = dict(state_dict)
     if isinstance(model.norm, nn.Identity) and "fc_norm.weight" not in state_dict:
         for name in ("weight", "bias"):

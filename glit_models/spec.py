@@ -1,6 +1,8 @@
-"""The architecture as data: `BlockSpec` and `GLiTSpec`, immutable, validated, compared by value, JSON.
+"""What every family's spec is: an immutable description of one network that validates itself and round-trips as JSON.
 
-Standard library only. It knows nothing of tensors, and nothing of the task (image size, classes, drop rates).
+A family subclasses `Spec` (the whole network) and describes its blocks with frozen dataclasses of its own. All others
+(cost, model, search, figures, export) ask a spec for the parts of its blocks and never look at a family's fields.
+Standard library only.
 """
 
 from __future__ import annotations
@@ -8,234 +10,208 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
 
 from .errors import SpecError
 
-__all__ = ["BlockSpec", "GLiTSpec"]
+if TYPE_CHECKING:
+    from .parts import BlockParts
+
+__all__ = ["Spec", "check_fields", "check_int", "check_odd", "check_ratio", "read_spec_file"]
+
+T = TypeVar("T")
+
+_MAX_FILE_BYTES = 1 << 20  # of a spec file; the largest named network takes 3 kB
 
 
-def _check_int(name: str, value: Any, minimum: int) -> None:
+def check_int(name: str, value: Any, minimum: int) -> None:
+    """Raises SpecError unless `value` is an integer of at least `minimum`."""
     if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
         raise SpecError(f"{name} must be an integer of at least {minimum}, got {value!r}")
 
 
-def _check_odd(name: str, value: Any) -> None:
+def check_odd(name: str, value: Any) -> None:
+    """Raises SpecError unless `value` is an odd positive integer."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1 or value % 2 == 0:
         raise SpecError(f"{name} must be odd and positive, got {value!r}")
 
 
-def _check_ratio(name: str, value: Any) -> None:
+def check_ratio(name: str, value: Any) -> None:
+    """Raises SpecError unless `value` is a positive finite number."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
         raise SpecError(f"{name} must be a positive finite number, got {value!r}")
 
 
-def _from_mapping(cls: type, where: str, data: Any) -> dict[str, Any]:
-    """Check that `data` is a mapping which names exactly known fields of `cls`, every required one among them."""
+def check_fields(cls: type, where: str, data: Any, extra: tuple[str, ...] = ()) -> dict[str, Any]:
+    """`data` as keyword arguments of the dataclass `cls`.
+
+    Args:
+        cls: the dataclass.
+        where: what an error calls `data`.
+        data: a mapping that must name only fields of `cls`, or one of `extra`, and every required field.
+        extra: names that are allowed beside the fields.
+
+    Raises:
+        SpecError: names the unknown or missing field.
+    """
     if not isinstance(data, Mapping):
         raise SpecError(f"{where} must be an object of named fields, got {type(data).__name__}")
-    fields = {field.name: field for field in dataclasses.fields(cls)}
+    fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
     for key in data:
-        if key not in fields:
-            raise SpecError(f"{where} has an unknown field {key!r}; known: {', '.join(fields)}")
+        if key not in fields and key not in extra:
+            raise SpecError(f"{where} has an unknown field {key!r}; known: {', '.join((*fields, *extra))}")
     for name, field in fields.items():
-        if field.default is dataclasses.MISSING and name not in data:
+        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        if required and name not in data:
             raise SpecError(f"{where} lacks the field {name!r}")
     return dict(data)
 
 
-@dataclass(frozen=True)
-class BlockSpec:
-    """One block: how its heads divide into global and local ones, and the widths of its parts.
-
-    Fields that do not matter are set to None (`qkv_ratio` without global heads; `kernel_size` and `expand_ratio`
-    without local ones), so that blocks which compute the same function are equal.
+class Spec(ABC):
+    """A network of some family, as data. Subclasses are frozen dataclasses with at least these fields.
 
     Attributes:
-        num_global_heads: G, heads of self-attention.
-        num_local_heads: L, heads of the convolution module; G + L is the model's `num_heads`.
-        mlp_ratio: d_z, hidden width of the feed-forward network over the embedding width.
-        qkv_ratio: r, width of query, key and value over the width of the global channels.
-        kernel_size: K, odd taps of the depthwise convolution over the token sequence.
-        expand_ratio: E, hidden width of the convolution module over the width of the local channels.
-
-    Raises:
-        SpecError: names the field, the value and the bound.
-
-    Source: GLiT (arXiv 2107.02960), section 3.
+        family: name of the family (class attribute).
+        symbols: the paper's letters for fields of a block, in the order of tables (class attribute).
+        block_class: the dataclass that describes a block (class attribute).
+        leading_genes: genes of a block that decide which other genes matter, for a search (class attribute).
+        first_stage: for a family whose leading genes can be searched in a stage of their own, the values of all other
+            genes meanwhile; else None (class attribute).
+        blocks: one description a block, first to last; their type is the family's own.
+        embed_dim: C, channels of a token.
+        patch_size: side of a square patch, in pixels.
     """
 
-    num_global_heads: int
-    num_local_heads: int
-    mlp_ratio: float
-    qkv_ratio: float | None = None
-    kernel_size: int | None = None
-    expand_ratio: int | None = None
+    family: ClassVar[str]
+    symbols: ClassVar[Mapping[str, str]] = {}
+    block_class: ClassVar[type]
+    leading_genes: ClassVar[tuple[str, ...]] = ()
+    first_stage: ClassVar[Mapping[str, Any] | None] = None
+    blocks: tuple[Any, ...]
+    embed_dim: int
+    patch_size: int
 
-    def __post_init__(self) -> None:
-        _check_int("num_global_heads", self.num_global_heads, 0)
-        _check_int("num_local_heads", self.num_local_heads, 0)
-        if self.num_global_heads + self.num_local_heads == 0:
-            raise SpecError("num_global_heads + num_local_heads must be at least 1, got 0")
-        _check_ratio("mlp_ratio", self.mlp_ratio)
-        if self.num_global_heads:
-            _check_ratio("qkv_ratio", self.qkv_ratio)
-        else:
-            object.__setattr__(self, "qkv_ratio", None)
-        if self.num_local_heads:
-            _check_odd("kernel_size", self.kernel_size)
-            _check_int("expand_ratio", self.expand_ratio, 1)
-        else:
-            object.__setattr__(self, "kernel_size", None)
-            object.__setattr__(self, "expand_ratio", None)
+    @abstractmethod
+    def block_parts(self, index: int) -> BlockParts:
+        """The parts of block `index`, at their sizes."""
 
+    @abstractmethod
     def to_dict(self) -> dict[str, Any]:
-        """The fields that matter, as plain values."""
-        return {key: value for key, value in dataclasses.asdict(self).items() if value is not None}
+        """Plain values, as they stand in JSON and in a Hub `config.json`."""
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> BlockSpec:
+    @abstractmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
         """The inverse of `to_dict`. Raises SpecError on an unknown, missing or impossible field."""
-        return cls(**_from_mapping(cls, "block", data))
 
-
-@dataclass(frozen=True)
-class GLiTSpec:
-    """A whole network: its blocks, embedding width, number of heads and patch size.
-
-    Attributes:
-        blocks: one `BlockSpec` a block, first to last.
-        embed_dim: C, channels of a token.
-        num_heads: N, heads of every block; C / N is the head width.
-        patch_size: side of a square patch, in pixels.
-
-    Raises:
-        SpecError: names the block, the field, the value and the bound.
-    """
-
-    blocks: tuple[BlockSpec, ...]
-    embed_dim: int
-    num_heads: int
-    patch_size: int = 16
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "blocks", tuple(self.blocks))
-        if not self.blocks:
-            raise SpecError("blocks must hold at least one block, got none")
-        _check_int("embed_dim", self.embed_dim, 1)
-        _check_int("num_heads", self.num_heads, 1)
-        _check_int("patch_size", self.patch_size, 1)
-        if self.embed_dim % self.num_heads:
-            raise SpecError(f"embed_dim must be a multiple of num_heads={self.num_heads}, got {self.embed_dim}")
-        for index, block in enumerate(self.blocks):
-            self._check_block(f"blocks[{index}]", block)
-
-    def _check_block(self, where: str, block: BlockSpec) -> None:
-        if not isinstance(block, BlockSpec):
-            raise SpecError(f"{where} must be a BlockSpec, got {type(block).__name__}")
-        heads = block.num_global_heads + block.num_local_heads
-        if heads != self.num_heads:
-            raise SpecError(
-                f"{where}.num_global_heads + num_local_heads must be num_heads={self.num_heads}, got {heads}"
-            )
-        for name, ratio, width in (
-            ("mlp_ratio", block.mlp_ratio, self.embed_dim),
-            ("qkv_ratio", block.qkv_ratio, self.head_width),
-        ):
-            if ratio is not None and (ratio * width < 1 or ratio * width % 1):
-                raise SpecError(
-                    f"{where}.{name} must give a whole number of channels: {ratio} * {width} is {ratio * width:g}"
-                )
+    @property
+    def summary(self) -> str:
+        """The sizes that all blocks share, in a few words."""
+        return f"{self.depth} blocks, width {self.embed_dim}, patch {self.patch_size}"
 
     @property
     def depth(self) -> int:
         """Number of blocks."""
         return len(self.blocks)
 
-    @property
-    def head_width(self) -> int:
-        """C / N, channels of one head."""
-        return self.embed_dim // self.num_heads
-
-    def scaled(self, embed_dim: int, num_heads: int) -> GLiTSpec:
-        """The same table in proportions at another width: G/N and L/N are kept, the ratios and kernels too.
-
-        Raises:
-            SpecError: if a block's heads do not divide in the same proportion at `num_heads`.
-        """
-        _check_int("num_heads", num_heads, 1)
-        blocks = []
-        for index, block in enumerate(self.blocks):
-            if block.num_global_heads * num_heads % self.num_heads:
-                raise SpecError(
-                    f"num_heads={num_heads} cannot keep blocks[{index}]'s proportion of "
-                    f"{block.num_global_heads} global heads of {self.num_heads}"
-                )
-            num_global = block.num_global_heads * num_heads // self.num_heads
-            blocks.append(
-                dataclasses.replace(block, num_global_heads=num_global, num_local_heads=num_heads - num_global)
-            )
-        return dataclasses.replace(self, blocks=tuple(blocks), embed_dim=embed_dim, num_heads=num_heads)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, as they stand in JSON and in a Hub `config.json`."""
-        return {
-            "embed_dim": self.embed_dim,
-            "num_heads": self.num_heads,
-            "patch_size": self.patch_size,
-            "blocks": [block.to_dict() for block in self.blocks],
-        }
+    # ---- what a search may vary ----
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> GLiTSpec:
-        """The inverse of `to_dict`. Raises SpecError on an unknown, missing or impossible field."""
-        fields = _from_mapping(cls, "spec", data)
-        if not isinstance(fields["blocks"], (list, tuple)):
-            raise SpecError(f"blocks must be a list, got {type(fields['blocks']).__name__}")
-        blocks = []
-        for index, block in enumerate(fields["blocks"]):
-            try:
-                blocks.append(BlockSpec.from_dict(block))
-            except SpecError as error:
-                separator = " " if str(error).startswith("block ") else "."
-                raise SpecError(f"blocks[{index}]{separator}{str(error).removeprefix('block ')}") from None
-        fields["blocks"] = tuple(blocks)
-        return cls(**fields)
+    def known_genes(cls, choices: Mapping[str, Sequence[Any]]) -> tuple[str, ...]:
+        """The names of all genes that a block may have, in the order of its fields; by default its fields.
+
+        Args:
+            choices: values by gene, of which some may bring genes of their own.
+        """
+        return tuple(field.name for field in dataclasses.fields(cls.block_class))
+
+    @classmethod
+    def block_from_genes(cls, genes: Mapping[str, Any], network: Mapping[str, Any]) -> Any:
+        """A block with these values; genes that do not matter under the others are ignored.
+
+        Args:
+            genes: values by gene; those that are left out have the block's defaults.
+            network: the spec's other fields, `embed_dim` aside.
+
+        Raises:
+            SpecError: names the gene, the value and the bound.
+        """
+        return cls.block_class(**genes)
+
+    @classmethod
+    def genes_of(cls, block: Any) -> dict[str, Any]:
+        """The genes of a block in the order in which a search changes them; None for those that do not matter."""
+        return {name: getattr(block, name) for name in cls.known_genes({})}
+
+    def block_table(self) -> tuple[dict[str, str], list[dict[str, Any]]]:
+        """The blocks as a table: headings by field, in order, and a row of plain values a block."""
+        rows = [block.to_dict() for block in self.blocks]
+        names = dict.fromkeys(name for row in rows for name in row)
+        ordered = sorted(names, key=lambda name: [*self.symbols, name].index(name))
+        return {name: self.symbols.get(name, name.replace("_", " ")) for name in ordered}, rows
 
     def to_json(self, indent: int | None = 2) -> str:
         """The spec as JSON text."""
         return json.dumps(self.to_dict(), indent=indent)
 
     @classmethod
-    def from_json(cls, text: str) -> GLiTSpec:
-        """The inverse of `to_json`. Raises SpecError on text that is no JSON or no spec."""
-        try:
-            data = json.loads(text)
-        except ValueError as error:
-            raise SpecError(f"spec is not valid JSON: {error}") from None
-        return cls.from_dict(data)
+    def from_json(cls, text: str) -> Self:
+        """The inverse of `to_json`. Raises SpecError on text that is not JSON or not a spec."""
+        return cls.from_dict(parse_json(text))
 
     @classmethod
-    def parse(cls, value: GLiTSpec | Mapping[str, Any] | str | os.PathLike[str]) -> GLiTSpec:
-        """A spec from whatever names one: a spec, a dict of its fields, or the path of a JSON file.
+    def parse(cls, value: Spec | Mapping[str, Any] | str | os.PathLike[str]) -> Self:
+        """A spec of this family from a spec, a dict of its fields, or the path of a JSON file.
 
         Raises:
-            SpecError: if the file cannot be read or does not hold a valid spec; names the path.
+            SpecError: if the file cannot be read, does not hold a valid spec, or holds one of another family.
         """
-        if isinstance(value, GLiTSpec):
+        if isinstance(value, Spec):
+            if not isinstance(value, cls):
+                raise SpecError(f"spec must be of the family {cls.family}, got one of {value.family}")
             return value
         if isinstance(value, Mapping):
-            return cls.from_dict(value)
+            return cls.from_dict(_of_family(cls, value))
         if not isinstance(value, (str, os.PathLike)):
-            raise SpecError(f"spec must be a GLiTSpec, a dict or the path of a JSON file, got {type(value).__name__}")
-        try:
-            return cls.from_json(Path(value).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise SpecError(f"spec file {os.fspath(value)} cannot be read: {error.strerror}") from None
-        except UnicodeDecodeError:
-            raise SpecError(f"spec file {os.fspath(value)} is not text") from None
-        except SpecError as error:
-            raise SpecError(f"spec file {os.fspath(value)}: {error}") from None
+            raise SpecError(
+                f"spec must be a {cls.__name__}, a dict or the path of a JSON file, got {type(value).__name__}"
+            )
+        return read_spec_file(value, lambda data: cls.from_dict(_of_family(cls, data)))
+
+
+def _of_family(cls: type[Spec], data: Any) -> Any:
+    """`data` without its key `family`, which must be `cls`'s; 0.1 wrote none, and knew only GLiT."""
+    if not isinstance(data, Mapping) or "family" not in data:
+        return data
+    if data["family"] != cls.family:
+        raise SpecError(f"spec must be of the family {cls.family}, got one of {data['family']!r}")
+    return {key: value for key, value in data.items() if key != "family"}
+
+
+def parse_json(text: str) -> Any:
+    """Raises SpecError on text that is not JSON."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise SpecError(f"spec is not valid JSON: {error}") from None
+
+
+def read_spec_file(path: str | os.PathLike[str], parse: Callable[[Any], T]) -> T:
+    """What `parse` makes of the JSON in a spec file. Raises SpecError, which names the path."""
+    where = f"spec file {os.fspath(path)}"
+    try:
+        with Path(path).open("rb") as file:
+            content = file.read(_MAX_FILE_BYTES + 1)
+    except OSError as error:
+        raise SpecError(f"{where} cannot be read: {error.strerror}") from None
+    if len(content) > _MAX_FILE_BYTES:
+        raise SpecError(f"{where} is larger than {_MAX_FILE_BYTES} bytes")
+    try:
+        return parse(parse_json(content.decode("utf-8")))
+    except UnicodeDecodeError:
+        raise SpecError(f"{where} is not text") from None
+    except SpecError as error:
+        raise SpecError(f"{where}: {error}") from None

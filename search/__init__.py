@@ -1,4 +1,4 @@
-"""How GLiT architectures are found: spaces, supernet, evolution, the two-stage pipeline.
+"""How architectures are found: spaces, supernet, search methods, fitness, the whole search.
 
 Imported as `glit_models.search`. It builds on the zoo, which never imports it; it never imports `glit_models.export`.
 """
@@ -9,19 +9,34 @@ from .budget_sampler import BudgetSampler
 from .candidates import Candidate
 from .choices import BlockChoices
 from .correlation import Correlation, kendall, spearman
-from .evolution import SEARCHES, Evolution, RandomSearch
+from .evolution import METHODS, AutoFormerEvolution, Evolution, RandomSearch
+from .fitness import FITNESSES, Fitness, Setting
 from .latency import latency_budget
-from .named_spaces import NAMED_SPACES, glit, glit_released, global_only, load_space
+from .named_spaces import (
+    NAMED_SPACES,
+    autoformer,
+    autoformer_base,
+    autoformer_small,
+    autoformer_tiny,
+    glit,
+    glit_conv2d,
+    glit_released,
+    glit_window,
+    global_only,
+    load_space,
+)
 from .pipeline import SearchRun
 from .rank import Ranking, rank_networks
 from .recipe import SearchRecipe, load_search_recipe, shipped_search_recipes
 from .report import write_report
-from .space import LowLevel, SearchSpace
+from .space import SearchSpace
 from .supernet import Supernet
 
 __all__ = [
+    "FITNESSES",
+    "METHODS",
     "NAMED_SPACES",
-    "SEARCHES",
+    "AutoFormerEvolution",
     "BlockChoices",
     "Budget",
     "BudgetSampler",
@@ -29,17 +44,24 @@ __all__ = [
     "Correlation",
     "Evolution",
     "EvolutionConfig",
-    "LowLevel",
+    "Fitness",
     "RandomSearch",
     "Ranking",
     "Search",
     "SearchRecipe",
     "SearchRun",
     "SearchSpace",
+    "Setting",
     "Supernet",
+    "autoformer",
+    "autoformer_base",
+    "autoformer_small",
+    "autoformer_tiny",
     "extremes",
     "glit",
+    "glit_conv2d",
     "glit_released",
+    "glit_window",
     "global_only",
     "kendall",
     "latency_budget",

@@ -1,7 +1,7 @@
-"""What every search shares: it is asked for networks and told their accuracy, generation by generation.
+"""What every search method shares: it is asked for networks and told how good they are, generation by generation.
 
-What an accuracy is, where it is computed and in which order it arrives is the caller's; which networks come next is
-`evolution`'s. The whole state is plain JSON at any moment, and the same future follows from it.
+What "good" means, where it is computed and in which order it arrives is up to the caller; which networks come next is
+up to the method, a subclass of `Search`. The whole state is plain JSON at any moment, and determines the future.
 """
 
 from __future__ import annotations
@@ -9,22 +9,22 @@ from __future__ import annotations
 import dataclasses
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self, final
 
+from glit_models import Spec, parse_spec
 from glit_models.errors import SearchError
-from glit_models.spec import GLiTSpec
 
 from .budget import Budget, show_cost
 from .budget_sampler import BudgetSampler
-from .candidates import Candidate, Candidates, Origin
+from .candidates import Candidate, Candidates
 from .choices import UniformOver, check_keys, draw_below
 from .space import SearchSpace
 
-__all__ = ["DRAWS_PER_CANDIDATE", "EvolutionConfig", "Search"]
+__all__ = ["EvolutionConfig", "Search"]
 
-DRAWS_PER_CANDIDATE = 20  # for each that is still wanted, before the next way of finding some is taken
+_DRAWS_PER_CANDIDATE = 20  # for each that is still wanted, before the next way of finding some is taken
 _SMALL_SPACE = 10_000  # members; such a space is gone through when draws find nothing new
 
 
@@ -38,13 +38,15 @@ class EvolutionConfig:
         generations: how many there are, the first one, which is random, included.
         num_parents: the best networks so far, from which the next ones are made.
         mutation_prob: of each gene; see `SearchSpace.mutate`.
+        depth_prob: of the depth, for methods that change it with a probability of its own: `autoformer`.
+        width_prob: of the embedding width, likewise.
         num_mutation: networks of a generation that are made by mutation.
         num_crossover: networks of a generation that are made by crossover. The rest, and what mutation and crossover
             find no new ones for, is random.
         uniform_over: what random networks are uniform over; see `SearchSpace.sample`.
         max_draws: draws for one random network within budgets, where draws are needed.
 
-    `RandomSearch` knows only population, generations, uniform_over and max_draws; it ignores the others.
+    A method ignores those that do not concern it: `random` uses population, generations, uniform_over and max_draws.
 
     Raises:
         SearchError: on a value that cannot be; names the key, the value and the bound.
@@ -58,14 +60,18 @@ class EvolutionConfig:
     num_crossover: int = 25
     uniform_over: UniformOver = "choices"
     max_draws: int = 1000
+    depth_prob: float = 0.4
+    width_prob: float = 0.4
 
     def __post_init__(self) -> None:
         for key in ("population", "generations", "num_parents", "max_draws", "num_mutation", "num_crossover"):
             value, minimum = getattr(self, key), 0 if key in ("num_mutation", "num_crossover") else 1
             if type(value) is not int or value < minimum:
                 raise SearchError(f"{key} must be an integer of at least {minimum}, got {value!r}")
-        if not isinstance(self.mutation_prob, (int, float)) or not 0 <= self.mutation_prob <= 1:
-            raise SearchError(f"mutation_prob must be from 0 to 1, got {self.mutation_prob!r}")
+        for key in ("mutation_prob", "depth_prob", "width_prob"):
+            value = getattr(self, key)
+            if not isinstance(value, (int, float)) or not 0 <= value <= 1:
+                raise SearchError(f"{key} must be from 0 to 1, got {value!r}")
         if self.num_mutation + self.num_crossover > self.population:
             raise SearchError(
                 f"num_mutation + num_crossover must be at most population={self.population}, "
@@ -76,7 +82,19 @@ class EvolutionConfig:
 
 
 class Search(ABC):
-    """What evolution and random search share: generations, what is known, the state. Abstract.
+    """A search method: proposes networks, generation by generation. Abstract.
+
+    A subclass defines `propose` and the class attributes; see `evolution` for two of them. A method of your own, in a
+    file of yours, is named in a recipe as `method: my_module:MyMethod`.
+
+    Attributes:
+        method: name in saved states (class attribute).
+        stages: names of a search's stages, and of their folders (class attribute).
+        stage_work: how often a stage has the epochs and generations that the recipe gives (class attribute).
+        description: what the method does, a sentence for the report (class attribute).
+        space: where networks are taken from.
+        config: the settings.
+        rng: the method's only source of randomness.
 
     Args:
         space: where networks are taken from.
@@ -90,7 +108,10 @@ class Search(ABC):
             is no member or outside a budget, or a setting is unknown or cannot be.
     """
 
-    method: ClassVar[str]
+    method: ClassVar[str] = "own"
+    stages: ClassVar[tuple[str, ...]] = ("joint",)
+    stage_work: ClassVar[int] = 1
+    description: ClassVar[str] = ""
 
     def __init__(
         self,
@@ -98,7 +119,7 @@ class Search(ABC):
         budgets: Sequence[Budget] = (),
         *,
         seed: int = 0,
-        initial: Sequence[GLiTSpec] = (),
+        initial: Sequence[Spec] = (),
         **settings: Any,
     ) -> None:
         if type(seed) is not int:
@@ -116,12 +137,13 @@ class Search(ABC):
             if self._sampler.within(spec) is None:
                 costs = ", ".join(f"{budget.name} {show_cost(budget.cost(spec))}" for budget in budgets)
                 raise SearchError(f"initial[{index}] must have {self._sampler.describe()}, got {costs}")
-        self._rng = random.Random(seed)
+        self.rng = random.Random(seed)
         self._candidates = Candidates()
+        self._new: dict[Spec, Candidate] = {}  # of the generation that is being proposed
         self._generation = -1
         self._exhausted: str | None = None
 
-    def ask(self) -> list[GLiTSpec]:
+    def ask(self) -> list[Spec]:
         """The networks whose accuracy is wanted next: a generation, or what is left of it; none when it is over.
 
         No network is ever proposed twice, nor one that computes the same as another.
@@ -132,14 +154,17 @@ class Search(ABC):
         pending = self._candidates.pending()
         if pending or self.outcome:
             return pending
-        new: dict[GLiTSpec, Candidate] = {}
-        self._propose(new)
-        for candidate in new.values():
+        self._new = {}
+        if not len(self._candidates):
+            for spec in self._initial:
+                self._add(spec, "initial", self._sampler.within(spec) or {})
+        self.propose()
+        for candidate in self._new.values():
             self._candidates.add(candidate)
-        self._generation += bool(new)
-        return list(new)
+        self._generation += bool(self._new)
+        return list(self._new)
 
-    def tell(self, spec: GLiTSpec, accuracy: float) -> None:
+    def tell(self, spec: Spec, accuracy: float) -> None:
         """Say how good a network is that was asked about. The order in which a generation is told makes no difference.
 
         Raises:
@@ -180,50 +205,65 @@ class Search(ABC):
         return self._candidates.front(cost)
 
     @abstractmethod
-    def _propose(self, new: dict[GLiTSpec, Candidate]) -> None:
-        """Fill the generation that begins: the first one if nothing is known yet."""
+    def propose(self) -> None:
+        """Fill the generation that begins, with `add_children` and `add_random`.
 
-    def _is_new(self, spec: GLiTSpec, new: dict[GLiTSpec, Candidate]) -> bool:
-        return spec not in self._candidates and spec not in new
+        The networks of the generations before and what was told of them are in `candidates`, `top` and `best`.
+        """
 
-    def _add(self, new: dict[GLiTSpec, Candidate], spec: GLiTSpec, origin: Origin, costs: Mapping[str, float]) -> None:
-        new[spec] = Candidate(spec, self._generation + 1, origin, costs)
+    def add_children(self, origin: str, count: int, make: Callable[[], Spec]) -> None:
+        """Add up to `count` networks that `make` makes: those within the budgets that are not known yet.
 
-    def _add_initial(self, new: dict[GLiTSpec, Candidate]) -> None:
-        for spec in self._initial:
-            self._add(new, spec, "initial", self._sampler.within(spec) or {})
+        Args:
+            origin: how these networks are found, for the records: 'mutation', 'crossover', ...
+            count: how many are wanted; the number of calls of `make` is bounded, so that there may be fewer.
+            make: a member of the space.
+        """
+        wanted = len(self._new) + count
+        for _ in range(_DRAWS_PER_CANDIDATE * count):
+            if len(self._new) == wanted:
+                break
+            spec = make()
+            if self._is_new(spec) and (costs := self._sampler.within(spec)) is not None:
+                self._add(spec, origin, costs)
 
-    def _add_random(self, new: dict[GLiTSpec, Candidate]) -> None:
-        """Fill the generation with random members; find out if there are no more."""
+    def add_random(self) -> None:
+        """Fill the generation with random members within the budgets; if there are no more, the search ends."""
         failure = None
-        for _ in range(DRAWS_PER_CANDIDATE * self.config.population):
-            if len(new) == self.config.population:
+        for _ in range(_DRAWS_PER_CANDIDATE * self.config.population):
+            if len(self._new) == self.config.population:
                 break
             try:
-                spec, costs = self._sampler.sample(self._rng)
+                spec, costs = self._sampler.sample(self.rng)
             except SearchError as error:
                 failure = error
                 break
-            if self._is_new(spec, new):
-                self._add(new, spec, "random", costs)
-        if len(new) < self.config.population and self._is_small():
-            self._add_remaining(new)
-        if not new and failure and not len(self._candidates):
+            if self._is_new(spec):
+                self._add(spec, "random", costs)
+        if len(self._new) < self.config.population and self._is_small():
+            self._add_remaining()
+        if not self._new and failure and not len(self._candidates):
             raise failure
-        if not new:
+        if not self._new:
             self._exhausted = self._explain()
+
+    def _is_new(self, spec: Spec) -> bool:
+        return spec not in self._candidates and spec not in self._new
+
+    def _add(self, spec: Spec, origin: str, costs: Mapping[str, float]) -> None:
+        self._new[spec] = Candidate(spec, self._generation + 1, origin, costs)
 
     def _is_small(self) -> bool:
         """Whether all members can be gone through; a measured cost may take its time for each."""
         return self.space.size <= (_SMALL_SPACE if self._sampler.exact else self.config.max_draws)
 
-    def _add_remaining(self, new: dict[GLiTSpec, Candidate]) -> None:
-        """As `_add_random`, by going through all members in random order."""
-        left = [spec for spec in self.space if self._is_new(spec, new)]
-        while left and len(new) < self.config.population:
-            spec = left.pop(draw_below(self._rng, len(left)))
+    def _add_remaining(self) -> None:
+        """As `add_random`, by going through all members in random order."""
+        left = [spec for spec in self.space if self._is_new(spec)]
+        while left and len(self._new) < self.config.population:
+            spec = left.pop(draw_below(self.rng, len(left)))
             if (costs := self._sampler.within(spec)) is not None:
-                self._add(new, spec, "random", costs)
+                self._add(spec, "random", costs)
 
     def _explain(self) -> str:
         if self._is_small():
@@ -235,7 +275,7 @@ class Search(ABC):
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the future follows from, as plain JSON values."""
-        version, words, gauss = self._rng.getstate()
+        version, words, gauss = self.rng.getstate()
         return {
             "method": self.method,
             "seed": self.seed,
@@ -259,7 +299,7 @@ class Search(ABC):
         ours = {"method": cls.method, "space": space.to_dict(), "budgets": _bounds(budgets)}
         try:
             differing = [key for key, value in ours.items() if state[key] != value]
-            initial = [GLiTSpec.from_dict(spec) for spec in state["initial"]]
+            initial = [parse_spec(spec) for spec in state["initial"]]
             candidates = Candidates(map(Candidate.from_dict, state["candidates"]))
             seed, settings, generation, exhausted = (state[k] for k in ("seed", "settings", "generation", "exhausted"))
             version, words, gauss = state["rng"]
@@ -270,7 +310,7 @@ class Search(ABC):
         if differing:
             raise SearchError(f"the state of the search was taken with another {' and another '.join(differing)}")
         search = cls(space, budgets, seed=seed, initial=initial, **settings)
-        search._rng, search._candidates = rng, candidates
+        search.rng, search._candidates = rng, candidates
         search._generation, search._exhausted = generation, exhausted
         return search
 

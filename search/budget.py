@@ -8,21 +8,22 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import final
 
+from glit_models import Spec
 from glit_models.cost import count_macs, count_params
 from glit_models.errors import SearchError
-from glit_models.spec import GLiTSpec
 
 from .choices import draw_below
 from .space import SearchSpace
+from .space_definition import Stratum
 
-__all__ = ["Budget", "excess_costs", "extremes", "macs_budget", "member_at", "params_budget", "show_cost"]
+__all__ = ["Budget", "excess_costs", "extremes", "macs_budget", "params_budget", "show_cost"]
 
-Cost = Callable[[GLiTSpec], float]
+Cost = Callable[[Spec], float]
 
 
 def show_cost(cost: float) -> str:
@@ -41,8 +42,8 @@ class Budget:
             measured one should remember what it measured.
         low: least cost allowed.
         high: largest cost allowed.
-        additive: the cost is one number plus one for each block, which depends on that block alone. Then random members
-            are drawn within the budget at once instead of by trying.
+        additive: among networks of one width and depth, the cost is one number plus one for each block, which depends
+            on that block alone. Then random members are drawn within the budget at once instead of by trying.
 
     Raises:
         SearchError: if `low` or `high` is not finite, or `low` is above `high`.
@@ -103,42 +104,36 @@ def params_budget(
     return Budget("params", cost, low, high, additive=True)
 
 
-def extremes(space: SearchSpace, cost: Cost) -> tuple[GLiTSpec, GLiTSpec]:
-    """The cheapest and the dearest member under a cost that is additive over blocks, exactly.
+def extremes(space: SearchSpace, cost: Cost) -> tuple[Spec, Spec]:
+    """The cheapest and the most expensive member under a cost that is additive over blocks, exactly.
 
     Raises:
         SearchError: if the cost is seen not to be additive.
     """
-    excess = excess_costs(space, "cost", cost)
-    cheapest = (min(range(len(costs)), key=costs.__getitem__) for costs in excess)
-    dearest = (max(range(len(costs)), key=costs.__getitem__) for costs in excess)
-    return member_at(space, cheapest), member_at(space, dearest)
+    members = []
+    for stratum in space.strata:
+        excess = excess_costs(stratum, "cost", cost)
+        members += [stratum.member_at(costs.index(choose(costs)) for costs in excess) for choose in (min, max)]
+    return min(members, key=cost), max(members, key=cost)
 
 
-def member_at(space: SearchSpace, indices: Iterable[int]) -> GLiTSpec:
-    """The member whose blocks are the space's options at these indices."""
-    blocks = tuple(space.options(block)[index] for block, index in enumerate(indices))
-    return GLiTSpec(blocks, space.embed_dim, space.num_heads, space.patch_size)
-
-
-def excess_costs(space: SearchSpace, name: str, cost: Cost) -> list[list[float]]:
+def excess_costs(stratum: Stratum, name: str, cost: Cost) -> list[list[float]]:
     """For each option of each block, what it costs more than the block's cheapest: found by exchanging single blocks.
 
     Raises:
         SearchError: if a few members cost something else than their blocks together.
     """
-    first = member_at(space, [0] * space.depth)
+    first = stratum.member_at([0] * stratum.depth)
     base = cost(first)
     added: list[list[float]] = []
-    for index in range(space.depth):
+    for index, options in enumerate(stratum.options):
         before, after = first.blocks[:index], first.blocks[index + 1 :]
-        exchanged = ((*before, option, *after) for option in space.options(index))
-        added.append([cost(GLiTSpec(b, space.embed_dim, space.num_heads, space.patch_size)) - base for b in exchanged])
+        added.append([cost(stratum.spec((*before, option, *after))) - base for option in options.blocks])
     rng = random.Random(0)
     for _ in range(8):
         indices = [draw_below(rng, len(costs)) for costs in added]
         expected = base + sum(costs[index] for costs, index in zip(added, indices, strict=True))
-        if not math.isclose(cost(member_at(space, indices)), expected, rel_tol=1e-9):
+        if not math.isclose(cost(stratum.member_at(indices)), expected, rel_tol=1e-9):
             raise SearchError(f"{name} is not additive over blocks: a member costs something else than its blocks do")
     cheapest = map(min, added)
     return [[value - least for value in costs] for costs, least in zip(added, cheapest, strict=True)]

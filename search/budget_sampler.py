@@ -1,29 +1,31 @@
 """Random members of a space within budgets, exactly, however few of its members that are.
 
-Costs are additive over blocks more often than not; then a dynamic programme over the blocks counts the members at each
-cost, and draws among those within the budget. What a cost is, is `budget`'s to know.
+Costs are additive over blocks more often than not; then, for each width and depth, a dynamic programme over the blocks
+counts the members at each cost, and draws among those within the budget. What a cost is, is `budget`'s to know.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 from collections.abc import Iterable, Sequence
-from typing import final
+from typing import Any, final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from glit_models import Spec
 from glit_models.errors import SearchError
-from glit_models.spec import BlockSpec, GLiTSpec
 
-from .budget import Budget, excess_costs, member_at, show_cost
+from .budget import Budget, excess_costs, show_cost
 from .choices import UniformOver
 from .space import SearchSpace
+from .space_definition import Stratum
 
 __all__ = ["BudgetSampler"]
 
-_NUM_CELLS = 1 << 18  # of a grid, over all its axes: 2 MB for each block
+_NUM_CELLS = 1 << 18  # of all grids, over all their axes: 2 MB for each block
 
 
 @final
@@ -47,10 +49,31 @@ class _Axis:
 
 
 @final
+class _Range:
+    """What the members of one width and depth cost at least and at most, of one budget."""
+
+    def __init__(self, budget: Budget, stratum: Stratum) -> None:
+        self._excess = excess_costs(stratum, budget.name, budget.cost)
+        self.least = budget.cost(stratum.member_at(costs.index(min(costs)) for costs in self._excess))
+        self.largest = budget.cost(stratum.member_at(costs.index(max(costs)) for costs in self._excess))
+        self._low = self.least if budget.low is None else budget.low
+        self._high = self.largest if budget.high is None else budget.high
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether some of this range lies within the budget."""
+        return self._low <= self.largest and self._high >= self.least
+
+    def axis(self, num_cells: int) -> _Axis:
+        """The costs within the budget, in cells."""
+        return _Axis(self._excess, self._low - self.least, self._high - self.least, num_cells)
+
+
+@final
 class _Group:
     """Options of one block that lie in the same cells, by these cells: one row a group."""
 
-    def __init__(self, options: Sequence[BlockSpec], weights: Sequence[int], cells: Sequence[Sequence[int]]) -> None:
+    def __init__(self, options: Sequence[Any], weights: Sequence[int], cells: Sequence[Sequence[int]]) -> None:
         groups: dict[tuple[int, ...], list[int]] = {}
         for index in range(len(options)):
             groups.setdefault(tuple(axis[index] for axis in cells), []).append(index)
@@ -68,21 +91,24 @@ def _draw(rng: random.Random, cumulative: NDArray[np.float64]) -> int:
 
 @final
 class _Grid:
-    """All members by the cells of their costs: how many there are, and draws from those within the limits.
+    """All members of one width and depth by the cells of their costs: how many, and draws within the limits.
 
     Counts are float64, which adds them up to about 1e-13 of their value: far below what any number of draws shows.
     """
 
-    def __init__(self, space: SearchSpace, axes: Sequence[_Axis], uniform_over: UniformOver) -> None:
+    def __init__(self, stratum: Stratum, axes: Sequence[_Axis], uniform_over: UniformOver) -> None:
+        self._stratum = stratum
         self._first = tuple(axis.first for axis in axes)
         self._shape = tuple(axis.size for axis in axes)
         self._groups = []
-        for block in range(space.depth):
-            options = space.options(block)
-            weights = space.counts(block) if uniform_over == "choices" else [1] * len(options)
-            self._groups.append(_Group(options, weights, [axis.cells[block] for axis in axes]))
+        for place, options in enumerate(stratum.options):
+            weights = options.counts if uniform_over == "choices" else [1] * len(options.blocks)
+            self._groups.append(_Group(options.blocks, weights, [axis.cells[place] for axis in axes]))
         self._ways = self._count_ways()
         self._cumulative = np.cumsum(self._ways[0][tuple(slice(first, None) for first in self._first)])
+        within = float(self._cumulative[-1]) if self._cumulative.size else 0.0
+        # Of choices, each width and depth is as likely as any other before the budget, however many members it has.
+        self.weight = within / float(stratum.raw_size) if uniform_over == "choices" else within
 
     def _count_ways(self) -> list[NDArray[np.float64]]:
         """For each block and each cell, in how many ways the blocks from it on cost so much."""
@@ -98,11 +124,8 @@ class _Grid:
             ways.append(total)
         return ways[::-1]
 
-    def __bool__(self) -> bool:
-        return self._cumulative.size > 0 and bool(self._cumulative[-1] > 0)
-
-    def draw(self, rng: random.Random) -> list[BlockSpec]:
-        """A member's blocks, each member in these cells as likely as its weight says."""
+    def draw(self, rng: random.Random) -> Spec:
+        """A member in these cells, each as likely as its weight says."""
         window = tuple(size - first for size, first in zip(self._shape, self._first, strict=True))
         left = np.array(np.unravel_index(_draw(rng, self._cumulative), window)) + self._first
         blocks = []
@@ -113,7 +136,7 @@ class _Grid:
             index = _draw(rng, np.cumsum(np.where(fits, group.weights * counts, 0)))
             blocks.append(group.members[index][_draw(rng, group.cumulative[index])])
             left = rest[index]
-        return blocks
+        return self._stratum.spec(blocks)
 
 
 @final
@@ -143,24 +166,38 @@ class BudgetSampler:
         # Cheap and sure costs first: a measured one is asked only about networks that meet all others.
         self._order = sorted(self.budgets, key=lambda budget: not budget.additive)
         self._reachable: dict[str, tuple[float, float]] = {}
-        self._grid = self._make_grid([budget for budget in self.budgets if budget.additive and budget.bounded])
+        self._grids = self._make_grids([budget for budget in self.budgets if budget.additive and budget.bounded])
+        self._cumulative = list(itertools.accumulate(grid.weight for grid in self._grids))
 
-    def _make_grid(self, budgets: Sequence[Budget]) -> _Grid | None:
-        axes = []
-        for budget in budgets:
-            excess = excess_costs(self.space, budget.name, budget.cost)
-            least = budget.cost(member_at(self.space, (costs.index(min(costs)) for costs in excess)))
-            largest = budget.cost(member_at(self.space, (costs.index(max(costs)) for costs in excess)))
+    def _make_grids(self, budgets: Sequence[Budget]) -> list[_Grid]:
+        """One for each width and depth that has members within the budgets; none without budgets."""
+        if not budgets:
+            return []
+        ranges = {stratum: [_Range(budget, stratum) for budget in budgets] for stratum in self.space.strata}
+        for place, budget in enumerate(budgets):
+            least = min(of_budget[place].least for of_budget in ranges.values())
+            largest = max(of_budget[place].largest for of_budget in ranges.values())
             self._reachable[budget.name] = (least, largest)
-            low = least if budget.low is None else budget.low
-            high = largest if budget.high is None else budget.high
-            if low > largest or high < least:
+            if (budget.low is not None and budget.low > largest) or (budget.high is not None and budget.high < least):
                 raise SearchError(f"no member of the space has {self.describe([budget])}")
-            axes.append(_Axis(excess, low - least, high - least, round(_NUM_CELLS ** (1 / len(budgets)))))
-        grid = _Grid(self.space, axes, self._uniform_over) if axes else None
-        if grid is not None and not grid:
+        num_cells = round((_NUM_CELLS / len(ranges)) ** (1 / len(budgets)))
+        grids = [
+            _Grid(stratum, [one.axis(num_cells) for one in of_budget], self._uniform_over)
+            for stratum, of_budget in ranges.items()
+            if all(one.overlaps for one in of_budget)
+        ]
+        grids = [grid for grid in grids if grid.weight > 0]
+        if not grids:
             raise SearchError(f"no member of the space has {self.describe(budgets)}")
-        return grid
+        return grids
+
+    def _draw(self, rng: random.Random) -> Spec:
+        """A member that may lie within the budgets, each of those that do as likely as any other."""
+        if not self._grids:
+            return self.space.sample(rng, self._uniform_over)
+        if len(self._grids) == 1:
+            return self._grids[0].draw(rng)
+        return self._grids[_draw(rng, np.array(self._cumulative))].draw(rng)
 
     @property
     def exact(self) -> bool:
@@ -177,7 +214,7 @@ class BudgetSampler:
                 texts[-1] += f" ({least} to {largest} {'is' if budget.additive else 'was seen to be'} reachable)"
         return " and ".join(texts)
 
-    def within(self, spec: GLiTSpec) -> dict[str, float] | None:
+    def within(self, spec: Spec) -> dict[str, float] | None:
         """The costs of a spec by name, in the order of the budgets, or None as soon as one is outside its budget."""
         costs = {}
         for budget in self._order:
@@ -189,18 +226,14 @@ class BudgetSampler:
                 return None
         return {budget.name: costs[budget.name] for budget in self.budgets}
 
-    def sample(self, rng: random.Random) -> tuple[GLiTSpec, dict[str, float]]:
+    def sample(self, rng: random.Random) -> tuple[Spec, dict[str, float]]:
         """A random member within the budgets, and its costs.
 
         Raises:
             SearchError: if `max_draws` draws found none; names each budget and what can be reached.
         """
-        space = self.space
         for _ in range(self.max_draws):
-            if self._grid is None:
-                spec = space.sample(rng, self._uniform_over)
-            else:
-                spec = GLiTSpec(tuple(self._grid.draw(rng)), space.embed_dim, space.num_heads, space.patch_size)
+            spec = self._draw(rng)
             if (costs := self.within(spec)) is not None:
                 return spec, costs
         raise SearchError(f"{self.max_draws} draws found no member of the space that has {self.describe()}")

@@ -7,16 +7,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, final
+from typing import Any, TypeVar, final
 
+from glit_models import Spec, parse_spec
 from glit_models.errors import SearchError
-from glit_models.spec import GLiTSpec
 
-__all__ = ["Candidate", "Candidates", "Origin"]
-
-Origin = Literal["initial", "random", "mutation", "crossover"]
+__all__ = ["Candidate", "Candidates", "pareto_front"]
 
 
 @final
@@ -27,14 +25,14 @@ class Candidate:
     Attributes:
         spec: the network.
         generation: in which it was asked about, from 0.
-        origin: how it was found.
+        origin: how it was found: 'initial', 'random', 'mutation', 'crossover', or what a method calls it.
         costs: what it costs, by the budgets' names.
         accuracy: what was told of it, None until then. Larger is better; any finite number will do.
     """
 
-    spec: GLiTSpec
+    spec: Spec
     generation: int
-    origin: Origin
+    origin: str
     costs: Mapping[str, float]
     accuracy: float | None = None
 
@@ -46,7 +44,7 @@ class Candidate:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Candidate:
         """The inverse of `to_dict`. Raises SpecError, KeyError or TypeError on anything else."""
-        return cls(**{**data, "spec": GLiTSpec.from_dict(data["spec"])})
+        return cls(**{**data, "spec": parse_spec(data["spec"])})
 
 
 @final
@@ -55,7 +53,7 @@ class Candidates:
 
     def __init__(self, candidates: Iterable[Candidate] = ()) -> None:
         self._all: list[Candidate] = []
-        self._index: dict[GLiTSpec, int] = {}
+        self._index: dict[Spec, int] = {}
         for candidate in candidates:
             self.add(candidate)
 
@@ -65,7 +63,7 @@ class Candidates:
     def __iter__(self) -> Iterator[Candidate]:
         return iter(self._all)
 
-    def __contains__(self, spec: GLiTSpec) -> bool:
+    def __contains__(self, spec: Spec) -> bool:
         return spec in self._index
 
     def add(self, candidate: Candidate) -> None:
@@ -73,7 +71,7 @@ class Candidates:
         self._index[candidate.spec] = len(self._all)
         self._all.append(candidate)
 
-    def tell(self, spec: GLiTSpec, accuracy: float) -> Candidate:
+    def tell(self, spec: Spec, accuracy: float) -> Candidate:
         """Enter the accuracy of a network that was asked about, once.
 
         Raises:
@@ -90,7 +88,7 @@ class Candidates:
         self._all[index] = dataclasses.replace(self._all[index], accuracy=accuracy)
         return self._all[index]
 
-    def pending(self) -> list[GLiTSpec]:
+    def pending(self) -> list[Spec]:
         """The networks whose accuracy is not known yet."""
         return [candidate.spec for candidate in self._all if candidate.accuracy is None]
 
@@ -105,14 +103,22 @@ class Candidates:
         Raises:
             SearchError: if no budget is named so.
         """
-        front: list[Candidate] = []
         ranked = self.ranked()
         if ranked and cost not in ranked[0].costs:
             raise SearchError(f"no budget is named {cost!r}; there are {', '.join(ranked[0].costs) or 'none'}")
-        for candidate in sorted(ranked, key=lambda candidate: (-_accuracy(candidate), candidate.costs[cost])):
-            if not front or candidate.costs[cost] < front[-1].costs[cost]:
-                front.append(candidate)
-        return front[::-1]
+        return pareto_front(ranked, _accuracy, lambda candidate: candidate.costs[cost])
+
+
+T = TypeVar("T")
+
+
+def pareto_front(items: Iterable[T], quality: Callable[[T], float], cost: Callable[[T], float]) -> list[T]:
+    """Those that no other one beats in quality without costing more: cheapest, and worst, first."""
+    front: list[T] = []
+    for item in sorted(items, key=lambda item: (-quality(item), cost(item))):
+        if not front or cost(item) < cost(front[-1]):
+            front.append(item)
+    return front[::-1]
 
 
 def _accuracy(candidate: Candidate) -> float:

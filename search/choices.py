@@ -1,11 +1,8 @@
 """What one block of a network may be, as data: products of choices, their distinct options, the ways between these.
 
-It knows one block at a time; a whole network's are `space`'s. All randomness comes from a `random.Random` that the
-caller gives, of which only `random()` is used: its sequence is the one that Python promises to keep in every version,
-its state is plain integers, and for single numbers it is faster than numpy's. Nothing depends on the order of a set or
-of a hash.
-
-Letters: G and L global and local heads, N = G + L, K kernel size, E, r and d_z the ratios of `BlockSpec`.
+A family's spec says what the genes of its blocks are; nothing here knows any by name. All randomness comes from a
+`random.Random` that the caller gives, of which only `random()` is used: its sequence is the one that Python promises to
+keep in every version, and its state is plain integers. Nothing depends on the order of a set or of a hash.
 """
 
 from __future__ import annotations
@@ -17,27 +14,24 @@ import random
 from bisect import bisect
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal, final
 
-from glit_models.errors import SearchError
-from glit_models.spec import BlockSpec
+from glit_models import Spec
+from glit_models.errors import SearchError, SpecError
 
 __all__ = [
-    "GENES",
     "BlockChoices",
     "BlockOptions",
     "UniformOver",
-    "check_fields",
     "check_keys",
     "check_list",
     "check_mapping",
     "draw_below",
+    "key_of",
 ]
 
-# What is searched in a block, the distribution of its heads first: the others matter or not depending on it.
-GENES = ("num_global_heads", "kernel_size", "expand_ratio", "qkv_ratio", "mlp_ratio")
 UniformOver = Literal["choices", "members"]
+Value = int | float | str
 
 
 def draw_below(rng: random.Random, bound: int) -> int:
@@ -66,82 +60,130 @@ def check_list(where: str, data: Any) -> Sequence[Any]:
     return data
 
 
-def check_fields(cls: type, prefix: str, data: Any) -> dict[str, Any]:
-    """`data` as keywords of a dataclass: every key known, every required one there."""
-    fields = {field.name: field for field in dataclasses.fields(cls)}
-    check_keys(prefix, check_mapping(prefix, data), fields)
-    for name, field in fields.items():
-        if field.default is dataclasses.MISSING and name not in data:
-            raise SearchError(f"{prefix}{name} is missing")
-    return dict(data)
+def key_of(gene: str) -> str:
+    """The key of a gene's values in a space: its plural."""
+    return gene if gene.endswith("s") else f"{gene}s"
+
+
+def required_genes(spec_class: type[Spec]) -> list[str]:
+    """The genes that a family's blocks cannot do without."""
+    fields = {field.name: field for field in dataclasses.fields(spec_class.block_class)}
+    known = spec_class.known_genes({})
+    return [name for name in known if name in fields and fields[name].default is dataclasses.MISSING]
 
 
 @final
-@dataclass(frozen=True)
 class BlockChoices:
-    """A product of choices for one block: every distribution of heads with every value that matters under it.
+    """A product of choices for one block: every combination of these values. Immutable, compared by value.
 
-    Fields that never matter may stay empty (`qkv_ratios` where no distribution has global heads; `kernel_sizes` and
-    `expand_ratios` where none has local ones).
-
-    Attributes:
-        num_global_heads: choices of G; L is N - G.
-        mlp_ratios: choices of d_z.
-        qkv_ratios: choices of r.
-        kernel_sizes: choices of K.
-        expand_ratios: choices of E.
+    Args:
+        values: the values of each gene, by its plural: `num_global_heads=(0, 1)`, `kernel_sizes=(3, 5)`. Genes that
+            never matter may be left out.
 
     Raises:
-        SearchError: on a value that is no number. What else cannot be is known only in a `SearchSpace`.
+        SearchError: on a value that is neither a number nor a name. What else cannot be is known only in a
+            `SearchSpace`.
     """
 
-    num_global_heads: tuple[int, ...]
-    mlp_ratios: tuple[float, ...]
-    qkv_ratios: tuple[float, ...] = ()
-    kernel_sizes: tuple[int, ...] = ()
-    expand_ratios: tuple[int, ...] = ()
+    def __init__(self, **values: Iterable[Value]) -> None:
+        self.values: dict[str, tuple[Value, ...]] = {}
+        for key, given in values.items():
+            listed = tuple(given)
+            if not all(isinstance(value, (int, float, str)) for value in listed):
+                raise SearchError(f"{key} must be numbers or names, got {list(listed)}")
+            self.values[key] = listed
 
-    def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            values = tuple(getattr(self, field.name))
-            if not all(isinstance(value, (int, float)) for value in values):
-                raise SearchError(f"{field.name} must be numbers, got {list(values)}")
-            object.__setattr__(self, field.name, values)
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, BlockChoices) and self.to_dict() == other.to_dict()
 
-    def expand(self, num_heads: int) -> Iterator[BlockSpec]:
-        """A block for each combination in a fixed order; those that differ in what does not matter come out equal."""
-        for num_global in self.num_global_heads:
-            for mlp_ratio, qkv_ratio, kernel_size, expand_ratio in itertools.product(
-                self.mlp_ratios, self.qkv_ratios or (None,), self.kernel_sizes or (None,), self.expand_ratios or (None,)
-            ):
-                yield BlockSpec(num_global, num_heads - num_global, mlp_ratio, qkv_ratio, kernel_size, expand_ratio)
+    def __hash__(self) -> int:
+        return hash(frozenset((key, values) for key, values in self.values.items() if values))
 
-    def restrict(self, num_heads: int, **allowed: Sequence[float]) -> BlockChoices | None:
-        """Only the allowed values of the named fields, and the distributions that still have what they need.
+    def __repr__(self) -> str:
+        return f"BlockChoices({', '.join(f'{key}={values}' for key, values in self.values.items())})"
+
+    def of(self, gene: str) -> tuple[Value, ...]:
+        """The values of a gene, which may be none."""
+        return self.values.get(key_of(gene), ())
+
+    def known_genes(self, spec_class: type[Spec]) -> tuple[str, ...]:
+        """The names of all genes that these blocks may have. Raises SpecError on a value that names nothing."""
+        return spec_class.known_genes({gene: self.of(gene) for gene in spec_class.leading_genes})
+
+    def expand(self, spec_class: type[Spec], network: Mapping[str, Any]) -> Iterator[Any]:
+        """A block for each combination in a fixed order; those that differ in what does not matter come out equal.
+
+        Args:
+            spec_class: of the family.
+            network: the spec's other fields, `embed_dim` aside.
+
+        Raises:
+            SpecError: on a combination that cannot be.
+        """
+        genes = [gene for gene in self.known_genes(spec_class) if self.of(gene)]
+        for combination in itertools.product(*map(self.of, genes)):
+            yield spec_class.block_from_genes(dict(zip(genes, combination, strict=True)), network)
+
+    def restrict(
+        self, spec_class: type[Spec], network: Mapping[str, Any], allowed: Mapping[str, Sequence[Value]]
+    ) -> BlockChoices | None:
+        """Only the allowed values, by plurals, and of the leading genes those that still have what they need.
 
         None if nothing is left.
         """
-        left = {
-            field.name: tuple(v for v in getattr(self, field.name) if v in allowed.get(field.name, (v,)))
-            for field in dataclasses.fields(self)
-        }
-        left["num_global_heads"] = tuple(
-            num_global
-            for num_global in left["num_global_heads"]
-            if (left["qkv_ratios"] or not num_global)
-            and ((left["kernel_sizes"] and left["expand_ratios"]) or num_global == num_heads)
-        )
-        return BlockChoices(**left) if left["num_global_heads"] and left["mlp_ratios"] else None
+        before = self._leading_blocks(spec_class, network)
+        relevant = {g: {spec_class.genes_of(block)[g] for block in before} for g in spec_class.leading_genes}
+        implied = {key_of(gene): sorted(relevant[gene] - {None}) for gene in relevant if not self.of(gene)}
+        if any(value not in allowed.get(key, (value,)) for key, values in implied.items() for value in values):
+            # Write down what the leading genes are where nothing is said of them.
+            return BlockChoices(**{**self.values, **implied}).restrict(spec_class, network, allowed)
+        left = {key: tuple(v for v in values if v in allowed.get(key, (v,))) for key, values in self.values.items()}
+        for gene in reversed(spec_class.leading_genes):
+            kept = []
+            for value in left.get(key_of(gene), ()):
+                narrowed = BlockChoices(**{**left, key_of(gene): (value,)})
+                blocks = narrowed._leading_blocks(spec_class, network, self)
+                if value not in relevant[gene] or any(spec_class.genes_of(block)[gene] == value for block in blocks):
+                    kept.append(value)
+            if key_of(gene) in left:
+                left[key_of(gene)] = tuple(kept)
+        known = {key_of(gene) for gene in BlockChoices(**left).known_genes(spec_class)}
+        choices = BlockChoices(**{key: values for key, values in left.items() if key in known})
+        return choices if choices._leading_blocks(spec_class, network, self) else None
 
-    def to_dict(self) -> dict[str, list[float]]:
-        """The fields that hold anything, as plain values."""
-        return {key: list(values) for key, values in dataclasses.asdict(self).items() if values}
+    def _leading_blocks(
+        self, spec_class: type[Spec], network: Mapping[str, Any], whole: BlockChoices | None = None
+    ) -> list[Any]:
+        """The possible blocks with each combination of leading genes and the first value of every other one.
+
+        Genes that have values in `whole`, but no longer here, must not matter in them.
+        """
+        if not all(self.of(gene) for gene in required_genes(spec_class)):
+            return []
+        gone = [gene for gene in whole.known_genes(spec_class) if whole.of(gene) and not self.of(gene)] if whole else []
+        first = {key: v if key in map(key_of, spec_class.leading_genes) else v[:1] for key, v in self.values.items()}
+        genes = [gene for gene in self.known_genes(spec_class) if self.of(gene)]
+        blocks = []
+        for combination in itertools.product(*(first[key_of(gene)] for gene in genes)):
+            try:
+                block = spec_class.block_from_genes(dict(zip(genes, combination, strict=True)), network)
+            except SpecError:
+                continue
+            if all(spec_class.genes_of(block).get(gene) is None for gene in gone):
+                blocks.append(block)
+        return blocks
+
+    def to_dict(self) -> dict[str, list[Value]]:
+        """The keys that hold anything, as plain values."""
+        return {key: list(values) for key, values in self.values.items() if values}
 
     @classmethod
     def from_dict(cls, data: Any, place: str) -> BlockChoices:
-        """The inverse of `to_dict`. Raises SearchError on an unknown, missing or impossible field, with its place."""
-        fields = check_fields(cls, f"{place}.", data)
-        lists = {name: tuple(check_list(f"{place}.{name}", values)) for name, values in fields.items()}
+        """The inverse of `to_dict`. Raises SearchError on what holds no values, with its place."""
+        lists = {
+            str(key): tuple(check_list(f"{place}.{key}", values))
+            for key, values in check_mapping(place, data).items()
+        }  # fmt: skip
         try:
             return cls(**lists)
         except SearchError as error:
@@ -150,34 +192,50 @@ class BlockChoices:
 
 @final
 class BlockOptions:
-    """The distinct options of one block, how often the choices give each, and the ways from one to another."""
+    """The distinct options of one block, how often the choices give each, and the ways from one to another.
 
-    def __init__(self, choices: Sequence[BlockChoices], num_heads: int) -> None:
-        counts = Counter(block for product in choices for block in product.expand(num_heads))
-        self.blocks = tuple(counts)
-        self.counts = tuple(counts.values())
+    Attributes:
+        blocks: the options in a fixed order.
+        counts: how many combinations of choices give each of them.
+        index: the place of each in `blocks`.
+        genes: the names of all genes that matter in any of them, in the order in which a search changes them.
+    """
+
+    def __init__(self, choices: Sequence[BlockChoices], spec_class: type[Spec], network: Mapping[str, Any]) -> None:
+        counted = Counter(block for product in choices for block in product.expand(spec_class, network))
+        self.blocks = tuple(counted)
+        self.counts = tuple(counted.values())
         self.index = {block: index for index, block in enumerate(self.blocks)}
+        self.total = sum(self.counts)
+        self._leading = spec_class.leading_genes
+        self._genes = {block: spec_class.genes_of(block) for block in self.blocks}
+        self.genes = tuple(dict.fromkeys(name for genes in self._genes.values() for name in genes))
         self._cumulative = list(itertools.accumulate(self.counts))
-        self._moves: dict[tuple[BlockSpec, str], tuple[tuple[BlockSpec, ...], ...]] = {}
+        self._moves: dict[tuple[Any, str], tuple[tuple[Any, ...], ...]] = {}
 
-    def draw(self, rng: random.Random, uniform_over: UniformOver) -> BlockSpec:
+    def draw(self, rng: random.Random, uniform_over: UniformOver) -> Any:
+        """A random option: any choice as likely as any other, or any distinct option."""
         if uniform_over == "members":
             return self.blocks[draw_below(rng, len(self.blocks))]
         return self.blocks[bisect(self._cumulative, draw_below(rng, self._cumulative[-1]))]
 
-    def moves(self, block: BlockSpec, gene: str) -> tuple[tuple[BlockSpec, ...], ...]:
-        """For each other value of the gene, the options with it that keep the most of the block's other values."""
+    def moves(self, block: Any, gene: str) -> tuple[tuple[Any, ...], ...]:
+        """For each other value of the gene, the options with it that keep the most of the block's other values.
+
+        Genes that lead this one keep their values.
+        """
         if (block, gene) not in self._moves:
             self._moves[block, gene] = tuple(self._find_moves(block, gene))
         return self._moves[block, gene]
 
-    def _find_moves(self, block: BlockSpec, gene: str) -> Iterator[tuple[BlockSpec, ...]]:
-        by_value: dict[float, list[BlockSpec]] = {}
-        for option in self.blocks:
-            value = getattr(option, gene)
-            same_heads = gene == GENES[0] or option.num_global_heads == block.num_global_heads
-            if same_heads and value not in (None, getattr(block, gene)):
+    def _find_moves(self, block: Any, gene: str) -> Iterator[tuple[Any, ...]]:
+        own = self._genes[block]
+        held = self._leading[: self._leading.index(gene)] if gene in self._leading else self._leading
+        by_value: dict[Any, list[Any]] = {}
+        for option, genes in self._genes.items():
+            value = genes.get(gene)
+            if value not in (None, own.get(gene)) and all(genes[name] == own[name] for name in held):
                 by_value.setdefault(value, []).append(option)
         for options in by_value.values():
-            kept = [sum(getattr(option, name) == getattr(block, name) for name in GENES) for option in options]
+            kept = [sum(self._genes[o].get(name) == own.get(name) for name in self.genes) for o in options]
             yield tuple(option for option, count in zip(options, kept, strict=True) if count == max(kept))

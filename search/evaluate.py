@@ -1,10 +1,10 @@
 """How good networks are with the weights that they inherit from a supernet: a population at a time, as a tree.
 
-What a block computes, and its BatchNorm statistics, depend on the blocks before it alone. So networks that begin with
-the same blocks share the work on these, within a generation and from one to the next, and the numbers are those of
-evaluating each by itself. It knows the supernet and batches of images; not which networks come next.
+What a block computes, and its BatchNorm statistics, depend only on the width of the network and the blocks before it.
+So networks that begin alike share the work up to where they part, within a generation and from one to the next, and the
+scores are those of evaluating each by itself. Which networks come next is others' business.
 
-Axes: B batch, N tokens, C channels, S pictures of the search set.
+Axes: B batch, N tokens, C channels, S images of the search set.
 """
 
 from __future__ import annotations
@@ -19,15 +19,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.modules.batchnorm import _BatchNorm
 
+from glit_models import Spec
 from glit_models.errors import SearchError
-from glit_models.spec import BlockSpec, GLiTSpec
 
 from .supernet import Supernet
 
-__all__ = ["Evaluator", "Images", "Score", "may_reach"]
+__all__ = ["Evaluator", "Images", "Score", "may_reach", "prefixes_of"]
 
-Prefix = tuple[BlockSpec, ...]
+Prefix = tuple[Any, ...]  # how a network begins: its width, then its first blocks
 
 
 @final
@@ -76,19 +77,19 @@ def may_reach(correct: np.ndarray, reference: np.ndarray, risk: float) -> bool:
 @final
 @dataclass(eq=False)
 class _Node:
-    """A prefix of some networks; `leaf` where one of them ends."""
+    """A prefix of some networks; `leaf` where one of them ends, which others may go on from."""
 
     prefix: Prefix
-    children: dict[BlockSpec, _Node] = field(default_factory=dict)
-    leaf: GLiTSpec | None = None
+    children: dict[Any, _Node] = field(default_factory=dict)  # by width below the root, else by block
+    leaf: Spec | None = None
 
 
-def _tree(specs: Iterable[GLiTSpec]) -> _Node:
+def _tree(specs: Iterable[Spec]) -> _Node:
     root = _Node(())
     for spec in specs:
         node = root
-        for block in spec.blocks:
-            node = node.children.setdefault(block, _Node((*node.prefix, block)))
+        for step in (spec.embed_dim, *spec.blocks):
+            node = node.children.setdefault(step, _Node((*node.prefix, step)))
         node.leaf = spec
     return root
 
@@ -152,9 +153,7 @@ class Evaluator:
     # ---- what is evaluated ----
 
     @torch.inference_mode()
-    def evaluate(
-        self, specs: Sequence[GLiTSpec], reference: Score | None = None, risk: float = 0.0
-    ) -> dict[GLiTSpec, Score]:
+    def evaluate(self, specs: Sequence[Spec], reference: Score | None = None, risk: float = 0.0) -> dict[Spec, Score]:
         """The scores of these networks; each is the same whatever others are evaluated with it, or were before.
 
         Args:
@@ -166,7 +165,7 @@ class Evaluator:
             SearchError: if a spec is no member of the space.
         """
         if not self._share and len(specs) > 1:
-            scores: dict[GLiTSpec, Score] = {}
+            scores: dict[Spec, Score] = {}
             for spec in specs:
                 scores |= self.evaluate([spec], reference, risk)
             return scores
@@ -177,18 +176,18 @@ class Evaluator:
         self._calibrate(specs)
         return self._score(specs, reference, risk)
 
-    def retain(self, specs: Iterable[GLiTSpec]) -> None:
+    def retain(self, specs: Iterable[Spec]) -> None:
         """Make room, if it is scarce, by forgetting what these networks do not begin with."""
         if self._cache.bytes > self._cache.max_bytes / 2:
-            self._cache.retain({spec.blocks[:depth] for spec in specs for depth in range(spec.depth)})
+            self._cache.retain({prefix for spec in specs for prefix in prefixes_of(spec)[:-1]})
 
-    def _calibrate(self, specs: Sequence[GLiTSpec]) -> None:
+    def _calibrate(self, specs: Sequence[Spec]) -> None:
         """BatchNorm statistics of every block of these networks, over the calibration batches (SPOS, section 3.4).
 
         As `torch.optim.swa_utils.update_bn` computes them: each batch is normalised by its own statistics, and those
         of all batches are averaged.
         """
-        missing = [spec for spec in specs if any(p not in self._statistics for p in _prefixes(spec))]
+        missing = [spec for spec in specs if any(p not in self._statistics for p in prefixes_of(spec))]
         if not missing:
             return
         tree, fresh = _tree(missing), dict[Prefix, dict[str, Tensor]]()
@@ -197,10 +196,10 @@ class Evaluator:
                 pass
         self._statistics |= fresh
 
-    def _score(self, specs: Sequence[GLiTSpec], reference: Score | None, risk: float) -> dict[GLiTSpec, Score]:
+    def _score(self, specs: Sequence[Spec], reference: Score | None, risk: float) -> dict[Spec, Score]:
         left = dict.fromkeys(specs)
-        correct: dict[GLiTSpec, list[np.ndarray]] = {spec: [] for spec in left}
-        stopped: dict[GLiTSpec, Score] = {}
+        correct: dict[Spec, list[np.ndarray]] = {spec: [] for spec in left}
+        stopped: dict[Spec, Score] = {}
         tree, seen = _tree(left), 0
         for number, x, labels in self._embedded("search"):
             for spec, y in self._walk(tree, x, ("search", number), None):
@@ -220,9 +219,9 @@ class Evaluator:
         return {spec: scores.get(spec) or stopped[spec] for spec in specs}
 
     def _losers(
-        self, left: Iterable[GLiTSpec], correct: dict[GLiTSpec, list[np.ndarray]], reference: Score, risk: float,
+        self, left: Iterable[Spec], correct: dict[Spec, list[np.ndarray]], reference: Score, risk: float,
         seen: int,
-    ) -> dict[GLiTSpec, Score]:  # fmt: skip
+    ) -> dict[Spec, Score]:  # fmt: skip
         ended = {}
         for spec in left:
             right, other = np.concatenate(correct[spec]), reference.correct[:seen]
@@ -250,7 +249,7 @@ class Evaluator:
         device = next(self.supernet.parameters()).device
         for images, labels in self._images[kind].batches():
             with self._autocast(device):
-                x = self.supernet.net._embed(images.to(device))
+                x = self.supernet.embed(images.to(device), self.supernet.width)
             self._size_cache(x)
             if kept is not None and (len(kept) + 1) * x.nbytes <= self._memory / 4:
                 kept.append((x, labels.cpu().numpy()))
@@ -274,31 +273,41 @@ class Evaluator:
 
     def _walk(
         self, node: _Node, x: Tensor, batch: tuple[str, int], fresh: dict[Prefix, dict[str, Tensor]] | None
-    ) -> Iterator[tuple[GLiTSpec, Tensor]]:
+    ) -> Iterator[tuple[Spec, Tensor]]:
         """Every network below `node` with the output of its last block, from the output `x` [B, N, C] of the node's.
 
         With `fresh` the statistics of blocks that have none are collected there, and all normalise by the batch's.
         """
-        while node.leaf is None:
+        while node.children:
+            if node.leaf is not None:
+                yield node.leaf, x
             *others, last = node.children.items()
-            for block, child in others:
-                yield from self._walk(child, self._step(child, block, x, batch, fresh), batch, fresh)
+            for step, child in others:
+                yield from self._walk(child, self._step(child, step, x, batch, fresh), batch, fresh)
             x = self._step(last[1], last[0], x, batch, fresh)  # of the last one, nothing waits for the way back
             node = last[1]
-        yield node.leaf, x
+        if node.leaf is not None:
+            yield node.leaf, x
 
     def _step(
-        self, node: _Node, block: BlockSpec, x: Tensor, batch: tuple[str, int],
+        self, node: _Node, step: Any, x: Tensor, batch: tuple[str, int],
         fresh: dict[Prefix, dict[str, Tensor]] | None,
     ) -> Tensor:  # fmt: skip
+        """From the output of a node's parent to its own: the first channels of the tokens, or a block."""
+        if len(node.prefix) == 1:
+            return x[..., :step]
         key = (*batch, node.prefix)
         known = fresh is None or node.prefix in self._statistics
         if known and key in self._cache.outputs:
             return self._cache.outputs[key]
-        super_block = self.supernet.blocks[len(node.prefix) - 1]
-        tensors = super_block.tensors(block)
-        template = super_block.template(block)
-        if block.num_local_heads:
+        place = len(node.prefix) - 2
+        block, parts = self.supernet.blocks[place], self.supernet.parts_of(place, step, node.prefix[0])
+        if parts.is_identity:
+            if fresh is not None:
+                fresh.setdefault(node.prefix, {})
+            return x
+        tensors, template = block.tensors(parts), block.template(parts)
+        if parts.has_running_statistics:
             own = _statistics_in(tensors)
             if fresh is None:
                 tensors |= self._statistics[node.prefix]
@@ -319,16 +328,16 @@ class Evaluator:
 
     def _predict(self, x: Tensor) -> np.ndarray:
         """[B, N, C] after the last block -> the most probable classes [B]."""
-        net = self.supernet.net
         with self._autocast(x.device):
-            return net.forward_head(net.norm(x)).argmax(1).cpu().numpy()
+            return self.supernet.classify(x).argmax(1).cpu().numpy()
 
     def _autocast(self, device: torch.device) -> Any:
         return torch.autocast(device.type, torch.bfloat16) if self._bf16 else nullcontext()
 
 
-def _prefixes(spec: GLiTSpec) -> Iterator[Prefix]:
-    return (spec.blocks[:depth] for depth in range(1, spec.depth + 1))
+def prefixes_of(spec: Spec) -> list[Prefix]:
+    """All beginnings of a network that have a block, the shortest first."""
+    return [(spec.embed_dim, *spec.blocks[:depth]) for depth in range(1, spec.depth + 1)]
 
 
 def _statistics_in(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -344,7 +353,7 @@ class _collecting:  # noqa: N801 - used as a function
     """BatchNorm normalises by the batch and averages its statistics over batches, inside a `with`."""
 
     def __init__(self, template: nn.Module, collect: bool) -> None:
-        self.norms = [m for m in template.modules() if isinstance(m, nn.BatchNorm2d)] if collect else []
+        self.norms = [m for m in template.modules() if isinstance(m, _BatchNorm)] if collect else []
 
     def __enter__(self) -> None:
         for norm in self.norms:

@@ -1,21 +1,23 @@
-"""Which networks to evaluate next: evolution, and random search to compare it with, over any space.
+"""Search methods: which networks to evaluate next. Evolutions, and random search to compare them with.
 
-How a search is asked, told, saved and taken up again is in `ask_tell`.
+How a method is asked, told, saved and restored is in `ask_tell`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
-from typing import final
+from typing import ClassVar, final
 
-from glit_models.spec import GLiTSpec
+from glit_models import Spec
+from glit_models.errors import SearchError
+from glit_models.extensions import Table
 
-from .ask_tell import DRAWS_PER_CANDIDATE, Search
-from .candidates import Candidate, Origin
+from .ask_tell import Search
 from .choices import draw_below
 
-__all__ = ["SEARCHES", "Evolution", "RandomSearch"]
+__all__ = ["METHODS", "AutoFormerEvolution", "Evolution", "HierarchicalEvolution", "RandomSearch", "SposEvolution"]
+
+_TRIES = 50  # for a pair of parents that fit
 
 
 @final
@@ -23,47 +25,97 @@ class RandomSearch(Search):
     """Random networks within the budgets: what any other method must beat."""
 
     method = "random"
+    stage_work = 2
+    description = "Random search: the whole space at once, each candidate drawn at random."
 
-    def _propose(self, new: dict[GLiTSpec, Candidate]) -> None:
-        if not len(self._candidates):
-            self._add_initial(new)
-        self._add_random(new)
+    def propose(self) -> None:
+        """Random networks."""
+        self.add_random()
 
 
-@final
 class Evolution(Search):
     """SPOS's evolution (arXiv 1904.00420, algorithm 1): mutations and crossovers of the best networks so far."""
 
     method = "evolution"
+    description = "Evolution in the whole space at once, from mutations and crossovers of the best networks."
 
-    def _propose(self, new: dict[GLiTSpec, Candidate]) -> None:
-        if not len(self._candidates):
-            self._add_initial(new)
-        else:
+    def propose(self) -> None:
+        """Children of the best networks, and random ones."""
+        if self.candidates:
             parents = [candidate.spec for candidate in self.top(self.config.num_parents)]
-            self._add_children(new, "mutation", self.config.num_mutation, partial(self._mutate, parents))
-            self._add_children(new, "crossover", self.config.num_crossover, partial(self._cross, parents))
-        self._add_random(new)
+            self.add_children("mutation", self.config.num_mutation, self._mutation_of(parents))
+            self.add_children("crossover", self.config.num_crossover, self._crossover_of(parents))
+        self.add_random()
 
-    def _mutate(self, parents: Sequence[GLiTSpec]) -> GLiTSpec:
-        parent = parents[draw_below(self._rng, len(parents))]
-        return self.space.mutate(parent, self.config.mutation_prob, self._rng)
+    def _mutation_of(self, parents: Sequence[Spec]) -> Callable[[], Spec]:
+        return lambda: self.space.mutate(self._pick(parents), self.config.mutation_prob, self.rng)
 
-    def _cross(self, parents: Sequence[GLiTSpec]) -> GLiTSpec:
-        a, b = (parents[draw_below(self._rng, len(parents))] for _ in range(2))
-        return self.space.crossover(a, b, self._rng)
+    def _crossover_of(self, parents: Sequence[Spec]) -> Callable[[], Spec]:
+        def make() -> Spec:
+            a = self._pick(parents)
+            return self.space.crossover(a, self._pick([spec for spec in parents if spec.depth == a.depth]), self.rng)
 
-    def _add_children(
-        self, new: dict[GLiTSpec, Candidate], origin: Origin, count: int, make: Callable[[], GLiTSpec]
-    ) -> None:
-        """Up to `count` children within the budgets that are not known yet, in a bounded number of draws."""
-        wanted = len(new) + count
-        for _ in range(DRAWS_PER_CANDIDATE * count):
-            if len(new) == wanted:
-                break
-            spec = make()
-            if self._is_new(spec, new) and (costs := self._sampler.within(spec)) is not None:
-                self._add(new, spec, origin, costs)
+        return make
+
+    def _pick(self, specs: Sequence[Spec]) -> Spec:
+        return specs[draw_below(self.rng, len(specs))]
 
 
-SEARCHES: dict[str, type[Search]] = {search.method: search for search in (Evolution, RandomSearch)}
+@final
+class SposEvolution(Evolution):
+    """`Evolution` with as many epochs and generations as both stages of `HierarchicalEvolution` together."""
+
+    stage_work: ClassVar[int] = 2
+    description = "Single Path One-Shot: heads and sizes at once, by evolution."
+
+
+@final
+class HierarchicalEvolution(Evolution):
+    """GLiT's search (arXiv 2107.02960, section 3.3): `Evolution` of the leading genes, then of all others."""
+
+    stages: ClassVar[tuple[str, ...]] = ("stage1", "stage2")
+    description = (
+        "Hierarchical search, as GLiT's: stage 1 decides which heads are global and which local, stage 2 the sizes "
+        "within the blocks."
+    )
+
+
+@final
+class AutoFormerEvolution(Evolution):
+    """AutoFormer's evolution (arXiv 2107.00651, section 3.3, and the authors' code).
+
+    A mutation draws the depth again with probability `depth_prob`, then each gene of each block with `mutation_prob`,
+    then the width with `width_prob`; a value that is drawn again may be the same. Parents of a crossover are drawn
+    until they are of equal depth, at most 50 times.
+    """
+
+    method = "autoformer"
+    description = "AutoFormer's evolution: depth and width change with probabilities of their own."
+
+    def _mutation_of(self, parents: Sequence[Spec]) -> Callable[[], Spec]:
+        config = self.config
+        return lambda: self.space.mutate(
+            self._pick(parents), config.mutation_prob, self.rng, config.depth_prob, config.width_prob, redraw=True
+        )
+
+    def _crossover_of(self, parents: Sequence[Spec]) -> Callable[[], Spec]:
+        def make() -> Spec:
+            a, b = self._pick(parents), self._pick(parents)
+            for _ in range(_TRIES):
+                if a.depth == b.depth:
+                    break
+                a, b = self._pick(parents), self._pick(parents)
+            return self.space.crossover(a, b if a.depth == b.depth else a, self.rng)
+
+        return make
+
+
+METHODS: Table[type[Search]] = Table("search method", Search, SearchError)
+for _name, _method in (
+    ("hierarchical", HierarchicalEvolution),
+    ("spos", SposEvolution),
+    ("random", RandomSearch),
+    ("evolution", Evolution),
+    ("autoformer", AutoFormerEvolution),
+):
+    METHODS.register(_name, _method)

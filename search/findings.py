@@ -7,24 +7,26 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, final
 
 import yaml
 
+from glit_models import Spec, parse_spec
 from glit_models.errors import SearchError, first_line
-from glit_models.spec import GLiTSpec
+from glit_models.spec import parse_json
 
 from .correlation import Correlation
+from .evolution import METHODS
+from .fitness import FITNESSES, Fitness
 from .named_spaces import load_space
 from .space import SearchSpace
 
-__all__ = ["COSTS", "STAGES", "Findings", "Network", "Ranking", "Stage", "pareto_front", "read_findings"]
+__all__ = ["COSTS", "Findings", "Network", "Ranking", "Stage", "read_findings"]
 
 COSTS = ("macs", "params", "latency_ms")
-STAGES = {"hierarchical": ("stage1", "stage2"), "spos": ("joint",), "random": ("joint",)}
 _STAGE_FILES = (
     "space.yaml",
     "supernet/metrics.jsonl",
@@ -53,7 +55,7 @@ class Network:
         num_images: on which `inherited` was measured.
     """
 
-    spec: GLiTSpec
+    spec: Spec
     costs: Mapping[str, float]
     name: str = ""
     inherited: float | None = None
@@ -85,7 +87,7 @@ class Stage:
     candidates: tuple[Network, ...]
     references: tuple[Network, ...]
     retrained: tuple[Network, ...]
-    winner: GLiTSpec | None
+    winner: Spec | None
     missing: tuple[str, ...]
 
     @property
@@ -120,9 +122,10 @@ class Findings:
     """A search: its settings, its stages and what came out.
 
     Attributes:
-        method: 'hierarchical', 'spos' or 'random'.
+        method: a name of `METHODS`.
         seed: of everything random.
         sharing: how sub-modules share weights.
+        label: what candidates were compared by.
         budget: (low, high) by cost, for those with a bound.
         stages: in order; those that have not begun are empty.
         winner: the network that was found.
@@ -134,22 +137,13 @@ class Findings:
     method: str
     seed: int
     sharing: str
+    label: str
     budget: Mapping[str, tuple[float | None, float | None]]
     stages: tuple[Stage, ...]
-    winner: GLiTSpec | None
+    winner: Spec | None
     result: Mapping[str, float]
     times: Mapping[tuple[str, str], float]
     rank: Ranking | None
-
-
-def pareto_front(networks: Iterable[Network], cost: str) -> list[Network]:
-    """Those that no other one beats in inherited accuracy without costing more, cheapest first."""
-    scored = [network for network in networks if network.inherited is not None and cost in network.costs]
-    front: list[Network] = []
-    for network in sorted(scored, key=lambda network: (-(network.inherited or 0), network.costs[cost])):
-        if not front or network.costs[cost] < front[-1].costs[cost]:
-            front.append(network)
-    return front[::-1]
 
 
 def read_findings(folder: Path) -> Findings:
@@ -163,8 +157,8 @@ def read_findings(folder: Path) -> Findings:
         raise SearchError(f"{folder} is no search: it has no recipe.yaml")
     return Findings(
         **recipe,
-        stages=tuple(_read_stage(folder, name) for name in STAGES[recipe["method"]]),
-        winner=_read(folder / "winner.json", GLiTSpec.from_json),
+        stages=tuple(_read_stage(folder, name) for name in _stage_names(folder, recipe["method"])),
+        winner=_read(folder / "winner.json", _spec),
         result=_read(folder / "result.json", _result) or {},
         times=_read(folder / "times.json", _times) or {},
         rank=_read(folder / "rank.json", _ranking),
@@ -182,9 +176,15 @@ def _read_stage(folder: Path, name: str) -> Stage:
         ),
         tuple(_read(path / "references.json", lambda text: _networks(text, "inherited")) or ()),
         tuple(_read(path / "retrained.json", lambda text: _networks(text, "standalone")) or ()),
-        _read(path / "winner.json", GLiTSpec.from_json),
+        _read(path / "winner.json", _spec),
         tuple(f"{name}/{file}" for file in _STAGE_FILES if not (path / file).is_file()),
     )
+
+
+def _stage_names(folder: Path, method: str) -> tuple[str, ...]:
+    """The stages of a method; of a method outside of this package, which is not imported, those that have begun."""
+    known = METHODS.get(method)
+    return known.stages if known else tuple(sorted(path.parent.name for path in folder.glob("*/space.yaml")))
 
 
 def _read(path: Path, parse: Callable[[str], T]) -> T | None:
@@ -206,15 +206,23 @@ def _read(path: Path, parse: Callable[[str], T]) -> T | None:
 
 def _recipe(text: str) -> dict[str, Any]:
     data = _mapping(yaml.safe_load(text))
-    if data["method"] not in STAGES:
-        raise ValueError(f"method must be one of {', '.join(STAGES)}, got {data['method']!r}")
+    fitness = data.get("fitness", "inherited")  # 0.1 knew no other and wrote none
+    for table, name in ((METHODS, data["method"]), (FITNESSES, fitness)):
+        if ":" not in str(name):  # an extension, which reading a folder does not import
+            table[name]  # raises on what is none
     budget = {}
     for name, bounds in (data.get("budget") or {}).items():
         low, high = (_number(name, bounds[key], or_none=True) for key in ("low", "high"))
         if (low, high) != (None, None):
             budget[name] = (low, high)
     sharing = _mapping(data["supernet"])["sharing"]
-    return {"method": data["method"], "seed": data["seed"], "sharing": sharing, "budget": budget}
+    return {
+        "method": data["method"],
+        "seed": data["seed"],
+        "sharing": sharing,
+        "budget": budget,
+        "label": (FITNESSES.get(fitness) or Fitness).label,
+    }
 
 
 def _lines(text: str) -> list[dict[str, Any]]:
@@ -236,7 +244,7 @@ def _network(data: Mapping[str, Any], accuracy: str) -> Network:
     """Args: `accuracy`: which of a network's accuracies the field of that name is."""
     data = {accuracy: data.get("accuracy"), **_mapping(data)}
     return Network(
-        GLiTSpec.from_dict(data["spec"]),
+        parse_spec(_mapping(data["spec"])),
         {name: _number(name, data[name]) for name in COSTS if name in data or name != "latency_ms"},
         str(data.get("name", "")),
         _number("inherited accuracy", data.get("inherited"), or_none=True),
@@ -278,6 +286,10 @@ def _ranking(text: str) -> Ranking:
         for key in ("kendall", "spearman", "kendall_macs")
     )
     return Ranking(str(data["stage"]), networks, kendall, spearman, kendall_macs)
+
+
+def _spec(text: str) -> Spec:
+    return parse_spec(parse_json(text))
 
 
 def _mapping(data: Any) -> dict[str, Any]:

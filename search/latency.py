@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 import json
 import math
-import os
 import platform
 import statistics
 import time
@@ -21,17 +20,17 @@ import timm
 import torch
 from timm.utils import reparameterize_model
 
+from glit_models import Spec, SpecTransformer
 from glit_models.errors import SearchError, first_line
-from glit_models.model import GLiT
-from glit_models.spec import GLiTSpec
-from glit_models.store import write_text
+from glit_models.families import family_of
+from glit_models.runs.files import write_text
 
 from .budget import Budget
 
 __all__ = ["Prepare", "latency_budget"]
 
 # Makes a network in evaluation mode ready: (network, batch size, threads, device) -> what runs a batch, to its end.
-Prepare = Callable[[GLiT, int, int, str], Callable[[], object]]
+Prepare = Callable[[SpecTransformer, int, int, str], Callable[[], object]]
 
 _WARM_UP = 3  # rounds that are not counted
 _Measured = dict[str, dict[str, float]]  # milliseconds, by the conditions' JSON and the spec's
@@ -90,7 +89,7 @@ def latency_budget(
     key = json.dumps(conditions, sort_keys=True)
     known: dict[str, float] = {}  # looked up without reading the file again
 
-    def cost(spec: GLiTSpec) -> float:
+    def cost(spec: Spec) -> float:
         name = _name(spec)
         if name not in known:
             measured = _read(cache)  # another search may have written to it
@@ -105,7 +104,7 @@ def latency_budget(
     return Budget("latency_ms", cost, low, high)
 
 
-def _name(spec: GLiTSpec) -> str:
+def _name(spec: Spec) -> str:
     """The spec's JSON, the same for equal specs: a ratio of 1.0 is one of 1."""
 
     def number(text: str) -> float:
@@ -136,14 +135,16 @@ def _processor() -> str:
     return next(models, "") or platform.processor() or platform.machine()
 
 
-def _build(spec: GLiTSpec, img_size: tuple[int, int], num_classes: int) -> GLiT:
+def _build(spec: Spec, img_size: tuple[int, int], num_classes: int) -> SpecTransformer:
     """The network with random weights; the random numbers of whoever asks go on as if not."""
     with torch.random.fork_rng(devices=[]):  # its weights are drawn on the CPU
-        model: GLiT = timm.create_model("glit_tiny", spec=spec, img_size=img_size, num_classes=num_classes)
+        model: SpecTransformer = timm.create_model(
+            family_of(spec).architecture, spec=spec, img_size=img_size, num_classes=num_classes
+        )
     return model.eval()
 
 
-def _in_torch(model: GLiT, batch_size: int, threads: int, device: str) -> Callable[[], object]:
+def _in_torch(model: SpecTransformer, batch_size: int, threads: int, device: str) -> Callable[[], object]:
     """Eagerly, as it would be used."""
     fused = reparameterize_model(model).to(device)
     shape = (batch_size, model.in_chans, *model.patch_embed.img_size)
@@ -197,7 +198,4 @@ def _is_time(value: Any) -> bool:
 
 
 def _write(cache: Path, measured: _Measured) -> None:
-    try:
-        write_text(cache, json.dumps(measured, indent=1) + "\n")
-    except OSError as error:
-        raise SearchError(f"{os.fspath(cache)} cannot be written: {error.strerror}") from None
+    write_text(cache, json.dumps(measured, indent=1) + "\n", parents=True)

@@ -18,7 +18,19 @@ from glit_models.errors import SearchError
 from .choices import BlockChoices, check_keys
 from .space import SearchSpace
 
-__all__ = ["NAMED_SPACES", "glit", "glit_released", "global_only", "load_space"]
+__all__ = [
+    "NAMED_SPACES",
+    "autoformer",
+    "autoformer_base",
+    "autoformer_small",
+    "autoformer_tiny",
+    "glit",
+    "glit_conv2d",
+    "glit_released",
+    "glit_window",
+    "global_only",
+    "load_space",
+]
 
 _KERNEL_SIZES = (17, 31, 45)
 _EXPAND_RATIOS = (1, 2, 4)
@@ -35,19 +47,57 @@ def glit(
     expand_ratios: Sequence[int] = _EXPAND_RATIOS,
     qkv_ratios: Sequence[float] = _QKV_RATIOS,
     mlp_ratios: Sequence[float] = _MLP_RATIOS,
+    local_parts: Sequence[str] = (),
+    window_sizes: Sequence[int] = (),
 ) -> SearchSpace:
     """The paper's space: in each block every distribution of the heads, with every value (GLiT, section 3.3).
 
-    324 combinations a block at 3 heads, of which 198 differ. Raises SearchError on a value that cannot be.
+    324 combinations a block at 3 heads, of which 198 differ. `local_parts` names what local heads may be, none for the
+    paper's convolution. Raises SearchError on a value that cannot be.
     """
     choices = BlockChoices(
-        num_global_heads=tuple(range(num_heads + 1)),
-        mlp_ratios=tuple(mlp_ratios),
-        qkv_ratios=tuple(qkv_ratios),
-        kernel_sizes=tuple(kernel_sizes),
-        expand_ratios=tuple(expand_ratios),
+        num_global_heads=range(num_heads + 1),
+        mlp_ratios=mlp_ratios,
+        qkv_ratios=qkv_ratios,
+        kernel_sizes=kernel_sizes,
+        expand_ratios=expand_ratios,
+        **({"local_parts": local_parts} if local_parts else {}),
+        **({"window_sizes": window_sizes} if window_sizes else {}),
     )
-    return SearchSpace(((choices,),) * depth, embed_dim, num_heads, patch_size)
+    return SearchSpace([(choices,)] * depth, embed_dim, num_heads=num_heads, patch_size=patch_size)
+
+
+def glit_conv2d(
+    embed_dim: int = 192,
+    num_heads: int = 3,
+    depth: int = 12,
+    patch_size: int = 16,
+    kernel_sizes: Sequence[int] = (3, 5, 7),
+    expand_ratios: Sequence[int] = _EXPAND_RATIOS,
+    qkv_ratios: Sequence[float] = _QKV_RATIOS,
+    mlp_ratios: Sequence[float] = _MLP_RATIOS,
+) -> SearchSpace:
+    """`glit` with 2-D convolutions as local parts: the paper's ablation "Conv2d". The kernel sizes are ours."""
+    return glit(
+        embed_dim, num_heads, depth, patch_size, kernel_sizes, expand_ratios, qkv_ratios, mlp_ratios,
+        local_parts=("local_conv2d",),
+    )  # fmt: skip
+
+
+def glit_window(
+    embed_dim: int = 192,
+    num_heads: int = 3,
+    depth: int = 12,
+    patch_size: int = 16,
+    window_sizes: Sequence[int] = (3, 5, 7),
+    qkv_ratios: Sequence[float] = _QKV_RATIOS,
+    mlp_ratios: Sequence[float] = _MLP_RATIOS,
+) -> SearchSpace:
+    """`glit` with attention in windows as local parts: the paper's ablation "local attention". The sizes are ours."""
+    return glit(
+        embed_dim, num_heads, depth, patch_size, (), (), qkv_ratios, mlp_ratios,
+        local_parts=("window_attention",), window_sizes=window_sizes,
+    )  # fmt: skip
 
 
 def glit_released(
@@ -66,13 +116,16 @@ def glit_released(
     Local blocks choose K and E, with d_z = 4; global ones r and d_z; mixed ones E and d_z, with K = 31 and r = 1.
     `GLIT_TINY` is a member of the default. Raises SearchError on a value that cannot be.
     """
-    local = BlockChoices((0,), (4,), kernel_sizes=tuple(kernel_sizes), expand_ratios=tuple(expand_ratios))
+    local = BlockChoices(
+        num_global_heads=(0,), mlp_ratios=(4,), kernel_sizes=kernel_sizes, expand_ratios=expand_ratios
+    )  # fmt: skip
     mixed = BlockChoices(
-        tuple(range(1, num_heads)), tuple(mlp_ratios), (1,), (mixed_kernel_size,), tuple(expand_ratios)
-    )
-    pure_global = BlockChoices((num_heads,), tuple(mlp_ratios), qkv_ratios=tuple(qkv_ratios))
+        num_global_heads=range(1, num_heads), mlp_ratios=mlp_ratios, qkv_ratios=(1,),
+        kernel_sizes=(mixed_kernel_size,), expand_ratios=expand_ratios,
+    )  # fmt: skip
+    pure_global = BlockChoices(num_global_heads=(num_heads,), mlp_ratios=mlp_ratios, qkv_ratios=qkv_ratios)
     choices = (local, mixed, pure_global) if num_heads > 1 else (local, pure_global)
-    return SearchSpace((choices,) * depth, embed_dim, num_heads, patch_size)
+    return SearchSpace([choices] * depth, embed_dim, num_heads=num_heads, patch_size=patch_size)
 
 
 def global_only(
@@ -84,14 +137,78 @@ def global_only(
     mlp_ratios: Sequence[float] = _MLP_RATIOS,
 ) -> SearchSpace:
     """No locality, only r and d_z: the paper's ablation "NLP-NAS". Raises SearchError on a value that cannot be."""
-    choices = BlockChoices((num_heads,), tuple(mlp_ratios), qkv_ratios=tuple(qkv_ratios))
-    return SearchSpace(((choices,),) * depth, embed_dim, num_heads, patch_size)
+    choices = BlockChoices(num_global_heads=(num_heads,), mlp_ratios=mlp_ratios, qkv_ratios=qkv_ratios)
+    return SearchSpace([(choices,)] * depth, embed_dim, num_heads=num_heads, patch_size=patch_size)
+
+
+def autoformer(
+    embed_dim: Sequence[int],
+    depth: Sequence[int],
+    num_heads: Sequence[int],
+    mlp_ratios: Sequence[float] = (3.0, 3.5, 4.0),
+    patch_size: int = 16,
+    head_dim: int = 64,
+    max_relative_position: int = 14,
+) -> SearchSpace:
+    """AutoFormer's kind of space: one width and depth for the network, heads and MLP ratio for each block.
+
+    Raises SearchError on a value that cannot be.
+    """
+    choices = BlockChoices(num_heads=num_heads, mlp_ratios=mlp_ratios)
+    deepest = max((number for number in depth if isinstance(number, int)), default=0)
+    return SearchSpace(
+        [(choices,)] * deepest, embed_dim, family="autoformer", depth=depth, patch_size=patch_size, head_dim=head_dim,
+        max_relative_position=max_relative_position,
+    )  # fmt: skip
+
+
+def autoformer_tiny(
+    embed_dim: Sequence[int] = (192, 216, 240),
+    depth: Sequence[int] = (12, 13, 14),
+    num_heads: Sequence[int] = (3, 4),
+    mlp_ratios: Sequence[float] = (3.0, 3.5, 4.0),
+    patch_size: int = 16,
+) -> SearchSpace:
+    """AutoFormer-T's space (arXiv 2107.00651, table 1). The authors' file lists the ratios 3.5 and 4 only, but the
+    network that they released has 3 in three blocks.
+    """
+    return autoformer(embed_dim, depth, num_heads, mlp_ratios, patch_size)
+
+
+def autoformer_small(
+    embed_dim: Sequence[int] = (320, 384, 448),
+    depth: Sequence[int] = (12, 13, 14),
+    num_heads: Sequence[int] = (5, 6, 7),
+    mlp_ratios: Sequence[float] = (3.0, 3.5, 4.0),
+    patch_size: int = 16,
+) -> SearchSpace:
+    """AutoFormer-S's space (arXiv 2107.00651, table 1)."""
+    return autoformer(embed_dim, depth, num_heads, mlp_ratios, patch_size)
+
+
+def autoformer_base(
+    embed_dim: Sequence[int] = (528, 576, 624),
+    depth: Sequence[int] = (14, 15, 16),
+    num_heads: Sequence[int] = (8, 9, 10),
+    mlp_ratios: Sequence[float] = (3.0, 3.5, 4.0),
+    patch_size: int = 16,
+) -> SearchSpace:
+    """AutoFormer-B's space (arXiv 2107.00651, table 1), with the heads of the authors' file for its evaluation; that
+    for the supernet lists 9 and 10 only.
+    """
+    return autoformer(embed_dim, depth, num_heads, mlp_ratios, patch_size)
 
 
 NAMED_SPACES: dict[str, Callable[..., SearchSpace]] = {
     "glit": glit,
     "glit_released": glit_released,
     "global_only": global_only,
+    "glit_conv2d": glit_conv2d,
+    "glit_window": glit_window,
+    "autoformer": autoformer,
+    "autoformer_tiny": autoformer_tiny,
+    "autoformer_small": autoformer_small,
+    "autoformer_base": autoformer_base,
 }
 
 
@@ -132,6 +249,9 @@ def _from_mapping(data: Mapping[str, Any]) -> SearchSpace:
     parameters = inspect.signature(NAMED_SPACES[name]).parameters
     check_keys("", data, ["space", *parameters])
     keywords = {key: value for key, value in data.items() if key != "space"}
+    for key, parameter in parameters.items():
+        if key not in keywords and parameter.default is parameter.empty:
+            raise SearchError(f"{key} is missing")
     for key, value in keywords.items():
         whole = isinstance(parameters[key].default, int)
         if whole and (type(value) is not int or value < 1):

@@ -11,8 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import final
 
-from glit_models.errors import SearchError
-from glit_models.store import write_bytes
+from glit_models.runs.files import whole_folder
 
 __all__ = ["Page"]
 
@@ -65,18 +64,15 @@ class Page:
         self.parts.append(f'<div class="scroll"><table><tr>{head}</tr>{"".join(lines)}</table></div>')
 
     def save(self, title: str) -> Path:
-        """Write everything, the page last. Raises SearchError if that fails."""
+        """Write the page and its figures. Raises WriteError if that fails."""
         title = html.escape(title)
         page = (
             '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
             '<meta name="viewport" content="width=device-width, initial-scale=1">'
             f"<title>{title}</title>\n<style>{_STYLE}</style></head>\n<body><h1>{title}</h1>\n"
         )
-        path = self.folder / "index.html"
-        try:
+        with whole_folder(self.folder) as folder:
             for name, png in self.pictures.items():
-                write_bytes(self.folder / name, png)
-            write_bytes(path, (page + "\n".join(self.parts) + "\n</body></html>\n").encode())
-        except OSError as error:
-            raise SearchError(f"{self.folder} cannot be written: {error.strerror}") from None
-        return path
+                (folder / name).write_bytes(png)
+            (folder / "index.html").write_text(page + "\n".join(self.parts) + "\n</body></html>\n", encoding="utf-8")
+        return self.folder / "index.html"

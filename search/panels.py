@@ -11,16 +11,16 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from glit_models.spec import BlockSpec, GLiTSpec
+from glit_models import Spec
 
+from .candidates import pareto_front
 from .correlation import Correlation
-from .findings import Network, Ranking, Stage, pareto_front
+from .findings import Network, Ranking, Stage
 
 __all__ = [
     "fill_costs",
     "fill_generations",
     "fill_losses",
-    "fill_network",
     "fill_rank",
     "fill_retrained",
     "fill_times",
@@ -35,16 +35,6 @@ _REFERENCE, _WINNER, _PALE, _BUDGET = "#c8283c", "#ffd23f", "#b8bcc2", "#8fce8f"
 _PARTS = {"supernet": "#2a9d8f", "evolution": "#8e5aa8", "retrain": "#d1a126"}
 _MOST_POINTS = 300  # of a curve; more are drawn as means
 _LONGEST_NAME = 30
-
-_TIMES = "\N{MULTIPLICATION SIGN}{:g}"
-
-# The rows below a block's heads: name, field, how a value is shown, colour.
-_ROWS: tuple[tuple[str, str, str, str], ...] = (
-    ("local: kernel size, tokens", "kernel_size", "{:g}", _LOCAL),
-    ("local: expansion", "expand_ratio", _TIMES, _LOCAL),
-    ("global: query, key, value", "qkv_ratio", _TIMES, _GLOBAL),
-    ("feed-forward width", "mlp_ratio", _TIMES, _OTHER),
-)
 
 
 def show_count(value: float) -> str:
@@ -65,54 +55,6 @@ def show_seconds(seconds: float) -> str:
 def show_correlation(correlation: Correlation) -> str:
     """A correlation with its interval."""
     return f"{correlation.value:.2f} ({correlation.low:.2f} to {correlation.high:.2f})".replace("-", "\N{MINUS SIGN}")
-
-
-def fill_network(axes: Any, spec: GLiTSpec) -> None:
-    heads = 3.0  # the heads' part of the height; each row below has 1
-    for index, block in enumerate(spec.blocks):
-        bottom = 0.0
-        for number, colour in ((block.num_global_heads, _GLOBAL), (block.num_local_heads, _LOCAL)):
-            height = heads * number / spec.num_heads
-            if number:
-                axes.bar(index, height, 0.86, bottom, color=colour, edgecolor="white", linewidth=1.5)
-                axes.text(index, bottom + height / 2, str(number), ha="center", va="center", color="white", size=11)
-            bottom += height
-        for row, (_, field, form, colour) in enumerate(_ROWS):
-            _fill_cell(axes, index, -row - 0.75, spec.blocks, block, field, form, colour)
-    labels = [f"{spec.num_heads} heads", *(name for name, *_ in _ROWS)]
-    axes.set_yticks([heads / 2, *(-row - 0.75 for row in range(len(_ROWS)))], labels)
-    axes.set_xticks(range(spec.depth))
-    axes.xaxis.tick_top()
-    axes.xaxis.set_label_position("top")
-    axes.set_xlabel("block, from the picture (left) to the prediction (right)")
-    axes.set(xlim=(-0.55, spec.depth - 0.45), ylim=(-len(_ROWS) - 0.3, heads + 0.1))
-    axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
-    axes.grid(False)
-    for label, colour in (("global heads: self-attention", _GLOBAL), ("local heads: convolution", _LOCAL)):
-        axes.bar(0, 0, color=colour, label=label)
-    axes.figure.legend(loc="outside lower center", ncols=2)
-
-
-def _fill_cell(
-    axes: Any,
-    column: int,
-    middle: float,
-    blocks: Sequence[BlockSpec],
-    block: BlockSpec,
-    field: str,
-    form: str,
-    colour: str,
-) -> None:
-    """A value in its cell, the stronger coloured the larger it is among the blocks' different ones."""
-    value = getattr(block, field)
-    if value is None:
-        axes.text(column, middle, "-", ha="center", va="center", color=_PALE)
-        return
-    values = sorted({other for each in blocks if (other := getattr(each, field)) is not None})
-    alpha = 0.15 + 0.45 * values.index(value) / max(len(values) - 1, 1)
-    axes.bar(column, 0.86, 0.86, middle - 0.43, color=colour, alpha=alpha)
-    axes.text(column, middle, form.format(value), ha="center", va="center")
 
 
 def fill_generations(axes: Any, stage: Stage) -> None:
@@ -143,7 +85,7 @@ def fill_generations(axes: Any, stage: Stage) -> None:
 
 
 def fill_costs(
-    axes: Any, stage: Stage, cost: str, bounds: tuple[float | None, float | None], winner: GLiTSpec | None
+    axes: Any, stage: Stage, cost: str, bounds: tuple[float | None, float | None], winner: Spec | None
 ) -> None:
     factor, label = _cost_axis(cost, [*stage.candidates, *stage.references])
     full = {id(candidate) for candidate in stage.fully_scored()}
@@ -158,7 +100,7 @@ def fill_costs(
         axes.scatter(*at(partly), s=9, facecolors="none", edgecolors=_PALE, linewidths=0.7, label="stopped early")
     if scored:
         _scatter_by_generation(axes, scored, *at(scored))
-    front = pareto_front(scored, cost)
+    front = pareto_front(scored, lambda network: network.inherited or 0, lambda network: network.costs[cost])
     axes.plot(*at(front), color="black", linewidth=1.2, drawstyle="steps-post", label="Pareto front")
     for candidate in (c for c in scored if c.spec == winner):
         axes.plot(*at([candidate]), "*", color=_WINNER, markersize=15, markeredgecolor="black", label="winner")

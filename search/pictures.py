@@ -12,22 +12,21 @@ from typing import Any
 
 from PIL import Image
 
+from glit_models import Spec
 from glit_models.errors import SearchError
-from glit_models.spec import GLiTSpec
 
 from .findings import Ranking, Stage
 from .panels import (
     fill_costs,
     fill_generations,
     fill_losses,
-    fill_network,
     fill_rank,
     fill_retrained,
     fill_times,
     pairs_of,
 )
 
-__all__ = ["draw_costs", "draw_generations", "draw_losses", "draw_network", "draw_ranking", "draw_times"]
+__all__ = ["draw_costs", "draw_generations", "draw_losses", "draw_ranking", "draw_times"]
 
 _STYLE = {
     "axes.axisbelow": True,
@@ -43,19 +42,13 @@ _STYLE = {
 }
 
 
-def draw_network(spec: GLiTSpec) -> bytes:
-    """A network block by block: how its heads divide, and the sizes of its parts."""
-    depth = spec.depth
-    return _drawn(lambda figure: fill_network(figure.add_subplot(), spec), (2.2 + 0.6 * max(depth, 6), 4.1))
-
-
 def draw_generations(stages: Sequence[Stage]) -> bytes:
     """Inherited accuracy over the generations, a panel for each stage."""
     return _drawn(lambda figure: _fill_panels(figure, stages, fill_generations), _size(stages, 3.4))
 
 
 def draw_costs(
-    stages: Sequence[Stage], cost: str, bounds: tuple[float | None, float | None], winners: Mapping[str, GLiTSpec]
+    stages: Sequence[Stage], cost: str, bounds: tuple[float | None, float | None], winners: Mapping[str, Spec]
 ) -> bytes:
     """Inherited accuracy against a cost, a panel for each stage; `winners` are each stage's."""
 

@@ -13,14 +13,15 @@ from pathlib import Path
 from typing import Any, final
 
 import torch
-import yaml
 
 from glit_models.errors import SearchError
-from glit_models.training.checkpoints import lock_folder, write_atomically
+from glit_models.recipes import RECIPE_FILE, read_stored_recipe, refuse_other_recipe
+from glit_models.runs.files import whole_folder, write_json, write_text
+from glit_models.runs.lock import lock_folder
 
 from .latency import Prepare
-from .recipe import SearchRecipe, build_search_recipe, differing_keys
-from .run_context import Interrupted, RunContext, read_json, write_json
+from .recipe import SearchRecipe
+from .run_context import Interrupted, RunContext, read_json
 from .stage import Retrained, Stage
 
 __all__ = ["SearchRun", "read_recipe_of"]
@@ -40,8 +41,9 @@ class SearchRun:
             `glit_models.export.onnx_runner`} if the recipe asks for it.
 
     Raises:
-        SearchError: if `out` holds another search (names the keys that differ), or a budget cannot be met.
-        RecipeError, DataError: if the data cannot be had, or do not fit the recipe.
+        RecipeError: if `out` holds another search (names the keys that differ), or the data do not fit the recipe.
+        SearchError: if a budget cannot be met.
+        DataError: if the data cannot be had.
     """
 
     def __init__(
@@ -54,31 +56,29 @@ class SearchRun:
         runtimes: Mapping[str, Prepare] | None = None,
     ) -> None:
         self.recipe, self.out = recipe, Path(out)
-        if (self.out / "recipe.yaml").exists() and (changed := differing_keys(recipe, _read_yaml(self.out))):
-            raise SearchError(
-                f"{self.out} holds a search of another recipe ({'; '.join(changed[:3])}); take another --out"
-            )
+        refuse_other_recipe(recipe, self.out)
         self.context = RunContext(recipe, self.out, device, max_minutes, command, runtimes)
         space = recipe.load_space()
         self.space = space
-        first = ("stage1", space.stage_one(recipe.fixed)) if recipe.num_stages == 2 else ("joint", space)
-        self.stages = [Stage(*first, self.context)]
+        self._names = recipe.method_class.stages
+        first = space.stage_one(**recipe.fixed) if len(self._names) > 1 else space
+        self.stages = [Stage(self._names[0], first, self.context)]
 
     def run(self) -> dict[str, Any] | None:
         """Search to the end and return the result, or None if stopped before it (by signal or `max_minutes`).
 
         Raises:
-            TrainingError: if the folder cannot be written to, or another process is at work in it.
+            RunError: if another process is at work in the folder.
+            WriteError: if the folder cannot be written to.
         """
         path = self.out / "result.json"
         if path.is_file():
             self.context.say(f"glit: {self.out} is finished; its result is in {path}")
             result: dict[str, Any] = read_json(path)
             return result
-        with lock_folder(self.out) if self.context.rank == 0 else nullcontext(), self.context.signals():
+        with lock_folder(self.out) if self.context.rank == 0 else nullcontext(), self.context.stop:
             if self.context.rank == 0:
-                text = self.recipe.to_yaml()
-                write_atomically(self.out / "recipe.yaml", lambda aside: aside.write_text(text))
+                write_text(self.out / RECIPE_FILE, self.recipe.to_yaml())
             self.context.wait()
             try:
                 return self._run()
@@ -88,10 +88,10 @@ class SearchRun:
 
     def _run(self) -> dict[str, Any]:
         retrained = self.stages[0].run()
-        if self.recipe.num_stages == 2:
+        if len(self._names) > 1:
             winner = retrained[0].spec
             second = self.space.stage_two(winner)
-            self.stages.append(Stage("stage2", second, self.context, [winner], retrained))
+            self.stages.append(Stage(self._names[1], second, self.context, [winner], retrained))
             retrained = self.stages[1].run()
         return self._finish(retrained[0])
 
@@ -100,10 +100,8 @@ class SearchRun:
         context = self.context
         model = self.out / "model"
         if context.rank == 0 and not model.exists():
-            aside = self.out / ".model.tmp"
-            shutil.rmtree(aside, ignore_errors=True)
-            shutil.copytree(winner.folder / "model", aside)
-            aside.rename(model)
+            with whole_folder(model) as folder:
+                shutil.copytree(winner.folder / "model", folder, dirs_exist_ok=True)
         context.wait()
         began = time.monotonic()
         test = context.test_accuracy(model)
@@ -133,19 +131,9 @@ def _count_lines(path: Path) -> int:
     return len(path.read_text().splitlines())
 
 
-def _read_yaml(folder: Path) -> dict[str, Any]:
-    path = folder / "recipe.yaml"
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
-        data = None
-    if not isinstance(data, dict):
-        raise SearchError(f"{path} is damaged; put the recipe back, or take another --out")
-    return data
-
-
 def read_recipe_of(folder: Path) -> SearchRecipe:
-    """The recipe of the search in a folder. Raises SearchError if there is none."""
-    if not (folder / "recipe.yaml").is_file():
-        raise SearchError(f"{folder} holds no search: there is no recipe.yaml")
-    return build_search_recipe(_read_yaml(folder))
+    """The recipe of the search in a folder. Raises SearchError if there is none, RecipeError if it is damaged."""
+    recipe = read_stored_recipe(SearchRecipe, folder)
+    if recipe is None:
+        raise SearchError(f"{folder} holds no search: there is no {RECIPE_FILE}")
+    return recipe

@@ -16,17 +16,18 @@ from typing import Any, final
 
 import torch
 
+from glit_models import Spec
 from glit_models.errors import SearchError
-from glit_models.spec import GLiTSpec
+from glit_models.runs.files import write_json
+from glit_models.runs.lock import lock_folder
 from glit_models.training import Trainer
-from glit_models.training.checkpoints import lock_folder
 
 from .budget_sampler import BudgetSampler
 from .correlation import Correlation, kendall, spearman
 from .latency import Prepare
 from .named_spaces import load_space
 from .pipeline import read_recipe_of
-from .run_context import Interrupted, RunContext, write_json
+from .run_context import Interrupted, RunContext
 from .stage import Stage
 
 __all__ = ["Ranking", "rank_networks"]
@@ -49,7 +50,7 @@ class Ranking:
     """
 
     stage: str
-    specs: tuple[GLiTSpec, ...]
+    specs: tuple[Spec, ...]
     costs: tuple[dict[str, float], ...]
     inherited: tuple[float, ...]
     standalone: tuple[float, ...]
@@ -114,7 +115,7 @@ def rank_networks(
     name = _pick_stage(folder, stage)
     context = RunContext(recipe, folder, device, max_minutes, runtimes=runtimes)
     space = load_space(folder / name / "space.yaml")
-    with lock_folder(folder) if context.rank == 0 else nullcontext(), context.signals():
+    with lock_folder(folder) if context.rank == 0 else nullcontext(), context.stop:
         try:
             return _rank(Stage(name, space, context), num_networks)
         except Interrupted as why:
@@ -137,7 +138,7 @@ def _rank(stage: Stage, num_networks: int) -> Ranking:
     context, recipe = stage.context, stage.context.recipe
     sampler = BudgetSampler(stage.space, context.budgets, recipe.evolution.uniform_over)
     rng = random.Random(f"{recipe.seed} rank")
-    specs: dict[GLiTSpec, None] = {}
+    specs: dict[Spec, None] = {}
     for _ in range(100 * num_networks):
         if len(specs) == num_networks:
             break
@@ -145,9 +146,7 @@ def _rank(stage: Stage, num_networks: int) -> Ranking:
     else:
         raise SearchError(f"networks must be at most {len(specs)}, all that the budgets allow, got {num_networks}")
     context.say(f"{stage.name}: {num_networks} random networks under inherited weights")
-    scores = context.evaluator(
-        stage.space, stage.weights, lambda done, total: context.check_stop(together=False)
-    ).evaluate(list(specs))
+    scores = stage.fitness().evaluate(list(specs))
     standalone = []
     for place, spec in enumerate(specs, 1):
         context.say(f"{stage.name}: training network {place} of {num_networks} by itself")
@@ -158,15 +157,15 @@ def _rank(stage: Stage, num_networks: int) -> Ranking:
     return ranking
 
 
-def _train(stage: Stage, out: Path, spec: GLiTSpec) -> float:
+def _train(stage: Stage, out: Path, spec: Spec) -> float:
     context = stage.context
-    trainer = Trainer(context.recipe.retrain_recipe(spec), out, context.device, context.minutes_left, score_test=False)
-    return float(stage.run_trainer(trainer)["validation_top1"])
+    trainer = Trainer(
+        context.recipe.retrain_recipe(spec), out, context.device, context.stop.minutes_left, score_test=False
+    )
+    return float(context.train(trainer)["validation_top1"])
 
 
-def _compare(
-    stage: Stage, specs: Sequence[GLiTSpec], inherited: Sequence[float], standalone: Sequence[float]
-) -> Ranking:
+def _compare(stage: Stage, specs: Sequence[Spec], inherited: Sequence[float], standalone: Sequence[float]) -> Ranking:
     costs = [{budget.name: budget.cost(spec) for budget in stage.context.budgets} for spec in specs]
     return Ranking(
         stage.name, tuple(specs), tuple(costs), tuple(inherited), tuple(standalone), kendall(inherited, standalone),

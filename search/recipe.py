@@ -7,27 +7,28 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, final
 
-import yaml
+from glit_models import Spec
+from glit_models.errors import RecipeError, WeightsError
+from glit_models.families import FAMILIES, family_of_architecture
+from glit_models.recipes import Overrides, build_recipe, read_recipe, to_yaml
+from glit_models.training.recipe import Recipe
 
-from glit_models.errors import RecipeError, SearchError
-from glit_models.spec import GLiTSpec
-from glit_models.training.recipe import Recipe, build_recipe, read_recipe
-
-from .ask_tell import EvolutionConfig
+from .ask_tell import EvolutionConfig, Search
+from .evolution import METHODS
+from .fitness import FITNESSES
 from .named_spaces import load_space
-from .space import LowLevel, SearchSpace
+from .space import SearchSpace
 from .supernet import Sharing
 
 __all__ = ["Bounds", "SearchRecipe", "load_search_recipe", "shipped_search_recipes"]
 
 _SHIPPED = Path(__file__).with_name("recipes")
-Overrides = dict[str, Any]
+TrainingKeys = dict[str, Any]  # of a training recipe, section by section
 
 
 @final
@@ -66,7 +67,7 @@ class SupernetSection:
 
     sharing: Sharing = "entangled"
     sampling: Literal["uniform", "budget"] = "uniform"  # which path a step takes: any, or one within the budget
-    train: Overrides = field(default_factory=dict)  # keys of `train` that differ for the supernet
+    train: TrainingKeys = field(default_factory=dict)  # keys of `train` that differ for the supernet
 
 
 @final
@@ -82,11 +83,19 @@ class EvaluationSection:
 
 @final
 @dataclass(frozen=True)
+class StandaloneSection:
+    """How networks are scored by the fitness 'standalone'."""
+
+    epochs: int = 1  # of `train` and `retrain.train`, for each network
+
+
+@final
+@dataclass(frozen=True)
 class RetrainSection:
     """Which networks are trained by themselves at the end of a stage, and how."""
 
     top: int = 5
-    train: Overrides = field(default_factory=dict)  # keys of `train` that differ for them
+    train: TrainingKeys = field(default_factory=dict)  # keys of `train` that differ for them
 
 
 @final
@@ -96,10 +105,13 @@ class SearchRecipe:
 
     Attributes:
         space: a shipped space's name, the path of a YAML file, or what such a file holds; see `load_space`.
-        method: 'hierarchical' searches the distribution of heads first and the other values then (GLiT, section 3.3);
-            'spos' all at once; 'random' draws from all. The last two have one stage with as many epochs of the supernet
-            and as many generations as both stages of the first together.
-        fixed: what the first stage of 'hierarchical' holds fixed.
+        method: a name of `METHODS`, or `my_module:MyMethod`. 'hierarchical' searches the distribution of heads first
+            and the other values then (GLiT, section 3.3); 'spos' all at once; 'random' draws from all. The last two
+            have one stage with as many epochs of the supernet and as many generations as both stages of the first
+            together. 'evolution' is 'spos' with the recipe's epochs and generations, 'autoformer' AutoFormer's.
+        fitness: how networks are compared: a name of `FITNESSES`, or `my_module:MyFitness`. 'inherited' is accuracy
+            under the weights of a supernet; the others need none.
+        fixed: what the first stage of 'hierarchical' holds fixed; values that are left out are the family's own.
         budget: what a network may cost. latency: how that cost is measured.
         train: a training recipe: the data, and what the supernet and the retrained networks have in common.
         supernet, evolution, evaluation, retrain: the parts of a stage.
@@ -110,14 +122,16 @@ class SearchRecipe:
     """
 
     space: str | dict[str, Any] = "glit"
-    method: Literal["hierarchical", "spos", "random"] = "hierarchical"
-    fixed: LowLevel = field(default_factory=LowLevel)
+    method: str = "hierarchical"
+    fitness: str = "inherited"
+    fixed: dict[str, Any] = field(default_factory=dict)
     budget: BudgetSection = field(default_factory=BudgetSection)
     latency: LatencySection = field(default_factory=LatencySection)
-    train: Overrides = field(default_factory=dict)
+    train: TrainingKeys = field(default_factory=dict)
     supernet: SupernetSection = field(default_factory=SupernetSection)
     evolution: EvolutionConfig = field(default_factory=EvolutionConfig)
     evaluation: EvaluationSection = field(default_factory=EvaluationSection)
+    standalone: StandaloneSection = field(default_factory=StandaloneSection)
     retrain: RetrainSection = field(default_factory=RetrainSection)
     seed: int = 0
 
@@ -132,40 +146,49 @@ class SearchRecipe:
             ("evaluation.memory_mb", evaluation.memory_mb, evaluation.memory_mb > 0, "positive"),
             ("evaluation.early_stop_risk", evaluation.early_stop_risk, 0 <= evaluation.early_stop_risk < 1,
              "from 0 to below 1"),
+            ("standalone.epochs", self.standalone.epochs, self.standalone.epochs >= 1, "at least 1"),
             ("retrain.top", retrain.top, 1 <= retrain.top <= self.evolution.population,
              f"from 1 to evolution.population={self.evolution.population}"),
         ):  # fmt: skip
             if not valid:
                 raise RecipeError(f"{key} must be {bound}, got {value!r}")
-        self.load_space()
+        space = self.load_space()
+        object.__setattr__(self, "fixed", {**(space.spec_class.first_stage or {}), **self.fixed})
+        if len(self.method_class.stages) > 1:
+            space.stage_one(**self.fixed)
+        FITNESSES.find(self.fitness)  # raises on what is none
         for recipe in (self.supernet_recipe(), self.retrain_recipe(None)):
-            _check_training(recipe)
+            _check_training(recipe, space)
+
+    @property
+    def method_class(self) -> type[Search]:
+        """The method. Raises SearchError if there is none of that name."""
+        return METHODS.find(self.method)
 
     def load_space(self) -> SearchSpace:
         """The space that all stages lie in."""
         return load_space(self.space)
 
-    @property
-    def num_stages(self) -> int:
-        """How many stages the method has."""
-        return 2 if self.method == "hierarchical" else 1
-
     def supernet_recipe(self) -> Recipe:
         """The training recipe of one stage's supernet."""
         recipe = self._training_recipe("supernet.train", self.supernet.train)
-        epochs = recipe.optim.epochs * (2 // self.num_stages)
+        epochs = recipe.optim.epochs * self.method_class.stage_work
         return dataclasses.replace(recipe, optim=dataclasses.replace(recipe.optim, epochs=epochs))
 
-    def retrain_recipe(self, spec: GLiTSpec | None) -> Recipe:
-        """The training recipe of a network by itself."""
+    def retrain_recipe(self, spec: Spec | None, epochs: int | None = None) -> Recipe:
+        """The training recipe of a network by itself, for its own number of epochs unless another is given."""
         recipe = self._training_recipe("retrain.train", self.retrain.train)
+        if epochs is not None:
+            warmup = min(recipe.optim.warmup_epochs, epochs)
+            optim = dataclasses.replace(recipe.optim, epochs=epochs, warmup_epochs=warmup)
+            recipe = dataclasses.replace(recipe, optim=optim, eval_every=epochs)
         if spec is None:
             return recipe
         return dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, spec=spec.to_dict()))
 
     def evolution_config(self) -> EvolutionConfig:
         """The evolution of one stage."""
-        generations = self.evolution.generations * (2 // self.num_stages)
+        generations = self.evolution.generations * self.method_class.stage_work
         return dataclasses.replace(self.evolution, generations=generations)
 
     def _training_recipe(self, place: str, overrides: Mapping[str, Any]) -> Recipe:
@@ -184,10 +207,24 @@ class SearchRecipe:
 
     def to_yaml(self) -> str:
         """The whole recipe with every default of the search written out."""
-        return yaml.safe_dump(self.to_dict(), sort_keys=False)
+        return to_yaml(self)
+
+    def meaning(self) -> dict[str, Any]:
+        """What the recipe asks for; equal for recipes that ask for the same search.
+
+        `train` is the whole recipe of a retrained network, `supernet.train` where that of the supernet differs.
+        """
+        values = self.to_dict()
+        retrain = self._training_recipe("retrain.train", self.retrain.train).to_dict()
+        supernet = self._training_recipe("supernet.train", self.supernet.train).to_dict()
+        values["space"] = self.load_space().to_dict()
+        values["train"] = retrain
+        values["supernet"]["train"] = _difference(retrain, supernet)
+        del values["train"]["seed"], values["retrain"]["train"]  # said elsewhere
+        return values
 
 
-def _check_training(recipe: Recipe) -> None:
+def _check_training(recipe: Recipe, space: SearchSpace) -> None:
     for key, value, allowed in (
         ("train.model.spec", recipe.model.spec, None),
         ("train.model.pretrained", recipe.model.pretrained, False),
@@ -197,8 +234,15 @@ def _check_training(recipe: Recipe) -> None:
     ):
         if value != allowed:
             raise RecipeError(f"{key} cannot be set in a search, got {value!r}")
-    if recipe.model.name != "glit_tiny":
-        raise RecipeError(f"train.model.name must be glit_tiny, whose spec the search chooses, got {recipe.model.name}")
+    try:
+        fits = family_of_architecture(recipe.model.name).name == space.family
+    except WeightsError:
+        fits = False
+    if not fits:
+        names = ", ".join(FAMILIES[space.family].named)
+        raise RecipeError(
+            f"train.model.name must be of the space's family {space.family}, one of {names}; got {recipe.model.name}"
+        )
 
 
 def _merge(base: Mapping[str, Any], over: Mapping[str, Any], place: str) -> dict[str, Any]:
@@ -212,36 +256,32 @@ def _merge(base: Mapping[str, Any], over: Mapping[str, Any], place: str) -> dict
     return merged
 
 
-def load_search_recipe(name: str, overrides: Sequence[str] = ()) -> SearchRecipe:
-    """Read a shipped recipe by name or any by path, with `section.key=value` overrides (values in YAML).
+def _difference(base: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of `other` whose values are not those of `base`, section by section."""
+    changed = {}
+    for key, value in other.items():
+        if isinstance(value, Mapping) and isinstance(base.get(key), Mapping):
+            value = _difference(base[key], value)
+            if value:
+                changed[key] = value
+        elif key not in base or base[key] != value:
+            changed[key] = value
+    return changed
+
+
+def load_search_recipe(name: str, overrides: Overrides = ()) -> SearchRecipe:
+    """Read a shipped recipe by name or any by path.
+
+    Args:
+        overrides: values by `section.key`, or texts `section.key=value`.
 
     Raises:
         RecipeError, SearchError: if it is missing, no YAML, or has an unknown key or a wrong value.
     """
-    return build_search_recipe(read_recipe(name, overrides, _SHIPPED))
-
-
-def build_search_recipe(data: Mapping[str, Any]) -> SearchRecipe:
-    """The recipe of these plain values. Raises as `load_search_recipe`."""
-    recipe: SearchRecipe = build_recipe(SearchRecipe, data)
+    recipe: SearchRecipe = build_recipe(SearchRecipe, read_recipe(name, overrides, _SHIPPED))
     return recipe
 
 
 def shipped_search_recipes() -> list[str]:
     """Names of the recipes that come with the package."""
     return sorted(path.stem for path in _SHIPPED.glob("*.yaml"))
-
-
-def differing_keys(ours: SearchRecipe, theirs: Mapping[str, Any]) -> list[str]:
-    """What two recipes differ in, as `key: theirs -> ours`; a key that `theirs` leaves out has its default."""
-    with suppress(RecipeError, SearchError):  # of an earlier release, with keys that are none any more
-        theirs = build_search_recipe(theirs).to_dict()
-    return list(_differences("", theirs, ours.to_dict()))
-
-
-def _differences(prefix: str, a: Any, b: Any) -> Iterator[str]:
-    if isinstance(a, Mapping) and isinstance(b, Mapping):
-        for key in dict.fromkeys((*a, *b)):
-            yield from _differences(f"{prefix}.{key}" if prefix else str(key), a.get(key), b.get(key))
-    elif a != b:
-        yield f"{prefix}: {a} -> {b}"

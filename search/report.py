@@ -7,30 +7,25 @@ what there is of it.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
-from glit_models.spec import GLiTSpec
+from glit_models import Spec
+from glit_models.figure import network_png
 
 from . import pictures
 from .correlation import Correlation
+from .evolution import METHODS
 from .findings import COSTS, Findings, Network, Ranking, Stage, read_findings
 from .page import Page
 from .panels import show_correlation, show_count, show_seconds
 
 __all__ = ["write_report"]
 
-_METHODS = {
-    "hierarchical": "Hierarchical search, as GLiT's: stage 1 decides which heads are global and which local, stage 2 "
-    "the sizes within the blocks.",
-    "spos": "Single Path One-Shot: heads and sizes at once, by evolution.",
-    "random": "Random search: heads and sizes at once, each candidate drawn by chance.",
-}
 _INTRODUCTION = (
-    "A GLiT is a vision transformer whose every block divides its heads: global heads look at the whole picture by "
-    "self-attention, local heads at neighbouring tokens by a convolution. This search looked for the division, and for "
-    "the sizes of each block's parts, that classify pictures best within a budget of computation. A supernet that "
-    "holds the weights of all candidates is trained once; candidates are compared under the weights that they inherit "
-    "from it; the best are trained from scratch, and the best of these is the winner."
+    "This search looked for the network of a space that classifies images best within a budget of computation. "
+    "Candidates are compared by a cheap measure, such as their accuracy under the weights of a supernet, which holds "
+    "the weights of all of them and is trained once. The best are trained from scratch, and the best of these wins."
 )
 _WORDS = {
     "inherited accuracy": "of a candidate with the supernet's weights, on the search set: cheap, and only good for "
@@ -63,7 +58,9 @@ def write_report(folder: Path) -> Path:
 
 def _write_result(page: Page, findings: Findings) -> None:
     page.text(_INTRODUCTION)
-    page.text(_METHODS[findings.method])
+    known = METHODS.get(findings.method)
+    page.text(known.description if known and known.description else f"Method: {findings.method}.")
+    page.text(f"Candidates are compared by: {findings.label}.")
     page.words(_WORDS)
     page.heading("The result in numbers")
     rows = {"budget": "; ".join(_show_bounds(*item) for item in findings.budget.items()) or "none"}
@@ -105,15 +102,13 @@ def _write_winner(page: Page, findings: Findings) -> None:
     if spec is not None:
         page.picture(
             "network",
-            pictures.draw_network(spec),
-            f"Each column is a block of {what}, drawn from the first to the last. The bar shows how many of its heads "
-            "are global (blue) and local (orange); below stand the sizes of its parts, stronger coloured the larger "
-            "they are, with a dash where there is no such part: how many neighbouring tokens the convolution sees, and "
-            "how many times as wide as its input each part is inside.",
+            network_png(spec),
+            f"Each column is a block of {what}, drawn from the first to the last. Above are the parts that mix tokens, "
+            "each as high as its share of the channels; below is the feed-forward network, as high as it is wide.",
         )
 
 
-def _best_network(findings: Findings) -> tuple[GLiTSpec | None, str]:
+def _best_network(findings: Findings) -> tuple[Spec | None, str]:
     """The winner, or what comes nearest to it so far."""
     if findings.winner is not None:
         return findings.winner, "the winner"
@@ -136,7 +131,7 @@ def _write_evolution(page: Page, findings: Findings) -> None:
     page.picture(
         "generations",
         pictures.draw_generations(begun),
-        _GENERATIONS_CAPTIONS[findings.method],
+        _describe_generations(begun),
     )
     costs = ["macs", *(cost for cost in COSTS[1:] if cost in findings.budget)]
     winners = {stage.name: stage.winner for stage in begun if stage.winner is not None}
@@ -155,11 +150,16 @@ _BRED = (
     "Each generation is bred from the best networks before it. Where its median rises, the search has learnt which "
     "choices are good; where the best stays level, more generations would hardly help. "
 )
-_GENERATIONS_CAPTIONS = {
-    "hierarchical": f"{_BRED}The stages have supernets of their own: compare accuracies within a panel only.",
-    "spos": _BRED,
-    "random": "Each generation is drawn by chance, so its median stays level; the best rises with luck alone.",
-}
+_DRAWN = "Each generation is drawn at random, so its median stays level; the best rises with luck alone."
+
+
+def _describe_generations(stages: Sequence[Stage]) -> str:
+    if all(candidate.origin in ("initial", "random") for stage in stages for candidate in stage.candidates):
+        return _DRAWN
+    several = "The stages have supernets of their own: compare accuracies within a panel only."
+    return f"{_BRED}{several if len(stages) > 1 else ''}"
+
+
 _COSTS_CAPTION = (
     "Each point is a candidate, the darker the later; up is better, left is cheaper. The line joins those that none "
     "beats at the same cost or less, the green band is the budget, and networks for comparison are red (a line, where "
@@ -208,7 +208,7 @@ def _write_retrained(page: Page, findings: Findings) -> None:
         if not stage.retrained:
             page.missing(f"{stage.name}'s retrained networks ({stage.name}/retrained.json).")
             continue
-        page.text(f"{stage.title}. Best first; a block's heads stand as global+local.")
+        page.text(f"{stage.title}. Best first; of each block the channels of the parts that mix tokens.")
         page.table([_describe_retrained(place, network) for place, network in enumerate(stage.retrained, 1)])
 
 
@@ -218,7 +218,10 @@ def _describe_retrained(place: int, network: Network) -> dict[str, str]:
         **_costs(network),
         "inherited": _percent(network.inherited),
         "stand-alone": _percent(network.standalone),
-        "heads of the blocks": " ".join(f"{b.num_global_heads}+{b.num_local_heads}" for b in network.spec.blocks),
+        "channels that each part of the blocks mixes": " ".join(
+            "+".join(str(part.channels) for part in network.spec.block_parts(index).mixers) or "-"
+            for index in range(network.spec.depth)
+        ),
     }
 
 

@@ -4,54 +4,44 @@ from __future__ import annotations
 
 import json
 import math
-import signal
-import sys
-import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Any, final
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TimeRemainingColumn
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from glit_models import Spec
 from glit_models.data import Splits
 from glit_models.data.sources import Stream
 from glit_models.errors import SearchError, first_line
-from glit_models.inference import count_correct
-from glit_models.training import Recipe, setup
-from glit_models.training.checkpoints import write_atomically
-from glit_models.training.distributed import make_accelerator
+from glit_models.predict import count_correct
+from glit_models.runs.console import progress_bar, say
+from glit_models.runs.processes import make_accelerator
+from glit_models.runs.signals import StopRequest
+from glit_models.training import Recipe, Trainer, setup
 from glit_models.training.feed import Feed, open_data
 from glit_models.training.results import load_model
 
-from .budget import Budget, macs_budget, member_at, params_budget
+from .budget import Budget, macs_budget, params_budget
 from .evaluate import Evaluator, Images
 from .latency import Prepare, latency_budget
 from .recipe import SearchRecipe
 from .space import SearchSpace
 from .supernet_training import create_supernet
 
-__all__ = ["Interrupted", "RunContext", "read_json", "write_json"]
+__all__ = ["Interrupted", "RunContext", "read_json"]
 
 
 class Interrupted(Exception):  # noqa: N818 - no error: what was done is saved
     """The search was asked to stop."""
 
 
-def write_json(path: Path, data: Any) -> None:
-    """Write a file of readable JSON, whole or not at all."""
-    text = json.dumps(data, indent=2) + "\n"
-    write_atomically(path, lambda aside: aside.write_text(text, encoding="utf-8"))
-
-
 def read_json(path: Path) -> Any:
-    """Read one. Raises SearchError if it is damaged."""
+    """Read a file of JSON. Raises SearchError if it is damaged."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -106,8 +96,7 @@ class RunContext:
         self.device: torch.device = self.accelerator.device
         self.rank: int = self.accelerator.process_index
         self.world_size: int = self.accelerator.num_processes
-        self.max_minutes, self.started = max_minutes, time.monotonic()
-        self.stop_signal: str | None = None
+        self.stop = StopRequest(max_minutes)
         with self.accelerator.main_process_first():
             self.splits = open_data(self.training)
         _check_splits(self.splits)
@@ -145,40 +134,18 @@ class RunContext:
 
     # ---- stopping ----
 
-    @contextmanager
-    def signals(self) -> Iterator[None]:
-        """SIGTERM and SIGINT ask to stop, inside."""
-        previous = {number: signal.signal(number, self._on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
-        try:
-            yield
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
-
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self.stop_signal:
-            raise KeyboardInterrupt  # asked twice
-        self.stop_signal = signal.Signals(number).name
-
-    @property
-    def minutes_left(self) -> float | None:
-        """Until `max_minutes`; None without."""
-        if self.max_minutes is None:
-            return None
-        return max(self.max_minutes - (time.monotonic() - self.started) / 60, 0.0)
-
     def check_stop(self, together: bool) -> None:
         """Leave if asked to. `together`: every process calls this now, and they agree; else the clock is not asked.
 
         Raises:
             Interrupted: says why.
         """
-        late = self.minutes_left == 0 and (together or self.world_size == 1)
-        asked = bool(self.stop_signal or late)
+        late = self.stop.is_late and (together or self.world_size == 1)
+        asked = late or self.stop.signal is not None
         if together:
             asked = any(self.gather([asked]))
         if asked:
-            raise Interrupted(self.stop_signal or f"--max-minutes {self.max_minutes or 0:g}")
+            raise Interrupted(self.stop.reason)
 
     # ---- processes ----
 
@@ -198,25 +165,30 @@ class RunContext:
     def say(self, line: str) -> None:
         """Tell the user, once."""
         if self.rank == 0:
-            print(line, file=sys.stderr, flush=True)
+            say(line)
 
     def progress(self) -> Progress:
         """A bar with a description and time left; silent where stderr is no terminal."""
-        return Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.percentage:.0f} %"),
-            TimeRemainingColumn(),
-            console=Console(stderr=True),
-            disable=self.rank > 0 or not sys.stderr.isatty(),
-        )
+        columns = ("{task.description}", BarColumn(), "{task.percentage:.0f} %", TimeRemainingColumn())
+        return progress_bar(*columns, shown=self.rank == 0)
+
+    def train(self, trainer: Trainer) -> dict[str, Any]:
+        """Train to the end. Raises Interrupted if stopped before it."""
+        result = trainer.run()
+        if result is None:
+            raise Interrupted(trainer.stop.signal or self.stop.reason)
+        self.check_stop(together=True)
+        return result
 
     # ---- scoring ----
 
+    def create_model(self, spec: Spec) -> Any:
+        """A network by itself, with random weights."""
+        return setup.create_model(self.recipe.retrain_recipe(spec).model, self.num_classes)
+
     def _feed(self, rank: int = 0, world_size: int = 1) -> Feed:
-        space = self.recipe.load_space()
-        some = self.recipe.retrain_recipe(member_at(space, [0] * space.depth))
-        model = setup.create_model(some.model, self.num_classes)  # for what timm knows of its preprocessing
+        some = next(iter(self.recipe.load_space()))
+        model = self.create_model(some)  # for what timm knows of its preprocessing
         preprocessing = setup.resolve_preprocessing(model, self.training.data)
         return Feed(self.training, self.splits, preprocessing, self.device, 1, (0,), rank, world_size)
 

@@ -1,293 +1,210 @@
-"""The networks that a search may find: a `SearchSpace` gives each block its options, as data.
+"""The networks that a search may find: a `SearchSpace` draws them, changes them and divides into stages.
 
-It draws, changes, counts and divides into stages; it knows no cost and no accuracy. The shipped spaces are in
-`named_spaces`, what one block may be is in `choices`.
+What a space is made of is in `space_definition`; the shipped spaces are in `named_spaces`.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
-import math
 import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from bisect import bisect
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, final
 
-import yaml
+from glit_models import Spec
+from glit_models.errors import SearchError
 
-from glit_models.errors import SearchError, SpecError
-from glit_models.spec import BlockSpec, GLiTSpec
+from .choices import UniformOver, check_keys, draw_below, key_of
+from .space_definition import NETWORK_GENES, SpaceDefinition, Stratum
 
-from .choices import (
-    GENES,
-    BlockChoices,
-    BlockOptions,
-    UniformOver,
-    check_fields,
-    check_keys,
-    check_list,
-    check_mapping,
-    draw_below,
-)
-
-__all__ = ["LowLevel", "SearchSpace"]
+__all__ = ["SearchSpace"]
 
 
 @final
-@dataclass(frozen=True)
-class LowLevel:
-    """The values at which the first stage holds what the second one searches.
+class SearchSpace(SpaceDefinition):
+    """A space of networks to search: see `SpaceDefinition` for its arguments."""
 
-    The paper does not say its own. The ratios of attention and feed-forward network are DeiT's, the kernel is about
-    Conformer's (32, arXiv 2005.08100); the expansion is the only one at which the paper's budget of 1.3 to 1.4 G
-    multiply-adds can be met with these: at 2 the first stage's dearest network has 1.28 G.
-    """
-
-    kernel_size: int = 31
-    expand_ratio: int = 4
-    qkv_ratio: float = 1
-    mlp_ratio: float = 4
-
-
-@final
-@dataclass(frozen=True)
-class SearchSpace:
-    """The networks of one width and depth whose every block is one of that block's options.
-
-    Attributes:
-        blocks: for each block its choices: one product, or several of which any may be taken.
-        embed_dim: C, channels of a token.
-        num_heads: N, heads of every block.
-        patch_size: side of a square patch, in pixels.
-
-    Raises:
-        SearchError: names the block, the product, the field, the value and the bound.
-
-    Source: GLiT (arXiv 2107.02960), section 3.3.
-    """
-
-    blocks: tuple[tuple[BlockChoices, ...], ...]
-    embed_dim: int
-    num_heads: int
-    patch_size: int = 16
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "blocks", tuple(map(tuple, self.blocks)))
-        for name in ("embed_dim", "num_heads", "patch_size"):
-            if type(value := getattr(self, name)) is not int or value < 1:
-                raise SearchError(f"{name} must be an integer of at least 1, got {value!r}")
-        if self.embed_dim % self.num_heads:
-            raise SearchError(f"embed_dim must be a multiple of num_heads={self.num_heads}, got {self.embed_dim}")
-        if not self.blocks:
-            raise SearchError("blocks must hold at least one block, got none")
-        for choices in dict.fromkeys(self.blocks):
-            where = f"blocks[{self.blocks.index(choices)}]"
-            if not choices:
-                raise SearchError(f"{where}.choices must hold at least one product of choices, got none")
-            for index, product in enumerate(choices):
-                self._check(f"{where}.choices[{index}]", product)
-
-    def _check(self, where: str, product: BlockChoices) -> None:
-        for field in dataclasses.fields(product):
-            values = getattr(product, field.name)
-            if len(set(values)) < len(values):
-                raise SearchError(f"{where}.{field.name} must not repeat a value, got {list(values)}")
-            if not values and field.name in ("num_global_heads", "mlp_ratios"):
-                raise SearchError(f"{where}.{field.name} must hold at least one value, got none")
-        for num_global in product.num_global_heads:
-            if type(num_global) is not int or not 0 <= num_global <= self.num_heads:
-                raise SearchError(
-                    f"{where}.num_global_heads must be integers from 0 to num_heads={self.num_heads}, "
-                    f"got {num_global!r}"
-                )
-        try:
-            for block in product.expand(self.num_heads):
-                self._spec((block,))
-        except SpecError as error:
-            raise SearchError(f"{where}: {str(error).removeprefix('blocks[0].')}") from None
-
-    def _spec(self, blocks: Iterable[BlockSpec]) -> GLiTSpec:
-        return GLiTSpec(tuple(blocks), self.embed_dim, self.num_heads, self.patch_size)
-
-    @cached_property
-    def _options(self) -> tuple[BlockOptions, ...]:
-        """One for each block; blocks with the same choices share theirs."""
-        by_choices = {choices: BlockOptions(choices, self.num_heads) for choices in self.blocks}
-        return tuple(by_choices[choices] for choices in self.blocks)
-
-    @property
-    def depth(self) -> int:
-        """Number of blocks."""
-        return len(self.blocks)
-
-    @property
-    def size(self) -> int:
-        """Number of members: networks that differ in what they compute."""
-        return math.prod(len(options.blocks) for options in self._options)
-
-    @property
-    def raw_size(self) -> int:
-        """Number of combinations of choices, those that do not matter counted too, as the paper counts."""
-        return math.prod(sum(options.counts) for options in self._options)
-
-    def options(self, block: int) -> tuple[BlockSpec, ...]:
-        """The distinct options of a block, in a fixed order."""
-        return self._options[block].blocks
-
-    def counts(self, block: int) -> tuple[int, ...]:
-        """How many combinations of choices give each of `options(block)`."""
-        return self._options[block].counts
-
-    def __contains__(self, spec: object) -> bool:
-        """Whether each block of a `GLiTSpec` of this width and depth is one of that block's options."""
-        shape = (self.depth, self.embed_dim, self.num_heads, self.patch_size)
-        return (
-            isinstance(spec, GLiTSpec)
-            and (spec.depth, spec.embed_dim, spec.num_heads, spec.patch_size) == shape
-            and all(block in options.index for block, options in zip(spec.blocks, self._options, strict=True))
-        )
-
-    def __iter__(self) -> Iterator[GLiTSpec]:
-        """Every member in a fixed order, the last block's options changing fastest. For small spaces."""
-        return map(self._spec, itertools.product(*(options.blocks for options in self._options)))
-
-    def canonical(self, spec: GLiTSpec) -> GLiTSpec:
-        """The member equal to `spec`, in the space's own numbers (1 and 1.0 are equal, and differ in JSON).
-
-        Raises:
-            SearchError: if it is none; names the first thing that keeps it out.
-        """
-        for name in ("depth", "embed_dim", "num_heads", "patch_size"):
-            if getattr(spec, name) != getattr(self, name):
-                raise SearchError(f"{name} must be the space's {getattr(self, name)}, got {getattr(spec, name)}")
-        for index, (block, options) in enumerate(zip(spec.blocks, self._options, strict=True)):
-            if block not in options.index:
-                raise SearchError(f"blocks[{index}] must be one of the space's options, got {block.to_dict()}")
-        return self._spec(o.blocks[o.index[block]] for block, o in zip(spec.blocks, self._options, strict=True))
-
-    def sample(self, rng: random.Random, uniform_over: UniformOver = "choices") -> GLiTSpec:
+    def sample(self, rng: random.Random, uniform_over: UniformOver = "choices") -> Spec:
         """A random member.
 
         Uniform over 'choices' draws each value by itself, as SPOS does; blocks in which few of the choices matter come
         up as often as the others. Uniform over 'members' makes every distinct network equally likely: of `glit`'s
         blocks, 82 % are then mixed ones.
         """
-        return self._spec(options.draw(rng, uniform_over) for options in self._options)
+        if uniform_over == "members" and len(self.strata) > 1:
+            cumulative = list(itertools.accumulate(float(stratum.size) for stratum in self.strata))
+            place = bisect(cumulative, rng.random() * cumulative[-1])
+            stratum = self.strata[min(place, len(cumulative) - 1)]
+        else:
+            width, depth = _pick(rng, self.embed_dims), _pick(rng, self.depths)
+            stratum = Stratum(self, width, depth)
+        return stratum.spec(options.draw(rng, uniform_over) for options in stratum.options)
 
-    def mutate(self, spec: GLiTSpec, prob: float, rng: random.Random) -> GLiTSpec:
-        """A member in which each gene of `spec` has changed with this probability; it may be `spec` again.
+    def mutate(
+        self,
+        spec: Spec,
+        prob: float,
+        rng: random.Random,
+        depth_prob: float | None = None,
+        width_prob: float | None = None,
+        redraw: bool = False,
+    ) -> Spec:
+        """A member in which each gene of `spec` has changed with some probability; it may be `spec` again.
 
-        A gene is the distribution of a block's heads or a value that matters under it. It takes any other of its values
-        with equal chances; the rest of the block stays as far as its choices allow, and what newly matters is drawn.
+        A gene of a block takes any other of its values with equal chances; the rest of the block stays as far as its
+        choices allow, and what newly matters is drawn. A new depth cuts the last blocks off, or adds random ones.
+
+        Args:
+            spec: a member.
+            prob: of a change of each gene of each block.
+            rng: source of randomness.
+            depth_prob: of a change of the depth; None for `prob`.
+            width_prob: of a change of the embedding width; None for `prob`.
+            redraw: whether a gene that changes may take its own value again, as in AutoFormer.
 
         Raises:
             SearchError: if `spec` is no member.
         """
+        spec = self.canonical(spec)
+        depth_prob, width_prob = (prob if own is None else own for own in (depth_prob, width_prob))
+        depth = _change(rng, spec.depth, self.depths, depth_prob, redraw)
+        new = (options.draw(rng, "choices") for options in self.block_options[spec.depth : depth])
         blocks = []
-        for block, options in zip(self.canonical(spec).blocks, self._options, strict=True):
+        for block, options in zip((*spec.blocks[:depth], *new), self.block_options, strict=False):
             changed = block
-            for gene in GENES:
+            for gene in options.genes:
                 if (moves := options.moves(changed, gene)) and rng.random() < prob:
-                    nearest = moves[draw_below(rng, len(moves))]
-                    changed = nearest[draw_below(rng, len(nearest))]
+                    place = draw_below(rng, len(moves) + redraw)
+                    if place < len(moves):
+                        nearest = moves[place]
+                        changed = nearest[draw_below(rng, len(nearest))]
             blocks.append(changed)
-        return self._spec(blocks)
+        return self.make_spec(blocks, _change(rng, spec.embed_dim, self.embed_dims, width_prob, redraw))
 
-    def crossover(self, a: GLiTSpec, b: GLiTSpec, rng: random.Random) -> GLiTSpec:
-        """A member that has each block from either parent with equal chances. Raises SearchError if one is none."""
-        pairs = zip(self.canonical(a).blocks, self.canonical(b).blocks, strict=True)
-        return self._spec(pair[rng.random() < 0.5] for pair in pairs)
+    def crossover(self, a: Spec, b: Spec, rng: random.Random) -> Spec:
+        """A member that has each block, and its width, from either parent with equal chances.
 
-    def neighbours(self, spec: GLiTSpec) -> Iterator[GLiTSpec]:
+        Raises:
+            SearchError: if a parent is no member, or they differ in depth.
+        """
+        a, b = self.canonical(a), self.canonical(b)
+        if a.depth != b.depth:
+            raise SearchError(f"parents must be of equal depth, got {a.depth} and {b.depth}")
+        blocks = [pair[rng.random() < 0.5] for pair in zip(a.blocks, b.blocks, strict=True)]
+        widths = (a.embed_dim, b.embed_dim)
+        return self.make_spec(blocks, widths[rng.random() < 0.5] if len(self.embed_dims) > 1 else a.embed_dim)
+
+    def neighbours(self, spec: Spec) -> Iterator[Spec]:
         """Every member one gene away, once each and in a fixed order: what `mutate` makes where one gene changes.
 
         Raises:
             SearchError: if `spec` is no member.
         """
-        blocks = self.canonical(spec).blocks
-        for index, options in enumerate(self._options):
-            nearest = (group for gene in GENES for group in options.moves(blocks[index], gene))
+        spec = self.canonical(spec)
+        blocks = spec.blocks
+        for index, options in enumerate(self.block_options[: spec.depth]):
+            nearest = (group for gene in options.genes for group in options.moves(blocks[index], gene))
             for block in dict.fromkeys(itertools.chain.from_iterable(nearest)):
-                yield self._spec((*blocks[:index], block, *blocks[index + 1 :]))
+                yield self.make_spec((*blocks[:index], block, *blocks[index + 1 :]), spec.embed_dim)
+        for width in self.embed_dims:
+            if width != spec.embed_dim:
+                yield self.make_spec(blocks, width)
+        for depth in self.depths:
+            if depth != spec.depth:
+                added = (options.blocks for options in self.block_options[spec.depth : depth])
+                for more in itertools.product(*added):
+                    yield self.make_spec((*blocks[:depth], *more), spec.embed_dim)
 
-    def restrict(self, **allowed: Sequence[float]) -> SearchSpace:
-        """The members that have only these values, by the names of `BlockChoices`' fields: `kernel_sizes=(31,)`.
+    # ---- parts of it ----
+
+    def restrict(self, **allowed: Sequence[Any]) -> SearchSpace:
+        """The members that have only these values, by the genes' plurals (`kernel_sizes=(31,)`), `embed_dim`, `depth`.
 
         Raises:
-            SearchError: on an unknown field, or if a block has no option left.
+            SearchError: on an unknown gene, or if a block has no option left.
         """
-        return self._restrict([allowed] * self.depth)
+        check_keys("", allowed, [*map(key_of, self.genes()), *NETWORK_GENES])
+        of_network = {name: allowed.pop(name) for name in NETWORK_GENES if name in allowed}
+        return self._restrict([allowed] * self.depth, **of_network)
 
-    def _restrict(self, allowed: Sequence[Mapping[str, Sequence[float]]]) -> SearchSpace:
+    def _restrict(
+        self,
+        allowed: Sequence[Mapping[str, Sequence[Any]]],
+        embed_dim: Sequence[int] | None = None,
+        depth: Sequence[int] | None = None,
+    ) -> SearchSpace:
+        widths = [width for width in self.embed_dims if embed_dim is None or width in embed_dim]
+        depths = [number for number in self.depths if depth is None or number in depth]
+        if not widths or not depths:
+            raise SearchError(f"no network is left with embed_dim {embed_dim} and depth {depth}")
         blocks = []
-        for index, (choices, values) in enumerate(zip(self.blocks, allowed, strict=True)):
-            check_keys("", values, [field.name for field in dataclasses.fields(BlockChoices)])
-            left = [product.restrict(self.num_heads, **values) for product in choices]
+        for index, choices in enumerate(self.blocks[: max(depths)]):
+            values = allowed[index]
+            left = [product.restrict(self.spec_class, self.network, values) for product in choices]
             blocks.append(tuple(product for product in left if product is not None))
             if not blocks[-1]:
                 names = ", ".join(f"{name} {list(value)}" for name, value in values.items())
                 raise SearchError(f"blocks[{index}] has no option left with {names}")
-        return dataclasses.replace(self, blocks=tuple(blocks))
+        return SearchSpace(blocks, widths, family=self.family, depth=depths, **self.network)
 
-    def stage_one(self, fixed: LowLevel | None = None) -> SearchSpace:
-        """The high level: every distribution of heads, all other values held at `fixed` (GLiT, section 3.3).
+    def stage_one(self, **fixed: Any) -> SearchSpace:
+        """The high level: every choice of the leading genes, all other values held (GLiT, section 3.3).
+
+        Args:
+            fixed: values of the other genes; those that are left out have the family's `first_stage`.
 
         Raises:
-            SearchError: if a distribution of a block does not allow the fixed values.
+            SearchError: if the family is not searched in two stages, or a block does not allow the fixed values.
         """
-        values = dataclasses.asdict(fixed or LowLevel())
-        for index in range(self.depth):
-            for num_global in dict.fromkeys(block.num_global_heads for block in self.options(index)):
-                want = BlockSpec(num_global, self.num_heads - num_global, **values)
-                if want not in self.options(index):
+        if self.spec_class.first_stage is None:
+            raise SearchError(
+                f"networks of {self.family} are searched in one stage; take another method than hierarchical"
+            )
+        leading = self.spec_class.leading_genes
+        values = {**self.spec_class.first_stage, **fixed}
+        check_keys("fixed.", values, [name for name in self.genes() if name not in leading])
+        for options in dict.fromkeys(self.block_options):
+            index = self.block_options.index(options)
+            for block in options.blocks:
+                genes = {name: value for name, value in self.spec_class.genes_of(block).items() if value is not None}
+                held = {name: value for name, value in genes.items() if name not in leading}
+                want = self.spec_class.block_from_genes(
+                    {**genes, **{name: values[name] for name in held if name in values}}, self.network
+                )
+                if missing := [name for name in held if name not in values and self._varies(name)]:
+                    raise SearchError(f"fixed.{missing[0]} is missing: the first stage must hold it")
+                if want not in options.index:
                     raise SearchError(
                         f"the first stage's fixed values give blocks[{index}] {want.to_dict()}, "
                         "which is none of its options"
                     )
-        return self.restrict(**{f"{name}s": (value,) for name, value in values.items()})
+        return self.restrict(**{key_of(name): (value,) for name, value in values.items()})
 
-    def stage_two(self, winner: GLiTSpec) -> SearchSpace:
-        """The low level: each block's heads distributed as the winner's, all other values as this space has them.
+    def _varies(self, gene: str) -> bool:
+        return any(len(product.of(gene)) > 1 for choices in self.blocks for product in choices)
 
-        Raises:
-            SearchError: if the winner is of another depth, or a block does not allow its distribution.
-        """
-        if winner.depth != self.depth:
-            raise SearchError(f"depth must be the space's {self.depth}, got {winner.depth}")
-        return self._restrict([{"num_global_heads": (block.num_global_heads,)} for block in winner.blocks])
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, as they stand in YAML; equal blocks in a row are written once, with `repeat`."""
-        runs = [(choices, len(list(run))) for choices, run in itertools.groupby(self.blocks)]
-        blocks = [{"repeat": count, "choices": [product.to_dict() for product in run]} for run, count in runs]
-        return {
-            "embed_dim": self.embed_dim,
-            "num_heads": self.num_heads,
-            "patch_size": self.patch_size,
-            "blocks": blocks,
-        }
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> SearchSpace:
-        """The inverse of `to_dict`.
+    def stage_two(self, winner: Spec) -> SearchSpace:
+        """The low level: each block's leading genes are the winner's, all other values as this space has them.
 
         Raises:
-            SearchError: on an unknown key, of which it names the nearest valid one, a missing one or a wrong value.
+            SearchError: if the winner is of another depth, or a block does not allow its leading genes.
         """
-        fields = check_fields(cls, "", data)
-        blocks: list[tuple[BlockChoices, ...]] = []
-        for run in check_list("blocks", fields["blocks"]):
-            place = f"blocks[{len(blocks)}]"
-            check_keys(f"{place}.", check_mapping(place, run), ("repeat", "choices"))
-            repeat, products = run.get("repeat", 1), check_list(f"{place}.choices", run.get("choices"))
-            if type(repeat) is not int or repeat < 1:
-                raise SearchError(f"{place}.repeat must be an integer of at least 1, got {repeat!r}")
-            choices = (BlockChoices.from_dict(data, f"{place}.choices[{i}]") for i, data in enumerate(products))
-            blocks += [tuple(choices)] * repeat
-        return cls(**{**fields, "blocks": tuple(blocks)})
+        if winner.depth not in self.depths:
+            raise SearchError(f"depth must be the space's {', '.join(map(str, self.depths))}, got {winner.depth}")
+        genes = [self.spec_class.genes_of(block) for block in winner.blocks]
+        leading = self.spec_class.leading_genes
+        allowed = [{key_of(name): (own[name],) for name in leading if own[name] is not None} for own in genes]
+        width = [winner.embed_dim] if len(self.embed_dims) > 1 else None
+        return self._restrict(allowed, width, [winner.depth])
 
-    def to_yaml(self) -> str:
-        """The space as YAML text, which `load_space` reads."""
-        return yaml.safe_dump(self.to_dict(), sort_keys=False, default_flow_style=None, width=120)
+
+def _pick(rng: random.Random, values: Sequence[int]) -> int:
+    """Any of the values; of one alone without drawing."""
+    return values[draw_below(rng, len(values))] if len(values) > 1 else values[0]
+
+
+def _change(rng: random.Random, value: int, values: Sequence[int], prob: float, redraw: bool) -> int:
+    """Another of the values with this probability, or any of them with `redraw`."""
+    if len(values) == 1 or rng.random() >= prob:
+        return value
+    return _pick(rng, values if redraw else [other for other in values if other != value])

@@ -7,8 +7,6 @@ is taken up again from the files of the parts before.
 from __future__ import annotations
 
 import json
-import os
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -17,25 +15,24 @@ from typing import Any, final
 
 import numpy as np
 
+from glit_models import Spec, parse_spec
 from glit_models.errors import SearchError
-from glit_models.glit import GLIT_TINY
-from glit_models.spec import BlockSpec, GLiTSpec
+from glit_models.families import FAMILIES
+from glit_models.runs.files import write_json, write_text
+from glit_models.runs.state import StateFiles
 from glit_models.training import Trainer
-from glit_models.training.checkpoints import write_atomically
 
 from .ask_tell import Search
 from .budget import Budget
 from .budget_sampler import BudgetSampler
-from .evaluate import Evaluator, Score
-from .evolution import Evolution, RandomSearch
+from .evaluate import Score
+from .fitness import FITNESSES, Fitness, Setting
 from .named_spaces import load_space
-from .run_context import Interrupted, RunContext, read_json, write_json
+from .run_context import RunContext, read_json
 from .space import SearchSpace
 from .supernet_training import SupernetTrainee
 
 __all__ = ["Retrained", "Stage"]
-
-_STATES = ("evolution.json", "evolution.previous.json")
 
 
 @final
@@ -49,7 +46,7 @@ class Retrained:
         folder: of its run.
     """
 
-    spec: GLiTSpec
+    spec: Spec
     inherited: float
     accuracy: float
     folder: Path
@@ -72,23 +69,25 @@ class Stage:
         name: str,
         space: SearchSpace,
         context: RunContext,
-        initial: Sequence[GLiTSpec] = (),
+        initial: Sequence[Spec] = (),
         known: Sequence[Retrained] = (),
     ) -> None:
         self.name, self.space, self.context = name, space, context
         self.folder = context.folder / name
+        self.state = StateFiles(self.folder / "evolution.json", self.folder / "evolution.previous.json")
         self.recipe = context.recipe
         self._initial, self._known = initial, known
-        self._images: dict[GLiTSpec, int] = {}  # that each network was scored on
+        self._images: dict[Spec, int] = {}  # that each network was scored on
         self._seconds = 0.0  # of the evolution
-        self._evaluator: Evaluator | None = None
+        self._fitness: Fitness | None = None
+        self.fitness_class = FITNESSES.find(self.recipe.fitness)
         self._on_batch: Callable[[int, int], None] = lambda done, total: None
-        self._correct: dict[GLiTSpec, Score] = {}  # of the best, where networks are given up early
+        self._correct: dict[Spec, Score] = {}  # of the best, where networks are given up early
         self.search = self._new_search()  # impossible budgets are found before anything is trained
 
     def _new_search(self) -> Search:
-        method = RandomSearch if self.recipe.method == "random" else Evolution
         config = asdict(self.recipe.evolution_config())
+        method = self.recipe.method_class
         return method(self.space, self.context.budgets, seed=self.recipe.seed, initial=self._initial, **config)
 
     def run(self) -> list[Retrained]:
@@ -105,10 +104,10 @@ class Stage:
             raise SearchError(f"{path} is another space than the recipe's is now; take another --out")
         if self.context.rank == 0:
             self.folder.mkdir(exist_ok=True)
-            text = self.space.to_yaml()
-            write_atomically(path, lambda aside: aside.write_text(text))
+            write_text(path, self.space.to_yaml())
         self.context.wait()
-        self._train_supernet()
+        if self.fitness_class.needs_supernet:
+            self._train_supernet()
         self._evolve()
         retrained = self._retrain()
         if self.context.rank == 0:
@@ -119,7 +118,7 @@ class Stage:
         self.context.wait()
         return retrained
 
-    def _describe(self, spec: GLiTSpec) -> dict[str, Any]:
+    def _describe(self, spec: Spec) -> dict[str, Any]:
         costs = {budget.name: budget.cost(spec) for budget in self.context.budgets if budget.additive}
         return {"spec": spec.to_dict(), **costs}
 
@@ -127,7 +126,7 @@ class Stage:
         try:
             return [
                 Retrained(
-                    GLiTSpec.from_dict(entry["spec"]), entry["inherited"], entry["accuracy"],
+                    parse_spec(entry["spec"]), entry["inherited"], entry["accuracy"],
                     self.context.folder / entry["folder"],
                 )
                 for entry in entries
@@ -151,17 +150,9 @@ class Stage:
         if self.recipe.supernet.sampling == "budget":
             sampler = BudgetSampler(self.space, self.context.budgets, self.recipe.evolution.uniform_over)
         trainee = SupernetTrainee(self.space, self.recipe.supernet.sharing, recipe, sampler)
-        self.run_trainer(Trainer(
-            recipe, self.folder / "supernet", self.context.device, self.context.minutes_left, trainee=trainee,
+        self.context.train(Trainer(
+            recipe, self.folder / "supernet", self.context.device, self.context.stop.minutes_left, trainee=trainee,
         ))  # fmt: skip
-
-    def run_trainer(self, trainer: Trainer) -> dict[str, Any]:
-        """Train to the end. Raises Interrupted if stopped before it."""
-        result = trainer.run()
-        if result is None:
-            raise Interrupted(trainer.stop_signal or f"--max-minutes {self.context.max_minutes or 0:g}")
-        self.context.check_stop(together=True)
-        return result
 
     # ---- the evolution ----
 
@@ -178,10 +169,10 @@ class Stage:
                 while search.outcome is None and (specs := search.ask()):
                     self._evaluate_generation(specs)
                 self._write_references()
-            self._evaluator = None  # gives its memory back
+            self._fitness = None  # gives its memory back
         if context.rank == 0:
             write_json(self.folder / "front.json", {budget.name: self._front(budget) for budget in context.budgets})
-        context.say(f"{self.name}: {search.outcome}; best {self._best():.2f} % under inherited weights")
+        context.say(f"{self.name}: {search.outcome}; best {self._best()} ({self.fitness_class.label})")
         context.wait()
 
     def _front(self, budget: Budget) -> list[dict[str, Any]]:
@@ -189,35 +180,45 @@ class Stage:
         fields = ((c.to_dict(), self._images[c.spec]) for c in self.search.front(budget.name))
         return [{"spec": c["spec"], **c["costs"], "accuracy": c["accuracy"], "images": n} for c, n in fields]
 
-    def _best(self) -> float:
+    def _best(self) -> str:
         best = self.search.best
         assert best is not None  # a search without candidates has raised
         assert best.accuracy is not None
-        return best.accuracy
+        return self.fitness_class.show(best.accuracy)
 
-    def _make_evaluator(self) -> Evaluator:
-        if self._evaluator is None:
+    def fitness(self) -> Fitness:
+        """What networks are compared by, ready to score them."""
+        if self._fitness is None:
+            context, recipe = self.context, self.recipe
+            self._fitness = self.fitness_class(Setting(
+                self.space, recipe.seed, self.folder, context.device, context.create_model, self._train_alone,
+                lambda: context.evaluator(self.space, self.weights, self._check_batch),
+            ))  # fmt: skip
+        return self._fitness
 
-            def on_batch(done: int, total: int) -> None:
-                self._on_batch(done, total)
-                self.context.check_stop(together=False)
+    def _check_batch(self, done: int, total: int) -> None:
+        self._on_batch(done, total)
+        self.context.check_stop(together=False)
 
-            self._evaluator = self.context.evaluator(self.space, self.weights, on_batch)
-        return self._evaluator
+    def _train_alone(self, spec: Spec, out: Path, epochs: int | None = None) -> float:
+        recipe = self.recipe.retrain_recipe(spec, epochs or self.recipe.standalone.epochs)
+        context = self.context
+        trainer = Trainer(recipe, out, context.device, context.stop.minutes_left, context.command, score_test=False)
+        return float(context.train(trainer)["validation_top1"])
 
-    def _evaluate_generation(self, specs: Sequence[GLiTSpec]) -> None:
+    def _evaluate_generation(self, specs: Sequence[Spec]) -> None:
         began = time.monotonic()
         self.context.check_stop(together=True)
-        evaluator = self._make_evaluator()
+        fitness = self.fitness()
         config = self.recipe.evolution_config()
         top = self.search.top(max(config.num_parents, self.recipe.retrain.top))
-        evaluator.retain([candidate.spec for candidate in top])
+        fitness.retain([candidate.spec for candidate in top])
         # The recipe's risk is that of all networks of all stages together.
-        num_networks = self.recipe.num_stages * config.population * config.generations
-        reference, risk = None, self.recipe.evaluation.early_stop_risk / num_networks
+        num_networks = len(self.recipe.method_class.stages) * config.population * config.generations
+        reference, risk = None, self.recipe.evaluation.early_stop_risk / num_networks * fitness.gives_up
         if risk and len(top) == max(config.num_parents, self.recipe.retrain.top):
-            reference = self._reference(evaluator, top[-1].spec)
-        scores = self._evaluate_shared(evaluator, specs, reference, risk)
+            reference = self._reference(fitness, top[-1].spec)
+        scores = self._evaluate_shared(fitness, specs, reference, risk)
         for spec in specs:
             self.search.tell(spec, scores[spec].accuracy)
             self._images[spec] = scores[spec].images
@@ -230,36 +231,40 @@ class Stage:
         done = sorted(scores[spec].accuracy for spec in specs)
         self.context.say(
             f"{self.name}: generation {self.search.generation + 1}/{config.generations}, {len(specs)} networks: "
-            f"median {done[len(done) // 2]:.2f} %, best {done[-1]:.2f} %, best so far {self._best():.2f} %"
+            f"median {fitness.show(done[len(done) // 2])}, best {fitness.show(done[-1])}, best so far {self._best()}"
         )
 
-    def _reference(self, evaluator: Evaluator, spec: GLiTSpec) -> Score:
+    def _reference(self, fitness: Fitness, spec: Spec) -> Score:
         """Of the last of the best; evaluated again if this process has not seen it, which gives the same."""
         if spec not in self._correct:
-            self._correct[spec] = evaluator.evaluate([spec])[spec]
+            self._correct[spec] = fitness.evaluate([spec])[spec]
         return self._correct[spec]
 
     def _evaluate_shared(
-        self, evaluator: Evaluator, specs: Sequence[GLiTSpec], reference: Score | None, risk: float
-    ) -> dict[GLiTSpec, Score]:
+        self, fitness: Fitness, specs: Sequence[Spec], reference: Score | None, risk: float
+    ) -> dict[Spec, Score]:
         """Each process evaluates networks that begin alike; all get to know all scores."""
-        places = [{block: place for place, block in enumerate(self.space.options(i))} for i in range(self.space.depth)]
-        ordered = sorted(specs, key=lambda spec: [place[b] for place, b in zip(places, spec.blocks, strict=True)])
+        if fitness.is_collective:
+            return fitness.evaluate(specs)
+        places = [options.index for options in self.space.block_options]
+        ordered = sorted(
+            specs, key=lambda spec: (spec.embed_dim, [place[b] for place, b in zip(places, spec.blocks, strict=False)])
+        )
         share = np.array_split(np.arange(len(ordered)), self.context.world_size)[self.context.rank]
-        mine = evaluator.evaluate([ordered[index] for index in share], reference, risk) if len(share) else {}
+        mine = fitness.evaluate([ordered[index] for index in share], reference, risk) if len(share) else {}
         pairs = [(spec.to_dict(), score.accuracy, score.images, np.packbits(score.correct).tobytes())
                  for spec, score in mine.items()]  # fmt: skip
         scores = {}
         for data, accuracy, images, bits in self.context.gather(pairs):
             correct = np.unpackbits(np.frombuffer(bits, np.uint8), count=images).astype(bool)
-            scores[GLiTSpec.from_dict(data)] = Score(accuracy, images, correct)
+            scores[parse_spec(data)] = Score(accuracy, images, correct)
         return scores
 
     def _write_references(self) -> None:
         """Networks that the reader knows, under the same weights where these hold them."""
-        specs = _references(self.space)
+        specs = self._references()
         members = [spec for spec in specs.values() if spec in self.space]
-        scores = self._make_evaluator().evaluate(members) if members else {}
+        scores = self.fitness().evaluate(members) if members else {}
         if self.context.rank == 0:
             entries = []
             for name, spec in specs.items():
@@ -268,6 +273,12 @@ class Stage:
             write_json(self.folder / "references.json", entries)
         self.context.wait()
 
+    def _references(self) -> dict[str, Spec]:
+        """Known networks of the family by name; they need not be members."""
+        family = FAMILIES[self.space.family]
+        known = dict(family.references(self.space.depth, self.space.embed_dims[-1], self.space.network))
+        return known | {n: s for n, s in family.named.items() if s in self.space and s not in known.values()}
+
     # ---- the state of the evolution ----
 
     def _save(self) -> None:
@@ -275,15 +286,8 @@ class Stage:
             return
         images = [self._images[candidate.spec] for candidate in self.search.candidates]
         state = {"search": self.search.state_dict(), "images": images, "seconds": self._seconds}
-        path, previous = (self.folder / name for name in _STATES)
         text = json.dumps(state)
-
-        def write(aside: Path) -> None:
-            aside.write_text(text)
-            if path.exists():
-                os.replace(path, previous)
-
-        write_atomically(path, write)
+        self.state.save(lambda path: path.write_text(text))
         self._write_candidates()
 
     def _write_candidates(self) -> None:
@@ -295,29 +299,22 @@ class Stage:
                 "images": self._images[candidate.spec], "generation": candidate.generation, "origin": candidate.origin,
             }  # fmt: skip
             lines.append(json.dumps(entry) + "\n")
-        write_atomically(self.folder / "candidates.jsonl", lambda aside: aside.write_text("".join(lines)))
+        write_text(self.folder / "candidates.jsonl", "".join(lines))
 
     def _restore(self) -> None:
-        """Go on from the newest readable state. A damaged one is named, and the one before it taken."""
-        damaged = None
-        for path in (self.folder / name for name in _STATES):
-            if not path.is_file():
-                continue
-            try:
-                state = json.loads(path.read_text())
-                search = type(self.search).from_state(state["search"], self.space, self.context.budgets)
-                images = dict(zip((c.spec for c in search.candidates), state["images"], strict=True))
-                seconds = float(state["seconds"])
-            except (OSError, ValueError, KeyError, TypeError) as error:
-                damaged = path
-                print(f"glit: {path} is damaged ({error}); trying the one before it", file=sys.stderr)
-                continue
-            self.search, self._images, self._seconds = search, images, seconds
-            if self.context.rank == 0:
-                self._write_candidates()
+        """Go on from the newest readable state. Raises RunError if there are states, but none is readable."""
+        found = self.state.load(self._read_state)
+        if found is None:
             return
-        if damaged is not None:
-            raise SearchError(f"{damaged}: no readable state is left; delete it to evolve again from the start")
+        self.search, self._images, self._seconds = found
+        if self.context.rank == 0:
+            self._write_candidates()
+
+    def _read_state(self, path: Path) -> tuple[Search, dict[Spec, int], float]:
+        state = json.loads(path.read_text())
+        search = type(self.search).from_state(state["search"], self.space, self.context.budgets)
+        images = dict(zip((c.spec for c in search.candidates), state["images"], strict=True))
+        return search, images, float(state["seconds"])
 
     # ---- retraining ----
 
@@ -332,8 +329,8 @@ class Stage:
                 continue
             folder = self.folder / "retrain" / str(place)
             self.context.say(f"{self.name}: retraining network {place} of {len(best)}")
-            result = self.run_trainer(Trainer(
-                self.recipe.retrain_recipe(candidate.spec), folder, self.context.device, self.context.minutes_left,
+            result = self.context.train(Trainer(
+                self.recipe.retrain_recipe(candidate.spec), folder, self.context.device, self.context.stop.minutes_left,
                 self.context.command, score_test=False,
             ))  # fmt: skip
             retrained.append(Retrained(candidate.spec, candidate.accuracy, result["validation_top1"], folder))
@@ -350,16 +347,5 @@ class Stage:
         }
 
     def _saved_seconds(self) -> float:
-        path = self.folder / _STATES[0]
+        path = self.state.newest
         return float(read_json(path)["seconds"]) if path.is_file() else 0.0
-
-
-def _references(space: SearchSpace) -> dict[str, GLiTSpec]:
-    """Networks of the space's width and depth by the names of those they are like; they need not be members."""
-    width = {"embed_dim": space.embed_dim, "num_heads": space.num_heads, "patch_size": space.patch_size}
-    all_global = BlockSpec(space.num_heads, 0, mlp_ratio=4, qkv_ratio=1)
-    references = {"all global, as DeiT": GLiTSpec((all_global,) * space.depth, **width)}
-    if space.depth == GLIT_TINY.depth and space.num_heads % GLIT_TINY.num_heads == 0:
-        scaled = GLIT_TINY.scaled(space.embed_dim, space.num_heads)
-        references["GLiT-Tiny's blocks"] = GLiTSpec(scaled.blocks, **width)
-    return references

@@ -15,9 +15,10 @@ from glit_models.export import OnnxArtifact, OnnxClassifier, export_onnx
 from specs import SMALL, random_spec
 from weight_folders import small_model
 
-from glit_models.model import GLiT
+from glit_models import GLiT, SpecTransformer
 
 CLASSES = tuple(f"class {index}" for index in range(5))
+CONFIG = {"mean": (0.5,) * 3, "std": (0.5,) * 3, "interpolation": "bicubic", "crop_pct": 0.9}
 
 
 def small_glit(**kwargs: Any) -> GLiT:
@@ -26,6 +27,19 @@ def small_glit(**kwargs: Any) -> GLiT:
     overlay = {"interpolation": "bicubic", "crop_pct": 0.9, **names}
     kwargs = {"spec": SMALL, "img_size": 32, "num_classes": 5, "pretrained_cfg_overlay": overlay, **kwargs}
     return small_model(**kwargs)
+
+
+def randomised(model: SpecTransformer) -> SpecTransformer:
+    """A model none of whose weights is as it was initialised, in evaluation mode, with a preprocessing."""
+    model.pretrained_cfg = CONFIG
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            if name.endswith(("running_var", "norm.weight", "norm1.weight", "norm2.weight", "bn.weight")):
+                tensor.copy_(1 + 0.1 * torch.rand(tensor.shape, generator=generator))
+            elif tensor.is_floating_point():
+                tensor.copy_(0.2 * torch.randn(tensor.shape, generator=generator))
+    return model.eval()
 
 
 def searched_glit() -> GLiT:

@@ -10,7 +10,7 @@ from exported import exported, small_glit
 from PIL import Image
 
 from glit_models.cli import main
-from glit_models.folders import save_folder
+from glit_models.weights.folder import save_folder
 
 
 @pytest.fixture(scope="module")

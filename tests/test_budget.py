@@ -15,7 +15,7 @@ from glit_models.search import (
     macs_budget,
     params_budget,
 )
-from spaces import PRODUCT, SMALL_SPACES, TIED, chi_square, random_space
+from spaces import AUTOFORMER, PRODUCT, SMALL_SPACES, TIED, chi_square, random_space
 
 from glit_models import GLIT_TINY, GLiTSpec, count_macs, count_params
 from glit_models.errors import SearchError
@@ -84,6 +84,21 @@ def test_draws_within_a_budget_follow_the_choices_where_options_merge() -> None:
     sampler, rng = BudgetSampler(PRODUCT, [params_budget(high=high)]), random.Random(0)
     assert len(set(weights.values())) > 1
     assert abs(chi_square(lambda: sampler.sample(rng)[0], weights, 30 * len(weights))) < 3
+
+
+@pytest.mark.parametrize("num_cells", [1 << 18, 200])
+@pytest.mark.parametrize("uniform_over", ["members", "choices"])
+def test_draws_are_uniform_over_networks_of_several_widths_and_depths(
+    uniform_over: str, num_cells: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(budget_sampler, "_NUM_CELLS", num_cells)
+    costs = sorted(map(count_params, AUTOFORMER))
+    budget = params_budget(costs[len(costs) // 4], costs[3 * len(costs) // 4])
+    within = [spec for spec in AUTOFORMER if budget.admits(count_params(spec))]
+    weights = {spec: 1.0 if uniform_over == "members" else 4.0 ** (3 - spec.depth) for spec in within}
+    assert len({(spec.embed_dim, spec.depth) for spec in within}) > 2
+    sampler, rng = BudgetSampler(AUTOFORMER, [budget], uniform_over), random.Random(0)
+    assert abs(chi_square(lambda: sampler.sample(rng)[0], weights, 3000)) < 3
 
 
 def test_costs_come_with_the_draw_in_the_order_of_the_budgets() -> None:

@@ -16,9 +16,9 @@ from test_publishing import save_official
 from weight_folders import SPEC, small_folder, small_model
 
 import glit_models
-from glit_models import hub
 from glit_models.cli import main, weights
-from glit_models.publishing import convert
+from glit_models.weights import resolve
+from glit_models.weights.publish import convert
 
 CHECKOUT = Path(glit_models.__file__).parents[1]
 
@@ -53,7 +53,7 @@ def test_list_names_every_registered_model(capsys: pytest.CaptureFixture[str]) -
     table = capsys.readouterr().out
     assert main(["list", "--json"]) == 0
     listed = json.loads(capsys.readouterr().out)
-    assert [row["name"] for row in listed] == list(hub.registry())
+    assert [row["name"] for row in listed] == list(resolve.registry())
     assert all(row["name"] in table for row in listed)
     assert "76.4 (as published: the authors' repository)" in table
 

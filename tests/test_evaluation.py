@@ -11,18 +11,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 from timm.data import create_dataset, create_loader, resolve_input_data_config
 from timm.utils import accuracy
 from torch import Tensor, nn
 from weight_folders import CLASSES, small_folder
 
-from glit_models import inference
+from glit_models import predict
 from glit_models.cli import main
 from glit_models.data.fashion_mnist import FashionMNIST
-from glit_models.data.labelled import open_labelled
-from glit_models.evaluation import Evaluation, evaluate, match_classes
-from glit_models.inference import Classifier, load_model
+from glit_models.data.labelled import match_classes, open_labelled
+from glit_models.evaluate import Evaluation, evaluate
+from glit_models.predict import Classifier, load_model
 
 FASHION_MNIST = Path(__file__).parent / "fixtures" / "fashion-mnist"
 
@@ -61,7 +62,7 @@ def sure(labels: Sequence[int], num_classes: int) -> np.ndarray:
 
 
 def take(monkeypatch: pytest.MonkeyPatch, model: nn.Module) -> None:
-    monkeypatch.setattr(inference, "load_model", lambda name: model.eval())
+    monkeypatch.setattr(predict, "load_model", lambda name: model.eval())
 
 
 def score(model: nn.Module, data: Path, **options: int) -> Evaluation:
@@ -368,7 +369,7 @@ def test_a_picture_that_cannot_be_drawn_is_refused_before_scoring(
     def unreachable(name: str) -> None:
         raise AssertionError("the model was loaded")
 
-    monkeypatch.setattr(inference, "load_model", unreachable)
+    monkeypatch.setattr(predict, "load_model", unreachable)
     folder = cats_and_dogs.parent
     for name, message in (
         ("missing/m.png", "its folder is missing"),
@@ -386,11 +387,11 @@ def test_a_disk_that_fails_leaves_nothing_behind_and_the_old_picture_whole(
     picture = cats_and_dogs.parent / "matrix.png"
     picture.write_text("the old one")
 
-    def full(path: Path, content: bytes) -> None:
+    def full(figure: Figure, path: Path, **options: object) -> None:
         path.open("wb").close()
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr(Figure, "savefig", full)
     assert main(["eval", "model", str(cats_and_dogs), "--confusion", str(picture)]) == 2
     out, err = capsys.readouterr()
     assert "top-1 75.00 %" in out  # what was scored is not lost

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 from glit_models.search import (
-    SEARCHES,
+    METHODS,
     Budget,
     Evolution,
     EvolutionConfig,
@@ -19,14 +19,14 @@ from glit_models.search import (
     macs_budget,
     params_budget,
 )
-from spaces import PRODUCT, SMALL_SPACES, TIED, random_space
+from spaces import AUTOFORMER, PRODUCT, SMALL_SPACES, TIED, random_space
 
 from glit_models import GLIT_TINY, GLiTSpec, count_macs, count_params
 from glit_models.errors import SearchError
 
 SMALL = {"population": 8, "generations": 4, "num_parents": 3, "num_mutation": 3, "num_crossover": 3}
 MIDDLE = [macs_budget(1.3e9, 1.4e9), params_budget()]
-methods = pytest.mark.parametrize("method", SEARCHES.values(), ids=SEARCHES)
+methods = pytest.mark.parametrize("method", METHODS.values(), ids=list(METHODS))
 
 
 def separable(space: SearchSpace, seed: int) -> tuple[Callable[[GLiTSpec], float], float]:
@@ -35,7 +35,7 @@ def separable(space: SearchSpace, seed: int) -> tuple[Callable[[GLiTSpec], float
     tables = [{(field, value): rng.random() for field in range(6) for value in range(-1, 100)} for rng in chances]
 
     def score(index: int, block: object) -> float:
-        values = vars(block).values()
+        values = list(vars(block).values())[:6]  # those that are numbers
         return sum(tables[index][field, -1 if v is None else int(2 * v)] for field, v in enumerate(values))
 
     def accuracy(spec: GLiTSpec) -> float:
@@ -67,7 +67,8 @@ def test_evolution_finds_the_best_of_a_million_networks_where_chance_does_not_co
 def test_evolution_goes_further_than_chance_in_the_paper_s_space_within_a_budget(seed: int) -> None:
     accuracy, _ = separable(glit(), seed)
     settings = {"population": 20, "generations": 10, "num_parents": 5, "num_mutation": 10, "num_crossover": 10}
-    evolved, drawn = (run(search(glit(), MIDDLE, seed=seed, **settings), accuracy) for search in SEARCHES.values())
+    searches = (search(glit(), MIDDLE, seed=seed, **settings) for search in (Evolution, RandomSearch))
+    evolved, drawn = (run(search, accuracy) for search in searches)
     assert evolved.best.accuracy > drawn.best.accuracy + 1
     assert all(1.3e9 <= count_macs(c.spec) <= 1.4e9 for search in (evolved, drawn) for c in search.candidates)
 
@@ -241,6 +242,51 @@ def test_a_stage_starts_from_the_winner_of_the_one_before(method: type[Search]) 
     search = method(space.stage_two(winner), MIDDLE, initial=[winner, winner], **SMALL)
     assert search.ask()[0] == winner
     assert [candidate.origin for candidate in search.candidates] == ["initial"] + ["random"] * 7
+
+
+@methods
+def test_every_method_searches_networks_of_several_widths_and_depths(method: type[Search]) -> None:
+    costs = sorted(map(count_params, AUTOFORMER))
+    budget = params_budget(costs[10], costs[-10])
+    search = run(method(AUTOFORMER, [budget], seed=3, **SMALL), count_params)
+    specs = [candidate.spec for candidate in search.candidates]
+    assert len(set(specs)) == len(specs) == 32
+    assert all(spec in AUTOFORMER and budget.admits(count_params(spec)) for spec in specs)
+    assert len({(spec.embed_dim, spec.depth) for spec in specs}) == 4
+    assert method.from_state(json.loads(json.dumps(search.state_dict())), AUTOFORMER, [budget]).best == search.best
+
+
+def test_a_method_of_ones_own_is_a_module_and_a_name() -> None:
+    assert METHODS[f"{__name__}:Climb"] is Climb
+    search = run(METHODS[f"{__name__}:Climb"](TIED, **SMALL), count_macs)
+    assert {candidate.origin for candidate in search.candidates} == {"random", "step"}
+    for name, message in (
+        (
+            "climb",
+            "unknown search method 'climb'; known: hierarchical, spos, random, evolution, autoformer, or module:N",
+        ),
+        (f"{__name__}:Idle", f"search method '{__name__}:Idle' lacks propose"),
+        (f"{__name__}:SMALL", f"search method '{__name__}:SMALL' must be a Search, got dict"),
+        (f"{__name__}:Nothing", f"search method '{__name__}:Nothing': {__name__} has no 'Nothing'"),
+        ("no_module:Climb", "search method 'no_module:Climb': there is no module 'no_module'"),
+    ):
+        with pytest.raises(SearchError) as error:
+            METHODS[name]
+        assert str(error.value).startswith(message)
+
+
+class Climb(Search):
+    """Changes the best network a little."""
+
+    def propose(self) -> None:
+        if self.best is not None:
+            best = self.best.spec
+            self.add_children("step", self.config.num_mutation, lambda: self.space.mutate(best, 0.2, self.rng))
+        self.add_random()
+
+
+class Idle(Search):
+    """Has no `propose`."""
 
 
 def test_an_initial_network_must_be_a_member_within_the_budgets() -> None:

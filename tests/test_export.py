@@ -15,9 +15,9 @@ import pytest
 import timm
 import torch
 from exported import CLASSES, deit, difference, exported, searched_glit, small_glit
-from glit_models.export import ExportInfo, OnnxClassifier, Pictures, export_onnx, verify
+from glit_models.export import ExportInfo, ImageSource, OnnxClassifier, export_onnx, verify
 from glit_models.export.form import ExportForm
-from glit_models.export.pictures import generated_pictures, prepare
+from glit_models.export.images import generated_images, prepare
 from glit_models.export.preprocessing import preprocessing_model
 from glit_models.export.sessions import open_session
 from PIL import Image
@@ -25,10 +25,10 @@ from specs import TINY48
 from weight_folders import CLASSES as NAMES
 from weight_folders import small_model
 
-from glit_models.checkpoint import sha256_of
 from glit_models.cli import main
 from glit_models.errors import GlitError
-from glit_models.folders import save_folder
+from glit_models.weights.files import sha256_of
+from glit_models.weights.folder import save_folder
 
 FASHION_MNIST = str(Path(__file__).parent / "fixtures" / "fashion-mnist")
 TOLERANCE = 1e-4
@@ -205,7 +205,7 @@ def test_a_file_that_prepares_pictures_gives_what_timms_transform_and_the_model_
     assert artifact.agreement.levels is not None
     assert artifact.agreement.levels <= 1.0
     classifier, plain = OnnxClassifier(artifact.path), OnnxClassifier(exported().path)
-    pictures = generated_pictures(6, (50, 40), seed=1)
+    pictures = generated_images(6, (50, 40), seed=1)
     np.testing.assert_allclose(classifier.probabilities(pictures), plain.probabilities(pictures), atol=2e-3)
     arrays = np.stack([np.asarray(pictures[0])] * 3)
     assert classifier.logits(arrays).shape == (3, 5)
@@ -257,12 +257,12 @@ def test_the_report_stands_beside_the_file(tmp_path: Path) -> None:
         small_glit(num_classes=10),
         tmp_path / "model.onnx",
         verify=30,
-        pictures=Pictures("fashion-mnist", FASHION_MNIST),
+        images=ImageSource("fashion-mnist", FASHION_MNIST),
     )
     report = json.loads((tmp_path / "model.onnx.json").read_text())
     assert report["verified"] is True
     found = report["agreement"]
-    assert (found["pictures"], found["origin"]) == (30, "fashion-mnist test")
+    assert (found["num_images"], found["origin"]) == (30, "fashion-mnist test")
     assert found["max_abs"] <= TOLERANCE
     assert found["accuracy"] == found["torch_accuracy"]
     assert artifact.agreement is not None
@@ -310,7 +310,7 @@ def test_the_command_says_what_it_chose_and_found(
     arguments = ["export", str(folder), "--out", str(path), "--batch", "2", "--image-size", "64,32", "--preprocess"]
     assert main([*arguments, "--data", "fashion-mnist", "--root", FASHION_MNIST, "--verify", "10"]) == 0
     out = capsys.readouterr().out
-    for part in (str(path), "opset 23", "10 pictures (fashion-mnist test) by CPUExecutionProvider", "100.00 %"):
+    for part in (str(path), "opset 23", "10 images (fashion-mnist test) by CPUExecutionProvider", "100.00 %"):
         assert part in out
     assert OnnxClassifier(path).info.input_size == (3, 64, 32)
 
@@ -342,9 +342,9 @@ def test_bad_input_is_one_line_and_writes_nothing(
         "--batch must be 'dynamic' or a number": [str(folder), "--out", "x.onnx", "--batch", "0"],
         "--image-size must be HEIGHT,WIDTH": [str(folder), "--out", "x.onnx", "--image-size", "big"],
         "img_size must be a multiple of patch_size=16": [str(folder), "--out", "x.onnx", "--image-size", "30,32"],
-        "verify must be 0 or more pictures": [str(folder), "--out", "x.onnx", "--verify", "-1"],
-        "int8 needs pictures to calibrate with": [str(folder), "--out", "x.onnx", "--precision", "int8"],
-        "--calibration and --dynamic-int8 exclude each other": [
+        "verify must be 0 or more images": [str(folder), "--out", "x.onnx", "--verify", "-1"],
+        "int8 needs images to calibrate with": [str(folder), "--out", "x.onnx", "--precision", "int8"],
+        "calibration and dynamic_int8 exclude each other": [
             *(str(folder), "--out", "x.onnx", "--precision", "int8", "--calibration", "empty", "--dynamic-int8")
         ],
         "calibration is for int8, not for fp32": [str(folder), "--out", "x.onnx", "--calibration", "empty"],
@@ -393,7 +393,7 @@ def test_models_that_cannot_be_exported_are_refused_with_the_reason(tmp_path: Pa
         broken.head.weight[0, 0] = float("nan")
     random_crop = small_glit(pretrained_cfg_overlay={"interpolation": "lanczos"})
     for model, options, message in (
-        (deit(), {}, "VisionTransformer is no GLiT"),
+        (deit(), {}, "VisionTransformer is not a model of glit_models"),
         (small_glit(num_classes=0), {}, "has no head"),
         (small_glit(global_pool=""), {}, "does not pool its tokens"),
         (broken, {}, "'head.weight' holds values that are not finite"),

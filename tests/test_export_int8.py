@@ -10,9 +10,9 @@ import onnx
 import pytest
 import torch
 from exported import exported, small_glit
-from glit_models.export import OnnxArtifact, OnnxClassifier, Pictures, export_onnx, quantize
+from glit_models.export import ImageSource, OnnxArtifact, OnnxClassifier, export_onnx, quantize
 from glit_models.export.form import ExportForm
-from glit_models.export.pictures import generated_pictures
+from glit_models.export.images import generated_images
 from glit_models.export.sensitivity import measure_sensitivity
 from PIL import Image
 
@@ -20,17 +20,17 @@ from glit_models.errors import DataError
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Pictures:
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> ImageSource:
     folder = tmp_path_factory.mktemp("pictures")
-    for index, picture in enumerate(generated_pictures(40, (40, 40), seed=5)):
+    for index, picture in enumerate(generated_images(40, (40, 40), seed=5)):
         picture.save(folder / f"{index:02d}.png")
-    return Pictures(str(folder))
+    return ImageSource(str(folder))
 
 
 @pytest.fixture(scope="module")
-def static(pictures: Pictures, tmp_path_factory: pytest.TempPathFactory) -> OnnxArtifact:
+def static(pictures: ImageSource, tmp_path_factory: pytest.TempPathFactory) -> OnnxArtifact:
     path = tmp_path_factory.mktemp("int8") / "model.onnx"
-    return export_onnx(small_glit(), path, precision="int8", calibration=pictures, pictures=pictures, verify=40)
+    return export_onnx(small_glit(), path, precision="int8", calibration=pictures, images=pictures, verify=40)
 
 
 def weights(path: Path) -> Counter[int]:
@@ -61,7 +61,7 @@ def test_a_calibrated_file_is_near_pytorch_and_smaller(static: OnnxArtifact) -> 
     assert static.agreement.max_rel < 0.1
     assert static.num_bytes < 0.5 * exported().num_bytes
     assert static.info.precision == "int8"
-    assert any("calibrated on 40 pictures" in note for note in static.notes)
+    assert any("calibrated on 40 images" in note for note in static.notes)
 
 
 def test_batches_stay_dynamic_and_the_checker_passes(static: OnnxArtifact) -> None:
@@ -82,7 +82,7 @@ def test_ranges_may_be_found_at_run_time_without_pictures(tmp_path: Path) -> Non
 
 
 def test_preprocessing_stands_in_front_of_an_int8_network_with_a_fixed_batch(
-    pictures: Pictures, tmp_path: Path
+    pictures: ImageSource, tmp_path: Path
 ) -> None:
     path = tmp_path / "model.onnx"
     artifact = export_onnx(
@@ -91,7 +91,7 @@ def test_preprocessing_stands_in_front_of_an_int8_network_with_a_fixed_batch(
     assert artifact.agreement is not None
     assert artifact.agreement.levels is not None
     assert artifact.agreement.levels <= 1.0
-    assert OnnxClassifier(path).probabilities(generated_pictures(4, (50, 60))).shape == (4, 5)
+    assert OnnxClassifier(path).probabilities(generated_images(4, (50, 60))).shape == (4, 5)
 
 
 def test_sensitivity_finds_the_layer_that_eight_bits_ruin() -> None:
@@ -115,7 +115,7 @@ def test_sensitivity_finds_the_layer_that_eight_bits_ruin() -> None:
 
 
 def test_the_most_sensitive_layers_stay_in_float_until_it_agrees(
-    pictures: Pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pictures: ImageSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(quantize, "ENOUGH", 101.0)  # so that it never does
     monkeypatch.setattr(quantize, "_KEPT", (0, 2))
@@ -131,10 +131,12 @@ def test_the_most_sensitive_layers_stay_in_float_until_it_agrees(
 def test_a_calibration_folder_without_pictures_is_named(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="empty: no pictures in this folder"):
-        export_onnx(small_glit(), tmp_path / "x.onnx", precision="int8", calibration=Pictures(str(tmp_path / "empty")))
+        export_onnx(
+            small_glit(), tmp_path / "x.onnx", precision="int8", calibration=ImageSource(str(tmp_path / "empty"))
+        )
     Image.new("RGB", (8, 8)).save(tmp_path / "one.png")
     (tmp_path / "two.png").write_text("no picture")
     (tmp_path / "empty").rmdir()
     with pytest.raises(DataError, match=r"two.png: not a picture"):
-        export_onnx(small_glit(), tmp_path / "x.onnx", precision="int8", calibration=Pictures(str(tmp_path)))
+        export_onnx(small_glit(), tmp_path / "x.onnx", precision="int8", calibration=ImageSource(str(tmp_path)))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one.png", "two.png"]

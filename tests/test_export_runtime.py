@@ -13,15 +13,15 @@ import torch
 from exported import CLASSES, exported, small_glit
 from glit_models.export import OnnxClassifier, onnx_runner, sessions
 from glit_models.export.binding import Binding
-from glit_models.export.pictures import generated_pictures
+from glit_models.export.images import generated_images
 from PIL import Image
 
-from glit_models import inference
+from glit_models import predict
 from glit_models.cli import main
 from glit_models.errors import DataError, ExportError
-from glit_models.inference import Classifier
+from glit_models.predict import Classifier
 
-PICTURES = Path(inference.__file__).parent / "data" / "pictures"
+PICTURES = Path(predict.__file__).parent / "data" / "pictures"
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def classifier() -> OnnxClassifier:
 
 def test_files_pictures_and_arrays_get_the_probabilities_of_pytorch(classifier: OnnxClassifier) -> None:
     paths = sorted(PICTURES.glob("*.png"))[:3]
-    opened = [inference.open_picture(path) for path in paths]
+    opened = [predict.open_picture(path) for path in paths]
     arrays = [np.asarray(picture) for picture in opened]
     expected = Classifier(small_glit(), torch.device("cpu")).probabilities(opened).numpy()
     for pictures in (paths, [str(path) for path in paths], opened, arrays):
@@ -39,7 +39,7 @@ def test_files_pictures_and_arrays_get_the_probabilities_of_pytorch(classifier: 
 
 
 def test_classes_come_by_name_the_most_probable_first(classifier: OnnxClassifier) -> None:
-    (first, *rest) = classifier.classify(generated_pictures(40, (30, 30)), top_k=3)
+    (first, *rest) = classifier.classify(generated_images(40, (30, 30)), top_k=3)
     assert len(rest) == 39
     names, values = zip(*first, strict=True)
     assert set(names) <= set(CLASSES)
@@ -54,7 +54,7 @@ def test_grey_arrays_are_pictures_too(classifier: OnnxClassifier) -> None:
 
 
 def test_a_file_of_one_channel_sees_grey_pictures() -> None:
-    pictures = generated_pictures(2, (40, 40))
+    pictures = generated_images(2, (40, 40))
     expected = Classifier(small_glit(in_chans=1), torch.device("cpu")).probabilities(pictures).numpy()
     for options in ({}, {"preprocess": True}):
         found = OnnxClassifier(exported("one channel", **options).path).probabilities(pictures)
@@ -76,7 +76,7 @@ def test_threads_may_share_a_classifier(classifier: OnnxClassifier) -> None:
 
 
 def test_half_precision_is_fed_and_read_without_thinking_of_it() -> None:
-    pictures = generated_pictures(2, (40, 40))
+    pictures = generated_images(2, (40, 40))
     half = OnnxClassifier(exported(precision="fp16").path)
     assert half.input_dtype == np.float16
     assert half.logits_of(pictures).dtype == np.float32
@@ -171,7 +171,7 @@ def test_another_shape_or_type_is_named_with_the_right_one(classifier: OnnxClass
             classifier.logits(images)
     with pytest.raises(DataError, match=r"uint8 \[B, h, w, 3\], got uint8 \[1, 8, 8, 4\]"):
         OnnxClassifier(exported(preprocess=True).path).logits(np.zeros((1, 8, 8, 4), np.uint8))
-    with pytest.raises(DataError, match="an array is a picture if it is uint8"):
+    with pytest.raises(DataError, match="an array is an image if it is uint8"):
         classifier.probabilities([np.zeros((8, 8, 3), np.float32)])
     with pytest.raises(DataError, match="not a picture"):
         classifier.probabilities([__file__])

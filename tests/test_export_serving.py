@@ -17,7 +17,7 @@ from PIL import Image
 
 from glit_models.cli import main
 from glit_models.errors import ExportError
-from glit_models.folders import save_folder
+from glit_models.weights.folder import save_folder
 
 DOCS = Path(__file__).resolve().parents[1] / "docs" / "export.md"
 
@@ -100,7 +100,7 @@ def test_what_cannot_be_served_is_refused_and_nothing_written(tmp_path: Path) ->
     for options, message in (
         ({"batch": 4}, "leave the batch dynamic"),
         ({"image_size": "dynamic"}, "images of one size"),
-        ({"name": "a/b"}, "no name for a model"),
+        ({"name": "a/b"}, "not a name for a model"),
         ({"name": "there"}, "there exists; --force replaces it"),
     ):
         with pytest.raises(ExportError, match=message):

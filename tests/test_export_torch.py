@@ -15,7 +15,7 @@ from glit_models.export.program import Program, export_torch
 
 from glit_models.cli import main
 from glit_models.errors import ExportError
-from glit_models.folders import save_folder
+from glit_models.weights.folder import save_folder
 
 
 def test_a_program_gives_the_logits_of_the_model_for_any_batch_without_our_code(tmp_path: Path) -> None:
@@ -60,10 +60,10 @@ def test_the_command_writes_and_reports(tmp_path: Path, capsys: pytest.CaptureFi
     assert json.loads((tmp_path / "model.pt2.json").read_text())["verified"] is True
     for extra, message in (
         ([], "exists; --force replaces it"),
-        (["--force", "--opset", "18"], "--opset is for --format onnx"),
-        (["--force", "--precision", "int8", "--dynamic-int8"], "--dynamic-int8 is for --format onnx"),
-        (["--force", "--precision", "fp8"], "a torch program is of fp32, fp16, bf16"),
-        (["--force", "--serving", "triton"], "are for --format onnx"),
+        (["--force", "--opset", "18"], "--opset is not an option of --format torch, which takes --verify, --data"),
+        (["--force", "--precision", "int8", "--dynamic-int8"], "--dynamic-int8 is not an option of --format torch"),
+        (["--force", "--precision", "fp8"], "precision of a torch program must be one of fp32, fp16, bf16"),
+        (["--force", "--serving", "triton"], "--serving triton and --format torch exclude each other"),
     ):
         assert main(["export", str(tmp_path / "pets"), "--format", "torch", "--out", str(out), *extra]) == 2
         err = capsys.readouterr().err

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shlex
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,11 @@ import torch
 from PIL import Image
 from weight_folders import CLASSES, SPEC
 
-from glit_models import hub
 from glit_models.cli import main
-from glit_models.folders import save_folder
 from glit_models.training import Trainer, finetuning, load_recipe
 from glit_models.training.finetuning import choose_batch_size, choose_epochs, plan, wilson_interval
+from glit_models.weights import resolve
+from glit_models.weights.folder import save_folder
 
 COLOURS = {"blue": (40, 40, 200), "green": (40, 200, 40), "red": (200, 40, 40)}
 CPU = torch.device("cpu")
@@ -102,9 +103,18 @@ def test_the_same_command_goes_on_and_notices_other_pictures(small: str, capsys:
     Image.new("RGB", (64, 64)).save("colours/red/more.jpg")
     assert finetune(*command) == 2
     assert (
-        "runs/colours holds a run of another recipe (limit: 48 -> limit: 49); take another --out"
+        "runs/colours holds a run of another recipe (data.limit: 48 -> 49); choose another folder"
         in capsys.readouterr().err
     )
+
+
+def test_names_of_folders_are_taken_as_they_are(small: str):
+    model = shutil.copytree(small, "runs/run #1: 'a'/model")
+    fill(Path("colours # 2"))
+    recipe = plan("colours # 2", str(model), CPU, {"optim.epochs": 3}).recipe
+    assert recipe.model.name == f"local-dir:{model}"
+    assert (recipe.data.root, recipe.optim.epochs) == ("colours # 2", 3)
+    assert recipe == plan("colours # 2", None, CPU, [f"model.name=local-dir:{model}", "optim.epochs=3"]).recipe
 
 
 @pytest.mark.parametrize("folders", [(), ("train",), ("train", "val")])
@@ -212,7 +222,7 @@ def test_a_model_that_does_not_classify_is_refused(small: str, monkeypatch: pyte
 
 def test_the_default_model_is_the_recipes_and_there():
     assert load_recipe("finetune").model.name == finetuning.DEFAULT
-    assert finetuning.default_model() in hub.registry()
+    assert finetuning.DEFAULT in resolve.registry()
 
 
 @pytest.mark.parametrize(("correct", "count", "low", "high"), [(50, 100, 0.4038, 0.5962), (0, 10, 0.0, 0.2775)])

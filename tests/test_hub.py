@@ -19,11 +19,11 @@ from safetensors.torch import load_file
 from weight_folders import SPEC, create_registered, register, small_folder, small_model
 
 import glit_models
-from glit_models import download, hub, store
 from glit_models.errors import WeightsError
-from glit_models.glit import NAMED_SPECS
-from glit_models.registry import WeightEntry
-from glit_models.verify import verify
+from glit_models.families import named_specs
+from glit_models.weights import download, files, resolve
+from glit_models.weights.registry import WeightEntry, read_registry
+from glit_models.weights.verify import verify
 
 REPO = "somebody/glit-small"
 
@@ -91,25 +91,25 @@ def one_line(error: pytest.ExceptionInfo[WeightsError]) -> str:
 
 
 def test_the_registry_that_ships_is_valid_and_names_no_hub_repository() -> None:
-    assert hub.registry()["glit_tiny.in1k"].params == 7_264_456
-    assert all(entry.repo is None for entry in hub.registry().values())
+    assert resolve.registry()["glit_tiny.in1k"].params == 7_264_456
+    assert all(entry.repo is None for entry in resolve.registry().values())
 
 
 def test_registered_parameters_and_macs_are_those_of_the_named_specs() -> None:
-    for entry in hub.registry().values():
-        spec, (channels, height, width) = NAMED_SPECS[entry.architecture], entry.input_size
+    for entry in resolve.registry().values():
+        spec, (channels, height, width) = named_specs()[entry.architecture], entry.input_size
         assert entry.params == glit_models.count_params(spec, entry.num_classes, (height, width), channels)
         assert entry.macs == glit_models.count_macs(spec, (height, width), entry.num_classes, channels)
 
 
-@pytest.mark.parametrize("name", [entry.name for entry in hub.registry().values() if entry.file])
+@pytest.mark.parametrize("name", [entry.name for entry in resolve.registry().values() if entry.file])
 def test_weights_that_ship_are_what_the_registry_says(name: str) -> None:
     assert [check.agrees for check in verify(name)] == [True, True, True]
-    entry = hub.get_entry(name)
+    entry = resolve.get_entry(name)
     model = timm.create_model(name, pretrained=True)
     assert model.num_classes == entry.num_classes
     assert model.pretrained_cfg["mean"] == entry.mean
-    assert hub.find(entry).stat().st_size < 16 * 2**20
+    assert resolve.find(entry).stat().st_size < 16 * 2**20
 
 
 def test_the_default_of_glit_tiny_has_1000_classes_and_224_pixels() -> None:
@@ -125,9 +125,9 @@ def test_weights_of_another_tag_do_not_become_the_default(
     located = [small | {"file": "x"}, small | {"repo": "a/b", "revision": "0" * 40}]
     names = ["glit_tiny.small", "glit_base.small"]
     added = {name: WeightEntry.from_dict(name, data) for name, data in zip(names, located, strict=True)}
-    for entries in (hub.registry() | added, added | hub.registry()):
-        monkeypatch.setattr(hub, "registry", lambda entries=entries: entries)
-        cfgs = timm.models.generate_default_cfgs(hub.default_cfgs())
+    for entries in (resolve.registry() | added, added | resolve.registry()):
+        monkeypatch.setattr(resolve, "registry", lambda entries=entries: entries)
+        cfgs = timm.models.generate_default_cfgs(resolve.default_cfgs(glit_models.glit.FAMILY))
         assert cfgs["glit_tiny"].default.num_classes == cfgs["glit_base"].default.num_classes == 1000
         assert "small" in cfgs["glit_tiny"].tags
 
@@ -143,6 +143,8 @@ def test_weights_of_another_tag_do_not_become_the_default(
         ({"colour": "red"}, "unknown field 'colour'"),
         ({"license": None}, "lacks the field 'license'"),
         ({"metrics": [{"name": "top-1"}]}, "metrics must be a list of objects"),
+        ({"default": "yes"}, "default must be true or false, got 'yes'"),
+        ({"notice": " "}, "notice must be a text, or absent, got ' '"),
     ],
 )
 def test_an_impossible_registry_entry_is_refused_by_field(
@@ -155,18 +157,47 @@ def test_an_impossible_registry_entry_is_refused_by_field(
     assert "glit_tiny.small" in one_line(error)
 
 
+def test_the_default_weights_of_a_model_are_marked_in_the_registry(
+    saved: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of_glit = (entry for entry in resolve.registry().values() if entry.architecture.startswith("glit_"))
+    assert {entry.name for entry in of_glit if entry.default} == {"glit_tiny.fractal1k", "glit_small", "glit_base"}
+    small = {key: value for key, value in saved.items() if key not in ("name", "sha256")}
+    names = ["glit_tiny.first", "glit_tiny.marked"]
+    entries = {name: WeightEntry.from_dict(name, small | {"default": name.endswith("marked")}) for name in names}
+    monkeypatch.setattr(resolve, "registry", lambda: entries)
+    assert resolve.get_entry("glit_tiny").tag == "marked"
+    assert timm.models.generate_default_cfgs(resolve.default_cfgs())["glit_tiny"].tags[0] == "marked"
+    both = {name: small | {"default": True} for name in names}
+    (tmp_path / "registry.json").write_text(json.dumps(both))
+    with pytest.raises(WeightsError, match=r"glit_tiny.first and glit_tiny.marked are both the default$"):
+        read_registry(tmp_path / "registry.json")
+
+
+def test_what_timm_is_told_of_weights_stands_in_their_entry(
+    saved: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = {key: value for key, value in saved.items() if key not in ("name", "sha256")}
+    more = {"origin_url": "https://example.org"}
+    entries = {"glit_tiny.a": WeightEntry.from_dict("glit_tiny.a", small | more)}
+    monkeypatch.setattr(resolve, "registry", lambda: entries)
+    cfg = resolve.default_cfgs(glit_models.glit.FAMILY)["glit_tiny.a*"]
+    assert {key: cfg[key] for key in more} == more
+    assert resolve.default_cfgs(glit_models.glit.FAMILY)["glit_tiny.a*"]["label_names"] == tuple(saved["class_names"])
+
+
 def test_loading_the_default_weights_says_once_that_their_classes_are_fractals(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    hub._say_what_fractal1k_is.cache_clear()
+    resolve._warn_once.cache_clear()
     for num_classes in (1000, 5):
         timm.create_model("glit_tiny", pretrained=True, num_classes=num_classes)
-    lines = [record.getMessage() for record in caplog.records if record.name == "glit_models.hub"]
+    lines = [record.getMessage() for record in caplog.records if record.name == "glit_models.weights.resolve"]
     assert len(lines) == 1
     assert "glit_tiny.fractal1k: pretrained on fractals" in lines[0]
     assert "not ImageNet's" in lines[0]
     timm.create_model("glit_tiny.fashion_mnist", pretrained=True)
-    assert len([record for record in caplog.records if record.name == "glit_models.hub"]) == 1
+    assert len([record for record in caplog.records if record.name == "glit_models.weights.resolve"]) == 1
 
 
 # ---- weights that are not there ----
@@ -233,7 +264,7 @@ def test_timms_own_copy_of_a_registered_configuration_finds_the_registered_weigh
 
 
 def install(folder: Path) -> Path:
-    target = store.installed_folder("glit_tiny.in1k")
+    target = files.installed_folder("glit_tiny.in1k")
     target.mkdir(parents=True)
     for name, content in files_of(folder).items():
         (target / name).write_bytes(content)
@@ -271,37 +302,27 @@ def test_a_file_is_hashed_again_only_when_its_size_or_time_changed(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     weights = install(folder) / "model.safetensors"
-    first = store.sha256_checked_before(weights)
+    first = files.sha256_checked_before(weights)
     with monkeypatch.context() as patch:
         patch.setattr("hashlib.file_digest", lambda *_: pytest.fail("the file was read again"))
-        assert store.sha256_checked_before(weights) == first
+        assert files.sha256_checked_before(weights) == first
     os.utime(weights, ns=(1, 1))
-    (store.home() / "hashes.json").write_text("damaged")
-    assert store.sha256_checked_before(weights) == first
+    (files.home() / "hashes.json").write_text("damaged")
+    assert files.sha256_checked_before(weights) == first
 
 
 def test_a_store_that_cannot_be_written_only_costs_time(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GLIT_HOME", "/dev/null/store")
-    assert len(store.sha256_checked_before(folder / "model.safetensors")) == 64
+    assert len(files.sha256_checked_before(folder / "model.safetensors")) == 64
 
 
 def test_the_store_follows_glit_home_then_xdg_cache_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    assert store.home() == tmp_path / "home"
+    assert files.home() == tmp_path / "home"
     monkeypatch.delenv("GLIT_HOME")
-    assert store.home() == tmp_path / "cache" / "glit"
+    assert files.home() == tmp_path / "cache" / "glit"
     monkeypatch.delenv("XDG_CACHE_HOME")
-    assert store.home() == Path.home() / ".cache" / "glit"
-
-
-def test_files_are_written_all_or_none(tmp_path: Path) -> None:
-    def fail(path: Path) -> None:
-        path.write_text("half")
-        raise OSError("disk full")
-
-    with pytest.raises(OSError, match="disk full"):
-        store.write_files(tmp_path / "new", {"a": lambda path: path.write_text("a"), "b": fail})
-    assert list(tmp_path.iterdir()) == []
+    assert files.home() == Path.home() / ".cache" / "glit"
 
 
 # ---- shipped ----
@@ -310,9 +331,9 @@ def test_files_are_written_all_or_none(tmp_path: Path) -> None:
 def test_shipped_weights_are_verified_and_come_before_installed_ones(
     folder: Path, saved: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hub, "SHIPPED", folder.parent)
+    monkeypatch.setattr(resolve, "SHIPPED", folder.parent)
     entry = register(monkeypatch, saved, file=f"{folder.name}/model.safetensors")
-    assert hub.where(entry) == "shipped"
+    assert resolve.where(entry) == "shipped"
     assert_is_small(create_registered(), folder)
     register(monkeypatch, saved, file=f"{folder.name}/model.safetensors", sha256="0" * 64)
     with pytest.raises(WeightsError, match=r"refused.*000000000000.*reinstall glit-models") as error:

@@ -10,11 +10,11 @@ import torch
 from PIL import Image
 from weight_folders import CLASSES, small_folder
 
-from glit_models import inference
+from glit_models import predict
 from glit_models.cli import main
 from glit_models.data.fashion_mnist import FashionMNIST
 
-PICTURES = Path(inference.__file__).parent / "data" / "pictures"
+PICTURES = Path(predict.__file__).parent / "data" / "pictures"
 FASHION_MNIST = str(Path(__file__).parent / "fixtures" / "fashion-mnist")
 
 
@@ -50,17 +50,17 @@ def test_a_folder_is_searched_and_every_picture_classified(
 
 
 def test_probabilities_are_those_of_the_plain_model(model: str, pictures: Path):
-    classifier = inference.Classifier(inference.load_model(model), torch.device("cpu"))
-    picture = inference.open_picture(pictures / "b.jpg")
+    classifier = predict.Classifier(predict.load_model(model), torch.device("cpu"))
+    picture = predict.open_picture(pictures / "b.jpg")
     with torch.inference_mode():
-        expected = inference.load_model(model)(classifier.transform(picture).unsqueeze(0)).softmax(-1)
+        expected = predict.load_model(model)(classifier.transform(picture).unsqueeze(0)).softmax(-1)
     torch.testing.assert_close(classifier.probabilities([picture]), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_a_model_sees_pictures_of_the_size_at_which_timm_scores_it():
     net = timm.create_model("test_vit", dynamic_img_size=True)
     net.pretrained_cfg |= {"input_size": (3, 32, 32), "test_input_size": (3, 48, 48), "test_crop_pct": 1.0}
-    classifier = inference.Classifier(net, torch.device("cpu"))
+    classifier = predict.Classifier(net, torch.device("cpu"))
     assert classifier.transform(Image.new("RGB", (60, 50))).shape == (3, 48, 48)
 
 
@@ -140,7 +140,7 @@ def test_eval_counts_what_predict_says(model: str, tmp_path: Path, capsys: pytes
     assert main(["eval", model, "fashion-mnist", "--root", FASHION_MNIST, "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     dataset = FashionMNIST("test", FASHION_MNIST)
-    classifier = inference.Classifier(inference.load_model(model), torch.device("cpu"))
+    classifier = predict.Classifier(predict.load_model(model), torch.device("cpu"))
     guesses = classifier.probabilities(dataset[index][0] for index in range(len(dataset))).argmax(1)
     correct = int((guesses == torch.tensor(dataset.labels.tolist())).sum())
     assert (result["correct"], result["pictures"], result["top1"]) == (correct, 100, correct)
@@ -177,5 +177,5 @@ def test_the_shipped_pictures_are_the_test_sets_own():
     assert sorted(labels.values()) == sorted(2 * list(FashionMNIST.classes))
     for name, label in labels.items():
         picture, number = fixture[int(Path(name).stem.removeprefix("test-"))]
-        assert inference.open_picture(PICTURES / name).tobytes() == picture.tobytes()
+        assert predict.open_picture(PICTURES / name).tobytes() == picture.tobytes()
         assert fixture.classes[number] == label

@@ -18,12 +18,13 @@ from test_hub import assert_is_small, point_client_at
 from weight_folders import CLASSES, FACTS, SPEC, create_registered, register, small_folder, small_model
 
 import glit_models
-from glit_models import checkpoint, hub
 from glit_models.errors import WeightsError
-from glit_models.folders import load_folder, open_folder, save_folder
-from glit_models.publishing import convert, publish, ship
-from glit_models.registry import read_registry
-from glit_models.verify import verify
+from glit_models.glit.checkpoint import to_official
+from glit_models.weights import resolve
+from glit_models.weights.folder import load_folder, open_folder, save_folder
+from glit_models.weights.publish import convert, publish, ship
+from glit_models.weights.registry import read_registry
+from glit_models.weights.verify import verify
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +119,7 @@ def test_a_damaged_folder_is_one_line(tmp_path: Path) -> None:
         return str(error.value)
 
     assert "not valid JSON" in complaint("{")
-    assert "not the configuration of a GLiT" in complaint(json.dumps(config | {"architecture": "resnet18"}))
+    assert "not the configuration of a model of this package" in complaint(json.dumps(config | {"architecture": "resnet18"}))
     assert "cannot build" in complaint(json.dumps(config | {"model_args": config["model_args"] | {"colour": 1}}))
     assert "the model needs (7, 48)" in complaint(json.dumps(config | {"num_classes": 7}))
     (tmp_path / "w" / "config.json").unlink()
@@ -132,7 +133,7 @@ def test_a_damaged_folder_is_one_line(tmp_path: Path) -> None:
 def save_official(path: Path, model: torch.nn.Module) -> Path:
     """A checkpoint as the authors' training script writes it."""
     args = argparse.Namespace(model="glit_tiny", lr=5e-4)
-    torch.save({"model": checkpoint.to_official(model.state_dict()), "args": args}, path)
+    torch.save({"model": to_official(model.state_dict()), "args": args}, path)
     return path
 
 
@@ -141,7 +142,7 @@ def test_the_authors_checkpoint_converts_to_a_folder_with_the_same_logits(tmp_pa
     (tmp_path / "spec.json").write_text(SPEC.to_json())
     settings: dict[str, Any] = {"spec": str(tmp_path / "spec.json"), "num_classes": 10, "img_size": 64}
     pickled = save_official(tmp_path / "official.pth.tar", model)
-    save_file(checkpoint.to_official(model.state_dict()), tmp_path / "official.safetensors")
+    save_file(to_official(model.state_dict()), tmp_path / "official.safetensors")
     image = torch.rand(2, 3, 64, 64)
     for source in (pickled, tmp_path / "official.safetensors"):
         (out,) = convert(source, "glit_tiny", out=tmp_path / source.suffix[1:], **settings)
@@ -158,8 +159,8 @@ def test_convert_install_makes_pretrained_in1k_work(tmp_path: Path) -> None:
     with torch.inference_mode():
         torch.testing.assert_close(loaded(image), model(image), atol=1e-6, rtol=0)
     assert loaded.pretrained_cfg["mean"] == (0.485, 0.456, 0.406)
-    assert hub.get_entry("glit_tiny").tag == "fractal1k"  # what a bare name gives is the same on every machine
-    assert hub.where(hub.get_entry("glit_tiny.in1k")) == "installed"
+    assert resolve.get_entry("glit_tiny").tag == "fractal1k"  # what a bare name gives is the same on every machine
+    assert resolve.where(resolve.get_entry("glit_tiny.in1k")) == "installed"
     publish("glit_tiny.in1k", folder=tmp_path / "card")
     assert "as published: the authors' repository" in (tmp_path / "card" / "README.md").read_text()
     assert agreements("glit_tiny.in1k") == ALL_AGREE
@@ -265,7 +266,7 @@ def test_shipping_adds_a_verified_entry_of_a_named_architecture_to_the_package(
 ) -> None:
     package = tmp_path / "weights"
     package.mkdir()
-    (package / "registry.json").write_bytes((hub.SHIPPED / "registry.json").read_bytes())
+    (package / "registry.json").write_bytes((resolve.SHIPPED / "registry.json").read_bytes())
     with pytest.raises(WeightsError, match="only the named architectures"):
         ship(str(folder), "glit_tiny.small", package=package)
     model = timm.create_model("glit_tiny", num_classes=10, img_size=64)
@@ -275,8 +276,8 @@ def test_shipping_adds_a_verified_entry_of_a_named_architecture_to_the_package(
     entry = read_registry(package / "registry.json")["glit_tiny.trained"]
     assert (entry.file, entry.input_size) == ("glit_tiny.trained/model.safetensors", (3, 64, 64))
     assert entry.params == glit_models.count_params(glit_models.GLIT_TINY, 10, 64)
-    monkeypatch.setattr(hub, "SHIPPED", package)
-    monkeypatch.setattr(hub, "registry", lambda: {entry.name: entry})
+    monkeypatch.setattr(resolve, "SHIPPED", package)
+    monkeypatch.setattr(resolve, "registry", lambda: {entry.name: entry})
     assert agreements("glit_tiny.trained") == ALL_AGREE
     # With the registry entry, publishing these to the Hub would say what to add.
     assert publish("glit_tiny.trained", folder=tmp_path / "out").entry is not None

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from glit_models import hub
+from glit_models.weights import resolve
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
@@ -26,7 +26,7 @@ def test_a_block_of_the_readme_runs_as_it_stands(
 
 
 def test_the_readme_states_the_registrys_own_figures():
-    entry = hub.registry()["glit_tiny.fashion_mnist"]
+    entry = resolve.registry()["glit_tiny.fashion_mnist"]
     score = next(metric.value for metric in entry.metrics if metric.source.startswith("glit eval"))
     assert f"{entry.params:,}" in README
     assert f"{score:.2f} % on Fashion-MNIST" in README

@@ -14,8 +14,9 @@ from torch import Tensor
 
 import glit_models
 from glit_models import GLiT
-from glit_models.checkpoint import read_state_dict, to_official
 from glit_models.errors import WeightsError
+from glit_models.glit.checkpoint import to_official
+from glit_models.weights.files import read_state_dict
 
 FIXTURES = Path(__file__).parent / "fixtures"
 TASK = {"spec": TINY48, "img_size": 64, "num_classes": 10}
@@ -34,7 +35,8 @@ def reference() -> dict[str, Tensor]:
 
 
 def assert_agrees(actual: Tensor, expected: Tensor) -> None:
-    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
+    # Activations reach 18, where processors differ by more than 1e-5 in single values of float32.
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=max(1e-5, 1e-6 * float(expected.abs().max())))
 
 
 def assert_is_official_model(model: GLiT, reference: dict[str, Tensor]) -> None:

@@ -29,10 +29,9 @@ from glit_models.search import (
 from glit_models.search.recipe import SearchRecipe
 from safetensors.torch import load_file
 
-from glit_models import GLiT, cli
-from glit_models.errors import RecipeError, SearchError, TrainingError
-from glit_models.spec import GLiTSpec
-from glit_models.training.checkpoints import lock_folder
+from glit_models import GLiT, GLiTSpec, cli
+from glit_models.errors import RecipeError, RunError, SearchError
+from glit_models.runs.lock import lock_folder
 from glit_models.training.feed import open_data
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -270,7 +269,7 @@ def test_sigterm_and_the_clock_leave_with_a_line_and_the_search_goes_on(
         stops += 1
     assert stops > 1
     _same_end(tmp_path, finished)
-    assert "stopped by --max-minutes 0.02; the same command goes on from here" in capsys.readouterr().err
+    assert "stopped by the limit of 0.02 minutes; the same command goes on from here" in capsys.readouterr().err
 
 
 def _start(out: Path, processes: int) -> None:
@@ -336,7 +335,7 @@ def test_no_readable_state_is_an_error_not_a_new_start(finished: Path, tmp_path:
     _until_evolved(finished, out)
     for name in ("evolution.json", "evolution.previous.json"):
         (out / "stage2" / name).write_text("{}")
-    with pytest.raises(SearchError, match=r"evolution.previous.json: no readable state is left; delete it"):
+    with pytest.raises(RunError, match=r"evolution.previous.json: no readable state is left; delete it"):
         _search(out)
 
 
@@ -429,7 +428,7 @@ def test_what_cannot_be_is_one_line_with_status_2(
 
 def test_another_searchs_folder_is_refused_and_the_keys_named(finished: Path):
     with pytest.raises(
-        SearchError, match=r"holds a search of another recipe \(evolution.generations: 3 -> 4\); take another --out"
+        RecipeError, match=r"holds a run of another recipe \(evolution.generations: 3 -> 4\); choose another folder$"
     ):
         SearchRun(_recipe("evolution.generations=4"), finished, device="cpu")
 
@@ -441,7 +440,7 @@ def test_a_folder_whose_recipe_lacks_a_key_of_today_has_its_default(finished: Pa
     del recipe["latency"], recipe["evaluation"]["early_stop_risk"]
     (out / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     assert _search(out)["seed"] == 0
-    with pytest.raises(SearchError, match=r"\(latency.threads: 1 -> 2\)"):
+    with pytest.raises(RecipeError, match=r"\(latency.threads: 1 -> 2\)"):
         SearchRun(_recipe("latency.threads=2"), out, device="cpu")
 
 
@@ -483,7 +482,7 @@ def test_a_space_whose_file_has_changed_is_refused(finished: Path, tmp_path: Pat
 
 
 def test_a_search_in_use_by_another_process_is_refused(tmp_path: Path):
-    with lock_folder(tmp_path), pytest.raises(TrainingError, match="is in use by another process"):
+    with lock_folder(tmp_path), pytest.raises(RunError, match="is in use by another process"):
         SearchRun(_recipe(), tmp_path, device="cpu").run()
 
 

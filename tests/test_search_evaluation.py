@@ -5,13 +5,14 @@ import random
 import numpy as np
 import pytest
 import torch
-from glit_models.search import Supernet, glit
-from glit_models.search.evaluate import Evaluator, Images, Score, may_reach
+from glit_models.search import SearchSpace, Supernet, glit
+from glit_models.search.evaluate import Evaluator, Images, Score, may_reach, prefixes_of
 from glit_models.search.supernet import SHARINGS, Sharing
 from torch.optim.swa_utils import update_bn
 
+from glit_models import Spec
 from glit_models.errors import SearchError
-from glit_models.spec import GLiTSpec
+from tests.spaces import AUTOFORMER, LOCAL
 
 SPACE = glit(24, 3, 4, patch_size=8, kernel_sizes=(3, 5), expand_ratios=(1, 2), qkv_ratios=(0.5, 1), mlp_ratios=(1, 2))
 CLASSES, BATCH, BATCHES = 4, 24, 6
@@ -29,22 +30,22 @@ def _images(seed: int, count: int) -> Images:
 CALIBRATION, SEARCH_SET = _images(0, 3), _images(1, BATCHES)
 
 
-def _evaluator(sharing: Sharing = "entangled", **settings: float) -> Evaluator:
+def _evaluator(sharing: Sharing = "entangled", space: SearchSpace = SPACE, **settings: float) -> Evaluator:
     torch.manual_seed(0)
-    supernet = Supernet(SPACE, sharing, img_size=32, num_classes=CLASSES)
+    supernet = Supernet(space, sharing, img_size=32, num_classes=CLASSES)
     for parameter in supernet.parameters():
         torch.nn.init.normal_(parameter, 0, 0.3)
     return Evaluator(supernet, CALIBRATION, SEARCH_SET, **settings)  # type: ignore[arg-type]
 
 
-def _population(seed: int = 0) -> list[GLiTSpec]:
+def _population(seed: int = 0, space: SearchSpace = SPACE) -> list[Spec]:
     rng = random.Random(seed)
-    parents = [SPACE.sample(rng) for _ in range(4)]
-    children = [SPACE.mutate(parents[rng.randrange(4)], 0.1, rng) for _ in range(16)]
+    parents = [space.sample(rng) for _ in range(4)]
+    children = [space.mutate(parents[rng.randrange(4)], 0.1, rng) for _ in range(16)]
     return list(dict.fromkeys([*parents, *children]))
 
 
-def _same(ours: dict[GLiTSpec, Score], theirs: dict[GLiTSpec, Score]) -> bool:
+def _same(ours: dict[Spec, Score], theirs: dict[Spec, Score]) -> bool:
     return ours.keys() == theirs.keys() and all(
         ours[spec].accuracy == theirs[spec].accuracy and np.array_equal(ours[spec].correct, theirs[spec].correct)
         for spec in ours
@@ -61,6 +62,22 @@ def test_a_population_scores_bit_for_bit_as_its_networks_do_one_by_one(sharing: 
     assert len({score.accuracy for score in scores.values()}) > 2  # there is something to tell apart
 
 
+@pytest.mark.parametrize("space", [AUTOFORMER, LOCAL], ids=["several widths and depths", "three local parts"])
+def test_networks_of_all_kinds_score_as_they_do_one_by_one(space: SearchSpace):
+    shared, alone = _evaluator(space=space), _evaluator(space=space, share=False)
+    population = _population(space=space)
+    scores = shared.evaluate(population)
+    assert _same(scores, alone.evaluate(population))
+    assert shared.block_images < 0.9 * alone.block_images
+    for spec in population[:4]:
+        model = shared.supernet.extract(spec)
+        update_bn([images for images, _ in CALIBRATION.batches()], model)
+        model.eval()
+        with torch.inference_mode():
+            right = [(model(images).argmax(1) == labels).numpy() for images, labels in SEARCH_SET.batches()]
+        assert np.array_equal(np.concatenate(right), scores[spec].correct)
+
+
 def test_the_statistics_and_the_score_are_those_of_torchs_own_recomputation():
     evaluator = _evaluator()
     scores = evaluator.evaluate(_population())
@@ -73,7 +90,7 @@ def test_the_statistics_and_the_score_are_those_of_torchs_own_recomputation():
         assert np.array_equal(np.concatenate(right), scores[spec].correct)
         for name, tensor in model.named_buffers():
             _, block, rest = name.split(".", 2)
-            assert torch.equal(tensor, evaluator._statistics[spec.blocks[: int(block) + 1]][rest])
+            assert torch.equal(tensor, evaluator._statistics[prefixes_of(spec)[int(block)]][rest])
 
 
 def test_what_is_kept_from_one_generation_to_the_next_changes_no_score():

@@ -8,30 +8,34 @@ import subprocess
 import sys
 from pathlib import Path
 
-import glit_models.search
 import pytest
 import yaml
 from glit_models.search import (
     NAMED_SPACES,
     BlockChoices,
-    LowLevel,
     SearchSpace,
+    autoformer_base,
+    autoformer_small,
+    autoformer_tiny,
     extremes,
     glit,
     glit_released,
     global_only,
     load_space,
 )
-from glit_models.search.choices import GENES
-from spaces import PRODUCT, SCATTERED, SMALL_SPACES, TIED, chi_square, random_space
+from spaces import AUTOFORMER, LOCAL, PRODUCT, SCATTERED, SMALL_SPACES, TIED, chi_square, random_space
 from specs import random_spec
 
-import glit_models
-from glit_models import GLIT_BASE, GLIT_SMALL, GLIT_TINY, BlockSpec, GLiTSpec, count_macs
+from glit_models import GLIT_BASE, GLIT_SMALL, GLIT_TINY, BlockSpec, GLiTSpec, count_macs, count_params
 from glit_models.errors import GlitError, SearchError
 
 RANDOM_SPACES = [random_space(random.Random(seed)) for seed in range(20)]
-SPACES = [*SMALL_SPACES.values(), *RANDOM_SPACES, *(space() for space in NAMED_SPACES.values())]
+NAMED = [space() for name, space in NAMED_SPACES.items() if name != "autoformer"]  # which has no defaults
+GLIT_SPACES = [*SMALL_SPACES.values(), *RANDOM_SPACES, *(space for space in NAMED if space.family == "glit")]
+SPACES = [*GLIT_SPACES, LOCAL, AUTOFORMER, *(space for space in NAMED if space.family != "glit")]
+
+
+GENES = ("num_global_heads", "kernel_size", "expand_ratio", "qkv_ratio", "mlp_ratio")
 
 
 def genes(block: BlockSpec) -> dict[str, float]:
@@ -53,12 +57,7 @@ def test_sizes_are_what_counting_gives(space: SearchSpace) -> None:
     members = list(space)
     assert len(members) == len(set(members)) == space.size
     combinations = [
-        sum(
-            math.prod(max(len(values), 1) for values in (p.mlp_ratios, p.qkv_ratios, p.kernel_sizes, p.expand_ratios))
-            * len(p.num_global_heads)
-            for p in choices
-        )
-        for choices in space.blocks
+        sum(math.prod(max(len(values), 1) for values in p.values.values()) for p in choices) for choices in space.blocks
     ]
     assert space.raw_size == math.prod(combinations)
     assert [sum(space.counts(block)) for block in range(space.depth)] == combinations
@@ -133,7 +132,7 @@ def test_each_combination_of_choices_is_drawn_as_often_as_any_other(space: Searc
     rng = random.Random(2)
     weights = {
         spec: math.prod(
-            sum(block == spec.blocks[i] for product in choices for block in product.expand(space.num_heads))
+            sum(block == spec.blocks[i] for product in choices for block in product.expand(GLiTSpec, space.network))
             for i, choices in enumerate(space.blocks)
         )
         for spec in space
@@ -176,25 +175,14 @@ for accuracy in range(12):
     search.tell(spec, accuracy % 5)
     print(spec.to_json(None))
 """
-# Packages without their __init__.py, which for the zoo imports torch.
-WITHOUT_TORCH = """
-import sys, types
-sys.modules["torch"] = sys.modules["timm"] = None
-for name, folder in {folders!r}.items():
-    sys.modules[name] = types.ModuleType(name)
-    sys.modules[name].__path__ = [folder]
-"""
 
 
-def test_searches_are_the_same_in_every_process_and_need_no_torch(capsys: pytest.CaptureFixture[str]) -> None:
+def test_searches_are_the_same_in_every_process(capsys: pytest.CaptureFixture[str]) -> None:
     exec(PROGRAM, {})
     here = capsys.readouterr().out
-    folders = {module.__name__: module.__path__[0] for module in (glit_models, glit_models.search)}
-    for seed in ("1", "2"):
-        command = [sys.executable, "-c", WITHOUT_TORCH.format(folders=folders) + PROGRAM]
-        environment = {**os.environ, "PYTHONHASHSEED": seed}
-        done = subprocess.run(command, env=environment, capture_output=True, text=True)
-        assert done.stdout == here, done.stderr
+    environment = {**os.environ, "PYTHONHASHSEED": "1"}
+    done = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True)
+    assert done.stdout == here, done.stderr
 
 
 @pytest.mark.parametrize("space", SPACES)
@@ -202,7 +190,8 @@ def test_every_draw_mutation_crossover_and_neighbour_is_a_member(space: SearchSp
     rng = random.Random(4)
     for _ in range(5):
         a, b = space.sample(rng), space.sample(rng, "members")
-        children = [space.mutate(a, prob, rng) for prob in (0.1, 0.5, 1)] + [space.crossover(a, b, rng)]
+        children = [space.mutate(a, prob, rng) for prob in (0.1, 0.5, 1)]
+        children += [space.crossover(a, b, rng)] if a.depth == b.depth else []
         neighbours = list(itertools.islice(space.neighbours(a), 50))
         assert all(spec in space for spec in (a, b, *children, *neighbours))
         assert a not in neighbours
@@ -277,15 +266,15 @@ def test_the_first_stage_searches_only_the_distribution_of_heads() -> None:
     assert {tuple(genes(block).items())[1:] for block in stage.options(0) if block.num_global_heads == 1} == {
         (("kernel_size", 31), ("expand_ratio", 4), ("qkv_ratio", 1), ("mlp_ratio", 4))
     }
-    fixed = LowLevel(kernel_size=17, expand_ratio=1, qkv_ratio=0.5, mlp_ratio=6)
-    assert BlockSpec(2, 1, 6, 0.5, 17, 1) in glit().stage_one(fixed).options(0)
+    fixed = {"kernel_size": 17, "expand_ratio": 1, "qkv_ratio": 0.5, "mlp_ratio": 6}
+    assert BlockSpec(2, 1, 6, 0.5, 17, 1) in glit().stage_one(**fixed).options(0)
     assert glit_released().stage_one().size == 4**12
 
 
 def test_the_first_stage_can_meet_the_paper_s_budget_with_its_defaults_and_with_no_other_expansion() -> None:
     reach = {}
     for expand_ratio in (1, 2, 4):
-        stage = glit().stage_one(LowLevel(expand_ratio=expand_ratio))
+        stage = glit().stage_one(expand_ratio=expand_ratio)
         reach[expand_ratio] = [count_macs(spec) for spec in extremes(stage, count_macs)]
     assert reach[1][1] <= reach[2][1] < 1.3e9
     assert reach[4][0] < 1.3e9 < 1.4e9 < reach[4][1]
@@ -295,7 +284,7 @@ def test_the_second_stage_searches_all_else_and_holds_the_first_one_s_winner() -
     rng = random.Random(8)
     for space in (glit(), glit_released(), *RANDOM_SPACES):
         try:
-            stage_one = space.stage_one(LowLevel(kernel_size=31, expand_ratio=2, qkv_ratio=1, mlp_ratio=4))
+            stage_one = space.stage_one(kernel_size=31, expand_ratio=2, qkv_ratio=1, mlp_ratio=4)
         except SearchError:
             continue
         winner = stage_one.sample(rng)
@@ -317,13 +306,13 @@ def test_a_stage_that_the_space_does_not_allow_is_refused() -> None:
         "the first stage's fixed values give blocks[0] {'num_global_heads': 0, 'num_local_heads': 3, 'mlp_ratio': 4, "
         "'kernel_size': 31, 'expand_ratio': 4}, which is none of its options"
     )
-    with pytest.raises(SearchError, match=r"^blocks\[1\] has no option left with num_global_heads \[0\]$"):
+    with pytest.raises(SearchError, match=r"^blocks\[1\] has no option left with num_global_heads \[0\], local_parts"):
         global_only().stage_two(GLIT_TINY)
     with pytest.raises(SearchError, match=r"^depth must be the space's 2, got 12$"):
         PRODUCT.stage_two(GLIT_TINY)
 
 
-@pytest.mark.parametrize("space", SPACES)
+@pytest.mark.parametrize("space", [*GLIT_SPACES, LOCAL])
 def test_restricting_keeps_exactly_the_members_with_the_allowed_values(space: SearchSpace) -> None:
     rng = random.Random(9)
     allowed = {f: rng.sample([1, 2, 4, 31], 3) for f in ("mlp_ratios", "qkv_ratios", "kernel_sizes", "expand_ratios")}
@@ -386,11 +375,11 @@ def space_dict(**block: object) -> dict[str, object]:
                                 "0.3 * 48 is 14.4"),
         ({"kernel_sizes": [3, 4]}, "blocks[3].choices[0]: kernel_size must be odd and positive, got 4"),
         ({"kernel_sizes": None}, "blocks[3].choices[0]: kernel_size must be odd and positive, got None"),
-        ({"kernel_sizes": [[3]]}, "blocks[3].choices[0].kernel_sizes must be numbers, got [[3]]"),
-        ({"num_global_heads": [4]}, "blocks[3].choices[0].num_global_heads must be integers from 0 to num_heads=3, "
+        ({"kernel_sizes": [[3]]}, "blocks[3].choices[0].kernel_sizes must be numbers or names, got [[3]]"),
+        ({"num_global_heads": [4]}, "blocks[3].choices[0]: num_global_heads must be an integer from 0 to num_heads=3, "
                                     "got 4"),
-        ({"num_global_heads": [True]}, "blocks[3].choices[0].num_global_heads must be integers from 0 to num_heads=3, "
-                                       "got True"),
+        ({"num_global_heads": [True]},
+         "blocks[3].choices[0]: num_global_heads must be an integer from 0 to num_heads=3, got True"),
     ],
 )  # fmt: skip
 def test_an_impossible_choice_is_named_with_place_value_and_bound(block: dict[str, object], message: str) -> None:
@@ -458,5 +447,109 @@ def test_spaces_are_values() -> None:
     assert glit() == glit()
     assert hash(glit()) == hash(glit())
     assert glit(depth=3) != glit(depth=4)
-    assert BlockChoices([0], [4], [], [3], [1]) == BlockChoices((0,), (4,), (), (3,), (1,))
+    assert BlockChoices(mlp_ratios=[4], num_heads=[3]) == BlockChoices(num_heads=(3,), mlp_ratios=(4,), head_dims=())
     assert SCATTERED != TIED
+
+
+# ---- several widths and depths, several local parts ----
+
+
+def test_spaces_of_autoformer_have_the_published_sizes_and_extremes() -> None:
+    assert autoformer_tiny(mlp_ratios=(3.5, 4)).size == autoformer_tiny(mlp_ratios=(3.5, 4)).raw_size
+    assert f"{autoformer_tiny(mlp_ratios=(3.5, 4)).size:.3g} {autoformer_tiny().size:.3g}" == "1.06e+09 2.81e+11"
+    assert f"{autoformer_small().size:.3g} {autoformer_base().size:.3g}" == "7.71e+13 6.25e+15"
+    for space, counts in (
+        (autoformer_tiny(mlp_ratios=(3.5, 4)), [5_366_056, 10_517_272]),
+        (autoformer_small(), [13_057_320, 34_790_440]),
+        (autoformer_base(), [39_792_856, 76_882_264]),
+    ):
+        assert [count_params(spec) for spec in extremes(space, count_params)] == counts
+
+
+def test_a_space_of_several_widths_and_depths_holds_each_of_them() -> None:
+    members = list(AUTOFORMER)
+    assert len(set(members)) == len(members) == AUTOFORMER.size == 2 * (4**2 + 4**3)
+    assert {(spec.embed_dim, spec.depth) for spec in members} == {(24, 2), (24, 3), (32, 2), (32, 3)}
+    neighbours = list(AUTOFORMER.neighbours(members[0]))
+    assert len(set(neighbours)) == len(neighbours) == 2 * 2 + 1 + 4  # a gene of a block, the width, a block more
+    assert members[0] not in neighbours
+
+
+def test_draws_take_each_width_and_depth_equally_often_or_each_member() -> None:
+    rng, members = random.Random(0), list(AUTOFORMER)
+    by_choice = {spec: 4.0 ** (3 - spec.depth) for spec in members}
+    assert abs(chi_square(lambda: AUTOFORMER.sample(rng), by_choice, 4000)) < 3
+    assert abs(chi_square(lambda: AUTOFORMER.sample(rng, "members"), dict.fromkeys(members, 1), 4000)) < 3
+
+
+def test_a_new_depth_cuts_blocks_off_or_adds_random_ones() -> None:
+    rng = random.Random(1)
+    for _ in range(20):
+        spec = AUTOFORMER.sample(rng)
+        other = AUTOFORMER.mutate(spec, 0.0, rng, depth_prob=1.0)
+        assert other.depth == 5 - spec.depth
+        assert other.blocks[:2] == spec.blocks[:2]
+        assert other.embed_dim == spec.embed_dim
+        assert AUTOFORMER.mutate(spec, 0.0, rng, width_prob=1.0, depth_prob=0.0).embed_dim == 56 - spec.embed_dim
+    again = [AUTOFORMER.mutate(spec, 1.0, rng, redraw=True).embed_dim for _ in range(200)]
+    assert 60 < again.count(spec.embed_dim) < 140
+
+
+def test_parents_of_other_depths_have_no_child() -> None:
+    short, long = AUTOFORMER.restrict(depth=(2,)), AUTOFORMER.restrict(depth=(3,))
+    rng = random.Random(2)
+    with pytest.raises(SearchError, match="^parents must be of equal depth, got 2 and 3$"):
+        AUTOFORMER.crossover(short.sample(rng), long.sample(rng), rng)
+
+
+def test_local_parts_are_a_gene_and_only_their_own_sizes_count() -> None:
+    by_part = {"local_conv": 2 * 2, "local_conv2d": 2 * 2, "window_attention": 2}
+    mixed = sum(by_part.values()) * 2  # times the ratios of the feed-forward network
+    assert len(LOCAL.options(0)) == mixed + 2 * mixed + 2
+    rng = random.Random(3)
+    spec = LOCAL.sample(rng)
+    for other in LOCAL.neighbours(spec):
+        changed = [i for i in range(2) if other.blocks[i] != spec.blocks[i]]
+        assert len(changed) == 1
+    kept = LOCAL.restrict(local_parts=("window_attention",))
+    assert {block.local_part for block in kept.options(0) if block.num_local_heads} == {"window_attention"}
+    without = LOCAL.restrict(window_sizes=())
+    assert {block.local_part for block in without.options(0) if block.num_local_heads} == {"local_conv", "local_conv2d"}
+    second = LOCAL.stage_two(spec)
+    assert spec in second
+    assert {(b.num_global_heads, b.local_part) for b in second.options(0)} == {
+        (spec.blocks[0].num_global_heads, spec.blocks[0].local_part)
+    }
+
+
+def test_the_first_stage_must_hold_the_sizes_of_all_local_parts() -> None:
+    with pytest.raises(SearchError, match=r"^fixed.window_size is missing: the first stage must hold it$"):
+        LOCAL.stage_one(kernel_size=3, expand_ratio=1, mlp_ratio=1)
+    stage = LOCAL.stage_one(kernel_size=3, expand_ratio=1, mlp_ratio=1, window_size=5)
+    assert len(stage.options(0)) == 3 * 3 + 1
+    with pytest.raises(SearchError, match=r"^networks of autoformer are searched in one stage; take another method"):
+        AUTOFORMER.stage_one()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"family": "resnet"}, "unknown family 'resnet'; known: glit, autoformer"),
+        ({"depth": [2, 4]}, "blocks must describe depth=4 blocks, got 3"),
+        ({"depth": [3, 3]}, "depth must be one value or several different ones, got [3, 3]"),
+        ({"embed_dim": []}, "embed_dim must be one value or several different ones, got []"),
+        ({"embed_dim": [24, "32"]}, "embed_dim must be an integer of at least 1, got '32'"),
+        ({"head_dims": 3}, "unknown key head_dims; did you mean head_dim?"),
+        ({"head_dim": 0}, "head_dim must be an integer of at least 1, got 0"),
+        ({"blocks": [{"repeat": 3, "choices": [{"mlp_ratios": [1]}]}]}, "blocks[0].choices[0].num_heads is missing"),
+        ({"blocks": [{"repeat": 3, "choices": [{"num_heads": [1]}]}]},
+         "blocks[0].choices[0]: mlp_ratio and mlp_hidden: exactly one must be given"),
+        ({"blocks": [{"repeat": 3, "choices": [{"num_heads": [1], "mlp_ratios": [0.04]}]}]},
+         "blocks[0].choices[0]: mlp_ratio must give at least one channel: 0.04 * 24 (at embed_dim=24)"),
+    ],
+)  # fmt: skip
+def test_an_impossible_space_of_several_widths_is_named(change: dict[str, object], message: str) -> None:
+    with pytest.raises(SearchError) as error:
+        load_space({**AUTOFORMER.to_dict(), **change})
+    assert str(error.value).startswith(message)
+    assert "\n" not in str(error.value)

@@ -48,7 +48,7 @@ def spec_dict(**block: object) -> dict[str, object]:
         (
             {"kernel": 3},
             "blocks[3] has an unknown field 'kernel'; known: num_global_heads, num_local_heads, mlp_ratio, "
-            "qkv_ratio, kernel_size, expand_ratio",
+            "qkv_ratio, kernel_size, expand_ratio, local_part, local_sizes",
         ),
     ],
 )

@@ -1,20 +1,26 @@
 """Promises of the supernet: what a path computes, what a step of training changes, what is handed out."""
 
 import random
+from pathlib import Path
 
 import pytest
 import timm
 import torch
-from glit_models.search import SearchSpace, Supernet, glit
+from glit_models.search import SearchSpace, Supernet, autoformer, glit
 from glit_models.search.supernet import SHARINGS, Sharing, keep_outside_path
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from glit_models import BlockSpec, GLiTSpec
+from glit_models.autoformer.spec import AutoFormerBlock, AutoFormerSpec
 from glit_models.errors import SearchError
-from glit_models.spec import BlockSpec, GLiTSpec
-from tests.spaces import SMALL_SPACES, random_space
+from tests.spaces import AUTOFORMER, LOCAL, SMALL_SPACES, random_space
 
 SPACE = glit(24, 3, 2, patch_size=8, kernel_sizes=(3, 5), expand_ratios=(1, 2), qkv_ratios=(0.5, 1), mlp_ratios=(1, 2))
+CASES = [(space, sharing) for space in (*SMALL_SPACES.values(), LOCAL) for sharing in SHARINGS] + [
+    (AUTOFORMER, "entangled")
+]
 LARGEST = GLiTSpec((BlockSpec(0, 3, 2, None, 5, 2), BlockSpec(3, 0, 2, 1)), 24, 3, 8)
 
 
@@ -34,10 +40,8 @@ def _images(space: SearchSpace = SPACE, count: int = 4) -> Tensor:
     return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(1))
 
 
-@pytest.mark.parametrize("sharing", SHARINGS)
-@pytest.mark.parametrize("name", SMALL_SPACES)
-def test_what_is_extracted_computes_what_the_active_path_does(name: str, sharing: Sharing):
-    space = SMALL_SPACES[name]
+@pytest.mark.parametrize(("space", "sharing"), CASES)
+def test_what_is_extracted_computes_what_the_active_path_does(space: SearchSpace, sharing: Sharing):
     supernet = _supernet(space, sharing).eval()
     rng = random.Random(0)
     for _ in range(6):
@@ -96,7 +100,7 @@ def test_independent_options_share_nothing_but_norms():
 
 def _step(supernet: Supernet, optimizer: torch.optim.Optimizer, spec: GLiTSpec) -> None:
     supernet.activate(spec)
-    cross_entropy(supernet(_images()), torch.arange(4)).backward()
+    cross_entropy(supernet(_images(supernet.space)), torch.arange(4)).backward()
     optimizer.step()
     optimizer.zero_grad()
 
@@ -105,15 +109,22 @@ def _copy(supernet: Supernet) -> dict[str, Tensor]:
     return {name: parameter.detach().clone() for name, parameter in supernet.named_parameters()}
 
 
-@pytest.mark.parametrize("sharing", SHARINGS)
-def test_a_step_changes_and_decays_nothing_outside_its_path(sharing: Sharing):
-    supernet = _supernet(sharing=sharing)
+STEPS = {
+    "independent": (SPACE, "independent", GLiTSpec((BlockSpec(1, 2, 1, 0.5, 3, 1), BlockSpec(3, 0, 1, 0.5)), 24, 3, 8)),
+    "entangled": (SPACE, "entangled", GLiTSpec((BlockSpec(1, 2, 1, 0.5, 3, 1), BlockSpec(3, 0, 1, 0.5)), 24, 3, 8)),
+    "narrow and short": (AUTOFORMER, "entangled", next(iter(AUTOFORMER))),
+}
+
+
+@pytest.mark.parametrize("case", STEPS)
+def test_a_step_changes_and_decays_nothing_outside_its_path(case: str):
+    space, sharing, spec = STEPS[case]
+    supernet = _supernet(space, sharing)
     optimizer = torch.optim.AdamW(supernet.parameters(), lr=0.1, weight_decay=0.5)
     keep_outside_path(optimizer, supernet)
     rng = random.Random(0)
-    for _ in range(4):
-        _step(supernet, optimizer, SPACE.sample(rng))  # momentum everywhere
-    spec = GLiTSpec((BlockSpec(1, 2, 1, 0.5, 3, 1), BlockSpec(3, 0, 1, 0.5)), 24, 3, 8)
+    for _ in range(6):
+        _step(supernet, optimizer, space.sample(rng))  # momentum everywhere
     inside = {name: torch.zeros_like(parameter) for name, parameter in supernet.named_parameters()}
     # The path's own elements are those that its network reads.
     values = _copy(supernet)
@@ -139,6 +150,7 @@ def test_a_step_changes_and_decays_nothing_outside_its_path(sharing: Sharing):
         assert not torch.equal(parameter.detach()[~outside], values[name][~outside]) or outside.all(), name
         if name in moments:
             assert torch.equal(optimizer.state[parameter]["exp_avg"][outside], moments[name][outside]), name
+    assert any((tensor == 0).any() and (tensor != 0).any() for tensor in inside.values()) == (sharing == "entangled")
 
 
 def test_training_a_path_is_training_the_network_by_itself():
@@ -163,3 +175,60 @@ def test_a_network_of_another_space_and_a_supernet_without_a_path_are_refused():
         supernet.activate(GLiTSpec((BlockSpec(3, 0, 7, 1),) * 2, 24, 3, 8))
     with pytest.raises(SearchError, match="sharing must be independent or entangled, got 'some'"):
         Supernet(SPACE, "some")  # type: ignore[arg-type]
+
+
+def test_what_cannot_be_shared_is_refused():
+    with pytest.raises(SearchError, match=r"^sharing 'independent' needs one embed_dim, got 24, 32; take 'entangled'$"):
+        Supernet(AUTOFORMER, "independent")
+
+
+def test_the_names_of_the_weights_are_those_that_0_1_wrote():
+    names = {name for name in _supernet().state_dict() if name.startswith("net.blocks.0.")}
+    prefixes = {name.removeprefix("net.blocks.0.").rpartition(".")[0] for name in names}
+    assert prefixes == {
+        "norm1", "norm2", "attn.3-8.qkv", "attn.3-8.proj", "conv.3-48-5.expand", "conv.3-48-5.dwconv", "conv.3-48-5.bn",
+        "conv.3-48-5.project", "mlp.48.fc1", "mlp.48.fc2",
+    }  # fmt: skip
+
+
+# ---- AutoFormer's own networks ----
+
+REFERENCE = Path(__file__).parent / "fixtures"
+HEADS = {"largest": (3, 3, 3), "sub_a": (2, 1), "sub_b": (1, 3, 2)}
+RATIOS = {"largest": (4.0, 4.0, 4.0), "sub_a": (3.5, 3.0), "sub_b": (3.0, 4.0, 3.5)}
+WIDTHS = {"largest": 48, "sub_a": 32, "sub_b": 40}
+
+
+def _authors_supernet() -> Supernet:
+    """Ours with the weights of the authors' supernet; rows of queries, keys and values lie interleaved in theirs."""
+    space = autoformer((32, 40, 48), (2, 3), (1, 2, 3), (3.0, 3.5, 4.0), head_dim=16)
+    supernet = Supernet(space, img_size=64, num_classes=10)
+    state = {}
+    for name, tensor in load_file(REFERENCE / "autoformer_small_state.safetensors").items():
+        for theirs, ours in (
+            ("patch_embed_super", "patch_embed"), ("attn_layer_norm", "norm1"), ("ffn_layer_norm", "norm2"),
+            ("rel_pos_embed_", "position_"), ("embeddings_table_v", "vertical"), ("embeddings_table_h", "horizontal"),
+            ("attn.", "attn.3-16-14."), (".fc", ".mlp.192.fc"),
+        ):  # fmt: skip
+            name = name.replace(theirs, ours)
+        if name.endswith("qkv.weight"):
+            tensor = tensor.unflatten(0, (-1, 3)).transpose(0, 1).flatten(0, 1)
+        state[f"net.{name}"] = tensor
+    supernet.load_state_dict(state)
+    return supernet.eval()
+
+
+@pytest.mark.parametrize("network", HEADS)
+@torch.no_grad()
+def test_networks_of_the_authors_supernet_compute_the_authors_numbers(network: str):
+    expected = load_file(REFERENCE / "autoformer_small_io.safetensors")
+    blocks = tuple(AutoFormerBlock(*pair) for pair in zip(HEADS[network], RATIOS[network], strict=True))
+    spec = AutoFormerSpec(blocks, WIDTHS[network], head_dim=16)
+    supernet = _authors_supernet()
+    supernet.activate(spec)
+    x = supernet.embed(expected["input"], spec.embed_dim)
+    for index in range(spec.depth):
+        x = supernet.blocks[index](x)
+        torch.testing.assert_close(x, expected[f"{network}.blocks.{index}"], rtol=0, atol=1e-5)
+    for logits in (supernet(expected["input"]), supernet.extract(spec)(expected["input"])):
+        torch.testing.assert_close(logits, expected[f"{network}.logits"], rtol=0, atol=1e-5)

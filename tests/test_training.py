@@ -18,11 +18,12 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
-from glit_models import hub
-from glit_models.errors import GlitError, RecipeError, TrainingError
+from glit_models.errors import GlitError, RecipeError, RunError, TrainingError, WriteError
+from glit_models.runs.lock import lock_folder
+from glit_models.runs.state import StateFiles, read_tensors, write_tensors
 from glit_models.training import Trainer, load_recipe, shipped_recipes
-from glit_models.training.checkpoints import load_state, lock_folder, save_state
 from glit_models.training.recipe import Recipe
+from glit_models.weights import resolve
 
 FIXTURES = Path(__file__).parent / "fixtures"
 TINY = str(FIXTURES / "tiny.yaml")
@@ -43,8 +44,16 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+def _state_files(folder: Path) -> StateFiles:
+    return StateFiles(folder / "last.pt", folder / "previous.pt")
+
+
+def _load(run: Path) -> dict[str, Any] | None:
+    return _state_files(run).load(read_tensors)
+
+
 def _same_end(run: Path, reference: Path) -> None:
-    ours, theirs = load_state(run), load_state(reference)
+    ours, theirs = _load(run), _load(reference)
     assert ours is not None
     assert theirs is not None
     assert ours["step"] == theirs["step"]
@@ -80,7 +89,7 @@ def test_a_recipe_round_trips_through_yaml(tmp_path: Path):
             "optim.batch_size must be a multiple of 2 (processes x accumulated parts x 2 for mixup and cutmix), got 7",
         ),
         ("optim=3", "optim must be a section of keys, got 3"),
-        ("epochs", "--set takes key=value, got 'epochs'"),
+        ("epochs", "an override must be KEY=VALUE, got 'epochs'"),
         ("data.mean=[1, x]", "data.mean must be of type float, got 'x'"),
     ],
 )
@@ -201,11 +210,11 @@ def test_a_kill_in_the_middle_of_writing_a_checkpoint_loses_nothing(finished: Pa
         "import os, signal, sys, torch\n"
         "from glit_models import cli\n"
         "write, calls = torch.save, []\n"
-        "def cut_short(state, path):\n"
-        "    write(state, path)\n"
-        "    calls.append(path)\n"
+        "def cut_short(state, target):\n"
+        "    write(state, target)\n"
+        "    calls.append(target)\n"
         "    if len(calls) == 8:\n"
-        "        os.truncate(path, os.path.getsize(path) // 2)\n"
+        "        target.file.truncate(target.file.tell() // 2)\n"
         "        os.kill(os.getpid(), signal.SIGKILL)\n"
         "torch.save = cut_short\n"
         "cli.main(sys.argv[1:])\n"
@@ -232,22 +241,22 @@ def test_two_processes_give_the_losses_of_one(tmp_path: Path):
 
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    save_state(tmp_path, {"step": 1})
-    save_state(tmp_path, {"step": 2})
+    files = _state_files(tmp_path)
+    files.save(lambda path: write_tensors({"step": 1}, path))
+    files.save(lambda path: write_tensors({"step": 2}, path))
     (tmp_path / "last.pt").write_bytes((tmp_path / "last.pt").read_bytes()[:100])
-    state = load_state(tmp_path)
-    assert state == {"step": 1}
+    assert files.load(read_tensors) == {"step": 1}
     assert "last.pt is damaged" in capsys.readouterr().err
 
 
 def test_no_readable_checkpoint_is_an_error_not_a_new_start(tmp_path: Path):
     (tmp_path / "last.pt").write_bytes(b"nothing")
-    with pytest.raises(TrainingError, match="no readable checkpoint is left"):
-        load_state(tmp_path)
+    with pytest.raises(RunError, match="last.pt: no readable state is left"):
+        _load(tmp_path)
 
 
 def test_another_recipes_folder_is_refused_and_the_difference_named(finished: Path):
-    with pytest.raises(RecipeError, match=r"another recipe \(epochs: 6 -> epochs: 7\)"):
+    with pytest.raises(RecipeError, match=r"another recipe \(optim.epochs: 6 -> 7\)"):
         Trainer(_tiny("optim.epochs=7"), finished, device="cpu")
 
 
@@ -273,7 +282,7 @@ def test_a_diverged_run_stops_with_its_place_and_the_last_good_checkpoint(tmp_pa
         match=r"the loss is nan at step 25 \(epoch 2, batch 5\); the last good checkpoint, of step 20, is in",
     ):
         trainer.run()
-    state = load_state(tmp_path)
+    state = _load(tmp_path)
     assert state is not None
     assert all(bool(value.isfinite().all()) for value in state["model"].values() if value.is_floating_point())
 
@@ -291,7 +300,7 @@ def test_retries_go_back_to_the_last_checkpoint_with_half_the_rate(tmp_path: Pat
     err = capsys.readouterr().err
     assert "at step 12 (epoch 1, batch 2); going back to step 12, with 0.5 of the rate" in err
     assert "with 0.25 of the rate" in err
-    state = load_state(tmp_path)
+    state = _load(tmp_path)
     assert state is not None
     assert state["retries_used"] == 2
 
@@ -302,7 +311,7 @@ def test_retries_go_back_to_the_last_checkpoint_with_half_the_rate(tmp_path: Pat
 
 
 def test_a_folder_in_use_by_another_process_is_refused(tmp_path: Path):
-    with lock_folder(tmp_path), pytest.raises(TrainingError, match="is in use by another process"):
+    with lock_folder(tmp_path), pytest.raises(RunError, match="is in use by another process"):
         Trainer(_tiny(), tmp_path, device="cpu").run()
     assert not (tmp_path / "recipe.yaml").exists()
 
@@ -310,19 +319,19 @@ def test_a_folder_in_use_by_another_process_is_refused(tmp_path: Path):
 def test_a_full_disk_is_one_line_and_the_checkpoint_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     trainer = Trainer(_tiny(), tmp_path, device="cpu")
 
-    def save_twice_then_fail(state: Any, path: Path, written: list[Path] = []) -> None:  # noqa: B006
+    def save_twice_then_fail(state: Any, target: Any, written: list[Any] = []) -> None:  # noqa: B006
         if len(written) == 2:
-            path.write_bytes(b"part")
+            target.write(b"part")
             raise OSError(errno.ENOSPC, "No space left on device")
-        written.append(path)
-        write(state, path)
+        written.append(target)
+        write(state, target)
 
     write = torch.save
     monkeypatch.setattr(torch, "save", save_twice_then_fail)
-    with pytest.raises(TrainingError, match=r"last.pt could not be written: .*No space left on device") as error:
+    with pytest.raises(WriteError, match=r"last.pt cannot be written: No space left on device") as error:
         trainer.run()
     assert "\n" not in str(error.value)
-    assert load_state(tmp_path) is not None
+    assert _load(tmp_path) is not None
     assert not list(tmp_path.glob("*.tmp"))
 
 
@@ -340,7 +349,7 @@ def test_a_batch_larger_than_the_data_is_refused(tmp_path: Path):
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(TrainingError, match="file/run cannot be made or written to"):
+    with pytest.raises(WriteError, match="file/run cannot be made or written to"):
         Trainer(_tiny(), tmp_path / "file" / "run", device="cpu").run()
 
 
@@ -378,7 +387,7 @@ def test_fine_tuning_starts_from_weights_and_keeps_their_preprocessing(tmp_path:
     assert result["validation_top1"] == 100
     assert "test_top1" not in result
     config = json.loads((tmp_path / "run" / "model" / "config.json").read_text())
-    shipped = hub.registry()["glit_tiny.fashion_mnist"]
+    shipped = resolve.registry()["glit_tiny.fashion_mnist"]
     assert config["label_names"] == ["dark", "light"]
     assert tuple(config["pretrained_cfg"]["mean"]) == shipped.mean
 
@@ -401,7 +410,7 @@ def test_a_signal_to_the_whole_group_saves_and_leaves(processes: int, tmp_path: 
     _, err = _end(started)
     assert "Traceback" not in err
     assert err.count("stopped by SIGTERM") == 1
-    state = load_state(tmp_path)
+    state = _load(tmp_path)
     assert state is not None
     assert f"at step {state['step']} of" in err
 

@@ -1,7 +1,7 @@
-"""A pytest plugin that makes timm's own test suite test GLiT. It asserts nothing itself.
+"""A pytest plugin that makes timm's own test suite test this package's models. It asserts nothing itself.
 
 timm's tests choose models through `timm.list_models` with lists of name patterns and of module names. Those lists know
-no outside family, so here the listing treats GLiT as they treat the vision transformers, and then keeps only the
+no outside family, so here the listing treats ours as they treat the vision transformers, and then keeps only the
 models named in the environment variable GLIT_TIMM_TESTS (separated by commas).
 """
 
@@ -13,35 +13,35 @@ import pytest
 import timm
 import timm.models
 
-import glit_models  # noqa: F401 - registers the models
+from glit_models.families import FAMILIES, named_specs
 
 MODELS = os.environ["GLIT_TIMM_TESTS"].split(",")
+MODULES = list(FAMILIES)
+PATTERNS = list(named_specs())
 
 _list_models = timm.list_models
 
 
-def _extended(patterns: str | Iterable[str], vit: str, glit: str) -> str | list[str]:
+def _extended(patterns: str | Iterable[str], vit: str, ours: list[str]) -> str | list[str]:
     """The same patterns, and ours where the vision transformers' stands among them."""
     if isinstance(patterns, str):
         return patterns
     patterns = list(patterns)
-    return [*patterns, glit] if vit in patterns else patterns
+    return [*patterns, *ours] if vit in patterns else patterns
 
 
-def _list_glit_models(
-    filter: Any = "", module: Any = "", pretrained: bool = False, exclude_filters: Any = "", **kwargs
-):
+def _list_our_models(filter: Any = "", module: Any = "", pretrained: bool = False, exclude_filters: Any = "", **kwargs):
     names = _list_models(
-        _extended(filter, "vit_*", "glit_*"),
-        module=_extended(module, "vision_transformer", "glit"),
+        _extended(filter, "vit_*", PATTERNS),
+        module=_extended(module, "vision_transformer", MODULES),
         pretrained=pretrained,
-        exclude_filters=_extended(exclude_filters, "vit_*", "glit_*"),
+        exclude_filters=_extended(exclude_filters, "vit_*", PATTERNS),
         **kwargs,
     )
     return [name for name in names if name.partition(".")[0] in MODELS]
 
 
-timm.list_models = timm.models.list_models = _list_glit_models
+timm.list_models = timm.models.list_models = _list_our_models
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -1,4 +1,4 @@
-"""Run the installed timm version's own `tests/test_models.py` on GLiT: `make timm-tests`.
+"""Run the installed timm version's own `tests/test_models.py` on this package's models: `make timm-tests`.
 
 The tests are not in timm's wheel, so pip fetches the source distribution once, into `.cache/`.
 """
@@ -12,6 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+MODELS = "glit_tiny,glit_small,glit_base,autoformer_tiny,vitas_c"
 
 
 def fetch(cache: Path) -> Path:
@@ -32,7 +33,9 @@ def fetch(cache: Path) -> Path:
 def main() -> int:
     """Fetch the suite, run it on the models asked for, and return pytest's exit status (5 if nothing was collected)."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--models", default="glit_tiny,glit_small,glit_base", help="names, separated by commas")
+    parser.add_argument(
+        "--models", default="glit_tiny,glit_small,glit_base,autoformer_tiny,vitas_c", help="names, separated by commas"
+    )
     parser.add_argument("pytest_args", nargs="*", help="more arguments for pytest, after --")
     args = parser.parse_args()
     folder = fetch(ROOT / ".cache")

@@ -10,7 +10,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from weight_folders import CLASSES, small_folder
 
-from glit_models.publishing import publish
+from glit_models.weights.publish import publish
 
 transformers = pytest.importorskip("transformers")
 

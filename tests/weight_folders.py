@@ -9,10 +9,10 @@ import pytest
 import timm
 import torch
 
-from glit_models import GLIT_TINY, hub
-from glit_models.folders import save_folder
-from glit_models.model import GLiT
-from glit_models.registry import WeightEntry
+from glit_models import GLIT_TINY, GLiT
+from glit_models.weights import resolve
+from glit_models.weights.folder import save_folder
+from glit_models.weights.registry import WeightEntry
 
 SPEC = GLIT_TINY.scaled(embed_dim=48, num_heads=3)
 CLASSES = tuple(f"class {index}" for index in range(10))
@@ -46,8 +46,8 @@ def register(monkeypatch: pytest.MonkeyPatch, saved: dict[str, Any], **location:
     """Make `glit_tiny.in1k`, whose name timm knows, stand for a saved small folder at another location."""
     saved = {key: value for key, value in saved.items() if key != "name"}
     entry = WeightEntry.from_dict("glit_tiny.in1k", saved | location)
-    entries = {**hub.registry(), entry.name: entry}
-    monkeypatch.setattr(hub, "registry", lambda: entries)
+    entries = {**resolve.registry(), entry.name: entry}
+    monkeypatch.setattr(resolve, "registry", lambda: entries)
     return entry
 
 

@@ -16,8 +16,8 @@ import onnxruntime
 import torch
 from glit_models.export import OnnxClassifier, export_onnx
 
+from glit_models import GLiT
 from glit_models.errors import first_line
-from glit_models.model import GLiT
 
 from .. import performance, report
 from ..export import noise, random_glit

@@ -20,8 +20,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from glit_models.folders import save_folder
 from glit_models.training import Recipe, Trainer, load_recipe, setup
+from glit_models.weights.folder import save_folder
 
 from ..depthwise_forms import FORMS, use_form
 from .choice import CURRENT

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from ..errors import GlitError
+from ..extensions import import_module
 from . import deploying, pictures, searching, training, weights
 from .common import Commands
 
@@ -39,6 +40,10 @@ _COMMANDS: tuple[Callable[[Commands], None], ...] = (
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (of the process by default) and return its exit status."""
     parser = argparse.ArgumentParser(prog="glit", description="GLiT vision transformers: models, weights, the Hub.")
+    parser.add_argument(
+        "--import", dest="modules", metavar="MODULE", action="append", default=[],
+        help="import a Python module first, which registers parts, families or targets of your own",
+    )  # fmt: skip
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for add in _COMMANDS:
         add(commands)
@@ -47,6 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as stop:  # argparse has printed the help, or what is wrong
         return int(stop.code or 0)
     try:
+        for module in args.modules:
+            import_module(module, f"--import {module}", GlitError)
         status: int = args.run(args)
         sys.stdout.flush()
         return status

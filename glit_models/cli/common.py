@@ -22,7 +22,7 @@ def add_command(
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:
-    """The option of where to compute, as `inference.pick_device` takes it."""
+    """The option of where to compute, as `predict.pick_device` takes it."""
     parser.add_argument("--device", help="cpu, cuda, ...; the GPU if there is one unless given")
 
 

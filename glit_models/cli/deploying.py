@@ -17,49 +17,79 @@ __all__ = ["add_bench", "add_export"]
 # ---- glit export ----
 
 
+# The options of export targets as command-line options. What one has no default here was not given.
+_OPTIONS = {
+    "opset": "--opset",
+    "precision": "--precision",
+    "batch": "--batch",
+    "image_size": "--image-size",
+    "preprocess": "--preprocess",
+    "calibration": "--calibration",
+    "dynamic_int8": "--dynamic-int8",
+    "verify": "--verify",
+    "images": "--data",
+    "providers": "--provider",
+    "force": "--force",
+    "name": "--name",
+    "gpu": "--serve-on",
+    "max_batch_size": "--max-batch",
+    "instances": "--instances",
+}
+_FORMATS = {"aotinductor": "aoti"}  # what 0.1 called them
+
+
 def add_export(commands: Commands) -> None:
     parser = add_command(
         commands,
         "export",
         _run_export,
-        "Export a model to ONNX (or torch), compared with PyTorch; 1 if they differ.",
+        "Export a model to ONNX, torch or a server, compared with PyTorch; 1 if they differ.",
     )
     parser.add_argument("model", help="MODEL.TAG, a weight folder, or a Hub repository NAMESPACE/NAME")
     parser.add_argument("--out", required=True, metavar="FILE", help="the file to write, model.onnx say; or repository")
-    parser.add_argument("--format", choices=("onnx", "torch", "aotinductor"), default="onnx", help="of the file (onnx)")
-    parser.add_argument("--serving", choices=("triton",), help="write a model repository for this server instead")
-    parser.add_argument("--name", help="serving: of the model in the repository")
-    parser.add_argument("--serve-on", choices=("gpu", "cpu"), default="gpu", help="serving: where (gpu)")
-    parser.add_argument("--max-batch", type=int, default=64, metavar="N", help="serving: images put together (64)")
-    parser.add_argument("--instances", type=int, default=1, metavar="N", help="serving: copies of the model (1)")
+    parser.add_argument(
+        "--format", metavar="NAME", help="onnx (the default), torch, aoti, triton, or module:Name for one of your own"
+    )
+    parser.add_argument("--serving", choices=("triton",), help="the same as --format triton")
+    parser.add_argument("--name", help="triton: of the model in the repository")
+    parser.add_argument("--serve-on", dest="gpu", choices=("gpu", "cpu"), help="triton: where (gpu)")
+    parser.add_argument(
+        "--max-batch", dest="max_batch_size", type=int, metavar="N", help="triton: images put together (64)"
+    )
+    parser.add_argument("--instances", type=int, metavar="N", help="triton: copies of the model (1)")
     parser.add_argument("--opset", type=int, metavar="N", help="23, 20 or 18; the newest that can be run here")
-    parser.add_argument("--precision", default="fp32", metavar="P", help="fp32 (the default), fp16, bf16 or int8")
-    parser.add_argument("--batch", default="dynamic", metavar="N", help="images at a time; any number unless given")
+    parser.add_argument("--precision", metavar="P", help="fp32 (the default), fp16, bf16 or int8")
+    parser.add_argument("--batch", metavar="N", help="images at a time; any number unless given")
     parser.add_argument(
         "--image-size", metavar="H,W", help="height and width, or dynamic; the model's own unless given"
     )
     parser.add_argument(
-        "--preprocess", action="store_true", help="take uint8 pictures; resize, crop and normalise in the graph"
+        "--preprocess", action="store_true", help="take uint8 images; resize, crop and normalise in the graph"
     )
-    parser.add_argument("--calibration", metavar="DATA", help="int8: pictures like those it will see")
+    parser.add_argument("--calibration", metavar="DATA", help="int8: images like those it will see")
     parser.add_argument("--dynamic-int8", action="store_true", help="int8 with scales chosen at run time, uncalibrated")
-    parser.add_argument("--verify", type=int, default=64, metavar="N", help="pictures to compare on (64); 0 for none")
-    parser.add_argument("--data", help="compare on these, a folder or data set as for `glit eval`; else on generated")
+    parser.add_argument("--verify", type=int, metavar="N", help="images to compare on (64); 0 for none")
+    parser.add_argument(
+        "--data", dest="images", help="compare on these, a folder or data set as for `glit eval`; else on generated"
+    )
     parser.add_argument("--root", metavar="DIR", help="folder of a named data set")
-    parser.add_argument("--provider", help="cpu, cuda or tensorrt to verify with; the fastest there is unless given")
+    parser.add_argument(
+        "--provider", dest="providers", help="cpu, cuda or tensorrt to verify with; the fastest there is unless given"
+    )
     parser.add_argument("--force", action="store_true", help="replace what is there")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="another option of a format of your own"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def _run_export(args: argparse.Namespace) -> int:
-    if args.format != "onnx":
-        artifact = _export_torch(args)
-    elif args.serving:
-        artifact = _export_triton(args)
-    else:
-        from glit_models.export import export_onnx
+    from glit_models.export import TARGETS, export_model
 
-        artifact = export_onnx(args.model, args.out, **_onnx_options(args))
+    if args.serving and args.format not in (None, args.serving):
+        raise GlitError(f"--serving {args.serving} and --format {args.format} exclude each other")
+    name = args.serving or _FORMATS.get(args.format, args.format) or "onnx"
+    artifact = export_model(args.model, args.out, name, **_export_options(args, TARGETS.find(name)))
     if args.json:
         from dataclasses import asdict
 
@@ -71,41 +101,43 @@ def _run_export(args: argparse.Namespace) -> int:
     return 1 if artifact.agreement is not None and not artifact.agreement.holds else 0
 
 
-def _onnx_options(args: argparse.Namespace) -> dict[str, Any]:
-    from glit_models.export import Pictures
+def _export_options(args: argparse.Namespace, target: Any) -> dict[str, Any]:
+    """The options that were given, as the target's options; those of `--set` among them."""
+    from glit_models.export import ImageSource
 
-    return {
-        "opset": args.opset,
-        "precision": args.precision,
-        "batch": _export_batch(args.batch),
-        "image_size": _export_size(args.image_size),
-        "preprocess": args.preprocess,
-        "calibration": Pictures(args.calibration, args.root, training=True) if args.calibration else None,
-        "dynamic_int8": args.dynamic_int8,
-        "verify": args.verify,
-        "pictures": Pictures(args.data, args.root) if args.data else None,
-        "providers": [args.provider] if args.provider else None,
-        "force": args.force,
+    known = target.option_names()
+    given: dict[str, Any] = {}
+    for name, flag in _OPTIONS.items():
+        value = getattr(args, name)
+        if value is None or value is False:
+            continue
+        if name not in known:
+            takes = ", ".join(_OPTIONS.get(option, f"--set {option}=") for option in known)
+            raise GlitError(f"{flag} is not an option of --format {target.name}, which takes {takes}")
+        given[name] = value
+    readers = {
+        "batch": _export_batch,
+        "image_size": _export_size,
+        "calibration": lambda text: ImageSource(text, args.root, training=True),
+        "images": lambda text: ImageSource(text, args.root),
+        "providers": lambda text: [text],
+        "gpu": lambda text: text == "gpu",
     }
+    given = {name: readers[name](value) if name in readers else value for name, value in given.items()}
+    return given | dict(map(_key_and_value, args.set))
 
 
-def _export_torch(args: argparse.Namespace) -> Any:
-    from glit_models.export.program import export_torch
+def _key_and_value(text: str) -> tuple[str, Any]:
+    """KEY=VALUE, the value as YAML reads it."""
+    import yaml
 
-    options = _onnx_options(args)
-    for name in ("opset", "preprocess", "calibration", "dynamic_int8", "providers"):
-        if options.pop(name):
-            raise GlitError(f"--{name.replace('_', '-').rstrip('s')} is for --format onnx")
-    if options["image_size"] == "dynamic" or args.serving:
-        raise GlitError("--serving and a dynamic image size are for --format onnx")
-    return export_torch(args.model, args.out, compiled=args.format == "aotinductor", **options)
-
-
-def _export_triton(args: argparse.Namespace) -> Any:
-    from glit_models.export.serving import TritonOptions, export_triton
-
-    how = TritonOptions(max_batch_size=args.max_batch, instances=args.instances, gpu=args.serve_on == "gpu")
-    return export_triton(args.model, args.out, name=args.name, options=how, **_onnx_options(args))
+    key, equals, value = text.partition("=")
+    if not equals or not key.isidentifier():
+        raise GlitError(f"--set must be KEY=VALUE, got {text!r}")
+    try:
+        return key, yaml.safe_load(value)
+    except yaml.YAMLError:
+        return key, value
 
 
 def _export_batch(text: str) -> int | None:
@@ -116,8 +148,8 @@ def _export_batch(text: str) -> int | None:
     return int(text)
 
 
-def _export_size(text: str | None) -> Any:
-    if text is None or text == "dynamic":
+def _export_size(text: str) -> Any:
+    if text == "dynamic":
         return text
     sides = re.fullmatch(r"(\d+)(?:[,x](\d+))?", text)
     if sides is None:
@@ -126,17 +158,15 @@ def _export_size(text: str | None) -> Any:
 
 
 def _print_artifact(artifact: Any) -> None:
-    info, agreement = artifact.info, artifact.agreement
-    facts = [f"{artifact.num_bytes / 1e6:.1f} MB", info.precision, *getattr(artifact, "notes", ())]
-    facts += [f"{artifact.num_nodes} nodes"] if hasattr(artifact, "num_nodes") else []
-    print(f"{artifact.path}: {', '.join(facts)}")
+    agreement = artifact.agreement
+    print(f"{artifact.path}: {', '.join(artifact.facts)}")
     if agreement is None:
         print("not compared with PyTorch, so it is marked .unverified")
         return
-    of = f"{agreement.pictures} pictures ({agreement.origin}) by {agreement.provider}"
+    of = f"{agreement.num_images} images ({agreement.origin}) by {agreement.provider}"
     rows = [
         ("largest difference of a logit", f"{agreement.max_abs:.2e}"),
-        ("over the picture's largest logit", f"{agreement.max_rel:.2e}"),
+        ("over the image's largest logit", f"{agreement.max_rel:.2e}"),
         ("same most probable class", f"{agreement.top1_agreement:.2f} %"),
     ]
     if agreement.levels is not None:
@@ -175,7 +205,7 @@ def _run_bench(args: argparse.Namespace) -> int:
 
     from glit_models.export import bench
 
-    from ..inference import pick_device
+    from ..predict import pick_device
 
     batches = [_export_batch(text) for text in args.batch.split(",")]
     if None in batches:

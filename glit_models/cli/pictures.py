@@ -14,8 +14,8 @@ from ..errors import DataError, GlitError
 from .common import Commands, add_command, add_device, print_json, print_table
 
 if TYPE_CHECKING:
-    from ..evaluation import Evaluation
-    from ..inference import Prediction
+    from ..evaluate import Evaluation
+    from ..predict import Prediction
 
 __all__ = ["add_demo", "add_eval", "add_predict"]
 
@@ -34,7 +34,7 @@ def add_predict(commands: Commands) -> None:
 
 
 def _run_predict(args: argparse.Namespace) -> int:
-    from ..inference import find_pictures
+    from ..predict import find_pictures
 
     if args.topk < 1:
         raise GlitError(f"--topk must be at least 1, got {args.topk}")
@@ -60,7 +60,7 @@ def _run_predict(args: argparse.Namespace) -> int:
 
 
 def _torch_classifier(args: argparse.Namespace) -> tuple[str, Any]:
-    from ..inference import Classifier, load_model, pick_device
+    from ..predict import Classifier, load_model, pick_device
 
     name = args.model or "glit_tiny.fashion_mnist"
     device = pick_device(args.device)
@@ -95,7 +95,7 @@ def add_demo(commands: Commands) -> None:
 
 
 def _run_demo(args: argparse.Namespace) -> int:
-    from ..demo import MODEL, run_demo
+    from ..predict import DEMO_MODEL, run_demo
 
     results = run_demo(Path(args.out))
     rows = [
@@ -108,7 +108,7 @@ def _run_demo(args: argparse.Namespace) -> int:
         for prediction, label in results
     ]
     columns = [("picture", "left"), ("first three", "left"), ("true label", "left"), ("right", "left")]
-    print_table(f"{MODEL} on pictures of the Fashion-MNIST test set", columns, rows)
+    print_table(f"{DEMO_MODEL} on pictures of the Fashion-MNIST test set", columns, rows)
     print(f"{sum(row[-1] == 'yes' for row in rows)} of {len(rows)} right. Contact sheet: {args.out}")
     return 0
 
@@ -140,11 +140,10 @@ def add_eval(commands: Commands) -> None:
 
 
 def _run_eval(args: argparse.Namespace) -> int:
-    from ..confusion import check_can_draw, draw_confusion
     from ..data.labelled import open_labelled
-    from ..evaluation import evaluate
-    from ..folders import to_json
-    from ..inference import Classifier, load_model, pick_device
+    from ..evaluate import check_can_draw, draw_confusion, evaluate
+    from ..predict import Classifier, load_model, pick_device
+    from ..weights.folder import to_json
 
     if args.batch_size < 1:
         raise GlitError(f"--batch-size must be at least 1, got {args.batch_size}")

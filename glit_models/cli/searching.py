@@ -43,7 +43,7 @@ def _run_search(args: argparse.Namespace) -> int:
         raise SearchError("--networks and --stage are for `glit search rank DIR`")
     from glit_models.search import SearchRun, load_search_recipe
 
-    from ..inference import pick_device
+    from ..predict import pick_device
 
     command = shlex.join(["glit", "search", args.what, *(word for text in args.set for word in ("--set", text))])
     recipe = load_search_recipe(args.what, args.set)
@@ -85,7 +85,7 @@ def _run_search_rank(args: argparse.Namespace) -> int:
     from glit_models.search import rank_networks
     from glit_models.search.pipeline import read_recipe_of
 
-    from ..inference import pick_device
+    from ..predict import pick_device
 
     ranking = rank_networks(
         args.folder, args.networks or 10, args.stage, pick_device(args.device), args.max_minutes,

@@ -27,7 +27,7 @@ def add_train(commands: Commands) -> None:
 
 
 def _run_train(args: argparse.Namespace) -> int:
-    from ..inference import pick_device
+    from ..predict import pick_device
     from ..training import Trainer, load_recipe
 
     device = pick_device(args.device)
@@ -58,14 +58,15 @@ def add_finetune(commands: Commands) -> None:
 
 
 def _run_finetune(args: argparse.Namespace) -> int:
-    from ..inference import pick_device
+    from ..predict import pick_device
+    from ..recipes import parse_overrides
     from ..training import Trainer
     from ..training.finetuning import check_pictures, describe_score, next_commands, plan
 
     device = pick_device(args.device)
     sizes = {"optim.epochs": args.epochs, "model.img_size": args.img_size, "optim.batch_size": args.batch_size}
-    overrides = [f"{key}={value}" for key, value in sizes.items() if value is not None]
-    plan_ = plan(args.folder, args.model, device, [*args.set, *overrides])
+    asked_for = {key: value for key, value in sizes.items() if value is not None}
+    plan_ = plan(args.folder, args.model, device, parse_overrides(args.set) | asked_for)
     out = args.out or Path("runs") / Path(args.folder).resolve().name
     first = os.environ.get("RANK", "0") == "0"
     if first:
@@ -108,7 +109,8 @@ def add_fractals(commands: Commands) -> None:
 
 
 def _run_fractals(args: argparse.Namespace) -> int:
-    from ..data.fractals import FractalConfig, Fractals, draw_sheet
+    from ..data.fractals import FractalConfig, Fractals
+    from ..data.fractals.sheet import draw_sheet
 
     for name, value in (("classes", args.classes), ("instances", args.instances)):
         if value < 1:

@@ -10,7 +10,7 @@ from ..errors import GlitError
 from .common import Commands, add_command, print_json, print_table
 
 if TYPE_CHECKING:
-    from ..spec import GLiTSpec
+    from ..spec import Spec
 
 __all__ = ["add_convert", "add_info", "add_list", "add_publish", "add_verify"]
 
@@ -24,16 +24,16 @@ def add_list(commands: Commands) -> None:
 
 
 def _run_list(args: argparse.Namespace) -> int:
-    from .. import hub
+    from ..weights import resolve
 
-    entries = list(hub.registry().values())
+    entries = list(resolve.registry().values())
     if args.json:
-        print_json([{"name": entry.name, "where": hub.where(entry), **entry.to_dict()} for entry in entries])
+        print_json([{"name": entry.name, "where": resolve.where(entry), **entry.to_dict()} for entry in entries])
         return 0
     rows = [
         (
             entry.name,
-            hub.where(entry),
+            resolve.where(entry),
             entry.dataset,
             f"{entry.input_size[1]}",
             f"{entry.params / 1e6:.2f} M",
@@ -74,10 +74,12 @@ def _run_info(args: argparse.Namespace) -> int:
     if args.json:
         print_json({"model": args.model, **task, "spec": spec.to_dict(), "blocks": blocks, **total, "weights": weights})
         return 0
+    headings = spec.block_table()[0]
+    letters = list(headings.values())
     rows = [
         (
             str(index),
-            *("-" if row[key] is None else f"{row[key]:g}" for key in ("G", "L", "K", "E", "r", "d_z")),
+            *(_show(row[letter]) for letter in letters),
             f"{row['params']:,}",
             f"{row['macs'] / 1e6:,.2f} M",
         )
@@ -86,53 +88,46 @@ def _run_info(args: argparse.Namespace) -> int:
     rows.append(
         (
             "other",
-            *[""] * 6,
+            *[""] * len(letters),
             f"{total['params'] - sum(row['params'] for row in blocks):,}",
             f"{(total['macs'] - sum(row['macs'] for row in blocks)) / 1e6:,.2f} M",
         )
     )
-    rows.append(("total", *[""] * 6, f"{total['params']:,}", f"{total['macs'] / 1e6:,.2f} M"))
-    columns = ["block", "G", "L", "K", "E", "r", "d_z", "parameters", "MACs"]
-    title = (
-        f"{args.model}: width {spec.embed_dim}, {spec.num_heads} heads, patch {spec.patch_size}, "
-        f"{in_chans} x {size[0]} x {size[1]} pixels, {num_classes} classes"
-    )
+    rows.append(("total", *[""] * len(letters), f"{total['params']:,}", f"{total['macs'] / 1e6:,.2f} M"))
+    columns = ["block", *letters, "parameters", "MACs"]
+    title = f"{args.model}: {spec.summary}, {in_chans} x {size[0]} x {size[1]} pixels, {num_classes} classes"
     print_table(title, [(column, "right") for column in columns], rows)
-    print(
-        "G, L: global and local heads; K, E: kernel and expansion of the convolution; r, d_z: width of query, key and"
-    )
-    print(
-        "value, and of the feed-forward network, over the channels. MACs: matrix products and convolutions, one image."
-    )
+    named = [f"{letter}: {name.replace('_', ' ')}" for name, letter in headings.items() if name in spec.symbols]
+    print("; ".join([*named, "MACs: matrix products and convolutions of one image"]) + ".")
     print(f"Weights: {weights}")
     return 0
 
 
-def _block_rows(spec: GLiTSpec, size: tuple[int, int]) -> list[dict[str, Any]]:
-    from ..cost import count_block_macs, count_block_params
+def _show(value: Any) -> str:
+    return "-" if value is None else f"{value:g}" if isinstance(value, (int, float)) else str(value)
 
-    tokens = (size[0] // spec.patch_size) * (size[1] // spec.patch_size) + 1
+
+def _block_rows(spec: Spec, size: tuple[int, int]) -> list[dict[str, Any]]:
+    from ..cost import count_block_macs, count_block_params
+    from ..parts import TokenGrid
+
+    tokens = TokenGrid(size[0] // spec.patch_size, size[1] // spec.patch_size)
+    headings, blocks = spec.block_table()
     return [
         {
-            "G": block.num_global_heads,
-            "L": block.num_local_heads,
-            "K": block.kernel_size,
-            "E": block.expand_ratio,
-            "r": block.qkv_ratio,
-            "d_z": block.mlp_ratio,
-            "params": count_block_params(spec, block),
-            "macs": count_block_macs(spec, block, tokens),
+            **{heading: block.get(name) for name, heading in headings.items()},
+            "params": count_block_params(spec, index),
+            "macs": count_block_macs(spec, index, tokens),
         }
-        for block in spec.blocks
+        for index, block in enumerate(blocks)
     ]
 
 
-def _describe(model: str) -> tuple[GLiTSpec, dict[str, Any], str]:
+def _describe(model: str) -> tuple[Spec, dict[str, Any], str]:
     """The spec that `model` names, the task it is for, and where its weights are."""
-    from .. import hub
-    from ..folders import read_config, spec_of
-    from ..glit import NAMED_SPECS
-    from ..spec import GLiTSpec
+    from ..families import named_specs, parse_spec
+    from ..weights import resolve
+    from ..weights.folder import read_config, spec_of
 
     path = Path(model)
     if path.is_dir():
@@ -141,13 +136,13 @@ def _describe(model: str) -> tuple[GLiTSpec, dict[str, Any], str]:
         task = {"img_size": (height, width), "num_classes": config.get("num_classes", 1000), "in_chans": channels}
         return spec_of(config), task, f"in {model}"
     if path.suffix == ".json" or path.is_file():
-        return GLiTSpec.parse(path), {"img_size": (224, 224), "num_classes": 1000, "in_chans": 3}, "none, a bare spec"
-    entry = hub.get_entry(model)
+        return parse_spec(path), {"img_size": (224, 224), "num_classes": 1000, "in_chans": 3}, "none, a bare spec"
+    entry = resolve.get_entry(model)
     channels, height, width = entry.input_size
     task = {"img_size": (height, width), "num_classes": entry.num_classes, "in_chans": channels}
-    place = hub.where(entry)
+    place = resolve.where(entry)
     weights = place if place != "none" else f"none on this machine; {entry.note or ''}".rstrip("; ")
-    return NAMED_SPECS[entry.architecture], task, f"{entry.name}, {weights}"
+    return named_specs()[entry.architecture], task, f"{entry.name}, {weights}"
 
 
 # ---- glit convert ----
@@ -167,7 +162,7 @@ def add_convert(commands: Commands) -> None:
 
 
 def _run_convert(args: argparse.Namespace) -> int:
-    from ..publishing import convert
+    from ..weights.publish import convert
 
     folders = convert(
         args.checkpoint,
@@ -216,7 +211,7 @@ def add_publish(commands: Commands) -> None:
 
 
 def _run_publish(args: argparse.Namespace) -> int:
-    from ..publishing import publish, ship
+    from ..weights.publish import publish, ship
 
     facts = {key: getattr(args, key) for key in ("name", "dataset", "license", "recipe", "origin")}
     facts["metrics"] = [_metric(*metric) for metric in args.metric or ()]
@@ -262,7 +257,7 @@ def add_verify(commands: Commands) -> None:
 def _run_verify(args: argparse.Namespace) -> int:
     from dataclasses import asdict
 
-    from ..verify import verify
+    from ..weights.verify import verify
 
     checks = verify(args.source)
     if args.json:

@@ -1,4 +1,8 @@
-"""Fashion-MNIST (Xiao et al. 2017, MIT licence) read from its gzipped IDX files; found or downloaded, never written."""
+"""Fashion-MNIST (Xiao et al. 2017, MIT licence), read from its four gzipped IDX files.
+
+torchvision's class reads only unpacked copies, which it writes itself: not Debian's package, nor a read-only folder.
+It reports damaged files with a traceback. So the files are read here, and torchvision is only asked to download them.
+"""
 
 from __future__ import annotations
 

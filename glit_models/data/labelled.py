@@ -1,11 +1,13 @@
-"""The split of a data set that a model is scored on, from what people type: a folder's path, or a data set's name.
+"""The split that a model is scored on, from what people type: a folder's path, or a data set's name.
 
-Over `sources.py`, which opens it. Knows nothing of models: which class is which output is for the caller to say.
+`sources.py` opens it. `match_classes` finds each of its classes among a model's, by their names.
 """
 
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from typing import Any
 from ..errors import DataError
 from .sources import KINDS, Source, find_part, is_folder, open_source
 
-__all__ = ["LabelledSplit", "open_labelled"]
+__all__ = ["LabelledSplit", "match_classes", "open_labelled"]
 
 
 @dataclass(frozen=True)
@@ -80,3 +82,42 @@ def _open_folder(folder: Path, split: str | None) -> LabelledSplit:
         raise DataError(f"{folder} has only a train split; to score on that, name it")
     # A folder of classes is its own train split.
     return LabelledSplit(str(folder), split, open_source("folder", folder, split or "train"))
+
+
+# ---- which class of the model each class of the data is ----
+
+
+def match_classes(
+    data: str, data_names: Sequence[str], model_names: Sequence[str] | None, num_classes: int
+) -> tuple[tuple[int, ...], str]:
+    """The model's class for each label of the data, and whether it was found by 'name' or by 'position'.
+
+    By name where the model has names and all the data's are among them, whatever their order: `T-shirt_top`, which can
+    be a folder, is `T-shirt/top`. By position where no name says otherwise.
+
+    Raises:
+        DataError: if the classes are not as many as the model's, or some names are in both but at other places, so
+            that to go by position would count wrongly and say nothing.
+    """
+    keys, theirs = _comparable(model_names or (), data_names)
+    own = {key: index for index, key in enumerate(keys)}
+    if own and set(theirs) <= set(own):
+        return tuple(own[key] for key in theirs), "name"
+    unknown = [name for name, key in zip(data_names, theirs, strict=True) if key not in own]
+    shared = len(data_names) - len(unknown)
+    complaint = f"; not among the model's: {', '.join(map(repr, unknown[:3]))}" if shared else ""
+    if len(data_names) != num_classes:
+        raise DataError(f"{data} has {len(data_names)} classes, the model {num_classes}{complaint}")
+    if any(own.get(key, index) != index for index, key in enumerate(theirs)):
+        raise DataError(f"{data} has {shared} of the model's class names, but in another order{complaint}")
+    return tuple(range(num_classes)), "position"
+
+
+def _comparable(*lists: Sequence[str]) -> tuple[list[str], ...]:
+    """The names by letters and digits alone if that keeps them apart, else as they are, else none of the first."""
+    folded = tuple([re.sub(r"[\W_]+", " ", name).strip().casefold() for name in names] for names in lists)
+    plain = tuple(list(names) for names in lists)
+    for form in (folded, plain):
+        if all(len(set(names)) == len(names) for names in form):
+            return form
+    return ([], *plain[1:])

@@ -9,9 +9,8 @@ from __future__ import annotations
 import math
 import os
 import shlex
-import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,16 +18,15 @@ from typing import Any
 import timm
 import torch
 from PIL import Image
-from rich.console import Console
-from rich.progress import track
 from timm.data import resolve_data_config
 
-from .. import hub
 from ..data import Splits, open_splits
 from ..data.loading import eval_loader
 from ..data.sources import find_part, open_source
 from ..errors import DataError, GlitError, RecipeError, first_line
-from ..inference import timm_name
+from ..predict import timm_name
+from ..recipes import Overrides, parse_overrides
+from ..runs.console import track
 from .recipe import Recipe, load_recipe
 from .setup import create_model
 
@@ -38,7 +36,6 @@ __all__ = [
     "check_pictures",
     "choose_batch_size",
     "choose_epochs",
-    "default_model",
     "describe_score",
     "next_commands",
     "plan",
@@ -46,7 +43,6 @@ __all__ = [
 ]
 
 DEFAULT = "glit_tiny.fractal1k"  # pretrained on nothing but formulas, so no picture's licence comes with it
-_UNTIL_THEN = "glit_tiny.fashion_mnist"
 
 _HOLD_OUT_SHARE = 0.2
 _MOST_HELD_OUT = 5000  # more would tell half a percent apart better than it matters
@@ -67,28 +63,23 @@ class Plan:
     splits: Splits
 
 
-def default_model() -> str:
-    """The model to start from where none is named."""
-    return DEFAULT if DEFAULT in hub.registry() else _UNTIL_THEN
-
-
-def plan(
-    directory: str | os.PathLike[str], model: str | None, device: torch.device, overrides: Sequence[str] = ()
-) -> Plan:
+def plan(directory: str | os.PathLike[str], model: str | None, device: torch.device, overrides: Overrides = ()) -> Plan:
     """Look at the pictures and decide.
 
     Args:
         directory: holds `CLASS/*`, or `train/CLASS/*` with or without `val/CLASS/*` and `test/CLASS/*`.
-        model: as `inference.load_model` names it; None takes the default.
+        model: as `predict.load_model` names it; None takes the default.
         device: that will train.
-        overrides: `section.key=value`, which stand whatever the pictures say.
+        overrides: values by `section.key`, or texts `section.key=value`; they stand whatever the images are.
 
     Raises:
         DataError: if there are too few pictures or classes, or the folders do not fit together.
         RecipeError, WeightsError: on a model or an override that cannot be used.
     """
-    name = timm_name(model) if model is not None else default_model()
-    choices = _Choices([*overrides, "data.dataset=folder", f"data.root={_quoted(directory)}"], f"model.name={name}")
+    given = dict(overrides) if isinstance(overrides, Mapping) else parse_overrides(overrides)
+    model = given.get("model.name", model)
+    name = timm_name(model) if model is not None else DEFAULT
+    choices = _Choices({**given, "model.name": name, "data.dataset": "folder", "data.root": str(directory)})
     choices.lines.append(f"model: {name}, {'as asked' if model else 'the default (--model)'}")
     train = open_source("folder", directory, "train")
     counts = Counter(train.classes[label] for label in train.labels or ())
@@ -105,11 +96,11 @@ def plan(
 
 
 class _Choices:
-    """Overrides of the finetune recipe, the user's and those made here, and a line for each of the latter."""
+    """Overrides of the finetune recipe by key, the user's and those made here, and a line for each of the latter."""
 
-    def __init__(self, overrides: Sequence[str], *more: str) -> None:
-        self.overrides = [*more, *overrides]
-        self.given = {text.partition("=")[0] for text in overrides}
+    def __init__(self, given: Mapping[str, Any]) -> None:
+        self.overrides = dict(given)
+        self.given = set(given)
         self.base = load_recipe("finetune", self.overrides)
         self.lines: list[str] = []
 
@@ -123,17 +114,13 @@ class _Choices:
             if line is not None:
                 self.lines.append(f"{line.partition(':')[0]}: {value}, as asked")
             return value
-        self.overrides.append(f"{key}={value}")
+        self.overrides[key] = value
         if line is not None:
             self.lines.append(line)
         return value
 
     def recipe(self) -> Recipe:
         return load_recipe("finetune", self.overrides)
-
-
-def _quoted(path: str | os.PathLike[str]) -> str:
-    return "'" + str(path).replace("'", "''") + "'"  # a YAML string whatever is in it
 
 
 # ---- the choices ----
@@ -308,13 +295,7 @@ def check_pictures(splits: Splits) -> None:
     broken, first, total = 0, "", 0
     for dataset in filter(None, (splits.train, splits.validation, splits.test)):
         num_workers = min(_count_cores(), 8) if len(dataset) >= _FEW_PICTURES else 0
-        batches = track(
-            eval_loader(_Readable(dataset), _no_image, 16, num_workers),
-            description="reading the pictures",
-            console=Console(stderr=True),
-            transient=True,
-            disable=not sys.stderr.isatty(),
-        )
+        batches = track(eval_loader(_Readable(dataset), _no_image, 16, num_workers), "reading the images")
         bad = torch.cat([labels for _, labels in batches]).nonzero().flatten().tolist()
         total += len(dataset)
         broken += len(bad)

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import types
-import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from ..data.fractals import FractalConfig
 from ..errors import RecipeError
+from ..recipes import Overrides, build_recipe, read_recipe, to_yaml
 
-__all__ = ["Recipe", "build_recipe", "load_recipe", "read_recipe", "shipped_recipes"]
+__all__ = ["Recipe", "load_recipe", "shipped_recipes"]
 
 _SHIPPED = Path(__file__).with_name("recipes")
 
@@ -192,17 +188,15 @@ class Recipe:
 
     def to_yaml(self) -> str:
         """The whole recipe with every default written out."""
-        return yaml.safe_dump(_as_lists(self.to_dict()), sort_keys=False)
+        return to_yaml(self)
+
+    def meaning(self) -> dict[str, Any]:
+        """What the recipe asks for; equal for recipes that ask for the same run."""
+        return self.to_dict()
 
 
 def _are_shares(shares: Mapping[int, float] | None) -> bool:
     return shares is None or (bool(shares) and all(size >= 1 and share > 0 for size, share in shares.items()))
-
-
-def _as_lists(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _as_lists(item) for key, item in value.items()}
-    return list(value) if isinstance(value, tuple) else value
 
 
 def shipped_recipes() -> list[str]:
@@ -210,104 +204,14 @@ def shipped_recipes() -> list[str]:
     return sorted(path.stem for path in _SHIPPED.glob("*.yaml"))
 
 
-def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a shipped recipe by name or any by path, with `section.key=value` overrides (values in YAML).
+def load_recipe(name: str, overrides: Overrides = ()) -> Recipe:
+    """Read a shipped recipe by name or any by path.
+
+    Args:
+        overrides: values by `section.key`, or texts `section.key=value`.
 
     Raises:
         RecipeError: if it is missing, no YAML, or has an unknown key or a wrong type; names the nearest valid key.
     """
     recipe: Recipe = build_recipe(Recipe, read_recipe(name, overrides, _SHIPPED))
     return recipe
-
-
-def read_recipe(name: str, overrides: Sequence[str], shipped: Path) -> dict[str, Any]:
-    """What a recipe's file says, with overrides: a shipped one's, by name, or any by path.
-
-    Raises:
-        RecipeError: if it is missing or no YAML, or an override is none.
-    """
-    path = Path(name)
-    if not path.is_file():
-        path = shipped / f"{name}.yaml"
-        if "/" in name or not path.is_file():
-            names = ", ".join(sorted(path.stem for path in shipped.glob("*.yaml")))
-            raise RecipeError(f"no recipe {name!r}: not a file, and the shipped ones are {names}")
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(data, dict):
-        raise RecipeError(f"{path}: a recipe is a mapping of keys, not {type(data).__name__}")
-    for override in overrides:
-        _override(data, override)
-    return data
-
-
-def _override(data: dict[str, Any], text: str) -> None:
-    dotted, separator, value = text.partition("=")
-    if not separator:
-        raise RecipeError(f"--set takes key=value, got {text!r}")
-    *sections, key = dotted.split(".")
-    for section in sections:
-        data = data.setdefault(section, {})
-        if not isinstance(data, dict):
-            raise RecipeError(f"--set {dotted}: {section!r} is not a section")
-    try:
-        data[key] = yaml.safe_load(value)
-    except yaml.YAMLError:
-        raise RecipeError(f"--set {dotted}: {value!r} is not a YAML value") from None
-
-
-def build_recipe(cls: type, data: Mapping[str, Any], prefix: str = "") -> Any:
-    """An instance of a recipe dataclass from plain values.
-
-    Raises:
-        RecipeError: if a key is unknown, of which it names the nearest valid one, or a value of a wrong type.
-    """
-    hints = typing.get_type_hints(cls)
-    values = {}
-    for key, value in data.items():
-        if key not in hints:
-            near = difflib.get_close_matches(str(key), hints, n=1, cutoff=0.0)[0]
-            raise RecipeError(f"unknown key {prefix}{key}; did you mean {prefix}{near}?")
-        if dataclasses.is_dataclass(hints[key]):
-            if not isinstance(value, Mapping):
-                raise RecipeError(f"{prefix}{key} must be a section of keys, got {value!r}")
-            values[key] = build_recipe(typing.cast(type, hints[key]), value, f"{prefix}{key}.")
-        else:
-            values[key] = _coerce(f"{prefix}{key}", hints[key], value)
-    return cls(**values)
-
-
-def _coerce(key: str, hint: Any, value: Any) -> Any:
-    if typing.get_origin(hint) is Literal:
-        if value not in typing.get_args(hint):
-            raise RecipeError(f"{key} must be {' or '.join(map(str, typing.get_args(hint)))}, got {value!r}")
-        return value
-    options = typing.get_args(hint) if typing.get_origin(hint) in (types.UnionType, typing.Union) else (hint,)
-    for option in options:
-        origin = typing.get_origin(option) or option
-        if origin is tuple and isinstance(value, (list, tuple)):
-            return _coerce_items(key, typing.get_args(option), value)
-        if origin is dict and isinstance(value, Mapping) and typing.get_args(option)[0] is int:
-            hints = typing.get_args(option)
-            return {_coerce(key, hints[0], size): _coerce(f"{key}.{size}", hints[1], v) for size, v in value.items()}
-        if origin is float and isinstance(value, str):  # YAML reads 1e-3 as text
-            try:
-                return float(value)
-            except ValueError:
-                continue
-        if origin is float and isinstance(value, int) and not isinstance(value, bool):
-            return float(value)
-        if isinstance(value, origin) and not (isinstance(value, bool) and origin is not bool):
-            return value
-    names = " or ".join(
-        "null" if option is type(None) else getattr(option, "__name__", str(option)) for option in options
-    )
-    raise RecipeError(f"{key} must be of type {names}, got {value!r}")
-
-
-def _coerce_items(key: str, hints: Sequence[Any], values: Sequence[Any]) -> tuple[Any, ...]:
-    if Ellipsis not in hints and len(values) != len(hints):
-        raise RecipeError(f"{key} must be {len(hints)} values, got {len(values)}")
-    return tuple(_coerce(key, hints[0], value) for value in values)

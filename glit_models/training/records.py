@@ -1,4 +1,4 @@
-"""What a run tells: `metrics.jsonl`, TensorBoard's events where it is installed, `curves.png`, and the progress bar.
+"""What a run records: `metrics.jsonl`, TensorBoard's events where it is installed, `curves.png`, the progress bar.
 
 Only the first process of a run has records.
 """
@@ -6,30 +6,26 @@ Only the first process of a run has records.
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, TextColumn, TimeRemainingColumn
 
-from ..errors import TrainingError
-from .checkpoints import write_atomically
+from ..errors import WriteError
+from ..runs.files import whole_file, write_text
 
-__all__ = ["Records", "progress_bar"]
+__all__ = ["Records", "progress_columns"]
 
 
-def progress_bar() -> Progress:
-    """A bar over the steps with `epoch` and `status` fields; silent where stderr is no terminal."""
-    return Progress(
+def progress_columns() -> tuple[ProgressColumn, ...]:
+    """The columns of a progress bar over steps, whose tasks have the fields `epoch` and `status`."""
+    return (
         TextColumn("epoch {task.fields[epoch]}"),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("{task.fields[status]}"),
         TimeRemainingColumn(),
-        console=Console(stderr=True),
-        disable=not sys.stderr.isatty(),
     )
 
 
@@ -48,7 +44,7 @@ class Records:
             return entry["step"] <= step and entry.get("epoch", 0) <= epochs_done
 
         text = "".join(f"{json.dumps(entry)}\n" for entry in self.entries(is_past)) if step else ""
-        write_atomically(self.path, lambda aside: aside.write_text(text))
+        write_text(self.path, text)
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:  # not installed
@@ -61,12 +57,12 @@ class Records:
         return [entry for line in lines if line.endswith("}") and is_wanted(entry := json.loads(line))]
 
     def write(self, entry: dict[str, Any]) -> None:
-        """Append an entry. Raises TrainingError if the disk is full."""
+        """Append an entry. Raises WriteError if the disk is full."""
         try:
             with self.path.open("a") as file:
                 file.write(json.dumps(entry) + "\n")
         except OSError as error:
-            raise TrainingError(f"{self.path} could not be written: {error.strerror}") from None
+            raise WriteError(f"{self.path} cannot be written: {error.strerror}") from None
         if self.board is not None:
             for key, value in entry.items():
                 if key not in ("step", "epoch"):
@@ -89,7 +85,8 @@ class Records:
                     axes.plot(*zip(*points, strict=True), style if len(points) > 1 else "o", markersize=3)
             axes.set(title=title, xlabel="step")
             axes.grid(alpha=0.3)
-        write_atomically(self.folder / "curves.png", lambda aside: figure.savefig(aside, format="png", dpi=80))
+        with whole_file(self.folder / "curves.png") as path:
+            figure.savefig(path, format="png", dpi=80)
 
     def close(self) -> None:
         """Finish TensorBoard's file."""

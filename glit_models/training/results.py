@@ -10,8 +10,9 @@ from typing import Any
 import timm
 from timm.models import save_for_hf
 
-from ..folders import load_folder, save_folder
-from ..model import GLiT
+from ..model import SpecTransformer
+from ..runs.files import whole_folder
+from ..weights.folder import load_folder, save_folder
 from .recipe import Recipe
 
 __all__ = ["load_model", "save_model"]
@@ -28,16 +29,18 @@ def save_model(
     """Write `model` as it is; a GLiT with its golden tensors and what is known of its training.
 
     Raises:
-        WeightsError: if its weights are not finite in the recipe's `save_dtype`, or the folder cannot be written.
+        WeightsError: if its weights are not finite in the recipe's `save_dtype`.
+        WriteError: if the folder cannot be written.
     """
-    if isinstance(model, GLiT):
+    if isinstance(model, SpecTransformer):
         facts = {"dataset": recipe.data.dataset, "recipe": command}
         save_folder(
             model, folder, class_names=class_names, data_config=preprocessing, dtype=recipe.save_dtype, facts=facts
         )
         return
     model.pretrained_cfg.update(preprocessing)
-    save_for_hf(model, folder, model_config={"label_names": list(class_names)}, safe_serialization=True)
+    with whole_folder(folder) as temporary:
+        save_for_hf(model, temporary, model_config={"label_names": list(class_names)}, safe_serialization=True)
 
 
 def load_model(folder: Path) -> Any:

@@ -10,20 +10,17 @@ from __future__ import annotations
 import copy
 import json
 import math
-import signal
-import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy as np
 import timm
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -31,14 +28,20 @@ from torch.optim.swa_utils import update_bn
 
 from ..data import Splits
 from ..errors import RecipeError, TrainingError
-from ..inference import count_correct
+from ..predict import count_correct
+from ..recipes import RECIPE_FILE, refuse_other_recipe
+from ..runs.console import progress_bar, say
+from ..runs.files import whole_file, write_json, write_text
+from ..runs.lock import lock_folder
+from ..runs.processes import make_accelerator, synchronise_batchnorm
+from ..runs.signals import StopRequest
+from ..runs.state import StateFiles, read_tensors, write_tensors
+from ..weights.files import write_state_dict
 from . import setup
-from .checkpoints import load_state, lock_folder, save_state, write_atomically
-from .distributed import make_accelerator, synchronise_batchnorm
 from .feed import Feed, open_data
 from .objective import Objective
 from .recipe import Recipe
-from .records import Records, progress_bar
+from .records import Records, progress_columns
 from .results import load_model, save_model
 
 __all__ = ["Trainee", "Trainer"]
@@ -85,7 +88,7 @@ class Trainer:
 
     Raises:
         RecipeError: if `out` holds a run of another recipe (names the key), or the data do not fit the recipe.
-        DataError, TrainingError: if the data or the folder cannot be used.
+        DataError, RunError, WriteError: if the data or the folder cannot be used.
     """
 
     def __init__(
@@ -102,7 +105,8 @@ class Trainer:
         self.trainee = trainee
         self.score_test = score_test
         self.out = Path(out)
-        self.max_minutes = max_minutes
+        self.state = StateFiles(self.out / "last.pt", self.out / "previous.pt")
+        self.stop = StopRequest(max_minutes)
         self.command = command
         self.accelerator = make_accelerator(device, recipe.precision, some_unused=trainee is not None)
         self.device: torch.device = self.accelerator.device
@@ -117,11 +121,10 @@ class Trainer:
         self.retries_used = 0
         self.best: dict[str, Any] = {"validation_top1": -1.0, "epoch": -1}
         self.minutes = 0.0
-        self.stop_signal: str | None = None
         # Steps whose loss and flags have not been read yet, and what tells that they have arrived from a GPU.
         self.reports: list[tuple[int, Tensor, torch.cuda.Event | None]] = []
 
-        self._refuse_another_recipe()
+        refuse_other_recipe(recipe, self.out)
         self.splits = self._open_splits()
         self.num_classes = len(self.splits.class_names)
         self.steps_per_epoch = len(self.splits.train) // recipe.optim.batch_size
@@ -137,17 +140,6 @@ class Trainer:
     def _open_splits(self) -> Splits:
         with self.accelerator.main_process_first():  # one downloads, the others find it
             return open_data(self.recipe)
-
-    def _refuse_another_recipe(self) -> None:
-        path = self.out / "recipe.yaml"
-        if not path.is_file():
-            return
-        old, new = path.read_text().splitlines(), self.recipe.to_yaml().splitlines()
-        changed = [f"{a.strip()} -> {b.strip()}" for a, b in zip(old, new, strict=False) if a != b]
-        if changed or len(old) != len(new):
-            raise RecipeError(
-                f"{self.out} holds a run of another recipe ({'; '.join(changed[:3])}); take another --out"
-            )
 
     def _build(self) -> None:
         recipe = self.recipe
@@ -198,13 +190,12 @@ class Trainer:
             return json.loads(result.read_text())
         with lock_folder(self.out) if self.rank == 0 else nullcontext():
             if self.rank == 0:
-                text = self.recipe.to_yaml()
-                write_atomically(self.out / "recipe.yaml", lambda aside: aside.write_text(text))
+                write_text(self.out / RECIPE_FILE, self.recipe.to_yaml())
             self.accelerator.wait_for_everyone()  # the folder is there
             return self._run()
 
     def _run(self) -> dict[str, Any] | None:
-        state = load_state(self.out)
+        state = self.state.load(read_tensors)
         if state is not None:
             self._restore(state)
             self._say(f"glit: going on from step {self.step} of {self.total_steps}")
@@ -214,23 +205,16 @@ class Trainer:
         if state is None:
             self._save()  # there is always a checkpoint to go back to
         self._begin_records()
-        previous = {number: signal.signal(number, self._on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
-        try:
-            finished = self._train()
-        finally:
-            self.records.close()
-            for number, handler in previous.items():
-                signal.signal(number, handler)
+        with self.stop:
+            try:
+                finished = self._train()
+            finally:
+                self.records.close()
         return self._finish() if finished else None
 
     def _say(self, line: str) -> None:
         if self.rank == 0:
-            print(line, file=sys.stderr, flush=True)
-
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self.stop_signal:
-            raise KeyboardInterrupt  # asked twice: leave without saving
-        self.stop_signal = signal.Signals(number).name
+            say(line)
 
     def _begin_records(self) -> None:
         if self.rank == 0:
@@ -260,14 +244,12 @@ class Trainer:
             "ema": self.ema.module.state_dict() if self.ema is not None else {},
             "optimizer": self.optimizer.state_dict(),
         }
-        save_state(self.out, state)
+        self.state.save(lambda path: write_tensors(state, path))
 
     def _train(self) -> bool:
         """All epochs that are left; whether they were done."""
-        with progress_bar() if self.rank == 0 else nullcontext() as progress:
-            self.progress = progress
-            if progress is not None:
-                progress.add_task("", total=self.total_steps, completed=self.step, epoch=0, status="")
+        with progress_bar(*progress_columns(), shown=self.rank == 0) as self.progress:
+            self.progress.add_task("", total=self.total_steps, completed=self.step, epoch=0, status="")
             while self.epochs_done < self.recipe.optim.epochs:
                 try:
                     if not self._train_epoch():
@@ -293,9 +275,8 @@ class Trainer:
                 self._read_reports(0)  # a checkpoint is of the last step, whose loss must be good
                 self._save()
             if stop:
-                why = self.stop_signal or f"--max-minutes {self.max_minutes or 0:g}"
                 self._say(
-                    f"glit: stopped by {why} at step {self.step} of {self.total_steps}; "
+                    f"glit: stopped by {self.stop.reason} at step {self.step} of {self.total_steps}; "
                     "the same command goes on from here"
                 )
                 return False
@@ -342,8 +323,7 @@ class Trainer:
     def _add_report(self, report: Tensor) -> None:
         """Agree with the other processes on a step's loss, and whether to save and to stop after it."""
         now = time.monotonic()
-        late = self.max_minutes is not None and now - self.started >= 60 * self.max_minutes
-        report[1] = float(late or self.stop_signal is not None)
+        report[1] = float(self.stop.is_late or self.stop.signal is not None)
         if self.rank == 0:
             report[2] = float(now - self.saved >= 60 * self.recipe.checkpoint_minutes)
         report = self.accelerator.reduce(report, "sum")
@@ -374,9 +354,8 @@ class Trainer:
         if self.rank:
             return
         lr = self.optimizer.param_groups[-1]["lr"]
-        if self.progress is not None:
-            status = f"loss {loss:.3f}  lr {lr:.1e}  {rate:.0f} images/s"
-            self.progress.update(self.progress.task_ids[0], completed=step, epoch=self.epochs_done + 1, status=status)
+        status = f"loss {loss:.3f}  lr {lr:.1e}  {rate:.0f} images/s"
+        self.progress.update(self.progress.task_ids[0], completed=step, epoch=self.epochs_done + 1, status=status)
         if step % _LOG_EVERY == 0:
             self.records.write({"step": step, "loss": loss, "lr": lr, "images_per_second": round(rate, 1)})
 
@@ -387,7 +366,7 @@ class Trainer:
             f"{error.step % self.steps_per_epoch})"
         )
         used = self.retries_used
-        state = load_state(self.out)
+        state = self.state.load(read_tensors)
         assert state is not None  # one is written before the first step
         self._restore(state)
         self.retries_used = used + 1
@@ -434,8 +413,8 @@ class Trainer:
             if top1 > self.best["validation_top1"]:
                 self.best = {"validation_top1": top1, "epoch": epoch}
                 if self.rank == 0:
-                    weights = {key: value.contiguous() for key, value in scored.state_dict().items()}
-                    write_atomically(self.out / "best.safetensors", lambda aside: save_file(weights, aside))
+                    with whole_file(self.out / "best.safetensors") as path:
+                        write_state_dict(scored.state_dict(), path)
         self.epochs_done = epoch
         self.loss_sum = 0.0
         if self.rank == 0:
@@ -464,16 +443,15 @@ class Trainer:
         """Leave the last weights."""
         if self.rank == 0:
             model = self.model if self.ema is None else self.ema.module
-            weights = {key: value.contiguous() for key, value in model.state_dict().items()}
-            write_atomically(self.out / "model.safetensors", lambda aside: save_file(weights, aside))
+            with whole_file(self.out / "model.safetensors") as path:
+                write_state_dict(model.state_dict(), path)
         result = {"epochs": self.recipe.optim.epochs, "steps": self.step, "minutes": round(self.minutes, 1)}
         self._write_result(result)
         return result
 
     def _write_result(self, result: dict[str, Any]) -> None:
         if self.rank == 0:
-            text = json.dumps(result, indent=2)
-            write_atomically(self.out / "result.json", lambda aside: aside.write_text(text))
+            write_json(self.out / "result.json", result)
 
 
 def _on_host(report: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:

@@ -1,0 +1,101 @@
+"""Images to compare and to calibrate on: real ones, spread evenly over a folder or data set, or generated ones.
+
+Axes: B images, C channels, H/W height and width.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from timm.data import create_transform
+from torchvision.transforms import Compose, Grayscale
+
+from glit_models.data.labelled import LabelledSplit, open_labelled
+from glit_models.data.sources import Stream
+from glit_models.errors import DataError
+from glit_models.predict import find_pictures, open_picture
+
+from .metadata import ExportInfo
+
+__all__ = ["ImageSource", "generated_images", "prepare"]
+
+_SEED = 0
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSource:
+    """Images to compare or to calibrate on: a folder, or a labelled data set.
+
+    Args:
+        name: a folder, with or without class folders, or a data set of `glit eval`.
+        root: the named data set's folder.
+        training: take them from the training split, where there is one.
+    """
+
+    name: str
+    root: str | None = None
+    training: bool = False
+
+    def labelled(self) -> LabelledSplit | None:
+        """The data set with its labels; None for a folder of images without class folders.
+
+        Raises:
+            DataError: if there is no such folder or data set.
+        """
+        folder = Path(self.name)
+        if folder.is_dir() and not any(path.is_dir() for path in folder.iterdir()):
+            return None
+        if self.training:
+            with contextlib.suppress(DataError):
+                return open_labelled(self.name, self.root, "train")
+        return open_labelled(self.name, self.root)
+
+    def pick(self, count: int) -> tuple[list[Image.Image], np.ndarray | None, LabelledSplit | None]:
+        """`count` images in RGB, spread evenly over all there are, with labels [B] and data set where there are any.
+
+        Raises:
+            DataError: if there are none, or one cannot be read; names it.
+        """
+        split = self.labelled()
+        if split is None:
+            paths = find_pictures([self.name])
+            return [open_picture(paths[index]) for index in _evenly(len(paths), count)], None, None
+        if isinstance(split.source, Stream):
+            raise DataError(f"{self.name} is read as a stream, from which images cannot be picked; give a folder")
+        pairs = [split.source[index] for index in _evenly(len(split.source), count)]
+        return [image.convert("RGB") for image, _ in pairs], np.array([label for _, label in pairs]), split
+
+
+def _evenly(total: int, count: int) -> list[int]:
+    if total == 0:
+        raise DataError("no images in the data set")
+    count = min(total, count)
+    return [index * total // count for index in range(count)]
+
+
+def generated_images(count: int, size: tuple[int, int], seed: int = _SEED) -> list[Image.Image]:
+    """Smooth random images of about a height and width, each of another size; the same ones for the same seed."""
+    rng = np.random.default_rng(seed)
+    height, width = size
+    made = []
+    for _ in range(count):
+        cells = rng.integers(2, 12)
+        coarse = Image.fromarray(rng.integers(0, 256, (cells, cells, 3), dtype=np.uint8))
+        shape = (int(width * rng.uniform(0.7, 1.6)) + 1, int(height * rng.uniform(0.7, 1.6)) + 1)
+        made.append(coarse.resize(shape, Image.Resampling.BICUBIC))
+    return made
+
+
+def prepare(info: ExportInfo, images: Sequence[Image.Image]) -> np.ndarray:
+    """Images as timm's transform prepares them, [B, C, H, W] in float32."""
+    transform = create_transform(**info.data_config)
+    if info.input_size[0] != 3:
+        transform = Compose([Grayscale(info.input_size[0]), transform])
+    if not images:
+        return np.zeros((0, *info.input_size), np.float32)
+    return np.stack([transform(image).numpy() for image in images])

@@ -1,0 +1,189 @@
+"""What a model can be exported to: the protocol of an export target, the table of targets, and `export_model`.
+
+A target of your own: subclass `Target`, with a dataclass of the options it takes, in a file of yours. Call
+`register_target` on it, or name it `module:Name`: `glit export MODEL --format my_target:MyTarget --out FILE`.
+See docs/extending.md.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from glit_models import SpecTransformer
+from glit_models.errors import ExportError
+from glit_models.extensions import Table
+
+from .extras import require
+from .images import ImageSource
+from .metadata import ExportInfo
+from .source import ModelSource, open_source
+from .verify import Agreement, Runner, compare
+from .writing import check_writable, write_and_judge
+
+__all__ = ["TARGETS", "Artifact", "Target", "TargetOptions", "export_model", "register_target", "write_verified"]
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """An exported file or folder.
+
+    Attributes:
+        path: where it lies; with the suffix `.unverified` if it does not agree with PyTorch.
+        info: what it says of itself.
+        num_bytes: its size.
+        agreement: with PyTorch; None if it was not compared.
+        notes: what was chosen, for people.
+    """
+
+    path: Path
+    info: ExportInfo
+    num_bytes: int
+    agreement: Agreement | None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def facts(self) -> tuple[str, ...]:
+        """What to print beside the path."""
+        return (f"{self.num_bytes / 1e6:.1f} MB", self.info.precision, *self.notes)
+
+
+@dataclass(frozen=True)
+class TargetOptions:
+    """The options that every target takes. A target's own options are a frozen dataclass that extends this one.
+
+    Attributes:
+        verify: on how many images to compare with PyTorch; 0 for none, which leaves the result marked `.unverified`.
+        images: to compare on, rather than generated ones.
+        force: replace what is there.
+
+    Raises:
+        ExportError: on an option that is out of its bounds, or options that exclude each other.
+    """
+
+    verify: int = 64
+    images: ImageSource | None = None
+    force: bool = False
+
+    def __post_init__(self) -> None:
+        if self.verify < 0:
+            raise ExportError(f"verify must be 0 or more images, got {self.verify}")
+
+
+class Target(ABC):
+    """One kind of file or folder that a model can be exported to. Abstract.
+
+    Attributes:
+        name: in the table, and on the command line (class attribute).
+        suffix: of the file, with its dot; '' for a folder (class attribute).
+        options: dataclass of the options that it takes (class attribute).
+        packages: modules that must be importable (class attribute).
+    """
+
+    name: ClassVar[str]
+    suffix: ClassVar[str]
+    options: ClassVar[type[TargetOptions]] = TargetOptions
+    packages: ClassVar[tuple[str, ...]] = ()
+
+    @classmethod
+    def option_names(cls) -> tuple[str, ...]:
+        """The names of the options that it takes."""
+        return tuple(field.name for field in dataclasses.fields(cls.options))
+
+    def check_path(self, path: Path, options: Any) -> None:
+        """Raises ExportError if nothing can be written to `path`; called before any work is done."""
+        check_writable(path, options.force)
+
+    @abstractmethod
+    def export(self, source: ModelSource, path: Path, options: Any) -> Artifact:
+        """Write the model to `path`, compared with PyTorch; `write_verified` does both.
+
+        Args:
+            source: the model, in float32 on the CPU and in evaluation mode.
+            path: has passed `check_path`.
+            options: an instance of the target's `options`.
+
+        Raises:
+            ExportError: if the model cannot be exported so.
+        """
+
+
+TARGETS: Table[type[Target]] = Table("export target", Target, ExportError)
+register_target = TARGETS.register_class("name")
+
+
+def export_model(
+    model: SpecTransformer | ModelSource | str | Path,
+    path: str | os.PathLike[str],
+    target: str = "onnx",
+    **options: Any,
+) -> Artifact:
+    """Export a model, and compare what the result computes with PyTorch.
+
+    Args:
+        model: a model of any family, which is not changed; 'model.tag', a weight folder, or a Hub repository.
+        path: of the file or folder to write.
+        target: a name in `TARGETS`, or `module:Name` for a `Target` of your own.
+        options: those of the target; see its `options`.
+
+    Raises:
+        ExportError: on an unknown target, an option that it does not take, options that do not go together, a path
+            that exists or cannot be written, or a missing package. WeightsError, SpecError, DataError: on a bad model,
+            size or image.
+    """
+    path, chosen = Path(path), TARGETS.find(target)
+    given = make_options(chosen, options)
+    maker = chosen()
+    maker.check_path(path, given)
+    for package in chosen.packages:
+        require(package)
+    if given.images is not None:
+        given.images.pick(1)  # an unsuitable folder is named before the work, not after it
+    return maker.export(open_source(model), path, given)
+
+
+def make_options(target: type[Target], options: Mapping[str, Any]) -> TargetOptions:
+    """A target's options by name. Raises ExportError on one that it does not take, or as the options do."""
+    known = target.option_names()
+    for name in options:
+        if name not in known:
+            raise ExportError(
+                f"{name} is not an option of the export target {target.name}; it takes {', '.join(known)}"
+            )
+    return target.options(**options)
+
+
+def write_verified(
+    path: Path,
+    write: Callable[[Path], object],
+    load: Callable[[Path], Runner],
+    source: ModelSource,
+    info: ExportInfo,
+    options: TargetOptions,
+    **about: Any,
+) -> Artifact:
+    """Write a file, compare it with PyTorch, and move it to `path`, or to `path` with the suffix `.unverified`.
+
+    Args:
+        path: where it is to lie.
+        write: makes the file at the path that it is given.
+        load: opens that file to be run.
+        source: the model that it was made from.
+        info: what the file says of itself.
+        options: how to compare.
+        about: what the report beside the file says besides.
+
+    Raises:
+        ExportError: if it cannot be written or run. Then nothing is left.
+    """
+
+    def judge(temporary: Path) -> Agreement | None:
+        return compare(load(temporary), source, options.verify, options.images) if options.verify else None
+
+    final, agreement = write_and_judge(path, write, judge, {**about, "info": dataclasses.asdict(info)})
+    return Artifact(final, info, final.stat().st_size, agreement)

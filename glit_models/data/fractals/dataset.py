@@ -1,0 +1,251 @@
+"""Formula-driven pictures for pretraining: each class is a random fractal, each picture is made when it is asked for.
+
+After FractalDB (Kataoka et al., ACCV 2020), OFDB, which shows that one instance a class is enough (Nakamura et al.,
+ICCV 2023, arXiv 2307.14710), and 1p-frac, where all classes are small changes of one fractal (Nakamura et al., ECCV
+2024, arXiv 2408.00677). It says what is drawn; how, is in `ifs`. Nothing is stored, downloaded or drawn ahead.
+
+Axes: B pictures, F maps, P colour planes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ...errors import DataError, RecipeError
+from .classes import find_classes
+from .ifs import MAX_MAPS, MAX_SIZE, contract, draw, hash_keys, images_at_once, numbers
+
+__all__ = ["FractalConfig", "Fractals", "HeldOutFractals"]
+
+Integers = Tensor | Sequence[int]  # of 64 bits
+
+_GRAY = 127  # FractalDB's
+_NUM_COLORS = 4  # of a picture
+_HELD_OUT = 1 << 40  # pictures of a class from this index on are held out; training never gets so far
+_FACTORS, _VIEW, _PALETTE, _PATTERN = range(10, 14)  # what chance is for; `ifs` has the numbers below
+
+
+@dataclass(frozen=True)
+class FractalConfig:
+    """What the classes are and how an instance of one may look.
+
+    Attributes:
+        num_classes: classes.
+        instances: pictures of a class in one epoch.
+        held_out: pictures of a class in the validation set, and as many in the test set.
+        max_maps: a class has from 2 to so many maps; 8 is FractalDB's, fewer give sparser, more distinct shapes.
+        perturbation: each coefficient of an instance is its class's times a factor from 1 - this to 1 + this. 0 leaves
+            the class's own maps, as OFDB does; FractalDB goes to 0.2.
+        single: make every class a change of one fractal (1p-frac) rather than a fractal of its own.
+        delta: with `single`, how far a class's coefficients lie from that fractal's, at most.
+        color: 'gray', one level as in FractalDB, or 'color': four parts of the fractal, each in a random colour.
+        render: 'point', or 'patch': at each point a 3 x 3 pattern, one drawn for each picture.
+        density: points drawn for each pixel.
+        zoom_min: least size of the fractal, where 1 fills the picture.
+        zoom_max: largest; above 1 parts leave the picture.
+        rotation: degrees by which a picture may be turned either way, up to 180.
+        flip_prob: how often a picture is mirrored.
+        filling_rate: least share of pixels that a class covers in the search, where no more than 0.38 can be; 0.2 in
+            FractalDB.
+        variance: least variance of a class's pixels along either axis, the picture going from -1 to 1; 0.05 in
+            PC-FractalDB.
+
+    Raises:
+        RecipeError: on a value that cannot be; names the key, the value and the bound.
+    """
+
+    num_classes: int = 1000
+    instances: int = 1
+    held_out: int = 1
+    max_maps: int = 4
+    perturbation: float = 0.0
+    single: bool = False
+    delta: float = 0.1
+    color: Literal["gray", "color"] = "color"
+    render: Literal["point", "patch"] = "point"
+    density: float = 2.0
+    zoom_min: float = 0.8
+    zoom_max: float = 1.5
+    rotation: float = 180.0
+    flip_prob: float = 0.5
+    filling_rate: float = 0.2
+    variance: float = 0.05
+
+    def __post_init__(self) -> None:
+        for key, valid, bound in (
+            ("num_classes", 1 <= self.num_classes <= 1_000_000, "from 1 to 1000000"),
+            ("instances", self.instances >= 1, "at least 1"),
+            ("held_out", self.held_out >= 1, "at least 1"),
+            ("max_maps", 2 <= self.max_maps <= MAX_MAPS, f"from 2 to {MAX_MAPS}"),
+            ("perturbation", 0 <= self.perturbation <= 0.5, "from 0 to 0.5"),
+            ("delta", 0 < self.delta <= 1, "above 0 and at most 1"),
+            ("color", self.color in ("gray", "color"), "gray or color"),
+            ("render", self.render in ("point", "patch"), "point or patch"),
+            ("density", 0.1 <= self.density <= 16, "from 0.1 to 16"),
+            ("zoom_min", 0.1 <= self.zoom_min <= 8, "from 0.1 to 8"),
+            ("zoom_max", self.zoom_min <= self.zoom_max <= 8, f"from zoom_min={self.zoom_min} to 8"),
+            ("rotation", 0 <= self.rotation <= 180, "from 0 to 180"),
+            ("flip_prob", 0 <= self.flip_prob <= 1, "from 0 to 1"),
+            ("filling_rate", 0 <= self.filling_rate <= 0.35, "from 0 to 0.35"),
+            ("variance", 0 <= self.variance < 1, "from 0 to below 1"),
+        ):
+            if not valid:
+                raise RecipeError(f"fractals.{key} must be {bound}, got {getattr(self, key)!r}")
+
+
+@dataclass(frozen=True)
+class HeldOutFractals:
+    """Pictures of every class that training never sees.
+
+    Args:
+        fractals: whose pictures they are.
+        number: of the set, from 0; sets of different numbers share no picture.
+    """
+
+    fractals: Fractals
+    number: int
+
+    def __len__(self) -> int:
+        return self.fractals.config.num_classes * self.fractals.config.held_out
+
+    def members(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """The labels and indices [B] of the pictures at these positions [B]."""
+        num_classes, held_out = self.fractals.config.num_classes, self.fractals.config.held_out
+        return positions % num_classes, _HELD_OUT + self.number * held_out + positions // num_classes
+
+
+class Fractals:
+    """`num_classes * instances` fractals an epoch, drawn in batches on the device that asks for them.
+
+    A picture is a function of the configuration, seed, class, index and size alone: not of the batch it is in, nor of
+    what was drawn before, nor of the device.
+
+    Args:
+        config: what to draw.
+        seed: of the classes and of all that differs between their instances, from 0.
+
+    Attributes:
+        maps: [classes, F, 6] float32, as `ifs.contract` describes them.
+        num_maps: [classes] int64, how many of the F maps a class has.
+        class_names: one for each class.
+
+    Raises:
+        DataError: if the thresholds of `config` leave too few classes; names them.
+    """
+
+    def __init__(self, config: FractalConfig, seed: int = 0) -> None:
+        if not 0 <= seed < 2**63:
+            raise DataError(f"seed must be from 0 to {2**63 - 1}, got {seed}")
+        self.config = config
+        self.seed = seed
+        self.maps, self.num_maps = find_classes(config, seed)
+        digits = len(str(config.num_classes - 1))
+        self.class_names = tuple(f"fractal_{label:0{digits}d}" for label in range(config.num_classes))
+        self._placed = {self.maps.device: (self.maps, self.num_maps)}
+
+    def __len__(self) -> int:
+        return self.config.num_classes * self.config.instances
+
+    def batch(self, labels: Integers, indices: Integers, size: int, device: torch.device | str = "cpu") -> Tensor:
+        """Draw one picture for each pair of label and index.
+
+        Args:
+            labels: [B] classes.
+            indices: [B] instances, any from 0 to 2**63 - 1: a run takes new ones in every epoch.
+            size: pixels a side, from 8 to 1024.
+            device: where to draw.
+
+        Returns:
+            uint8 [B, 3, size, size] on `device`, 0 where there is no fractal.
+
+        Raises:
+            DataError: on a label or an index out of range (not looked for in tensors on a GPU, which would have to be
+                waited for), unequal lengths, or a size that cannot be.
+        """
+        label, index = _checked(labels, indices, self.config.num_classes)
+        if not 8 <= size <= MAX_SIZE:
+            raise DataError(f"size must be from 8 to {MAX_SIZE}, got {size}")
+        label, index = label.to(device, non_blocking=True), index.to(device, non_blocking=True)
+        pictures = torch.empty(len(label), 3, size, size, dtype=torch.uint8, device=label.device)
+        step = images_at_once(size, self.config.density, label.device)
+        for start in range(0, len(label), step):
+            part = slice(start, start + step)
+            pictures[part] = self._draw(label[part], index[part], size)
+        return pictures
+
+    def _draw(self, label: Tensor, index: Tensor, size: int) -> Tensor:
+        config = self.config
+        if label.device not in self._placed:
+            self._placed[label.device] = self.maps.to(label.device), self.num_maps.to(label.device)
+        all_maps, all_counts = self._placed[label.device]
+        maps, num_maps = all_maps[label], all_counts[label]
+        keys = hash_keys(self.seed, label, index)
+        if config.perturbation:
+            sway = (2 * numbers(keys, _FACTORS, maps.shape[1] * 6) - 1).view_as(maps)
+            maps = contract(maps * (1 + sway * config.perturbation))
+        num_colors = _NUM_COLORS if config.color == "color" else 1
+        pictures = _packed(draw(maps, num_maps, keys, self._view(keys), size, config.density, num_colors))
+        pictures = _patched(pictures, keys) if config.render == "patch" else pictures[:, 1:-1, 1:-1]
+        return _colored(pictures, keys) if config.color == "color" else (pictures * _GRAY).unsqueeze(1)
+
+    def _view(self, keys: Tensor) -> Tensor:
+        """[B, 4] for `draw`."""
+        config = self.config
+        turn, mirror, zoom, anchor = numbers(keys, _VIEW, 4).unbind(-1)
+        turn = (turn * 2 - 1) * (config.rotation / 360)
+        turn = (turn + (turn < 0)).clamp(max=1 - 2**-20)  # a tiny turn below 0 rounds to a full one
+        zoom = config.zoom_min + zoom * (config.zoom_max - config.zoom_min)
+        return torch.stack((turn, config.flip_prob - mirror, zoom, anchor), -1)
+
+
+def _checked(labels: Integers, indices: Integers, num_classes: int) -> tuple[Tensor, Tensor]:
+    try:
+        label, index = torch.as_tensor(labels, dtype=torch.int64), torch.as_tensor(indices, dtype=torch.int64)
+    except (OverflowError, RuntimeError, TypeError, ValueError):
+        raise DataError("labels and indices must be whole numbers of 64 bits") from None
+    if label.ndim != 1 or label.shape != index.shape:
+        raise DataError(f"labels and indices must be equally long, got {list(label.shape)} and {list(index.shape)}")
+    for name, values, end in (("label", label, num_classes), ("index", index, 2**63)):
+        if values.device.type == "cpu" and len(values):
+            for value in (int(values.min()), int(values.max())):
+                if not 0 <= value < end:
+                    raise DataError(f"{name} must be from 0 to {end - 1}, got {value}")
+    return label, index
+
+
+# ---- from planes to colours ----
+
+
+def _packed(planes: Tensor) -> Tensor:
+    """[B, H, W] whose bit p is plane p of [B, P, H, W]."""
+    pictures = planes[:, 0].clone()
+    for plane in range(1, planes.shape[1]):
+        pictures |= planes[:, plane] << plane
+    return pictures
+
+
+def _patched(pictures: Tensor, keys: Tensor) -> Tensor:
+    """Draw each picture's 3 x 3 pattern, never an empty one, around every point; takes the border of one pixel off."""
+    size = pictures.shape[-1] - 2
+    pattern = (numbers(keys, _PATTERN, 1) * 511).to(torch.int64) + 1
+    masks = (((pattern >> torch.arange(9, device=keys.device)) & 1) * 255).to(torch.uint8).view(-1, 9, 1, 1)
+    result = torch.zeros_like(pictures[:, :size, :size])
+    for place in range(9):
+        y, x = divmod(place, 3)
+        result |= pictures[:, y : y + size, x : x + size] & masks[:, place]
+    return result
+
+
+def _colored(pictures: Tensor, keys: Tensor) -> Tensor:
+    """[B, 3, H, W] from packed [B, H, W]: a random colour for each bit; where they meet, each channel's largest."""
+    device = keys.device
+    palette = (64 + numbers(keys, _PALETTE, _NUM_COLORS * 3) * 192).to(torch.uint8).view(-1, 3, _NUM_COLORS)
+    bits = (torch.arange(1 << _NUM_COLORS, device=device)[:, None] >> torch.arange(_NUM_COLORS, device=device)) & 1
+    colors = (palette.unsqueeze(2) * bits.to(torch.uint8)).amax(-1)  # [B, 3, 16]
+    flat = pictures.flatten(1).to(torch.int64).unsqueeze(1).expand(-1, 3, -1)
+    return colors.gather(2, flat).unflatten(-1, pictures.shape[1:])

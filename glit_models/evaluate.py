@@ -1,0 +1,298 @@
+"""A classifier's scores on a labelled data set: top-1, top-5, each class, the confusion matrix, and the speed.
+
+It counts as timm's `validate.py` does, and draws the confusion matrix with matplotlib, which only drawing needs. The
+command line prints what it returns.
+
+Axes: B batch, K classes of the model.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from .data.labelled import LabelledSplit, match_classes
+from .data.loading import eval_loader
+from .errors import GlitError, WeightsError
+from .predict import Classifier
+from .runs.console import track
+from .runs.files import whole_file
+
+__all__ = ["ClassScore", "Evaluation", "check_can_draw", "draw_confusion", "evaluate"]
+
+_TOP = 5
+_MOST_NAMED = 40  # classes; with more, their names would be too small to read
+_MOST_NUMBERED = 20  # classes; with more, the numbers in the cells would be
+_LONGEST_NAME = 24
+
+
+@dataclass(frozen=True)
+class ClassScore:
+    """One class: pictures of it, pictures called by its name, and pictures of which both are true."""
+
+    name: str
+    pictures: int
+    predicted: int
+    correct: int
+
+    @property
+    def recall(self) -> float | None:
+        """Correct in percent of the class's pictures; None if it has none."""
+        return 100 * self.correct / self.pictures if self.pictures else None
+
+    @property
+    def precision(self) -> float | None:
+        """Correct in percent of the pictures called by the class's name; None if there are none."""
+        return 100 * self.correct / self.predicted if self.predicted else None
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """What was counted, and what follows from it. Accuracies are in percent.
+
+    Args:
+        class_names: of the K classes.
+        confusion: pictures [K, K] int64, by true class (row) and by predicted class (column).
+        correct_top5: pictures whose class is among the five most probable; None with five classes or fewer, of which
+            it would say nothing.
+        matched_by: how the data's classes were found among the model's, 'name' or 'position'.
+        images_per_second: of the model alone, without the first batch if there are more.
+        images_per_second_with_loading: of all that the scoring took.
+    """
+
+    class_names: tuple[str, ...]
+    confusion: np.ndarray
+    correct_top5: int | None
+    matched_by: str
+    images_per_second: float
+    images_per_second_with_loading: float
+
+    @property
+    def pictures(self) -> int:
+        """How many were scored."""
+        return int(self.confusion.sum())
+
+    @property
+    def correct(self) -> int:
+        """Of how many the most probable class was the true one."""
+        return int(self.confusion.trace())
+
+    @property
+    def top1(self) -> float:
+        """`correct` in percent."""
+        return 100 * self.correct / self.pictures
+
+    @property
+    def top5(self) -> float | None:
+        """`correct_top5` in percent."""
+        return None if self.correct_top5 is None else 100 * self.correct_top5 / self.pictures
+
+    @property
+    def classes(self) -> tuple[ClassScore, ...]:
+        """The scores of each class, in the model's order."""
+        counts = zip(self.confusion.sum(1), self.confusion.sum(0), self.confusion.diagonal(), strict=True)
+        return tuple(
+            ClassScore(name, *(int(number) for number in numbers))
+            for name, numbers in zip(self.class_names, counts, strict=True)
+        )
+
+    def mistaken_for(self, index: int) -> tuple[str, int] | None:
+        """The class that pictures of class `index` are most often taken for wrongly, and how many are."""
+        wrong = self.confusion[index].copy()
+        wrong[index] = 0
+        other = int(wrong.argmax())
+        return (self.class_names[other], int(wrong[other])) if wrong[other] else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as JSON has it, `top5` and `correct_top5` only where there is one."""
+        top5 = {} if self.correct_top5 is None else {"top5": self.top5, "correct_top5": self.correct_top5}
+        return {
+            "pictures": self.pictures,
+            "top1": self.top1,
+            "correct": self.correct,
+            **top5,
+            "images_per_second": round(self.images_per_second, 1),
+            "images_per_second_with_loading": round(self.images_per_second_with_loading, 1),
+            "classes_matched_by": self.matched_by,
+            "classes": [
+                {
+                    "name": row.name,
+                    "pictures": row.pictures,
+                    "predicted": row.predicted,
+                    "correct": row.correct,
+                    "recall": row.recall,
+                    "precision": row.precision,
+                }
+                for row in self.classes
+            ],
+            "confusion": self.confusion.tolist(),
+        }
+
+
+# ---- counting ----
+
+
+def evaluate(classifier: Classifier, data: LabelledSplit, batch_size: int = 250, num_workers: int = 0) -> Evaluation:
+    """Score a classifier on all pictures, with a progress bar on a terminal.
+
+    Args:
+        data: its classes are found among the model's by `match_classes`.
+        batch_size: pictures at a time; it changes the speed, not the scores.
+        num_workers: processes that load pictures; 0 loads them in this one.
+
+    Raises:
+        DataError: if the classes do not fit, or a picture cannot be read; names it.
+        WeightsError: if the model gives NaN.
+        GlitError: if there is not enough memory on the device.
+    """
+    num_classes = len(classifier.class_names)
+    model_names = classifier.class_names if classifier.has_names else None
+    labels, matched_by = match_classes(data.name, data.class_names, model_names, num_classes)
+    batches = track(eval_loader(data.source, classifier.transform, batch_size, num_workers), "scoring")
+    tally = _Tally(classifier, data, np.array(labels))
+    started = time.perf_counter()
+    try:
+        tally.count(batches)
+    except torch.OutOfMemoryError:
+        raise GlitError(
+            f"{batch_size} pictures at a time do not fit on {classifier.device}; a smaller batch size may"
+        ) from None
+    seconds = time.perf_counter() - started
+    return Evaluation(
+        class_names=model_names or data.class_names,
+        confusion=tally.confusion,
+        correct_top5=tally.correct_top if tally.top == _TOP else None,
+        matched_by=matched_by,
+        images_per_second=tally.images_per_second(),
+        images_per_second_with_loading=len(data.source) / seconds,
+    )
+
+
+class _Tally:
+    """Counts of what the model says of each batch. Final; filled by `count`."""
+
+    def __init__(self, classifier: Classifier, data: LabelledSplit, classes: np.ndarray) -> None:
+        self.classifier = classifier
+        self.data = data
+        self.classes = classes  # the model's, by the data's label
+        num_classes = len(classifier.class_names)
+        self.top = _TOP if num_classes > _TOP else 1
+        self.confusion = np.zeros((num_classes, num_classes), np.int64)
+        self.correct_top = 0
+        self.times: list[tuple[int, float]] = []  # pictures, and seconds of the model alone, of each batch
+
+    @torch.inference_mode()
+    def count(self, batches: Iterable[Any]) -> None:
+        """Add images [B, C, H, W] and their labels [B]."""
+        for images, labels in batches:
+            images = images.to(self.classifier.device)
+            started = time.perf_counter()
+            logits = self.classifier.model(images)  # [B, K]
+            # Equal logits fall as torch.topk has them, and so they do in timm's count.
+            guesses = logits.topk(self.top).indices.cpu().numpy()  # [B, top]; waits for the device
+            self.times.append((len(labels), time.perf_counter() - started))
+            self._refuse_nan(logits)
+            truth = self.classes[labels.numpy()]  # [B]
+            np.add.at(self.confusion, (truth, guesses[:, 0]), 1)
+            self.correct_top += int((guesses == truth[:, None]).any(1).sum())
+
+    def images_per_second(self) -> float:
+        """Of the model alone; the first batch, in which the device warms up, counts only if it is all there is."""
+        counts, seconds = zip(*(self.times[1:] or self.times), strict=True)
+        return sum(counts) / sum(seconds)
+
+    def _refuse_nan(self, logits: torch.Tensor) -> None:
+        bad = logits.isnan().any(1)
+        if bool(bad.any()):
+            before = sum(count for count, _ in self.times[:-1])
+            name = self.data.picture_name(before + int(bad.nonzero()[0]))
+            raise WeightsError(f"the model gives NaN on {name}: its weights are damaged, or its numbers overflow")
+
+
+# ---- the confusion matrix as a figure ----
+
+
+def check_can_draw(path: Path) -> None:
+    """Raise GlitError if the picture could not be drawn or written: before an hour of scoring, not after it."""
+    _figure_class()
+    if path.suffix.lower() != ".png":
+        raise GlitError(f"{path}: the confusion matrix is a PNG; give a name that ends in .png")
+    if path.is_dir() or not path.parent.is_dir():
+        raise GlitError(f"{path} cannot be written: {'it is a folder' if path.is_dir() else 'its folder is missing'}")
+    if not os.access(path.parent, os.W_OK):
+        raise GlitError(f"{path} cannot be written: its folder is read-only")
+
+
+def draw_confusion(evaluation: Evaluation, path: Path, title: str) -> None:
+    """Draw what part of each class's pictures was taken for which class into a PNG file.
+
+    Classes have their names up to 40, and their numbers beyond; cells have their percentages up to 20 classes.
+
+    Raises:
+        GlitError: if matplotlib is missing.
+        WriteError: if `path` cannot be written; what stood there is untouched.
+    """
+    figure = _figure(evaluation, title)
+    with whole_file(path) as temporary, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # a name in a script that the font lacks
+        figure.savefig(temporary, format="png", dpi=150, bbox_inches="tight", pad_inches=0.15)
+
+
+def _figure_class() -> Any:
+    try:
+        from matplotlib.figure import Figure  # without pyplot, which would choose a window system
+    except ImportError:
+        raise GlitError('the confusion matrix is drawn with matplotlib: pip install "glit-models[train]"') from None
+    return Figure
+
+
+def _figure(evaluation: Evaluation, title: str) -> Any:
+    percent = _percent(evaluation.confusion)
+    num_classes = len(percent)
+    side = min(max(4.0, 0.42 * num_classes), 12.0)  # inches of the matrix itself
+    figure = _figure_class()(figsize=(side + 3.0, side + 2.2), layout="constrained")
+    axes = figure.add_subplot()
+    # The square root lets a few mistakes be seen beside many right answers.
+    image = axes.imshow(np.sqrt(percent), cmap="Blues", vmin=0, vmax=10, interpolation="nearest")
+    bar = figure.colorbar(image, ax=axes, shrink=0.8, ticks=[part**0.5 for part in (0, 1, 5, 20, 50, 100)])
+    bar.ax.set_yticklabels(["0 %", "1 %", "5 %", "20 %", "50 %", "100 %"])
+    axes.set_title(title, parse_math=False)
+    axes.set_xlabel("predicted class")
+    axes.set_ylabel("true class")
+    _label_classes(axes, evaluation.class_names)
+    if num_classes <= _MOST_NUMBERED:
+        _number_cells(axes, percent)
+    return figure
+
+
+def _percent(confusion: np.ndarray) -> np.ndarray:
+    """Counts [K, K] -> percent of the row's pictures [K, K]; a class without pictures has zeros."""
+    return 100 * confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
+
+
+def _label_classes(axes: Any, names: tuple[str, ...]) -> None:
+    if len(names) <= _MOST_NAMED:
+        short = [name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…" for name in names]
+        axes.set_xticks(range(len(names)), short, rotation=90, parse_math=False)
+        axes.set_yticks(range(len(names)), short, parse_math=False)
+        return
+    step = next(step for step in (10, 20, 50, 100, 200, 500, 1000, len(names)) if len(names) / step <= 20)
+    axes.set_xticks(range(0, len(names), step))
+    axes.set_yticks(range(0, len(names), step))
+    axes.set_xlabel("predicted class, by number")
+    axes.set_ylabel("true class, by number")
+
+
+def _number_cells(axes: Any, percent: np.ndarray) -> None:
+    for row, column in np.argwhere(percent >= 0.5):
+        value = percent[row, column]
+        colour = "white" if value > 40 else "black"
+        axes.text(column, row, f"{int(value + 0.5)}", ha="center", va="center", color=colour, fontsize=8)

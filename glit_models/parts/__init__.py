@@ -1,0 +1,41 @@
+"""The parts that blocks are made of, one file each, and the table that names them.
+
+A part of your own: subclass `Part` in a file of yours and call `register_part` on it. See docs/extending.md.
+"""
+
+from __future__ import annotations
+
+from ..errors import SpecError
+from ..extensions import Table
+from .attention import AttentionPart
+from .local_conv import LocalConv, LocalConvPart
+from .local_conv2d import LocalConv2dPart
+from .mlp import MlpPart
+from .part import BlockParts, BuildOptions, ExportOptions, Part, Slice, TokenGrid, build_part, count_linear_params
+from .relative_attention import RelativeAttentionPart
+from .window_attention import WindowAttentionPart
+
+__all__ = [
+    "PARTS",
+    "AttentionPart",
+    "BlockParts",
+    "BuildOptions",
+    "ExportOptions",
+    "LocalConv",
+    "LocalConv2dPart",
+    "LocalConvPart",
+    "MlpPart",
+    "Part",
+    "RelativeAttentionPart",
+    "Slice",
+    "TokenGrid",
+    "WindowAttentionPart",
+    "build_part",
+    "count_linear_params",
+    "register_part",
+]
+
+PARTS: Table[type[Part]] = Table("part", Part, SpecError)
+register_part = PARTS.register_class("kind")
+for _part in (AttentionPart, LocalConvPart, LocalConv2dPart, WindowAttentionPart, RelativeAttentionPart, MlpPart):
+    register_part(_part)

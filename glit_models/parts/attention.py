@@ -1,0 +1,90 @@
+"""Multi-head self-attention over all tokens: timm's `Attention`.
+
+Axes: N tokens, C channels, H heads, D head width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, final
+
+from timm.layers import Attention
+from torch import nn
+
+from ..errors import SpecError
+from ..spec import check_ratio
+from .flat import FlatAttention
+from .part import BuildOptions, ExportOptions, Part, Slice, TokenGrid, count_linear_params
+
+__all__ = ["AttentionPart"]
+
+
+@final
+@dataclass(frozen=True)
+class AttentionPart(Part):
+    """Self-attention on C channels.
+
+    Attributes:
+        num_heads: H.
+        head_dim: D, width of query, key and value of a head; H * D need not be C.
+    """
+
+    kind: ClassVar[str] = "attention"
+    slot: ClassVar[str] = "attn"
+    genes: ClassVar[tuple[str, ...]] = ("qkv_ratio",)
+    color: ClassVar[str] = "#2f6db5"
+
+    num_heads: int
+    head_dim: int
+
+    @classmethod
+    def from_genes(cls, num_heads: int, head_width: int, genes: Mapping[str, Any]) -> AttentionPart:
+        """Heads of `qkv_ratio` times their channels."""
+        ratio = genes["qkv_ratio"]
+        check_ratio("qkv_ratio", ratio)
+        if ratio * head_width < 1 or ratio * head_width % 1:
+            raise SpecError(
+                f"qkv_ratio must give a whole number of channels: {ratio} * {head_width} is {ratio * head_width:g}"
+            )
+        return cls(num_heads * head_width, num_heads, int(ratio * head_width))
+
+    @property
+    def num_params(self) -> int:
+        """Of qkv and output projection."""
+        inner = self.num_heads * self.head_dim
+        return count_linear_params(self.channels, 3 * inner) + count_linear_params(inner, self.channels)
+
+    def num_macs(self, tokens: TokenGrid) -> int:
+        """Of qkv, query @ key, weights @ value, and output projection."""
+        inner, N = self.num_heads * self.head_dim, tokens.num_tokens
+        return N * ((3 + 1) * self.channels * inner + 2 * N * inner)
+
+    def build(self, options: BuildOptions) -> nn.Module:
+        """timm's `Attention`."""
+        return Attention(
+            self.channels, num_heads=self.num_heads, attn_head_dim=self.head_dim, qkv_bias=True,
+            attn_drop=options.attn_drop, proj_drop=options.proj_drop, **options.factory,
+        )  # fmt: skip
+
+    @property
+    def label(self) -> str:
+        """Heads and their width."""
+        return f"{self.num_heads} heads\nwidth {self.head_dim}"
+
+    def slices(self, whole: AttentionPart) -> dict[str, Slice]:
+        """The first channels, the first heads, and the first part of each head's width (GLiT's own layout)."""
+        C, H, D = self.channels, self.num_heads, self.head_dim
+        three, heads, width, channels = (0, 3), (0, H), (0, D), (0, C)
+        inner = (whole.num_heads, whole.head_dim)
+        return {
+            "qkv.weight": Slice((3, *inner, whole.channels), (three, heads, width, channels), (3 * H * D, C)),
+            "qkv.bias": Slice((3, *inner), (three, heads, width), (3 * H * D,)),
+            "proj.weight": Slice((whole.channels, *inner), (channels, heads, width), (C, H * D)),
+            "proj.bias": Slice((whole.channels,), (channels,), (C,)),
+        }
+
+    def flatten(self, module: nn.Module, options: ExportOptions) -> nn.Module:
+        """See `FlatAttention`."""
+        assert isinstance(module, Attention)
+        return FlatAttention(module, options)

@@ -1,0 +1,176 @@
+"""The local part of GLiT: Conformer's convolution module over the token sequence.
+
+Axes: B batch, N tokens, T = B * N, C channels, K taps. Tokens stay channels-last [B, N, C] throughout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+from ..depthwise import depthwise_conv, is_narrow
+from ..spec import check_int, check_odd
+from .flat import first_token, split_linear
+from .part import BuildOptions, ExportOptions, Part, Slice, TokenGrid, count_linear_params
+
+__all__ = ["LocalConv", "LocalConvPart"]
+
+torch.fx.wrap("depthwise_conv")  # a leaf for tracers: it looks at devices and shapes
+
+
+@final
+@dataclass(frozen=True)
+class LocalConvPart(Part):
+    """Depthwise convolution over the token sequence between two pointwise layers.
+
+    Attributes:
+        num_heads: heads whose channels it takes.
+        hidden: channels of the depthwise convolution.
+        kernel_size: K, odd number of taps.
+    """
+
+    kind: ClassVar[str] = "local_conv"
+    slot: ClassVar[str] = "conv"
+    genes: ClassVar[tuple[str, ...]] = ("kernel_size", "expand_ratio")
+    has_running_statistics: ClassVar[bool] = True
+    color: ClassVar[str] = "#e8833a"
+
+    num_heads: int
+    hidden: int
+    kernel_size: int
+
+    @classmethod
+    def from_genes(cls, num_heads: int, head_width: int, genes: Mapping[str, Any]) -> LocalConvPart:
+        """A kernel of `kernel_size` tokens on `expand_ratio` times the heads' channels."""
+        check_odd("kernel_size", genes["kernel_size"])
+        check_int("expand_ratio", genes["expand_ratio"], 1)
+        channels = num_heads * head_width
+        return cls(channels, num_heads, channels * genes["expand_ratio"], genes["kernel_size"])
+
+    @property
+    def num_params(self) -> int:
+        """Of the pointwise layers, the convolution and BatchNorm."""
+        pointwise = count_linear_params(self.channels, 2 * self.hidden) + count_linear_params(
+            self.hidden, self.channels
+        )
+        return pointwise + self.hidden * (self.kernel_size + 1) + 2 * self.hidden
+
+    def num_macs(self, tokens: TokenGrid) -> int:
+        """Of the pointwise layers (the first one twice as wide, for the gate) and the convolution."""
+        return tokens.num_tokens * ((2 + 1) * self.channels * self.hidden + self.hidden * self.kernel_size)
+
+    def build(self, options: BuildOptions) -> nn.Module:
+        """See `LocalConv`."""
+        return LocalConv(self.channels, self.kernel_size, self.hidden, options.proj_drop, **options.factory)
+
+    @property
+    def label(self) -> str:
+        """Heads, kernel size and hidden width over the channels."""
+        expand = f"x{self.hidden / self.channels:g}"
+        return f"{self.num_heads} heads\nconv {self.kernel_size}, {expand}"
+
+    def slices(self, whole: LocalConvPart) -> dict[str, Slice]:
+        """The last channels (the first ones belong to attention), the first hidden ones, the middle of the kernel."""
+        C, M, K = self.channels, self.hidden, self.kernel_size
+        last, hidden = (whole.channels - C, whole.channels), (0, M)
+        taps = ((whole.kernel_size - K) // 2, (whole.kernel_size + K) // 2)
+        vector = Slice.first((M,), (whole.hidden,))
+        return {
+            "expand.weight": Slice((2, whole.hidden, whole.channels), ((0, 2), hidden, last), (2 * M, C)),
+            "expand.bias": Slice((2, whole.hidden), ((0, 2), hidden), (2 * M,)),
+            "dwconv.weight": Slice((whole.hidden, whole.kernel_size), (hidden, taps), (M, 1, 1, K)),
+            "dwconv.bias": vector,
+            "bn.weight": vector,
+            "bn.bias": vector,
+            "bn.running_mean": vector,
+            "bn.running_var": vector,
+            "bn.num_batches_tracked": Slice((), (), ()),
+            "project.weight": Slice((whole.channels, whole.hidden), (last, hidden), (C, M)),
+            "project.bias": Slice((whole.channels,), (last,), (C,)),
+        }
+
+    def flatten(self, module: nn.Module, options: ExportOptions) -> nn.Module:
+        """With BatchNorm folded and the two halves of the GLU as layers of their own."""
+        assert isinstance(module, LocalConv)
+        return _FlatLocalConv(module, options.first_token_alone)
+
+
+class LocalConv(nn.Module):
+    """Pointwise layer, GLU, depthwise convolution over the sequence, BatchNorm, SiLU, pointwise layer.
+
+    The convolution module of Conformer (arXiv 2005.08100, section 2.2) without its LayerNorm. The depthwise
+    convolution is a 2-D one of (1, K) over [1, C, B, N], one image whose rows are the sequences: tokens that lie
+    channels-last in memory need no copy, which is many times faster than the 1-D form on a CPU. (As [B, C, 1, N] it
+    would be as fast, but torch chooses by B how to compute it, and `torch.compile` would recompile.)
+
+    Args:
+        dim: C, channels in and out.
+        kernel_size: K, odd; zero padding of K // 2 on both sides.
+        hidden: channels of the depthwise convolution.
+        proj_drop: dropout probability after the last pointwise layer.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        kernel_size: int,
+        hidden: int,
+        proj_drop: float = 0.0,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__()
+        dd = {"device": device, "dtype": dtype}
+        self.expand = nn.Linear(dim, 2 * hidden, **dd)
+        self.dwconv = nn.Conv2d(hidden, hidden, (1, kernel_size), padding=(0, kernel_size // 2), groups=hidden, **dd)
+        self.bn: nn.Module = nn.BatchNorm2d(hidden, **dd)
+        self.act = nn.SiLU()
+        self.project = nn.Linear(hidden, dim, **dd)
+        self.is_narrow = is_narrow(hidden, kernel_size)
+        self.proj_drop = nn.Dropout(proj_drop)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, N, C] -> [B, N, C]."""
+        x = F.glu(self.expand(x), dim=-1)
+        x = x.unsqueeze(0).permute(0, 3, 1, 2)  # [1, C, B, N], channels-last in memory
+        if torch.is_grad_enabled() or self.is_narrow:
+            x = depthwise_conv(x, self.dwconv.weight, self.dwconv.bias)
+        else:
+            x = self.dwconv(x)
+        x = self.act(self.bn(x))
+        return self.proj_drop(self.project(x.permute(0, 2, 3, 1).squeeze(0)))
+
+    @torch.jit.ignore
+    def fuse(self) -> LocalConv:
+        """Fold BatchNorm's running statistics into the depthwise convolution, in place; for inference only."""
+        bn = self.bn
+        if isinstance(bn, nn.BatchNorm2d):
+            assert bn.running_mean is not None  # only without track_running_stats
+            assert bn.running_var is not None
+            self.dwconv.weight, self.dwconv.bias = fuse_conv_bn_weights(
+                self.dwconv.weight, self.dwconv.bias, bn.running_mean, bn.running_var, bn.eps, bn.weight, bn.bias
+            )
+            self.bn = nn.Identity()
+        return self
+
+
+class _FlatLocalConv(nn.Module):
+    """`LocalConv` with BatchNorm folded, [T, C] -> [T, C], or [B, C] for the first token alone."""
+
+    def __init__(self, source: LocalConv, alone: bool) -> None:
+        super().__init__()
+        self.alone = alone
+        self.expand, self.gate = split_linear(source.expand, 2)
+        self.dwconv, self.act, self.project = source.dwconv, source.act, source.project
+
+    def forward(self, x: Tensor, num_tokens: int) -> Tensor:
+        x = self.expand(x) * self.gate(x).sigmoid()
+        x = x.unflatten(0, (-1, 1, num_tokens)).permute(0, 3, 1, 2)  # [B, C, 1, N]
+        x = self.act(self.dwconv(x)).permute(0, 2, 3, 1).flatten(0, 2)
+        return self.project(first_token(x, num_tokens) if self.alone else x)

@@ -1,0 +1,322 @@
+"""What a part is: one kind of sub-module of a block, and everything that depends on its kind.
+
+Axes: B batch, N tokens, T = B * N, C channels.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, Self
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import SpecError, first_line
+
+__all__ = [
+    "BlockParts",
+    "BuildOptions",
+    "ExportOptions",
+    "Part",
+    "Slice",
+    "TokenGrid",
+    "build_part",
+    "count_linear_params",
+]
+
+_PACKAGE = __name__.partition(".")[0]
+
+
+def count_linear_params(inputs: int, outputs: int) -> int:
+    """Parameters of a linear layer with bias."""
+    return inputs * outputs + outputs
+
+
+@dataclass(frozen=True)
+class TokenGrid:
+    """The tokens of one image: `height` x `width` patches in row-major order, after `num_prefix` other tokens."""
+
+    height: int
+    width: int
+    num_prefix: int = 1
+
+    @property
+    def num_patches(self) -> int:
+        """Number of patch tokens."""
+        return self.height * self.width
+
+    @property
+    def num_tokens(self) -> int:
+        """N, number of all tokens."""
+        return self.num_patches + self.num_prefix
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """What a part's module needs beside its sizes.
+
+    Attributes:
+        tokens: the tokens that it will see; a module that depends on their grid has a method `set_tokens(tokens)`.
+        attn_drop: dropout probability of attention weights.
+        proj_drop: dropout probability after the last projection.
+        device, dtype: of the parameters.
+    """
+
+    tokens: TokenGrid
+    attn_drop: float = 0.0
+    proj_drop: float = 0.0
+    device: Any = None
+    dtype: Any = None
+
+    @property
+    def factory(self) -> dict[str, Any]:
+        """Keyword arguments `device` and `dtype` of torch's layers."""
+        return {"device": self.device, "dtype": self.dtype}
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """How a part's module becomes a flat one for export.
+
+    Attributes:
+        tokens: the tokens of an image; for a part whose module has no `set_tokens` their number may differ.
+        attention: 'operator' for ONNX's `Attention` (opset 23), 'products' for two matrix products and a softmax,
+            'fused' for torch's own operator.
+        dtype: of the activations.
+        first_token_alone: only the class token, the first one of each image, is needed.
+    """
+
+    tokens: TokenGrid
+    attention: Literal["operator", "products", "fused"]
+    dtype: torch.dtype = torch.float32
+    first_token_alone: bool = False
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Which values of a larger tensor a smaller one takes: a range along each axis of a view of the larger tensor.
+
+    Attributes:
+        view: shape of the view.
+        box: (start, stop) along each axis of the view.
+        shape: of the smaller tensor.
+    """
+
+    view: tuple[int, ...]
+    box: tuple[tuple[int, int], ...]
+    shape: tuple[int, ...]
+
+    @classmethod
+    def first(cls, shape: Sequence[int], whole: Sequence[int]) -> Slice:
+        """The first values along each axis of a tensor of shape `whole`."""
+        return cls(tuple(whole), tuple((0, size) for size in shape), tuple(shape))
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it takes everything."""
+        return all(bounds == (0, size) for bounds, size in zip(self.box, self.view, strict=True))
+
+    def of(self, tensor: Tensor) -> Tensor:
+        """The smaller tensor; it shares memory with `tensor` where its values lie in one run."""
+        return tensor.view(self.view)[tuple(slice(*bounds) for bounds in self.box)].reshape(self.shape)
+
+    def outside(self, tensor: Tensor) -> Iterator[Tensor]:
+        """All other values, as views that do not overlap."""
+        view = tensor.view(self.view)
+        inside: tuple[slice, ...] = ()
+        for size, (start, stop) in zip(self.view, self.box, strict=True):
+            for rest in (slice(0, start), slice(stop, size)):
+                if rest.start < rest.stop:
+                    yield view[(*inside, rest)]
+            inside = (*inside, slice(start, stop))
+
+
+@dataclass(frozen=True)
+class Part(ABC):
+    """One sub-module of a block at given sizes: maps [B, N, C] to [B, N, C]. Abstract.
+
+    A subclass is a frozen dataclass whose fields are its sizes, the first of them `channels`. It is all that the
+    package knows of its kind: add a file like this folder's, register the class with `register_part`, and specs,
+    costs, models, supernets, figures and exports can use it.
+
+    Attributes:
+        kind: its name in specs, search spaces and tables (class attribute).
+        slot: the name of its module in a block, as it stands in state dicts (class attribute).
+        genes: for a part that can take a GLiT block's local heads, the names of its sizes in a `BlockSpec`
+            (class attribute).
+        has_running_statistics: whether its module has BatchNorm, so that a network taken out of a supernet needs its
+            statistics recomputed (class attribute).
+        color: of its box in figures (class attribute).
+        channels: C, channels in and out.
+    """
+
+    kind: ClassVar[str]
+    slot: ClassVar[str]
+    genes: ClassVar[tuple[str, ...]] = ()
+    has_running_statistics: ClassVar[bool] = False
+    color: ClassVar[str] = "#7a7f87"
+
+    channels: int
+
+    @classmethod
+    def from_genes(cls, num_heads: int, head_width: int, genes: Mapping[str, Any]) -> Self:
+        """The part that takes `num_heads` heads of `head_width` channels of a GLiT block.
+
+        Raises:
+            SpecError: names the gene, its value and the bound.
+        """
+        raise NotImplementedError(f"{cls.__name__} cannot take heads of a GLiT block")  # only with `genes`
+
+    @property
+    @abstractmethod
+    def num_params(self) -> int:
+        """Trainable parameters of the module."""
+
+    @abstractmethod
+    def num_macs(self, tokens: TokenGrid) -> int:
+        """Multiply-adds for one image: matrix products and convolutions, zero padding counted as computed."""
+
+    @abstractmethod
+    def build(self, options: BuildOptions) -> nn.Module:
+        """The module, [B, N, C] -> [B, N, C], with parameters as torch's layers initialise them."""
+
+    @property
+    @abstractmethod
+    def label(self) -> str:
+        """Two short lines for figures, the more important one first."""
+
+    @property
+    def key(self) -> str:
+        """Its sizes as one word: the name of its weights in a supernet where parts do not share any."""
+        sizes = (getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "channels")
+        return "-".join(f"{size:g}" for size in sizes if size is not None)
+
+    def slices(self, whole: Self) -> dict[str, Slice]:
+        """For each tensor of its module's state dict, what it takes of a larger part's (weight entanglement).
+
+        Raises:
+            NotImplementedError: if this kind of part cannot share weights between sizes.
+        """
+        raise NotImplementedError(f"{self.kind} cannot be a slice of a larger one; use independent weights")
+
+    @classmethod
+    def covering(cls, parts: Sequence[Self]) -> Self:
+        """The smallest part that each of `parts` is a slice of: the largest value of each size."""
+        names = [field.name for field in dataclasses.fields(cls)]
+        return cls(**{name: max(getattr(part, name) for part in parts) for name in names})
+
+    def flatten(self, module: nn.Module, options: ExportOptions) -> nn.Module:
+        """What exports instead of `module`, whose BatchNorm is folded: called with (x [T, C], N), returns [T, C].
+
+        With `options.first_token_alone` it returns the class token of each image, [B, C]. The default keeps the module
+        as it is and reshapes around it. Children keep the names that they have in `module`: nodes and weights of the
+        exported graph, and the layers that int8 leaves in float, are named after them.
+        """
+        return _Reshaped(module, options.first_token_alone)
+
+
+class _Reshaped(nn.Module):
+    """A module over [B, N, C] as one over [T, C]. Exported names leave `.module` out."""
+
+    def __init__(self, module: nn.Module, first_token_alone: bool) -> None:
+        super().__init__()
+        self.module, self.first_token_alone = module, first_token_alone
+
+    def forward(self, x: Tensor, num_tokens: int) -> Tensor:
+        x = self.module(x.unflatten(0, (-1, num_tokens)))
+        return x[:, 0] if self.first_token_alone else x.flatten(0, 1)
+
+
+def build_part(part: Part, options: BuildOptions) -> nn.Module:
+    """`part.build(options)`; what a part from outside the package builds is tried once.
+
+    Raises:
+        SpecError: if such a module fails, changes the shape of its input, or has other than `part.num_params`
+            parameters.
+    """
+    module = part.build(options)
+    if type(part).__module__.partition(".")[0] == _PACKAGE:
+        return module
+    found = sum(parameter.numel() for parameter in module.parameters())
+    if found != part.num_params:
+        raise SpecError(f"part {part.kind!r}: its module has {found} parameters, num_params says {part.num_params}")
+    if torch.device(options.device or "cpu").type != "meta":
+        _try_shape(part, module, torch.zeros(1, options.tokens.num_tokens, part.channels, **options.factory))
+    return module
+
+
+@torch.no_grad()
+def _try_shape(part: Part, module: nn.Module, x: Tensor) -> None:
+    training = module.training
+    try:
+        y = module.eval()(x)
+    except Exception as error:
+        raise SpecError(f"part {part.kind!r}: its module fails on {list(x.shape)}: {first_line(error)}") from error
+    finally:
+        module.train(training)
+    if not isinstance(y, Tensor) or y.shape != x.shape:
+        got = list(y.shape) if isinstance(y, Tensor) else type(y).__name__
+        raise SpecError(f"part {part.kind!r}: its module must return {list(x.shape)}, got {got}")
+
+
+@dataclass(frozen=True)
+class BlockParts:
+    """A pre-norm residual block: x + mixers(norm1(x)), then x + mlp(norm2(x)).
+
+    Attributes:
+        dim: C, channels of a token.
+        mixers: the parts that mix tokens, each on its own channels, in this order; their channels add up to `dim`.
+            None at all, together with no `mlp`, is an identity block.
+        mlp: the part after the second norm.
+        norm_eps: epsilon of both LayerNorms.
+    """
+
+    dim: int
+    mixers: tuple[Part, ...]
+    mlp: Part | None
+    norm_eps: float = 1e-6
+
+    def __post_init__(self) -> None:
+        for part in (*self.mixers, *([self.mlp] if self.mlp is not None else [])):
+            if not isinstance(part, Part):
+                raise SpecError(f"a block's parts must be parts, got {type(part).__name__}")
+            if part.num_params < 0:
+                raise SpecError(f"part {part.kind!r}: num_params must not be negative, got {part.num_params}")
+        widths = [part.channels for part in self.mixers]
+        if self.is_identity == bool(self.mixers) or (self.mixers and sum(widths) != self.dim):
+            raise SpecError(f"the channels of a block's mixers must add up to {self.dim}, got {widths}")
+        if len({part.slot for part in self.mixers}) < len(self.mixers):
+            raise SpecError(f"a block's mixers must have slots of their own, got {[p.slot for p in self.mixers]}")
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether the block does nothing."""
+        return self.mlp is None
+
+    def named(self) -> Iterator[tuple[str, Part]]:
+        """Each part with the prefix of its tensors in the block's state dict."""
+        for part in self.mixers:
+            yield f"mixer.{part.slot}.", part
+        if self.mlp is not None:
+            yield "mlp.", self.mlp
+
+    @property
+    def has_running_statistics(self) -> bool:
+        """Whether any part has."""
+        return any(part.has_running_statistics for part in self.mixers)
+
+    @property
+    def num_params(self) -> int:
+        """Trainable parameters, the norms' included."""
+        return 0 if self.is_identity else 2 * 2 * self.dim + sum(part.num_params for _, part in self.named())
+
+    def num_macs(self, tokens: TokenGrid) -> int:
+        """Multiply-adds for one image of these tokens. Raises SpecError if a part says a negative number."""
+        macs = [(part, part.num_macs(tokens)) for _, part in self.named()]
+        for part, number in macs:
+            if number < 0:
+                raise SpecError(f"part {part.kind!r}: num_macs must not be negative, got {number}")
+        return sum(number for _, number in macs)

@@ -1,0 +1,287 @@
+"""Self-attention with learned relative positions in keys and values, as AutoFormer has it.
+
+Axes: B batch, N tokens, T = B * N, C channels, H heads, D head width, h/w height and width of the grid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .flat import FlatAttention, attend, first_token, split_qkv
+from .part import BuildOptions, ExportOptions, Part, Slice, TokenGrid, count_linear_params
+
+__all__ = ["RelativeAttention", "RelativeAttentionPart", "RelativePosition"]
+
+
+@final
+@dataclass(frozen=True)
+class RelativeAttentionPart(Part):
+    """Self-attention whose keys and values depend on the distance between two patches.
+
+    Attributes:
+        num_heads: H.
+        head_dim: D, width of query, key and value of a head; H * D need not be C.
+        max_distance: distances beyond this many rows or columns count as this many; None for no relative positions.
+        scale_width: scores are divided by the square root of this; None for D.
+
+    Source: AutoFormer (arXiv 2107.00651); relative positions of Shaw et al. (arXiv 1803.02155) in two dimensions.
+    """
+
+    kind: ClassVar[str] = "relative_attention"
+    slot: ClassVar[str] = "attn"
+    color: ClassVar[str] = "#2f6db5"
+
+    num_heads: int
+    head_dim: int
+    max_distance: int | None = None
+    scale_width: int | None = None
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of each table: distances from -max_distance to max_distance, and one for prefix tokens."""
+        return 0 if self.max_distance is None else 2 * self.max_distance + 2
+
+    @property
+    def num_params(self) -> int:
+        """Of qkv, output projection and the four tables."""
+        inner = self.num_heads * self.head_dim
+        linear = count_linear_params(self.channels, 3 * inner) + count_linear_params(inner, self.channels)
+        return linear + 4 * self.num_rows * self.head_dim
+
+    def num_macs(self, tokens: TokenGrid) -> int:
+        """Of qkv, query @ key, weights @ value, output projection, and the products with relative positions."""
+        inner, N = self.num_heads * self.head_dim, tokens.num_tokens
+        products = 2 if self.max_distance is None else 4
+        return N * ((3 + 1) * self.channels * inner + products * N * inner)
+
+    def build(self, options: BuildOptions) -> nn.Module:
+        """See `RelativeAttention`."""
+        return RelativeAttention(self, options)
+
+    @property
+    def label(self) -> str:
+        """Heads and their width."""
+        return f"{self.num_heads} heads\nwidth {self.head_dim}"
+
+    @classmethod
+    def covering(cls, parts: Sequence[RelativeAttentionPart]) -> RelativeAttentionPart:
+        """Parts of one head width, distance and scale."""
+        if len({(part.head_dim, part.max_distance, part.scale_width) for part in parts}) > 1:
+            raise NotImplementedError("relative_attention shares weights only at equal head width, distance and scale")
+        channels, num_heads = max(part.channels for part in parts), max(part.num_heads for part in parts)
+        return cls(channels, num_heads, parts[0].head_dim, parts[0].max_distance, parts[0].scale_width)
+
+    def slices(self, whole: RelativeAttentionPart) -> dict[str, Slice]:
+        """The first channels and heads.
+
+        The bias of qkv is the first 3 * H * D values of the larger one, cut in three: which of query, key and value an
+        entry belongs to depends on H. AutoFormer's released weights were trained so.
+        """
+        C, H, D = self.channels, self.num_heads, self.head_dim
+        three, heads, width, channels = (0, 3), (0, H), (0, D), (0, C)
+        inner = (whole.num_heads, whole.head_dim)
+        slices = {
+            "qkv.weight": Slice((3, *inner, whole.channels), (three, heads, width, channels), (3 * H * D, C)),
+            "qkv.bias": Slice.first((3 * H * D,), (3 * whole.num_heads * whole.head_dim,)),
+            "proj.weight": Slice((whole.channels, *inner), (channels, heads, width), (C, H * D)),
+            "proj.bias": Slice.first((C,), (whole.channels,)),
+        }
+        if self.max_distance is not None:
+            table = Slice.first((self.num_rows, D), (whole.num_rows, whole.head_dim))
+            slices |= {f"position_{of}.{axis}": table for of in ("k", "v") for axis in ("vertical", "horizontal")}
+        return slices
+
+    def flatten(self, module: nn.Module, options: ExportOptions) -> nn.Module:
+        """One attention operator, whose keys and values are widened by the rows and columns of the grid."""
+        assert isinstance(module, RelativeAttention)
+        return FlatAttention(module, options) if self.max_distance is None else _FlatRelative(module, options)
+
+
+@final
+class RelativePosition(nn.Module):
+    """Vectors of width D for every pair of tokens: a row for the vertical distance plus one for the horizontal.
+
+    Every pair with a prefix token has row 0 of both tables.
+    """
+
+    def __init__(self, part: RelativeAttentionPart, options: BuildOptions) -> None:
+        super().__init__()
+        assert part.max_distance is not None
+        self.max_distance = part.max_distance
+        self.vertical = nn.Parameter(torch.empty(part.num_rows, part.head_dim, **options.factory))
+        self.horizontal = nn.Parameter(torch.empty(part.num_rows, part.head_dim, **options.factory))
+        self.rows: Tensor
+        self.columns: Tensor
+        self.set_tokens(options.tokens)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Truncated normal of 0.02."""
+        for table in (self.vertical, self.horizontal):
+            nn.init.trunc_normal_(table, std=0.02)
+
+    @torch.jit.ignore
+    def set_tokens(self, tokens: TokenGrid) -> None:
+        """The grid of the images from now on."""
+        patches = torch.arange(tokens.num_patches, device=self.vertical.device)
+        for name, place in (("rows", patches // tokens.width), ("columns", patches % tokens.width)):
+            index = F.pad(_distance(place, self.max_distance), (tokens.num_prefix, 0, tokens.num_prefix, 0))
+            self.register_buffer(name, index, persistent=False)  # [N, N]
+
+    def by_axis(self, tokens: TokenGrid) -> tuple[Tensor, Tensor, Tensor]:
+        """The vectors of a grid apart: vertical [h, h, D] and horizontal [w, w, D], and that of prefix tokens [D]."""
+        vertical, horizontal = (
+            table[_distance(torch.arange(length), self.max_distance)]
+            for table, length in ((self.vertical, tokens.height), (self.horizontal, tokens.width))
+        )
+        return vertical, horizontal, self.vertical[0] + self.horizontal[0]
+
+    def forward(self) -> Tensor:
+        """[N, N, D]: the vector of token j seen from token i."""
+        # As an embedding: its backward pass is faster than that of indexing.
+        return F.embedding(self.rows, self.vertical) + F.embedding(self.columns, self.horizontal)
+
+
+@final
+class RelativeAttention(nn.Module):
+    """softmax((q k^T + q R_k^T) / sqrt(D)) (v + R_v), then the output projection; R_k, R_v are shared by the heads."""
+
+    def __init__(self, part: RelativeAttentionPart, options: BuildOptions) -> None:
+        super().__init__()
+        dd, inner = options.factory, part.num_heads * part.head_dim
+        self.num_heads, self.head_dim = part.num_heads, part.head_dim
+        self.scale = (part.scale_width or part.head_dim) ** -0.5
+        self.qkv = nn.Linear(part.channels, 3 * inner, **dd)
+        self.proj = nn.Linear(inner, part.channels, **dd)
+        has_positions = part.max_distance is not None
+        self.position_k = RelativePosition(part, options) if has_positions else None
+        self.position_v = RelativePosition(part, options) if has_positions else None
+        self.attn_drop = nn.Dropout(options.attn_drop)
+        self.proj_drop = nn.Dropout(options.proj_drop)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, N, C] -> [B, N, C]."""
+        q, k, v = self.qkv(x).unflatten(2, (3, self.num_heads, self.head_dim)).permute(2, 0, 3, 1, 4).unbind(0)
+        q = q * self.scale  # [B, H, N, D], as k and v
+        scores = q @ k.transpose(-2, -1)  # [B, H, N, N]
+        if self.position_k is not None:
+            scores = scores + _by_query(q, self.position_k().transpose(1, 2))
+        weights = self.attn_drop(scores.softmax(dim=-1))
+        x = weights @ v
+        if self.position_v is not None:
+            x = x + _by_query(weights, self.position_v())
+        return self.proj_drop(self.proj(x.transpose(1, 2).flatten(2)))
+
+
+def _by_query(x: Tensor, matrices: Tensor) -> Tensor:
+    """Multiply each query's row by that query's own matrix: [B, H, N, I], [N, I, J] -> [B, H, N, J]."""
+    B, H, _, _ = x.shape
+    product = x.flatten(0, 1).transpose(0, 1) @ matrices  # [N, B * H, J]
+    return product.transpose(0, 1).unflatten(0, (B, H))
+
+
+def _distance(place: Tensor, maximum: int) -> Tensor:
+    """The row of a table for each pair of places [L]: [L, L]."""
+    return (place - place[:, None]).clamp(-maximum, maximum) + maximum + 1
+
+
+class _FlatRelative(nn.Module):
+    """`RelativeAttention` as attention with wider heads, [T, C] -> [T, C], or [B, C] for the class token alone.
+
+    A position vector is the sum of one for the vertical and one for the horizontal distance, so what a query adds to a
+    score depends on the key's row and on its column, not on the key itself. Keys and values get h + 1 + w more
+    channels that say in which row and column a token lies (prefix tokens are in a row of their own); queries get their
+    products with the position vectors of these rows and columns. The same channels of the result are the attention
+    that each row and column received, by which the position vectors of the values are weighted. That is (h + w) / N of
+    the work with a vector for each pair of tokens, and one attention operator.
+
+    For the query of a prefix token all vectors are the same: they do not change its softmax.
+    """
+
+    key_rows: Tensor
+    key_columns: Tensor
+    value_rows: Tensor
+    value_columns: Tensor
+    value_prefix: Tensor
+    places: Tensor
+
+    def __init__(self, source: RelativeAttention, options: ExportOptions) -> None:
+        super().__init__()
+        assert source.position_k is not None
+        assert source.position_v is not None
+        self.num_heads, self.options = source.num_heads, options
+        self.q, self.k, self.v = split_qkv(source.qkv, source.scale)
+        self.proj = source.proj
+        for name, position in (("key", source.position_k), ("value", source.position_v)):
+            vertical, columns, prefix = position.by_axis(options.tokens)
+            rows = torch.cat([vertical, prefix.expand(len(vertical), 1, -1)], dim=1)
+            self.register_buffer(f"{name}_rows", rows)  # [h, h + 1, D]
+            self.register_buffer(f"{name}_columns", columns)  # [w, w, D]
+        self.register_buffer("value_prefix", prefix)  # [D]
+        self.key_rows = self.key_rows.transpose(1, 2).contiguous()  # [h, D, h + 1]
+        self.key_columns = self.key_columns.transpose(1, 2).contiguous()  # [w, D, w]
+        self.register_buffer("places", _places(options.tokens)[:, None])  # [N, 1, h + 1 + w]
+
+    def forward(self, x: Tensor, num_tokens: int) -> Tensor:
+        """[T, C] -> [T, C] or [B, C]."""
+        k, v = (layer(x).unflatten(0, (-1, num_tokens)) for layer in (self.k, self.v))  # [B, N, H * D]
+        if self.options.first_token_alone:
+            q = self.q(first_token(x, num_tokens)).unsqueeze(1)
+            x = self._by_head(attend(q, k, v, self.num_heads, self.options)) + self.value_prefix
+        else:
+            q = self._by_head(self.q(x).unflatten(0, (-1, num_tokens)))  # [B, N, H, D]
+            places = self.places.expand(q.shape[0], -1, self.num_heads, -1)
+            k, v = (torch.cat([self._by_head(y), places], dim=3).flatten(2) for y in (k, v))
+            q = torch.cat([q, self._position_scores(q)], dim=3).flatten(2)
+            x = self._with_positions(self._by_head(attend(q, k, v, self.num_heads, self.options)))
+        return self.proj(x.flatten(2).flatten(0, 1))
+
+    def _by_head(self, x: Tensor) -> Tensor:
+        """[B, N, H * E] -> [B, N, H, E]."""
+        return x.unflatten(2, (self.num_heads, -1))
+
+    def _position_scores(self, q: Tensor) -> Tensor:
+        """Queries times the position vectors of each row and column: [B, N, H, D] -> [B, N, H, h + 1 + w]."""
+        q = self._grid(q)
+        rows = _by_row(q, self.key_rows)
+        columns = _by_row(q.transpose(1, 2), self.key_columns).transpose(1, 2)
+        scores = torch.cat([rows, columns], dim=-1).flatten(1, 2)
+        return F.pad(scores, (0, 0, 0, 0, self.options.tokens.num_prefix, 0))
+
+    def _with_positions(self, x: Tensor) -> Tensor:
+        """Add the values' position vectors, weighted: [B, N, H, D + h + 1 + w] -> [B, N, H, D]."""
+        tokens = self.options.tokens
+        x, rows, columns = x.split([self.value_prefix.shape[0], tokens.height + 1, tokens.width], dim=3)
+        columns = self._grid(columns).transpose(1, 2)
+        positions = _by_row(self._grid(rows), self.value_rows)
+        positions = (positions + _by_row(columns, self.value_columns).transpose(1, 2)).flatten(1, 2)
+        if tokens.num_prefix:
+            prefix = self.value_prefix.expand(x.shape[0], tokens.num_prefix, self.num_heads, -1)
+            positions = torch.cat([prefix, positions], dim=1)
+        return x + positions
+
+    def _grid(self, x: Tensor) -> Tensor:
+        """The patches: [B, N, H, E] -> [B, h, w, H, E]."""
+        tokens = self.options.tokens
+        return x[:, tokens.num_prefix :].unflatten(1, (tokens.height, tokens.width))
+
+
+def _by_row(x: Tensor, matrices: Tensor) -> Tensor:
+    """Multiply with each row's own matrix: [B, h, w, H, I], [h, I, J] -> [B, h, w, H, J]."""
+    return (x.flatten(2, 3) @ matrices).unflatten(2, (x.shape[2], x.shape[3]))
+
+
+def _places(tokens: TokenGrid) -> Tensor:
+    """Ones where a token is in a row, a prefix token (in row h), or in a column: [N, h + 1 + w]."""
+    places = torch.zeros(tokens.num_tokens, tokens.height + 1 + tokens.width)
+    patches = torch.arange(tokens.num_patches)
+    places[: tokens.num_prefix, tokens.height] = 1
+    places[tokens.num_prefix + patches, patches // tokens.width] = 1
+    places[tokens.num_prefix + patches, tokens.height + 1 + patches % tokens.width] = 1
+    return places

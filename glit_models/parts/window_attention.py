@@ -1,0 +1,125 @@
+"""The local part of the paper's ablation "local attention": self-attention of each patch within a window around it.
+
+Axes: B batch, N tokens, C channels, H heads, D head width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..spec import check_odd
+from .flat import FlatAttention
+from .part import BuildOptions, ExportOptions, Part, Slice, TokenGrid, count_linear_params
+
+__all__ = ["WindowAttention", "WindowAttentionPart"]
+
+
+@final
+@dataclass(frozen=True)
+class WindowAttentionPart(Part):
+    """Self-attention of each patch to the patches at most `window_size // 2` rows and columns away.
+
+    It is computed as masked attention over all tokens, and its cost is that of attention over all tokens.
+
+    Attributes:
+        num_heads: H.
+        head_dim: D, width of query, key and value of a head.
+        window_size: odd side of the window, in patches.
+
+    Source: GLiT (arXiv 2107.02960), ablation of the locality module.
+    """
+
+    kind: ClassVar[str] = "window_attention"
+    slot: ClassVar[str] = "window_attn"
+    genes: ClassVar[tuple[str, ...]] = ("window_size",)
+    color: ClassVar[str] = "#2a9d8f"
+
+    num_heads: int
+    head_dim: int
+    window_size: int
+
+    @classmethod
+    def from_genes(cls, num_heads: int, head_width: int, genes: Mapping[str, Any]) -> WindowAttentionPart:
+        """Heads as wide as their channels, in windows of `window_size` x `window_size` patches."""
+        check_odd("window_size", genes["window_size"])
+        return cls(num_heads * head_width, num_heads, head_width, genes["window_size"])
+
+    @property
+    def num_params(self) -> int:
+        """Of qkv and output projection."""
+        inner = self.num_heads * self.head_dim
+        return count_linear_params(self.channels, 3 * inner) + count_linear_params(inner, self.channels)
+
+    def num_macs(self, tokens: TokenGrid) -> int:
+        """Of qkv, query @ key and weights @ value over all tokens, and output projection."""
+        inner, N = self.num_heads * self.head_dim, tokens.num_tokens
+        return N * ((3 + 1) * self.channels * inner + 2 * N * inner)
+
+    def build(self, options: BuildOptions) -> nn.Module:
+        """See `WindowAttention`."""
+        return WindowAttention(self, options)
+
+    @property
+    def label(self) -> str:
+        """Heads and window."""
+        side = f"{self.window_size}x{self.window_size}"
+        return f"{self.num_heads} heads\nwindow {side}"
+
+    def slices(self, whole: WindowAttentionPart) -> dict[str, Slice]:
+        """The last channels (the first ones belong to global attention) and the first heads; all windows are equal."""
+        C, H, D = self.channels, self.num_heads, self.head_dim
+        three, heads, width, last = (0, 3), (0, H), (0, D), (whole.channels - C, whole.channels)
+        inner = (whole.num_heads, whole.head_dim)
+        return {
+            "qkv.weight": Slice((3, *inner, whole.channels), (three, heads, width, last), (3 * H * D, C)),
+            "qkv.bias": Slice((3, *inner), (three, heads, width), (3 * H * D,)),
+            "proj.weight": Slice((whole.channels, *inner), (last, heads, width), (C, H * D)),
+            "proj.bias": Slice((whole.channels,), (last,), (C,)),
+        }
+
+    def flatten(self, module: nn.Module, options: ExportOptions) -> nn.Module:
+        """See `FlatAttention`."""
+        assert isinstance(module, WindowAttention)
+        return FlatAttention(module, options, module.visible)
+
+
+@final
+class WindowAttention(nn.Module):
+    """Masked self-attention. Prefix tokens have no place in the grid: they and the patches do not see each other."""
+
+    def __init__(self, part: WindowAttentionPart, options: BuildOptions) -> None:
+        super().__init__()
+        dd, inner = options.factory, part.num_heads * part.head_dim
+        self.num_heads, self.head_dim, self.window_size = part.num_heads, part.head_dim, part.window_size
+        self.scale = part.head_dim**-0.5
+        self.qkv = nn.Linear(part.channels, 3 * inner, **dd)
+        self.proj = nn.Linear(inner, part.channels, **dd)
+        self.attn_drop = options.attn_drop
+        self.proj_drop = nn.Dropout(options.proj_drop)
+        self.visible: Tensor
+        self.set_tokens(options.tokens)
+
+    @torch.jit.ignore
+    def set_tokens(self, tokens: TokenGrid) -> None:
+        """The grid of the images from now on."""
+        device = self.qkv.weight.device
+        rows = torch.arange(tokens.num_patches, device=device) // tokens.width
+        columns = torch.arange(tokens.num_patches, device=device) % tokens.width
+        far = torch.maximum((rows[:, None] - rows).abs(), (columns[:, None] - columns).abs())
+        visible = torch.block_diag(
+            torch.eye(tokens.num_prefix, device=device), (far <= self.window_size // 2).float()
+        ).bool()
+        self.register_buffer("visible", visible, persistent=False)  # [N, N]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, N, C] -> [B, N, C]."""
+        q, k, v = self.qkv(x).unflatten(2, (3, self.num_heads, self.head_dim)).permute(2, 0, 3, 1, 4).unbind(0)
+        drop = self.attn_drop if self.training else 0.0
+        x = F.scaled_dot_product_attention(q, k, v, attn_mask=self.visible, dropout_p=drop, scale=self.scale)
+        return self.proj_drop(self.proj(x.transpose(1, 2).flatten(2)))

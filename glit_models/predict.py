@@ -1,0 +1,254 @@
+"""From image files to class probabilities: load any model by name or folder, read images, predict.
+
+It knows timm's model contract and image files; the command line prints what it returns.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
+from timm.data import create_transform, resolve_input_data_config
+from timm.utils import reparameterize_model
+from torch import Tensor, nn
+from torchvision.transforms import Compose, Grayscale
+
+from .errors import DataError, GlitError, WeightsError, first_line
+from .runs.files import whole_file
+
+__all__ = [
+    "DEMO_MODEL",
+    "Classifier",
+    "Prediction",
+    "count_correct",
+    "find_pictures",
+    "load_model",
+    "open_picture",
+    "pick_device",
+    "predict_files",
+    "run_demo",
+    "timm_name",
+]
+
+DEMO_MODEL = "glit_tiny.fashion_mnist"
+
+_BATCH = 32
+_PICTURES = Path(__file__).parent / "data" / "pictures"
+_COLUMNS = 5  # of a contact sheet
+_CELL = (190, 222)  # width and height of a picture with its caption, in pixels
+_SIDE = 168
+
+
+def pick_device(name: str | None = None) -> torch.device:
+    """The named device, or a GPU if there is one, else the CPU. Raises GlitError if it cannot be used here."""
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise GlitError(f"device {name!r} cannot be used here ({first_line(error)}); try --device cpu") from None
+    return device
+
+
+def load_model(name: str) -> Any:
+    """A pretrained model in eval mode.
+
+    Args:
+        name: 'model.tag' or 'model' as timm names it, a folder with `config.json` and `model.safetensors`, or a Hub
+            repository 'namespace/name'.
+
+    Raises:
+        WeightsError: if there is no such model, or its weights are missing or damaged.
+    """
+    name = timm_name(name)
+    try:
+        return timm.create_model(name, pretrained=True).eval()
+    except GlitError:
+        raise
+    except (RuntimeError, OSError, ValueError, KeyError) as error:
+        raise WeightsError(f"{name} cannot be loaded: {first_line(error)}") from None
+
+
+def timm_name(name: str) -> str:
+    """What `timm.create_model` calls the model that `load_model` calls `name`.
+
+    Raises:
+        WeightsError: if there is no such model.
+    """
+    if Path(name).is_dir():
+        if not (Path(name) / "config.json").is_file():
+            raise WeightsError(f"{name}: no model folder, config.json is missing")
+        return f"local-dir:{name}"
+    if not name.startswith(("local-dir:", "hf-hub:")):
+        if name.count("/") == 1 and not Path(name).exists():
+            return f"hf-hub:{name}"
+        if os.sep in name or Path(name).exists():
+            raise WeightsError(f"{name}: not a model folder; give the folder that holds config.json")
+        if not timm.is_model(name.split(".")[0]):
+            raise WeightsError(f"no model {name!r}; `glit list` shows what there is")
+    return name
+
+
+def find_pictures(paths: Iterable[str]) -> list[Path]:
+    """The picture files that `paths` name: files as they are, folders searched through in order of name.
+
+    Raises:
+        DataError: on a URL, a path that does not exist, or a folder without pictures.
+    """
+    found: list[Path] = []
+    extensions = tuple(Image.registered_extensions())
+    for text in paths:
+        path = Path(text)
+        if "://" in text:
+            raise DataError(f"{text}: URLs are not fetched; download the picture and give its path")
+        if path.is_dir():
+            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in extensions and p.is_file())
+            if not inside:
+                raise DataError(f"{path}: no pictures in this folder")
+            found.extend(inside)
+        elif path.is_file():
+            found.append(path)
+        else:
+            raise DataError(f"{path}: no such file or folder")
+    return found
+
+
+def open_picture(path: Path) -> Image.Image:
+    """The picture in RGB. Raises DataError if the file is not a whole picture; names it."""
+    try:
+        with Image.open(path) as picture:
+            return picture.convert("RGB")
+    except UnidentifiedImageError:
+        raise DataError(f"{path}: not a picture") from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise DataError(f"{path}: cannot be read ({error})") from None
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One file's result: (class name, probability) pairs, most probable first, or the error that kept it from one."""
+
+    path: Path
+    classes: tuple[tuple[str, float], ...] = ()
+    error: str | None = None
+
+
+class Classifier:
+    """A model, its preprocessing and its class names.
+
+    Args:
+        model: any timm classifier with a `pretrained_cfg`; classes without names are called by number.
+        device: where to compute.
+
+    The preprocessing is the one under which timm scores the model, which may be of a larger size than it was trained
+    at; a model of one channel sees grey pictures. `has_names` is whether `class_names` are more than numbers.
+    """
+
+    def __init__(self, model: Any, device: torch.device) -> None:
+        config = resolve_input_data_config(model, use_test_size=True)
+        self.model = reparameterize_model(model).eval().to(device)
+        self.device = device
+        transform = create_transform(**config)
+        self.transform = transform if config["input_size"][0] == 3 else Compose([Grayscale(), transform])
+        names = model.pretrained_cfg.get("label_names") or ()
+        self.has_names = 0 < len(names) == model.num_classes
+        self.class_names = tuple(names) if self.has_names else tuple(map(str, range(model.num_classes)))
+
+    @torch.inference_mode()
+    def probabilities(self, pictures: Iterable[Image.Image]) -> Tensor:
+        """RGB pictures -> probabilities [B, num_classes] on the CPU."""
+        batch = torch.stack([self.transform(picture) for picture in pictures])
+        return self.model(batch.to(self.device)).softmax(-1).cpu()
+
+    def predict(self, paths: Iterable[Path], top_k: int = 5) -> Iterator[Prediction]:
+        """One `Prediction` a file, in order; a file that cannot be read gives one with its error."""
+        return predict_files(self.probabilities, self.class_names, paths, top_k)
+
+
+def predict_files(
+    probabilities: Callable[[Iterable[Image.Image]], Tensor],
+    class_names: Sequence[str],
+    paths: Iterable[Path],
+    top_k: int = 5,
+) -> Iterator[Prediction]:
+    """One `Prediction` a file, in order; a file that cannot be read gives one with its error.
+
+    Args:
+        probabilities: of RGB pictures, [B, K] on the CPU. class_names: of its K classes.
+    """
+    paths = list(paths)
+    for start in range(0, len(paths), _BATCH):
+        yield from _predict_batch(probabilities, class_names, paths[start : start + _BATCH], top_k)
+
+
+def _predict_batch(
+    probabilities: Callable[[Iterable[Image.Image]], Tensor], class_names: Sequence[str], paths: list[Path], top_k: int
+) -> Iterator[Prediction]:
+    pictures: dict[Path, Image.Image] = {}
+    errors: dict[Path, str] = {}
+    for path in paths:
+        try:
+            pictures[path] = open_picture(path)
+        except DataError as error:
+            errors[path] = str(error)
+    rows = dict(zip(pictures, probabilities(pictures.values()), strict=True)) if pictures else {}
+    for path in paths:
+        if path in errors:
+            yield Prediction(path, error=errors[path])
+        else:
+            values, indices = rows[path].topk(min(top_k, len(class_names)))
+            pairs = zip(indices.tolist(), values.tolist(), strict=True)
+            yield Prediction(path, tuple((class_names[index], value) for index, value in pairs))
+
+
+@torch.inference_mode()
+def count_correct(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], device: torch.device) -> int:
+    """How many of the prepared images [B, C, H, W] have their label [B] as most probable class."""
+    return sum(int((model(images.to(device)).argmax(1) == labels.to(device)).sum()) for images, labels in batches)
+
+
+# ---- the shipped images ----
+
+
+def run_demo(out: Path) -> list[tuple[Prediction, str]]:
+    """Classify the shipped pictures and draw the contact sheet.
+
+    Args:
+        out: PNG file to write.
+
+    Returns:
+        (prediction, true class name) for every picture.
+
+    Raises:
+        WriteError: if `out` cannot be written.
+    """
+    labels: dict[str, str] = json.loads((_PICTURES / "labels.json").read_text())
+    classifier = Classifier(load_model(DEMO_MODEL), pick_device("cpu"))
+    predictions = classifier.predict((_PICTURES / name for name in labels), top_k=3)
+    results = [(prediction, labels[prediction.path.name]) for prediction in predictions]
+    with whole_file(out) as path:
+        _contact_sheet(results).save(path, format="PNG")
+    return results
+
+
+def _contact_sheet(results: list[tuple[Prediction, str]]) -> Image.Image:
+    """The pictures in rows, each over its label and the model's first choice: green where right, red where wrong."""
+    rows = -(-len(results) // _COLUMNS)
+    sheet = Image.new("RGB", (_COLUMNS * _CELL[0], rows * _CELL[1]), "white")
+    draw = ImageDraw.Draw(sheet)
+    font = ImageFont.load_default(size=14)
+    for index, (prediction, label) in enumerate(results):
+        x, y = index % _COLUMNS * _CELL[0] + 11, index // _COLUMNS * _CELL[1] + 8
+        sheet.paste(open_picture(prediction.path).resize((_SIDE, _SIDE), Image.Resampling.NEAREST), (x, y))
+        name, probability = prediction.classes[0]
+        draw.text((x, y + _SIDE + 3), f"label: {label}", "black", font)
+        draw.text((x, y + _SIDE + 21), f"{name} {probability:.0%}", "#187a2f" if name == label else "#c01c28", font)
+    return sheet

@@ -1,0 +1,256 @@
+"""Recipes: frozen dataclasses of checked values, read from YAML files, and what makes two of them the same.
+
+Which keys a recipe has is said by its dataclass: `training.recipe.Recipe`, `search.recipe.SearchRecipe`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Protocol, TypeVar
+
+import yaml
+
+from .errors import GlitError, RecipeError
+from .runs.console import say
+
+__all__ = [
+    "RECIPE_FILE",
+    "Overrides",
+    "build_recipe",
+    "parse_overrides",
+    "read_recipe",
+    "read_stored_recipe",
+    "refuse_other_recipe",
+    "to_yaml",
+]
+
+RECIPE_FILE = "recipe.yaml"  # of a run's folder
+Overrides = Mapping[str, Any] | Sequence[str]  # `section.key` to a value, or texts `section.key=value`
+
+
+class _Recipe(Protocol):
+    def meaning(self) -> dict[str, Any]: ...
+
+
+R = TypeVar("R", bound=_Recipe)
+
+
+# ---- reading ----
+
+
+def read_recipe(name: str, overrides: Overrides, shipped: Path) -> dict[str, Any]:
+    """Read the plain values of a recipe and apply overrides.
+
+    Args:
+        name: of a recipe in the folder `shipped`, or the path of a YAML file.
+        overrides: values by `section.key`, or texts `section.key=value` as `parse_overrides` takes them.
+
+    Raises:
+        RecipeError: if there is no such recipe, it is not YAML, or an override names a key inside of a value.
+    """
+    path = Path(name)
+    if not path.is_file():
+        path = shipped / f"{name}.yaml"
+        if "/" in name or not path.is_file():
+            names = ", ".join(sorted(path.stem for path in shipped.glob("*.yaml")))
+            raise RecipeError(f"no recipe {name!r}: not a file, and the shipped ones are {names}")
+    data = _read_yaml(path)
+    for dotted, value in (overrides if isinstance(overrides, Mapping) else parse_overrides(overrides)).items():
+        _set(data, dotted, value)
+    return data
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(data, dict):
+        raise RecipeError(f"{path}: a recipe is a mapping of keys, not {type(data).__name__}")
+    return data
+
+
+def _set(data: dict[str, Any], dotted: str, value: Any) -> None:
+    *sections, key = dotted.split(".")
+    for section in sections:
+        data = data.setdefault(section, {})
+        if not isinstance(data, dict):
+            raise RecipeError(f"{dotted} cannot be set: {section!r} is not a section")
+    data[key] = value
+
+
+def parse_overrides(texts: Sequence[str]) -> dict[str, Any]:
+    """Turn `section.key=value` texts into values by `section.key`.
+
+    Numbers, `true`, `false`, `null`, quoted text, lists `[...]` and mappings `{...}` are read as YAML. Everything else
+    is text as it stands: in YAML `runs/run #1` would end at the space, and `a: b` be a mapping.
+
+    Raises:
+        RecipeError: if a text has no '=', or a list, mapping or quoted text is not closed.
+    """
+    values = {}
+    for text in texts:
+        dotted, separator, value = text.partition("=")
+        if not separator:
+            raise RecipeError(f"an override must be KEY=VALUE, got {text!r}")
+        values[dotted] = _parse_value(dotted, value.strip())
+    return values
+
+
+def _parse_value(dotted: str, text: str) -> Any:
+    is_yaml = text.startswith(("[", "{", "'", '"'))
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        if is_yaml:
+            raise RecipeError(f"{dotted}: {text!r} is not a YAML value") from None
+        return text
+    is_plain = value is None or isinstance(value, (bool, int, float))
+    return value if is_yaml or (is_plain and "#" not in text) else text
+
+
+# ---- building ----
+
+
+def build_recipe(cls: type, data: Mapping[str, Any], prefix: str = "") -> Any:
+    """Build a recipe dataclass from plain values.
+
+    Raises:
+        RecipeError: if a key is unknown, of which it names the nearest valid one, or a value of a wrong type.
+    """
+    hints = typing.get_type_hints(cls)
+    values = {}
+    for key, value in data.items():
+        if key not in hints:
+            near = difflib.get_close_matches(str(key), hints, n=1, cutoff=0.0)[0]
+            raise RecipeError(f"unknown key {prefix}{key}; did you mean {prefix}{near}?")
+        if dataclasses.is_dataclass(hints[key]):
+            if not isinstance(value, Mapping):
+                raise RecipeError(f"{prefix}{key} must be a section of keys, got {value!r}")
+            values[key] = build_recipe(typing.cast(type, hints[key]), value, f"{prefix}{key}.")
+        else:
+            values[key] = _coerce(f"{prefix}{key}", hints[key], value)
+    return cls(**values)
+
+
+def _coerce(key: str, hint: Any, value: Any) -> Any:
+    if typing.get_origin(hint) is Literal:
+        if value not in typing.get_args(hint):
+            raise RecipeError(f"{key} must be {' or '.join(map(str, typing.get_args(hint)))}, got {value!r}")
+        return value
+    options = typing.get_args(hint) if typing.get_origin(hint) in (types.UnionType, typing.Union) else (hint,)
+    for option in options:
+        origin = typing.get_origin(option) or option
+        if origin is tuple and isinstance(value, (list, tuple)):
+            return _coerce_items(key, typing.get_args(option), value)
+        if origin is dict and isinstance(value, Mapping) and typing.get_args(option)[0] is int:
+            hints = typing.get_args(option)
+            return {_coerce(key, hints[0], size): _coerce(f"{key}.{size}", hints[1], v) for size, v in value.items()}
+        if origin is float and isinstance(value, str):  # YAML reads 1e-3 as text
+            try:
+                return float(value)
+            except ValueError:
+                continue
+        if origin is float and isinstance(value, int) and not isinstance(value, bool):
+            return float(value)
+        if isinstance(value, origin) and not (isinstance(value, bool) and origin is not bool):
+            return value
+    names = " or ".join(
+        "null" if option is type(None) else getattr(option, "__name__", str(option)) for option in options
+    )
+    raise RecipeError(f"{key} must be of type {names}, got {value!r}")
+
+
+def _coerce_items(key: str, hints: Sequence[Any], values: Sequence[Any]) -> tuple[Any, ...]:
+    if Ellipsis not in hints and len(values) != len(hints):
+        raise RecipeError(f"{key} must be {len(hints)} values, got {len(values)}")
+    return tuple(_coerce(key, hints[0], value) for value in values)
+
+
+def to_yaml(recipe: Any) -> str:
+    """Write a recipe as YAML with every default in it."""
+    return yaml.safe_dump(_as_lists(dataclasses.asdict(recipe)), sort_keys=False)
+
+
+def _as_lists(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _as_lists(item) for key, item in value.items()}
+    return list(value) if isinstance(value, tuple) else value
+
+
+# ---- the recipe of an unfinished run ----
+
+
+def read_stored_recipe(cls: type[R], folder: Path) -> R | None:
+    """Read the recipe of the run in `folder`, which another release may have written; None if there is none.
+
+    Keys that it leaves out have their defaults. A key that this release does not know is ignored, with a note, where
+    its value turns something off (null, false, 0 or empty), and refused otherwise: the run could not go on as it
+    began.
+
+    Raises:
+        RecipeError: if the file is damaged, or holds what this release cannot do.
+    """
+    path = folder / RECIPE_FILE
+    if not path.is_file():
+        return None
+    try:
+        data = _read_yaml(path)
+    except RecipeError as error:
+        raise RecipeError(f"{error}; put the recipe back, or choose another folder") from None
+    known, unknown = _split(cls, data)
+    for key, value in unknown.items():
+        if value:
+            raise RecipeError(
+                f"{path} sets {key} to {value!r}, which this release does not know; go on with the release that "
+                "wrote it, or choose another folder"
+            )
+        say(f"glit: {path} has the key {key}, which this release does not know; it is off, and ignored")
+    try:
+        recipe: R = build_recipe(cls, known)
+    except GlitError as error:
+        raise RecipeError(f"{path}: {error}; put the recipe back, or choose another folder") from None
+    return recipe
+
+
+def _split(cls: type, data: Mapping[str, Any], prefix: str = "") -> tuple[dict[str, Any], dict[str, Any]]:
+    """The values of keys that a recipe has, and those of others by their full names."""
+    hints = typing.get_type_hints(cls)
+    known: dict[str, Any] = {}
+    unknown: dict[str, Any] = {}
+    for key, value in data.items():
+        if key not in hints:
+            unknown[f"{prefix}{key}"] = value
+        elif dataclasses.is_dataclass(hints[key]) and isinstance(value, Mapping):
+            known[key], more = _split(typing.cast(type, hints[key]), value, f"{prefix}{key}.")
+            unknown |= more
+        else:
+            known[key] = value
+    return known, unknown
+
+
+def refuse_other_recipe(recipe: _Recipe, folder: Path) -> None:
+    """Check that the run in `folder`, if there is one, has a recipe of the same meaning.
+
+    Raises:
+        RecipeError: if it has another one; names the keys that differ. As `read_stored_recipe`.
+    """
+    stored = read_stored_recipe(type(recipe), folder)
+    if stored is None:
+        return
+    changed = list(_differences("", stored.meaning(), recipe.meaning()))
+    if changed:
+        raise RecipeError(f"{folder} holds a run of another recipe ({'; '.join(changed[:3])}); choose another folder")
+
+
+def _differences(prefix: str, stored: Any, given: Any) -> Iterator[str]:
+    if isinstance(stored, Mapping) and isinstance(given, Mapping):
+        for key in dict.fromkeys((*stored, *given)):
+            yield from _differences(f"{prefix}.{key}" if prefix else str(key), stored.get(key), given.get(key))
+    elif stored != given:
+        yield f"{prefix}: {stored} -> {given}"

@@ -1,0 +1,129 @@
+"""Files and folders that are written whole or not at all. Standard library only.
+
+What is written goes under a temporary name beside its place, is forced to disk, and is then moved there in one step.
+Whoever reads the file sees the old one or the new one, also after a crash or on a full disk.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ..errors import WriteError, first_line
+
+__all__ = [
+    "force_to_disk",
+    "scratch_folder",
+    "whole_file",
+    "whole_folder",
+    "write_bytes",
+    "write_json",
+    "write_text",
+]
+
+
+@contextmanager
+def whole_file(path: Path, *, parents: bool = False) -> Iterator[Path]:
+    """Give a temporary path to write; the file becomes `path` if the block ends without an error.
+
+    Args:
+        parents: make the folders above `path` that are missing.
+
+    Raises:
+        WriteError: if the file cannot be written, on a full disk for example. What stood at `path` is untouched.
+    """
+    temporary = _beside(path)
+    with _naming(path):
+        if parents:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield temporary
+            force_to_disk(temporary)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(folder: Path, *, replace: bool = False) -> Iterator[Path]:
+    """Give a temporary folder to fill; it becomes `folder` if the block ends without an error.
+
+    Args:
+        replace: remove what stands at `folder`. Otherwise the new files replace those of the same names in it, each
+            in one step, and the others stay.
+
+    Raises:
+        WriteError: if the folder cannot be written. What stood there is untouched.
+    """
+    folder = folder.absolute()
+    with scratch_folder(folder) as temporary, _naming(folder):
+        yield temporary
+        for path in temporary.rglob("*"):
+            if path.is_file():
+                force_to_disk(path)
+        if folder.exists() and not replace:
+            for path in sorted(temporary.iterdir()):
+                os.replace(path, folder / path.name)
+            return
+        if folder.exists():
+            shutil.rmtree(folder)
+        os.replace(temporary, folder)
+
+
+@contextmanager
+def scratch_folder(path: Path) -> Iterator[Path]:
+    """Give an empty folder beside `path`, on the same disk, which is removed with all that is left in it at the end.
+
+    Raises:
+        WriteError: if it cannot be made.
+    """
+    temporary = _beside(path)
+    with _naming(path):
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+    try:
+        yield temporary
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_bytes(path: Path, content: bytes, *, parents: bool = False) -> None:
+    """Write a file, as `whole_file` does."""
+    with whole_file(path, parents=parents) as temporary:
+        temporary.write_bytes(content)
+
+
+def write_text(path: Path, text: str, *, parents: bool = False) -> None:
+    """Write a text file in UTF-8, as `whole_file` does."""
+    write_bytes(path, text.encode(), parents=parents)
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write a file of indented JSON, as `whole_file` does."""
+    write_text(path, json.dumps(data, indent=2) + "\n")
+
+
+def force_to_disk(path: Path) -> None:
+    """Wait until a file's content is on the disk. Raises OSError."""
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Turn an OSError into a WriteError that names `path` and the reason."""
+    try:
+        yield
+    except WriteError:
+        raise
+    except OSError as error:
+        raise WriteError(f"{path} cannot be written: {error.strerror or first_line(error)}") from None

@@ -1,0 +1,31 @@
+"""One process at a time works in a folder."""
+
+from __future__ import annotations
+
+import fcntl
+from pathlib import Path
+from typing import IO
+
+from ..errors import RunError, WriteError
+
+__all__ = ["lock_folder"]
+
+
+def lock_folder(folder: Path) -> IO[str]:
+    """Make `folder` and keep other processes out of it until the file that is returned is closed, or the process ends.
+
+    Raises:
+        WriteError: if it cannot be made or written to.
+        RunError: if another process is at work in it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / "lock").open("w")
+    except OSError as error:
+        raise WriteError(f"{folder} cannot be made or written to: {error.strerror}") from None
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        raise RunError(f"{folder} is in use by another process; wait for it, or choose another folder") from None
+    return file

@@ -1,0 +1,66 @@
+"""When a run should stop: asked to by a signal, or at its limit of time."""
+
+from __future__ import annotations
+
+import signal
+import time
+from types import FrameType, TracebackType
+from typing import Any, final
+
+__all__ = ["StopRequest"]
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+@final
+class StopRequest:
+    """Notes SIGTERM and SIGINT inside a `with` block, and the end of the time that a run has.
+
+    The first signal asks to stop, so that the run can save and leave. The second raises KeyboardInterrupt.
+
+    Args:
+        max_minutes: the time that the block has; None for no limit.
+    """
+
+    def __init__(self, max_minutes: float | None = None) -> None:
+        self.max_minutes = max_minutes
+        self.signal: str | None = None  # the name of the first that came
+        self._started = time.monotonic()
+        self._previous: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> StopRequest:
+        self._started = time.monotonic()
+        self._previous = {number: signal.signal(number, self._on_signal) for number in _SIGNALS}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self.signal is not None:
+            raise KeyboardInterrupt
+        self.signal = signal.Signals(number).name
+
+    @property
+    def minutes_left(self) -> float | None:
+        """Minutes until the limit, at least 0; None without a limit."""
+        if self.max_minutes is None:
+            return None
+        return max(self.max_minutes - (time.monotonic() - self._started) / 60, 0.0)
+
+    @property
+    def is_late(self) -> bool:
+        """Whether the limit of time has passed."""
+        return self.minutes_left == 0
+
+    @property
+    def reason(self) -> str:
+        """Why the run stops, for a message."""
+        if self.signal is not None:
+            return self.signal
+        if self.max_minutes is not None:
+            return f"the limit of {self.max_minutes:g} minutes"
+        return "another process of the run"  # which had the signal

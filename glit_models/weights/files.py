@@ -1,0 +1,172 @@
+"""Weight files on this machine: their names, where installed ones lie, their hashes, and reading them safely.
+
+It knows tensors and names, not models: a state dict is compared with the model that it is for through `check_fits`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import json
+import os
+import pickle
+import warnings
+import zipfile
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from ..errors import WeightsError, WriteError, first_line
+from ..runs.files import write_text
+
+__all__ = [
+    "CONFIG_FILE",
+    "ENTRY_FILE",
+    "GOLDEN_FILE",
+    "WEIGHTS_FILE",
+    "check_fits",
+    "home",
+    "installed_folder",
+    "read_state_dict",
+    "sha256_checked_before",
+    "sha256_of",
+    "write_state_dict",
+]
+
+WEIGHTS_FILE = "model.safetensors"
+CONFIG_FILE = "config.json"
+GOLDEN_FILE = "golden.safetensors"
+ENTRY_FILE = "entry.json"
+
+
+# ---- where installed weights lie ----
+
+
+def home() -> Path:
+    """Where this package keeps files of its own: `$GLIT_HOME`, else `$XDG_CACHE_HOME/glit`, else `~/.cache/glit`."""
+    if own := os.environ.get("GLIT_HOME"):
+        return Path(own).expanduser().absolute()
+    cache = os.environ.get("XDG_CACHE_HOME")
+    return (Path(cache) if cache else Path.home() / ".cache") / "glit"
+
+
+def installed_folder(name: str) -> Path:
+    """The folder that holds the weights `model.tag` once they are installed."""
+    return home() / "weights" / name
+
+
+# ---- hashes ----
+
+
+def sha256_of(path: str | os.PathLike[str]) -> str:
+    """The sha256 of a file, as hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_checked_before(path: Path) -> str:
+    """The sha256 of a file, read from the file only if its size or time differ from when it was last read.
+
+    The answers are kept in the store; where that cannot be written, every call reads the file.
+    """
+    path = path.resolve()
+    stat = path.stat()
+    seen = _read_hashes()
+    known = seen.get(str(path))
+    if isinstance(known, list) and known[:2] == [stat.st_size, stat.st_mtime_ns] and isinstance(known[-1], str):
+        return known[-1]
+    digest = sha256_of(path)
+    seen[str(path)] = [stat.st_size, stat.st_mtime_ns, digest]
+    with contextlib.suppress(WriteError):  # only a cache: a store that cannot be written costs time, nothing else
+        write_text(_hashes_file(), json.dumps(seen, indent=1), parents=True)
+    return digest
+
+
+def _hashes_file() -> Path:
+    return home() / "hashes.json"
+
+
+def _read_hashes() -> dict[str, object]:
+    try:
+        seen = json.loads(_hashes_file().read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return seen if isinstance(seen, dict) else {}
+
+
+# ---- reading and writing ----
+
+
+def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """The tensors of a safetensors file or of a torch pickle (unwrapped from `model`, EMA weights preferred).
+
+    Nothing is unpickled but tensors and plain values, and the `argparse.Namespace` of training scripts.
+
+    Raises:
+        WeightsError: if the file is missing, truncated, no checkpoint, or holds code; names the path.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise WeightsError(f"{path}: no such file")
+    try:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path)
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # torch warns of pickle protocols that it may not know
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except SafetensorError as error:
+        raise WeightsError(f"{path}: not a whole safetensors file, probably cut short ({error})") from None
+    except pickle.UnpicklingError:
+        raise WeightsError(f"{path}: refused, this pickle holds more than tensors and could run code") from None
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise WeightsError(f"{path}: not a readable checkpoint ({first_line(error)})") from None
+    return _unwrap(path, checkpoint)
+
+
+def _unwrap(path: Path, checkpoint: Any) -> dict[str, Tensor]:
+    for key in ("state_dict_ema", "model_ema", "state_dict", "model"):
+        if isinstance(checkpoint, dict) and isinstance(checkpoint.get(key), dict):
+            checkpoint = checkpoint[key]
+            break
+    if not isinstance(checkpoint, dict) or not all(isinstance(value, Tensor) for value in checkpoint.values()):
+        raise WeightsError(f"{path}: no state dict found in this file")
+    return {key.removeprefix("module."): value for key, value in checkpoint.items()}
+
+
+def write_state_dict(state_dict: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write tensors as a safetensors file. Raises OSError, also if the disk is full."""
+    contiguous = {key: tensor.contiguous() for key, tensor in state_dict.items()}
+    try:
+        safetensors.torch.save_file(contiguous, path, metadata)
+    except SafetensorError as error:
+        raise OSError(first_line(error)) from None
+
+
+def check_fits(
+    state_dict: Mapping[str, Tensor], model: torch.nn.Module, ignore: Collection[str] = (), where: str = "weights"
+) -> None:
+    """Compare a state dict with what `model` expects, but for keys that start with a prefix in `ignore`.
+
+    Raises:
+        WeightsError: names the first missing key, unknown key or shape that differs, and the two shapes.
+    """
+    prefixes = tuple(ignore)
+    expected = {key: value for key, value in model.state_dict().items() if not key.startswith(prefixes)}
+    given = {key: value for key, value in state_dict.items() if not key.startswith(prefixes)}
+    for key, value in expected.items():
+        if key not in given:
+            raise WeightsError(f"{where} do not fit the model: {key!r} is missing")
+        if given[key].shape != value.shape:
+            raise WeightsError(
+                f"{where} do not fit the model: {key!r} is {tuple(given[key].shape)}, "
+                f"the model needs {tuple(value.shape)}"
+            )
+    for key in given:
+        if key not in expected:
+            raise WeightsError(f"{where} do not fit the model: it has no {key!r}")

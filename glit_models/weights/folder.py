@@ -1,0 +1,283 @@
+"""Models as folders: `model.safetensors`, timm's `config.json`, and `golden.safetensors` (an input and its logits).
+
+Trained, installed, shipped and published weights all lie in such folders, which timm loads with `local-dir:`. What is
+known of the weights beside these goes into `entry.json`. `resolve.py` knows which weights exist.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import timm
+import torch
+from timm.models._hub import save_config_for_hf
+from torch import Tensor
+
+from ..cost import count_macs
+from ..errors import WeightsError
+from ..families import family_of_architecture, named_specs
+from ..model import SpecTransformer
+from ..runs.files import whole_folder
+from ..spec import Spec
+from . import download, resolve
+from .files import (
+    CONFIG_FILE,
+    ENTRY_FILE,
+    GOLDEN_FILE,
+    WEIGHTS_FILE,
+    check_fits,
+    read_state_dict,
+    sha256_of,
+    write_state_dict,
+)
+from .registry import WeightEntry
+
+__all__ = ["WeightFolder", "load_folder", "open_folder", "read_config", "save_folder", "spec_of"]
+
+REPO_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
+# What timm copies from the configuration that the model started from, true only of those weights.
+_OF_THE_SOURCE = ("tag", "license", "origin_url", "description", "notes", "label_names")
+_GOLDEN_SEED = 0
+
+
+# ---- saving ----
+
+
+def save_folder(
+    model: SpecTransformer,
+    directory: str | Path,
+    *,
+    class_names: Sequence[str] | None = None,
+    data_config: Mapping[str, Any] | None = None,
+    dtype: Literal["float32", "float16"] = "float32",
+    name: str | None = None,
+    facts: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Write a model as a weight folder, which timm loads with `local-dir:`; all its files or none.
+
+    Args:
+        model: made by `timm.create_model`; its state is written as it is now, whatever mode it is in.
+        directory: made if missing; files of other names in it stay.
+        class_names: of the head's outputs; None keeps those of the weights that the model started from.
+        data_config: preprocessing (`mean`, `std`, `interpolation`, `crop_pct`) where it is not that of
+            `model.pretrained_cfg`.
+        dtype: of the floating-point tensors in the file.
+        name: `model.tag` of these weights.
+        facts: what a registry entry says of them: `dataset`, `license`, `recipe`, `origin`, `metrics`.
+
+    Returns:
+        The registry entry as far as it is known, as it stands in `entry.json`.
+
+    Raises:
+        WeightsError: if the weights are not finite numbers in `dtype`, or the class names are too few or too many.
+        WriteError: if the folder cannot be written.
+    """
+    directory = Path(directory)
+    config = _hub_config(model, class_names, data_config, name, facts or {})
+    entry = describe(model, config, name, facts or {})
+    state = _stored_state(model, dtype)
+
+    with whole_folder(directory) as folder:
+        write_state_dict(state, folder / WEIGHTS_FILE, {"format": "pt"})
+        entry["sha256"] = sha256_of(folder / WEIGHTS_FILE)
+        metadata = {"format": "pt", "weights_sha256": entry["sha256"]}
+        write_state_dict(golden_tensors(model, state), folder / GOLDEN_FILE, metadata)
+        (folder / CONFIG_FILE).write_text(to_json(config), encoding="utf-8")
+        (folder / ENTRY_FILE).write_text(to_json(entry), encoding="utf-8")
+    return entry
+
+
+def to_json(data: Any) -> str:
+    """JSON text with lists of numbers on one line each."""
+    text = json.dumps(data, indent=2, ensure_ascii=False)
+    return (
+        re.sub(
+            r"\[[\s\d.,e+-]+\]", lambda match: re.sub(r"\s+", " ", match[0]).replace("[ ", "[").replace(" ]", "]"), text
+        )
+        + "\n"
+    )
+
+
+def _hub_config(
+    model: SpecTransformer,
+    class_names: Sequence[str] | None,
+    data_config: Mapping[str, Any] | None,
+    name: str | None,
+    facts: Mapping[str, Any],
+) -> dict[str, Any]:
+    """timm's Hub configuration of the model as it is now, without what was true only of the weights it started from."""
+    source = getattr(model, "pretrained_cfg", None)
+    if source is None:
+        raise ValueError("save_folder needs a model made by timm.create_model, which gives it a pretrained_cfg")
+    if class_names is None and source.get("num_classes") == model.num_classes:
+        class_names = source.get("label_names")
+    if class_names is not None and len(class_names) != model.num_classes:
+        raise WeightsError(f"class_names must be {model.num_classes} names, got {len(class_names)}")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / CONFIG_FILE
+        save_config_for_hf(
+            model,
+            str(path),
+            model_config={"label_names": list(class_names)} if class_names else None,
+            data_config=dict(data_config) if data_config else None,
+        )
+        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    # timm passes `num_classes` on its own; standing here too, it makes transformers' wrapper fail.
+    config["model_args"].pop("num_classes", None)
+    cfg = config["pretrained_cfg"]
+    for key in _OF_THE_SOURCE:
+        cfg.pop(key, None)
+    cfg["paper_ids"] = family_of_architecture(config["architecture"]).paper_of(config["architecture"]).identifier
+    if name and "." in name:
+        cfg["tag"] = name.partition(".")[2]
+    if facts.get("license"):
+        cfg["license"] = facts["license"]
+    return config
+
+
+def describe(
+    model: SpecTransformer, config: Mapping[str, Any], name: str | None, facts: Mapping[str, Any]
+) -> dict[str, Any]:
+    cfg = config["pretrained_cfg"]
+    entry: dict[str, Any] = {
+        "name": name,
+        **{key: facts.get(key) for key in ("dataset", "license", "recipe", "origin")},
+        "metrics": list(facts.get("metrics") or ()),
+        "params": sum(parameter.numel() for parameter in model.parameters()),
+        "macs": count_macs(
+            model.spec, tuple(cfg["input_size"][1:]), model.num_classes, model.in_chans, model.has_class_token
+        ),
+        **{key: cfg[key] for key in ("input_size", "mean", "std", "interpolation", "crop_pct")},
+        "num_classes": model.num_classes,
+        "class_names": config.get("label_names"),
+    }
+    return {key: value for key, value in entry.items() if value is not None and value != []}
+
+
+def _stored_state(model: SpecTransformer, dtype: str) -> dict[str, Tensor]:
+    if dtype not in ("float32", "float16"):
+        raise ValueError(f"dtype must be 'float32' or 'float16', got {dtype!r}")
+    state = {}
+    for key, tensor in model.state_dict().items():
+        stored = tensor.detach().cpu()
+        if stored.is_floating_point():
+            stored = stored.to(getattr(torch, dtype))
+            if not bool(stored.isfinite().all()):
+                raise WeightsError(f"{key!r} holds values that are not finite in {dtype}; these weights are not saved")
+        state[key] = stored.contiguous()
+    return state
+
+
+def golden_tensors(model: SpecTransformer, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A random input [1, C, H, W] and its logits by `model` with the weights `state`, in float32 on the CPU."""
+    reference = copy.deepcopy(model).cpu().float().eval()
+    reference.load_state_dict(state)
+    height, width = reference.patch_embed.img_size
+    shape = (1, reference.in_chans, height, width)
+    image = torch.randn(shape, generator=torch.Generator().manual_seed(_GOLDEN_SEED))
+    with torch.inference_mode():
+        logits = reference(image)
+    return {"input": image, "logits": logits.clone()}
+
+
+# ---- loading ----
+
+
+@dataclass(frozen=True)
+class WeightFolder:
+    """A weight folder that was found, under the name the user gave, and its registry entry where there is one."""
+
+    name: str
+    path: Path
+    entry: WeightEntry | None = None
+    sha256: str | None = None
+
+    @property
+    def weights(self) -> Path:
+        """Path of the weights file."""
+        return self.path / WEIGHTS_FILE
+
+    def config(self) -> dict[str, Any]:
+        """The content of `config.json`. Raises WeightsError if it is missing or of another package."""
+        return read_config(self.path)
+
+
+def open_folder(source: str) -> WeightFolder:
+    """Find the weight folder that `source` names: `model.tag`, a folder (or its weights file), or a Hub repository.
+
+    Raises:
+        WeightsError: if there is none, or it cannot be fetched. The weights are not verified.
+    """
+    path = Path(source)
+    if path.is_dir():
+        return WeightFolder(source, path)
+    if path.is_file():
+        if path.name != WEIGHTS_FILE:
+            raise WeightsError(f"{source}: not a weight folder; give the folder with {WEIGHTS_FILE}, or convert it")
+        return WeightFolder(source, path.parent)
+    if source.partition(".")[0] in named_specs():
+        entry = resolve.get_entry(source)
+        weights, sha256 = resolve.find_unverified(entry)
+        if resolve.where(entry) == "hub":
+            for filename in (CONFIG_FILE, GOLDEN_FILE):
+                download.fetch(str(entry.repo), filename, entry.revision)
+        return WeightFolder(entry.name, weights.parent, entry, sha256)
+    if REPO_NAME.fullmatch(source) and not source.startswith((".", "/")):
+        repo, revision = download.split_revision(source)
+        files = (WEIGHTS_FILE, CONFIG_FILE, GOLDEN_FILE)
+        weights, *_ = [download.fetch(repo, file, revision) for file in files]
+        return WeightFolder(source, weights.parent)
+    raise WeightsError(f"{source}: no such folder, and no MODEL.TAG or Hub repository NAMESPACE/NAME either")
+
+
+def read_config(directory: Path) -> dict[str, Any]:
+    """The `config.json` of a weight folder. Raises WeightsError if it is missing, damaged, or of another package."""
+    path = directory / CONFIG_FILE
+    if not path.is_file():
+        raise WeightsError(f"{directory}: no {CONFIG_FILE} in this folder; `glit convert` makes one")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"{path}: not valid JSON ({error})") from None
+    if not isinstance(config, dict) or config.get("architecture") not in named_specs():
+        raise WeightsError(
+            f"{path}: not the configuration of a model of this package; 'architecture' must be one of "
+            f"{', '.join(named_specs())}"
+        )
+    if not all(isinstance(config.get(key), dict) for key in ("pretrained_cfg", "model_args")):
+        raise WeightsError(f"{path}: not timm's configuration; it lacks 'pretrained_cfg' or 'model_args'")
+    return config
+
+
+def spec_of(config: Mapping[str, Any]) -> Spec:
+    """The architecture that a `config.json` describes. Raises SpecError on an impossible one."""
+    spec = config["model_args"].get("spec")
+    family = family_of_architecture(config["architecture"])
+    return family.named[config["architecture"]] if spec is None else family.spec.parse(spec)
+
+
+def load_folder(directory: str | Path) -> SpecTransformer:
+    """The model of a weight folder with its weights, in float32 and evaluation mode.
+
+    Raises:
+        WeightsError: if a file is missing or damaged, or the weights do not fit the configuration.
+        SpecError: if the configuration describes an impossible network.
+    """
+    directory = Path(directory)
+    config = read_config(directory)
+    try:
+        model: SpecTransformer = timm.create_model(f"local-dir:{directory}")
+    except (TypeError, KeyError, AssertionError) as error:
+        raise WeightsError(f"{directory / CONFIG_FILE}: timm cannot build {config['architecture']} ({error})") from None
+    weights = directory / WEIGHTS_FILE
+    state = read_state_dict(weights)
+    check_fits(state, model, where=str(weights))
+    model.load_state_dict(state)
+    return model.eval()

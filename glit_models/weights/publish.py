@@ -1,0 +1,254 @@
+"""Weights on their way to others: converting the authors' checkpoint, publishing to the Hub, shipping in the package.
+
+`folder.py` knows what a weight folder is, `card.py` what its model card says.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+
+from ..errors import WeightsError
+from ..families import check_layout, family_of_architecture, named_specs
+from ..model import SpecTransformer
+from ..runs.files import whole_folder, write_text
+from ..spec import Spec
+from . import download, resolve
+from .files import (
+    CONFIG_FILE,
+    ENTRY_FILE,
+    GOLDEN_FILE,
+    WEIGHTS_FILE,
+    check_fits,
+    installed_folder,
+    read_state_dict,
+    sha256_of,
+    write_state_dict,
+)
+from .folder import REPO_NAME, WeightFolder, describe, golden_tensors, load_folder, open_folder, save_folder, to_json
+from .registry import WeightEntry, read_registry
+
+__all__ = ["Published", "convert", "publish", "ship"]
+
+
+# ---- converting ----
+
+
+def convert(
+    checkpoint: str | Path,
+    name: str,
+    *,
+    out: str | Path | None = None,
+    install: bool = False,
+    spec: str | Spec | None = None,
+    num_classes: int | None = None,
+    img_size: int | None = None,
+) -> list[Path]:
+    """Turn a checkpoint, in the authors' layout or ours, into weight folders.
+
+    Args:
+        checkpoint: a torch pickle (`model`, or a bare state dict) or a safetensors file.
+        name: `model` or `model.tag` that it belongs to; the tag `in1k` unless given.
+        out: a folder to write.
+        install: also put it into the store, for `timm.create_model(name, pretrained=True)` on this machine.
+        spec, num_classes, img_size: of the checkpoint, where they are not the model's own; not with `install`.
+
+    Returns:
+        The folders written.
+
+    Raises:
+        WeightsError: on an unreadable checkpoint, one that does not fit the model, or a name that cannot be installed.
+    """
+    if not install and out is None:
+        raise WeightsError("nothing to do: give --install, --out DIR, or both")
+    architecture, _, tag = name.partition(".")
+    given = {"spec": spec, "num_classes": num_classes, "img_size": img_size}
+    given = {key: value for key, value in given.items() if value is not None}
+    if install:
+        _check_installable(_with_tag(name), custom=bool(given))
+    family = family_of_architecture(architecture)
+    state = read_state_dict(checkpoint)
+    check_layout(state, family, where=str(checkpoint))
+    facts: dict[str, Any] = {"origin": f"converted from {Path(checkpoint).name}"}
+    if family.model.is_foreign(state):
+        state = family.model.convert_foreign(state, family.spec.parse(spec or family.named[architecture]))
+        registered = resolve.registry().get(_with_tag(name))
+        # Only the authors' code writes this layout, and of the named network they released one checkpoint.
+        facts = registered.to_dict() if registered is not None and not given else facts
+    registered_name = _with_tag(name) if _with_tag(name) in resolve.registry() else architecture
+    model: SpecTransformer = timm.create_model(registered_name, **given)
+    check_fits(state, model, where=str(checkpoint))
+    model.load_state_dict(state)
+    folders = [installed_folder(_with_tag(name))] if install else []
+    folders += [Path(out)] if out is not None else []
+    for folder in folders:
+        save_folder(model, folder, name=name if tag or given else _with_tag(name), facts=facts)
+    return folders
+
+
+def _with_tag(name: str) -> str:
+    return name if "." in name else f"{name}.in1k"
+
+
+def _check_installable(name: str, custom: bool) -> None:
+    if custom:
+        raise WeightsError("--install is for the model as registered; with --spec and the like use --out DIR")
+    entry = resolve.registry().get(name)
+    if entry is None:
+        raise WeightsError(f"{name} is not registered, so it cannot be installed; use --out DIR instead")
+    if entry.sha256 is not None:
+        raise WeightsError(
+            f"{name} has weights of its own ({resolve.where(entry)}), so it cannot be installed; use --out DIR"
+        )
+
+
+# ---- publishing ----
+
+
+@dataclass(frozen=True)
+class Published:
+    """What `publish` made: the place, the file's sha256, and the registry entry to add if the spec is a named one."""
+
+    place: str
+    sha256: str
+    entry: WeightEntry | None
+    revision: str | None = None
+
+
+def publish(
+    source: str,
+    *,
+    repo: str | None = None,
+    folder: str | Path | None = None,
+    facts: Mapping[str, Any] | None = None,
+) -> Published:
+    """Put weights with their model card into a Hub repository (made if missing) or a folder.
+
+    Args:
+        source: `model.tag`, a weight folder, or a Hub repository.
+        repo: NAMESPACE/NAME to upload to, in one commit. folder: to write instead.
+        facts: replaces what the registry or the folder's `entry.json` says: `name`, `dataset`, `license`, `recipe`,
+            `origin`, `metrics`.
+
+    Raises:
+        WeightsError: if the source is missing or damaged, a fact that the card needs is unknown, or the Hub refuses.
+    """
+    if (repo is None) == (folder is None):
+        raise WeightsError("give one of --repo NAMESPACE/NAME and --to-folder DIR")
+    if repo is not None and (not REPO_NAME.fullmatch(repo) or "@" in repo):
+        raise WeightsError(f"{repo!r} is not the name of a Hub repository; it must be NAMESPACE/NAME")
+    with tempfile.TemporaryDirectory() as temporary:
+        staged = Path(temporary) / "folder"
+        entry, spec = _stage(source, staged, repo, facts or {})
+        assert entry.sha256 is not None
+        registrable = spec == named_specs()[entry.architecture]
+        if repo is not None:
+            revision = _upload(staged, repo, f"Add {entry.name}")
+            pinned = dataclasses.replace(entry, repo=repo, revision=revision)
+            return Published(repo, entry.sha256, pinned if registrable else None, revision)
+        _copy_folder(staged, Path(str(folder)))
+        return Published(str(folder), entry.sha256, entry if registrable else None)
+
+
+def ship(source: str, name: str, *, facts: Mapping[str, Any] | None = None, package: Path | None = None) -> WeightEntry:
+    """Put weights into this package's own `weights/` folder, card and golden tensors too, and into its registry.
+
+    For those who maintain the package, from a checkout. Takes what `publish` takes, raises what it raises.
+    """
+    package = package or resolve.SHIPPED
+    with tempfile.TemporaryDirectory() as temporary:
+        staged = Path(temporary) / "folder"
+        entry, spec = _stage(source, staged, None, {**(facts or {}), "name": name})
+        if spec != named_specs()[entry.architecture]:
+            raise WeightsError(f"{source}: only the named architectures can be shipped, this is another spec")
+        _copy_folder(staged, package / name)
+    entry = dataclasses.replace(entry, file=f"{name}/{WEIGHTS_FILE}")
+    entries = read_registry(package / "registry.json") | {name: entry}
+    write_text(package / "registry.json", to_json({key: value.to_dict() for key, value in entries.items()}))
+    resolve.registry.cache_clear()
+    return entry
+
+
+def _stage(source: str, staged: Path, repo: str | None, facts: Mapping[str, Any]) -> tuple[WeightEntry, Spec]:
+    """Make the folder to publish: weights and configuration as they are, golden tensors, card and figure anew."""
+    from ..figure import draw_network
+    from .card import model_card
+
+    found = open_folder(source)
+    if found.entry is not None:
+        resolve.find(found.entry)  # verified
+    model = load_folder(found.path)
+    entry = _complete_entry(found, model, facts)
+    golden = golden_tensors(model, read_state_dict(found.weights))
+    with whole_folder(staged) as folder:
+        shutil.copyfile(found.weights, folder / WEIGHTS_FILE)
+        (folder / CONFIG_FILE).write_text(to_json(found.config()), encoding="utf-8")
+        write_state_dict(golden, folder / GOLDEN_FILE, {"format": "pt", "weights_sha256": str(entry.sha256)})
+        (folder / "README.md").write_text(model_card(entry, model.spec, repo), encoding="utf-8")
+        draw_network(model.spec, folder / "architecture.png")
+    return entry, model.spec
+
+
+def _complete_entry(found: WeightFolder, model: SpecTransformer, facts: Mapping[str, Any]) -> WeightEntry:
+    config = found.config()
+    registered = found.entry
+    known = {"name": registered.name, **registered.to_dict()} if registered else _read_entry(found.path)
+    known |= {key: value for key, value in facts.items() if value not in (None, [], ())}
+    name = known.pop("name", None) or config["architecture"]
+    name = name if "." in name else f"{name}.custom"
+    if name.partition(".")[0] != config["architecture"]:
+        raise WeightsError(f"{name}: the name must begin with the architecture, {config['architecture']}")
+    entry = known | describe(model, config, None, known)
+    for key in ("file", "repo", "revision", "note", "default"):
+        entry.pop(key, None)
+    entry["sha256"] = sha256_of(found.weights)
+    for key in ("dataset", "license"):
+        if not entry.get(key):
+            raise WeightsError(f"{found.name}: the {key} of these weights is not known; give --{key}")
+    if not entry.get("recipe") and not entry.get("origin"):
+        raise WeightsError(
+            f"{found.name}: how these weights came about is not known; give --recipe COMMAND or --origin"
+        )
+    return WeightEntry.from_dict(name, entry, found.name)
+
+
+def _read_entry(directory: Path) -> dict[str, Any]:
+    path = directory / ENTRY_FILE
+    if not path.is_file():
+        return {}
+    try:
+        entry = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"{path}: not valid JSON ({error})") from None
+    if not isinstance(entry, dict):
+        raise WeightsError(f"{path}: must be an object of named facts")
+    return entry
+
+
+def _copy_folder(source: Path, target: Path) -> None:
+    with whole_folder(target) as folder:
+        for file in sorted(source.iterdir()):
+            shutil.copyfile(file, folder / file.name)
+
+
+def _upload(folder: Path, repo: str, message: str) -> str:
+    """Upload all files of a folder in one commit; returns its hash."""
+    from huggingface_hub import CommitOperationAdd, HfApi
+
+    api = HfApi()
+    seconds = download.hub_timeout()
+    operations = [CommitOperationAdd(path_in_repo=file.name, path_or_fileobj=file) for file in sorted(folder.iterdir())]
+    try:
+        with download.quiet_client():
+            download.within(seconds, lambda: api.create_repo(repo, exist_ok=True))
+            return str(api.create_commit(repo, operations, commit_message=message).oid)
+    except Exception as error:  # the client's own exception types change from version to version
+        raise WeightsError(f"{repo}: not published: {download.explain(error)}") from None

@@ -1,0 +1,233 @@
+"""Which weights exist, where they lie, and whether they are what they claim to be.
+
+It finds verified files for the entries of `registry.json` and tells timm about them. It builds no model; `publish.py`
+makes new entries.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ..errors import WeightsError
+from ..families import Family, family_of_architecture
+from . import download
+from .files import ENTRY_FILE, WEIGHTS_FILE, installed_folder, read_state_dict, sha256_checked_before
+from .registry import WeightEntry, read_registry
+
+__all__ = ["default_cfgs", "find", "find_unverified", "get_entry", "locate", "registry", "where"]
+
+SHIPPED = Path(__file__).parent
+
+_logger = logging.getLogger(__name__)
+_SOURCES = ("file", "url", "state_dict", "hf_hub_id")
+# What timm looks for in a folder, in its order.
+_FOLDER_FILES = ("model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth")
+
+
+@functools.cache
+def registry() -> dict[str, WeightEntry]:
+    """The entries that this package knows, by name. Raises WeightsError if the package is damaged."""
+    return read_registry(SHIPPED / "registry.json")
+
+
+def get_entry(name: str) -> WeightEntry:
+    """The entry `model.tag`; a bare `model` means its default tag.
+
+    Raises:
+        WeightsError: if there is none; lists those that exist.
+    """
+    architecture, _, tag = name.partition(".")
+    entries = [entry for entry in registry().values() if entry.architecture == architecture]
+    for entry in entries:
+        if entry.tag == tag or (not tag and _is_default(entry)):
+            return entry
+    known = ", ".join(entry.name for entry in entries if entry.tag)
+    if entries:
+        raise WeightsError(f"{name}: no such weights; {architecture} has {known or 'none'}")
+    raise WeightsError(f"{name}: no such model; known: {', '.join(registry())}")
+
+
+def where(entry: WeightEntry) -> str:
+    """Where the weights are: 'shipped', 'installed', 'hub' or 'none'. Looks at names, not into files."""
+    if entry.file is not None:
+        return "shipped"
+    if (installed_folder(entry.name) / WEIGHTS_FILE).is_file():
+        return "installed"
+    return "none" if entry.repo is None else "hub"
+
+
+def find(entry: WeightEntry) -> Path:
+    """The verified weights file of an entry: shipped, else installed, else from the Hub.
+
+    Raises:
+        WeightsError: if there are no weights, they cannot be fetched, or their sha256 is not the entry's.
+    """
+    place = where(entry)
+    path, expected = find_unverified(entry)
+    way_out = {
+        "shipped": "reinstall glit-models",
+        "installed": f"remove {path.parent} and install it again",
+        "hub": f"delete {path.resolve()} and try again",
+    }[place]
+    return _verified(entry.name, path, expected, way_out)
+
+
+def find_unverified(entry: WeightEntry) -> tuple[Path, str | None]:
+    """The weights file of an entry, shipped, else installed, else from the Hub, and the sha256 it should have.
+
+    Raises:
+        WeightsError: if there are no weights, or they cannot be fetched.
+    """
+    place = where(entry)
+    if place == "shipped":
+        return SHIPPED / str(entry.file), entry.sha256
+    if place == "installed":
+        folder = installed_folder(entry.name)
+        return folder / WEIGHTS_FILE, entry.sha256 or _installed_sha256(folder)
+    if place == "hub":
+        return download.fetch(str(entry.repo), WEIGHTS_FILE, entry.revision), entry.sha256
+    others = [
+        other.name
+        for other in registry().values()
+        if other.architecture == entry.architecture and where(other) != "none"
+    ]
+    ready = f"; {entry.architecture} has weights as {', '.join(others)}" if others else ""
+    raise WeightsError(f"{entry.name}: no weights on this machine; {entry.note or 'use pretrained=False'}{ready}")
+
+
+def _installed_sha256(folder: Path) -> str | None:
+    try:
+        sha256 = json.loads((folder / ENTRY_FILE).read_text(encoding="utf-8")).get("sha256")
+    except (OSError, ValueError, AttributeError):
+        sha256 = None
+    return sha256 if isinstance(sha256, str) else None
+
+
+def _verified(name: str, path: Path, expected: str | None, way_out: str) -> Path:
+    if not path.is_file():
+        raise WeightsError(f"{name}: the file {path} is missing; {way_out}")
+    if expected is None:
+        raise WeightsError(f"{name}: the sha256 of {path} is recorded nowhere; {way_out}")
+    try:
+        actual = sha256_checked_before(path)
+    except OSError as error:
+        raise WeightsError(f"{name}: the file {path} cannot be read ({error.strerror}); {way_out}") from None
+    if actual != expected:
+        raise WeightsError(
+            f"{name}: refused {path}, its sha256 is {actual[:12]}... and not {expected[:12]}...; {way_out}"
+        )
+    return path
+
+
+def default_cfgs(family: Family) -> dict[str, dict[str, Any]]:
+    """timm's pretrained configurations of a family, keyed `model.tag`; each architecture's default is marked."""
+    # timm takes a tag that ends in '*' as the default even without weights, but then only if it comes last.
+    entries = [entry for entry in sorted(registry().values(), key=_is_default) if entry.architecture in family.named]
+    return {
+        f"{entry.architecture}.{entry.tag}{'*' if _is_default(entry) else ''}": _timm_cfg(entry) for entry in entries
+    }
+
+
+def _is_default(entry: WeightEntry) -> bool:
+    """Whether a bare model name means this entry: the one that is marked, else the architecture's first."""
+    others = [other for other in registry().values() if other.architecture == entry.architecture]
+    return entry.name == next((other for other in others if other.default), others[0]).name
+
+
+def _timm_cfg(entry: WeightEntry) -> dict[str, Any]:
+    cfg: dict[str, Any] = {
+        "input_size": entry.input_size,
+        "fixed_input_size": True,
+        "num_classes": entry.num_classes,
+        "pool_size": None,
+        "interpolation": entry.interpolation,
+        "crop_pct": entry.crop_pct,
+        "mean": entry.mean,
+        "std": entry.std,
+        "first_conv": "patch_embed.proj",
+        "classifier": "head",
+        "license": entry.license,
+    }
+    paper = family_of_architecture(entry.architecture).paper_of(entry.architecture)
+    more = {"label_names": entry.class_names, "origin_url": entry.origin_url, "paper_ids": paper.identifier}
+    cfg |= {key: value for key, value in more.items() if value is not None}
+    place = where(entry)
+    if place == "shipped":
+        cfg["file"] = str(SHIPPED / str(entry.file))
+    elif place == "installed":
+        cfg["file"] = str(installed_folder(entry.name) / WEIGHTS_FILE)
+    elif place == "hub":
+        cfg |= {"hf_hub_id": f"{entry.repo}@{entry.revision}", "hf_hub_filename": WEIGHTS_FILE}
+    return cfg
+
+
+def locate(variant: str, pretrained_cfg: Any, overlay: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The overlay for timm's pretrained configuration that makes it read a checked file.
+
+    A source that the caller names (file, URL, state dict, repository, folder) stays; a local one is checked to be a
+    readable checkpoint. Otherwise the registry's file is found and verified.
+
+    Args:
+        variant: name of the architecture.
+        pretrained_cfg: what timm was given: a tag, a configuration (dict or `PretrainedCfg`), or None.
+        overlay: values that replace those of the configuration.
+
+    Raises:
+        WeightsError: if the weights are missing, unreachable, damaged, or not registered.
+    """
+    overlay = dict(overlay or {})
+    cfg = _as_mapping(pretrained_cfg)
+    tag = pretrained_cfg if isinstance(pretrained_cfg, str) else cfg.get("tag")
+    named = {key: cfg.get(key) for key in (*_SOURCES, "source")}
+    entry = registry().get(f"{variant}.{tag}")
+    if entry is not None and all(value == _timm_cfg(entry).get(key) for key, value in named.items() if value):
+        named = {}  # timm's copy of the registry's own configuration: find the file afresh, and verify it
+    named |= {key: overlay[key] for key in (*_SOURCES, "source") if key in overlay}
+    if any(named.get(key) is not None for key in _SOURCES):
+        file = named.get("file")
+        if file and not named.get("state_dict"):
+            state_dict = _read_source(Path(file), folder=named.get("source") == "local-dir")
+            head = state_dict.get("head.weight")
+            if head is not None and "file" in overlay:
+                # timm would drop a head of another size than the default configuration's; this file's is the truth
+                overlay.setdefault("num_classes", head.shape[0])
+        return overlay
+    if cfg and entry is None:
+        raise WeightsError(f"{variant}: this pretrained_cfg names no weights; give it a file, url or hf_hub_id")
+    entry = get_entry(f"{variant}.{tag}" if tag else variant)
+    file = find(entry)
+    if entry.notice is not None:
+        _warn_once(f"{entry.name}: {entry.notice}")
+    return overlay | {"file": str(file), "source": None}
+
+
+@functools.cache
+def _warn_once(text: str) -> None:
+    _logger.warning("%s", text)
+
+
+def _as_mapping(pretrained_cfg: Any) -> dict[str, Any]:
+    if isinstance(pretrained_cfg, Mapping):
+        return dict(pretrained_cfg)
+    if pretrained_cfg is None or isinstance(pretrained_cfg, str):
+        return {}
+    return {field.name: getattr(pretrained_cfg, field.name) for field in fields(pretrained_cfg)}
+
+
+def _read_source(path: Path, folder: bool) -> dict[str, Tensor]:
+    if folder:
+        if not path.is_dir():
+            raise WeightsError(f"{path}: no such folder")
+        found = [path / name for name in _FOLDER_FILES if (path / name).is_file()]
+        if not found:
+            raise WeightsError(f"{path}: no weights in this folder; it needs a {_FOLDER_FILES[0]}")
+        path = found[0]
+    return read_state_dict(path)

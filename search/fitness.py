@@ -1,0 +1,214 @@
+"""How good networks are, as a search compares them: the protocol, the shipped ones, and the table that names them.
+
+A fitness of your own, in a file of yours, is named in a recipe as `fitness: my_module:MyFitness`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, final
+
+import numpy as np
+import torch
+from torch import nn
+
+from glit_models import Spec, count_macs
+from glit_models.errors import SearchError
+from glit_models.extensions import Table
+
+from .evaluate import Evaluator, Score
+from .space import SearchSpace
+
+__all__ = ["FITNESSES", "Fitness", "InheritedAccuracy", "Macs", "Setting", "StandaloneAccuracy", "SynFlow"]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a fitness may use of the search that it is part of.
+
+    Attributes:
+        space: the networks of the stage.
+        seed: of everything random.
+        folder: of the stage, for files that a fitness keeps.
+        device: that computes.
+        create_model: makes a network by itself, with random weights.
+        train: trains a network by itself for a number of epochs in a folder, from where it was stopped, and returns
+            its accuracy on the search set in percent.
+        open_evaluator: loads the trained supernet; only for a fitness that `needs_supernet`.
+    """
+
+    space: SearchSpace
+    seed: int
+    folder: Path
+    device: torch.device
+    create_model: Callable[[Spec], nn.Module]
+    train: Callable[[Spec, Path, int | None], float]
+    open_evaluator: Callable[[], Evaluator]
+
+
+class Fitness(ABC):
+    """A measure of networks: the larger, the better. Abstract.
+
+    Attributes:
+        needs_supernet: whether a supernet is trained before (class attribute).
+        is_collective: whether all processes score each network together, as by training it, instead of each its own
+            (class attribute).
+        gives_up: whether `evaluate` may give networks up early (class attribute).
+        label: what the numbers are, for figures and messages (class attribute).
+        setting: the search.
+
+    Args:
+        setting: the search.
+    """
+
+    needs_supernet: ClassVar[bool] = False
+    is_collective: ClassVar[bool] = False
+    gives_up: ClassVar[bool] = False
+    label: ClassVar[str] = "fitness"
+
+    def __init__(self, setting: Setting) -> None:
+        self.setting = setting
+
+    @abstractmethod
+    def score(self, specs: Sequence[Spec]) -> Sequence[float]:
+        """One finite number for each network, the same whatever others are scored with it."""
+
+    @classmethod
+    def show(cls, value: float) -> str:
+        """A value for a message."""
+        return f"{value:.4g}"
+
+    def evaluate(self, specs: Sequence[Spec], reference: Score | None = None, risk: float = 0.0) -> dict[Spec, Score]:
+        """The scores of these networks, checked.
+
+        Args:
+            specs: the networks.
+            reference: of another network; those that cannot reach it may be given up, by a fitness that `gives_up`.
+            risk: probability, for each network, that it is given up although it would have been as good.
+
+        Raises:
+            SearchError: if `score` does not return one finite number for each network.
+        """
+        try:
+            values = [float(value) for value in self.score(specs)]
+        except TypeError:
+            values = []
+        name = type(self).__name__
+        if len(values) != len(specs):
+            raise SearchError(
+                f"fitness {name} must return a number for each of {len(specs)} networks, got {len(values)}"
+            )
+        for spec, value in zip(specs, values, strict=True):
+            if not math.isfinite(value):
+                raise SearchError(f"fitness {name} must return finite numbers, got {value} for {spec.to_json(None)}")
+        return {spec: Score(value, 0, np.zeros(0, bool)) for spec, value in zip(specs, values, strict=True)}
+
+    def retain(self, specs: Iterable[Spec]) -> None:  # noqa: B027 - most have nothing to forget
+        """Forget what is not of use for children of these networks, if memory is scarce."""
+
+
+class _Accuracy(Fitness):
+    @classmethod
+    def show(cls, value: float) -> str:
+        """In percent."""
+        return f"{value:.2f} %"
+
+
+@final
+class InheritedAccuracy(_Accuracy):
+    """Accuracy on the search set with the weights that a network inherits from the supernet."""
+
+    needs_supernet = True
+    gives_up = True
+    label = "inherited accuracy, %"
+
+    def __init__(self, setting: Setting) -> None:
+        super().__init__(setting)
+        self.evaluator = setting.open_evaluator()
+
+    def score(self, specs: Sequence[Spec]) -> Sequence[float]:
+        """See `Evaluator`."""
+        scores = self.evaluate(specs)
+        return [scores[spec].accuracy for spec in specs]
+
+    def evaluate(self, specs: Sequence[Spec], reference: Score | None = None, risk: float = 0.0) -> dict[Spec, Score]:
+        """See `Evaluator.evaluate`."""
+        return self.evaluator.evaluate(specs, reference, risk)
+
+    def retain(self, specs: Iterable[Spec]) -> None:
+        """See `Evaluator.retain`."""
+        self.evaluator.retain(specs)
+
+
+@final
+class StandaloneAccuracy(_Accuracy):
+    """Accuracy on the search set after a short training from scratch: `standalone.epochs` of the recipe."""
+
+    is_collective = True
+    label = "accuracy after a short training, %"
+
+    def score(self, specs: Sequence[Spec]) -> Sequence[float]:
+        """Trains each network in a folder of its own, once."""
+        return [self.setting.train(spec, self._folder(spec), None) for spec in specs]
+
+    def _folder(self, spec: Spec) -> Path:
+        name = hashlib.sha256(spec.to_json(indent=None).encode()).hexdigest()[:16]
+        return self.setting.folder / "standalone" / name
+
+
+@final
+class SynFlow(Fitness):
+    """The logarithm of SynFlow (arXiv 2006.05467, as a proxy arXiv 2101.08134), which needs neither data nor training.
+
+    It is the sum over parameters of |parameter * gradient|, where the network has the absolute values of its random
+    weights and sees an image of ones, and the loss is the sum of its logits. In double precision.
+    """
+
+    label = "SynFlow, log10"
+
+    def score(self, specs: Sequence[Spec]) -> Sequence[float]:
+        """Builds each network from the same seed."""
+        return [self._score_one(spec) for spec in specs]
+
+    def _score_one(self, spec: Spec) -> float:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.setting.seed)
+            model: Any = self.setting.create_model(spec)
+        model = model.double().eval()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.abs_()
+        images = torch.ones(1, model.in_chans, *model.patch_embed.img_size, dtype=torch.float64)
+        model(images).sum().backward()
+        flow = sum(
+            float((parameter * parameter.grad).abs().sum())
+            for parameter in model.parameters()
+            if parameter.grad is not None
+        )
+        return math.log10(flow) if flow > 0 else -math.inf
+
+
+@final
+class Macs(Fitness):
+    """Multiply-adds of an image, in millions: "larger is better", which any other fitness must beat."""
+
+    label = "MACs, M"
+
+    def score(self, specs: Sequence[Spec]) -> Sequence[float]:
+        """Counts them in closed form at 224 pixels, which orders networks as any other size."""
+        return [count_macs(spec) / 1e6 for spec in specs]
+
+
+FITNESSES: Table[type[Fitness]] = Table("fitness", Fitness, SearchError)
+for _name, _fitness in (
+    ("inherited", InheritedAccuracy),
+    ("standalone", StandaloneAccuracy),
+    ("synflow", SynFlow),
+    ("macs", Macs),
+):
+    FITNESSES.register(_name, _fitness)

@@ -1,0 +1,222 @@
+"""What docs/extending.md promises: one file of a user's adds a part, a family, a method, a fitness or a target."""
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import timm
+import torch
+from glit_models.export import export_onnx
+from glit_models.search import SearchRun, load_search_recipe, write_report
+from torch import nn
+
+import glit_models
+from glit_models import BlockSpec, GLiTSpec, SpecError, cli, count_macs, count_params
+from glit_models.errors import ExportError, GlitError, RecipeError, SearchError
+from glit_models.figure import network_image
+from glit_models.parts import BlockParts, BuildOptions, MlpPart, Part, TokenGrid
+
+TESTS = Path(__file__).parent
+FOLDER = TESTS / "extensions"
+DATA = f"train.data.root={TESTS / 'fixtures' / 'fashion-mnist'}"
+
+
+@pytest.fixture(autouse=True)
+def extensions_can_be_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(FOLDER))
+
+
+def pooled(pool_size: int = 3) -> GLiTSpec:
+    import pooling_part  # noqa: F401 - registers the part
+
+    block = BlockSpec(1, 2, 2, qkv_ratio=1, local_part="pooling", local_sizes=(("pool_size", pool_size),))
+    return GLiTSpec((block, block), embed_dim=24, num_heads=3, patch_size=8)
+
+
+def search(out: Path, *overrides: str) -> dict[str, Any]:
+    torch.set_num_threads(1)
+    recipe = load_search_recipe(str(TESTS / "fixtures" / "search.yaml"), [DATA, *overrides])
+    result = SearchRun(recipe, out, device="cpu", command="glit search").run()
+    assert result is not None
+    write_report(out)
+    return result
+
+
+def train_a_step(model: nn.Module) -> None:
+    before = [parameter.clone() for parameter in model.parameters()]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    loss = nn.functional.cross_entropy(model(torch.randn(4, 3, 32, 32)), torch.tensor([0, 1, 2, 3]))
+    loss.backward()
+    optimizer.step()
+    assert all(not torch.equal(old, new) for old, new in zip(before, model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.py")), ids=lambda path: path.stem)
+def test_an_extension_is_one_short_file_that_the_docs_show(path: Path) -> None:
+    text = path.read_text()
+    assert len(text.splitlines()) <= 90
+    assert text in (TESTS.parent / "docs" / "extending.md").read_text()
+
+
+def test_a_part_of_ones_own_trains_counts_draws_and_exports(tmp_path: Path) -> None:
+    spec = pooled()
+    assert GLiTSpec.from_json(spec.to_json()) == spec
+    model = timm.create_model("glit_tiny", spec=spec, img_size=32, num_classes=4)
+    assert sum(parameter.numel() for parameter in model.parameters()) == count_params(spec, 4, 32)
+    assert count_macs(spec, 32, 4) > count_macs(replace(spec, blocks=spec.blocks[:1]), 32, 4)
+    train_a_step(model)
+    assert network_image(spec).width > 100
+    artifact = export_onnx(model.eval(), tmp_path / "pooled.onnx", verify=4)
+    assert artifact.agreement is not None
+    assert artifact.agreement.holds
+
+
+def test_a_part_and_a_method_of_ones_own_search(tmp_path: Path) -> None:
+    pooled()
+    space = (
+        "space={embed_dim: 24, num_heads: 3, patch_size: 8, blocks: [{repeat: 2, choices: ["
+        "{num_global_heads: [0, 1, 3], qkv_ratios: [1], mlp_ratios: [1, 2], local_parts: [pooling], "
+        "pool_sizes: [3, 5]}]}]}"
+    )
+    result = search(
+        tmp_path / "run", space, "method=local_search:LocalSearch", "fixed={}", "budget={macs: {high: 1000000}}"
+    )
+    assert 0 <= result["test_accuracy"] <= 100
+    assert "pooling" in (tmp_path / "run" / "joint" / "candidates.jsonl").read_text()
+    assert '"origin": "neighbour"' in (tmp_path / "run" / "joint" / "candidates.jsonl").read_text()
+
+
+def test_a_fitness_of_ones_own_searches_without_a_supernet(tmp_path: Path) -> None:
+    search(tmp_path / "run", "method=spos", "fitness=depth_fitness:LateParameters")
+    assert not (tmp_path / "run" / "joint" / "supernet").exists()
+
+
+def test_a_family_of_ones_own_trains_searches_draws_and_exports(tmp_path: Path) -> None:
+    import plain_family
+
+    model = timm.create_model("plain_nano", img_size=32, num_classes=4)
+    assert model.spec == plain_family.NANO
+    assert sum(parameter.numel() for parameter in model.parameters()) == count_params(model.spec, 4, 32)
+    train_a_step(model)
+    assert network_image(model.spec).width > 100
+    artifact = export_onnx(model.eval(), tmp_path / "plain.onnx", verify=4)
+    assert artifact.agreement is not None
+    assert artifact.agreement.holds
+    space = (
+        "space={family: plain, embed_dim: [16, 32], depth: [1, 2], patch_size: 8,"
+        " blocks: [{repeat: 2, choices: [{num_heads: [1, 2], mlp_ratios: [1, 2]}]}]}"
+    )
+    settings = ("train.model.name=plain_nano", "method=evolution", "budget={params: {high: 100000}}", "fixed={}")
+    search(tmp_path / "run", space, *settings)
+    found = timm.create_model(f"local-dir:{tmp_path / 'run' / 'model'}", pretrained=True)
+    assert found.spec.family == "plain"
+
+
+def test_a_target_of_ones_own_exports_from_the_command_line(tmp_path: Path) -> None:
+    out = tmp_path / "model.pt"
+    target = "torchscript_target:TorchScriptTarget"
+    assert cli.main(["export", "glit_tiny.fashion_mnist", "--out", str(out), "--format", target, "--verify", "4"]) == 0
+    assert torch.jit.load(out)(torch.zeros(1, 3, 64, 64)).shape == (1, 10)
+
+
+def test_the_command_line_imports_a_module_that_registers_an_extension(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "spec.json").write_text(pooled().to_json())
+    done = subprocess.run(
+        [sys.executable, "-m", "glit_models", "--import", "pooling_part", "info", str(tmp_path / "spec.json")],
+        cwd=FOLDER, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "pooling" in done.stdout
+    assert cli.main(["--import", "no_such_module", "list"]) == 2
+    assert "there is no module 'no_such_module'" in capsys.readouterr().err
+
+
+@dataclass(frozen=True)
+class Wrong(Part):
+    """A part that says and does what a test asks it to."""
+
+    kind: ClassVar[str] = "wrong"
+    slot: ClassVar[str] = "wrong"
+    params: ClassVar[int] = 0
+    macs: ClassVar[int] = 0
+    width: ClassVar[int] = 8
+
+    @property
+    def num_params(self) -> int:
+        return self.params
+
+    def num_macs(self, tokens: TokenGrid) -> int:
+        return self.macs
+
+    def build(self, options: BuildOptions) -> nn.Module:
+        return nn.AdaptiveAvgPool1d(self.width)
+
+    @property
+    def label(self) -> str:
+        return "wrong"
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"params": -1}, "part 'wrong': num_params must not be negative, got -1"),
+        ({"macs": -2}, "part 'wrong': num_macs must not be negative, got -2"),
+        ({"params": 5}, "part 'wrong': its module has 0 parameters, num_params says 5"),
+        ({"width": 4}, r"part 'wrong': its module must return \[1, 17, 8\], got \[1, 17, 4\]"),
+    ],
+)
+def test_a_part_that_is_wrong_is_named_in_one_line(
+    values: dict[str, int], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from glit_models.block import build_block
+
+    for name, value in values.items():
+        monkeypatch.setattr(Wrong, name, value)
+    tokens = TokenGrid(4, 4)
+
+    def use() -> None:
+        parts = BlockParts(8, (Wrong(8),), MlpPart(8, 8))
+        parts.num_macs(tokens)
+        build_block(parts, BuildOptions(tokens))
+
+    with pytest.raises(SpecError, match=message):
+        use()
+
+
+def test_an_extension_that_cannot_be_used_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "broken.py").write_text("import no_such_package\n")
+    (tmp_path / "half.py").write_text(
+        "from glit_models.search import Fitness, Search\nclass NoPropose(Search):\n    method = 'x'\n"
+        "class NoScore(Fitness):\n    pass\nNotOne = 3\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    cases: Sequence[tuple[str, str]] = (
+        ("method=broken:Method", "cannot be imported: No module named 'no_such_package'"),
+        ("method=gone:Method", "there is no module 'gone'"),
+        ("method=half:Gone", "half has no 'Gone'"),
+        ("method=half:NoPropose", "lacks propose"),
+        ("method=half:NotOne", "must be a Search, got int"),
+        ("fitness=half:NoScore", "lacks score"),
+        ("fitness=inheritted", "did you mean 'inherited'?"),
+    )
+    for override, message in cases:
+        with pytest.raises((SearchError, RecipeError), match=message.replace("?", r"\?")):
+            load_search_recipe(str(TESTS / "fixtures" / "search.yaml"), [DATA, override])
+    with pytest.raises(ExportError, match="unknown export target 'onxx'"):
+        glit_models.export.export_model("glit_tiny.fashion_mnist", tmp_path / "x.onnx", "onxx")
+
+
+def test_what_comes_from_others_never_imports_a_module() -> None:
+    for spec in ({"family": "os:system"}, {**pooled().to_dict(), "family": "plain_family:FAMILY"}):
+        with pytest.raises(GlitError, match=r"unknown family"):
+            glit_models.parse_spec(spec)
+    data = pooled().to_dict()
+    data["blocks"][0]["local_part"] = "pooling_part:PoolingPart"
+    with pytest.raises(SpecError, match=r"unknown part"):
+        glit_models.parse_spec(data)
