@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from glit_models.errors import ExportError, first_line
+from glit_models.errors import Argument, ExportError, first_line
 
 from .extras import require
 from .form import name_in_model
@@ -130,4 +130,6 @@ def to_bytes(model: Any) -> bytes:
 def _check_size(model: Any) -> None:
     size = model.ByteSize()
     if size > _LIMIT:
-        raise ExportError(f"the graph is {size / 2**30:.1f} GiB, and one ONNX file holds 2; use --precision fp16")
+        raise ExportError(
+            f"the graph is {size / 2**30:.1f} GiB, and one ONNX file holds 2; use ", Argument("precision", "fp16")
+        )

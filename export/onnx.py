@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from glit_models import SpecTransformer
-from glit_models.errors import ExportError
+from glit_models.errors import Argument, ExportError
 
 from . import graph, sessions
 from .form import ExportForm
@@ -70,18 +70,20 @@ class OnnxOptions(TargetOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.opset is not None and self.opset not in OPSETS:
-            raise ExportError(f"opset must be one of {', '.join(map(str, OPSETS))}, got {self.opset}")
+            raise ExportError(Argument("opset"), f" must be one of {', '.join(map(str, OPSETS))}, got {self.opset}")
         if self.precision not in _DTYPES:
-            raise ExportError(f"precision must be one of {', '.join(_DTYPES)}, got {self.precision!r}")
+            raise ExportError(Argument("precision"), f" must be one of {', '.join(_DTYPES)}, got {self.precision!r}")
         if self.batch is not None and self.batch < 1:
-            raise ExportError(f"batch must be at least 1, or None for any number, got {self.batch}")
+            raise ExportError(Argument("batch"), f" must be at least 1, or None for any number, got {self.batch}")
         if self.preprocess and self.image_size == "dynamic":
             raise ExportError("with preprocessing in the graph the network sees one size; give it, or leave it out")
         is_calibrated = self.calibration is not None
         if self.precision == "int8" and not is_calibrated and not self.dynamic_int8:
-            raise ExportError("int8 needs images to calibrate with; or dynamic_int8, which takes none")
+            raise ExportError(
+                "int8 needs images to calibrate with; or ", Argument("dynamic_int8", True), ", which takes none"
+            )
         if is_calibrated and self.dynamic_int8:
-            raise ExportError("calibration and dynamic_int8 exclude each other")
+            raise ExportError(Argument("calibration"), " and ", Argument("dynamic_int8"), " exclude each other")
         if self.precision != "int8" and (is_calibrated or self.dynamic_int8):
             raise ExportError(f"calibration is for int8, not for {self.precision}")
 

@@ -14,7 +14,7 @@ import dataclasses
 import math
 from typing import TYPE_CHECKING, Any
 
-from glit_models.errors import ExportError
+from glit_models.errors import Argument, ExportError
 
 from .extras import require
 from .metadata import INPUT, ExportInfo
@@ -47,12 +47,13 @@ def preprocessing_graph(info: ExportInfo, element_type: int) -> onnx.GraphProto:
     if info.interpolation not in _MODES:
         raise ExportError(
             f"interpolation {info.interpolation!r} has no ONNX operator that matches it, only "
-            f"{' and '.join(_MODES)} have; export without --preprocess"
+            f"{' and '.join(_MODES)} have; export without ",
+            Argument("preprocess"),
         )
     if info.crop_mode not in _CROPS:
         raise ExportError(
-            f"crop_mode {info.crop_mode!r} cannot be put into the graph, only {' and '.join(_CROPS)}; "
-            "export without --preprocess"
+            f"crop_mode {info.crop_mode!r} cannot be put into the graph, only {' and '.join(_CROPS)}; export without ",
+            Argument("preprocess"),
         )
     onnx = require("onnx")
     steps = _Steps(onnx)

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from glit_models import SpecTransformer
-from glit_models.errors import ExportError, first_line
+from glit_models.errors import Argument, ExportError, first_line
 
 from .form import ExportForm
 from .images import ImageSource
@@ -49,12 +49,15 @@ class TorchOptions(TargetOptions):
         super().__post_init__()
         if self.precision not in _DTYPES:
             raise ExportError(
-                f"precision of a torch program must be one of {', '.join(_DTYPES)}, got {self.precision!r}"
+                Argument("precision"),
+                f" of a torch program must be one of {', '.join(_DTYPES)}, got {self.precision!r}",
             )
         if self.batch is not None and self.batch < 1:
-            raise ExportError(f"batch must be at least 1, or None for any number, got {self.batch}")
+            raise ExportError(Argument("batch"), f" must be at least 1, or None for any number, got {self.batch}")
         if self.image_size is not None and not isinstance(self.image_size, tuple):
-            raise ExportError(f"image_size of a torch program must be a height and width, got {self.image_size!r}")
+            raise ExportError(
+                Argument("image_size"), f" of a torch program must be a height and width, got {self.image_size!r}"
+            )
 
 
 @register_target

@@ -19,7 +19,7 @@ from PIL import Image
 from timm.data import create_transform
 from torchvision.transforms import Compose, Grayscale
 
-from glit_models.errors import DataError, ExportError, first_line
+from glit_models.errors import Argument, DataError, ExportError, first_line
 from glit_models.predict import Prediction, open_picture, predict_files
 
 from .binding import Binding
@@ -83,7 +83,9 @@ class OnnxClassifier:
         info = self.info
         fixed = info.batch is not None and not info.preprocess and not info.dynamic_size
         if cuda_graph and not fixed:
-            raise ExportError(f"{self.path}: a CUDA graph needs a fixed batch and size; export it with --batch N")
+            raise ExportError(
+                f"{self.path}: a CUDA graph needs a fixed batch and size; export it with ", Argument("batch", ...)
+            )
         if cuda_graph and self.provider != _CUDA:
             raise ExportError(f"{self.path}: a CUDA graph needs {_CUDA}, this runs on {self.provider}")
         if not fixed or self.provider not in PROVIDERS[:2]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from glit_models import SpecTransformer
-from glit_models.errors import ExportError
+from glit_models.errors import Argument, ExportError
 from glit_models.runs.files import scratch_folder, whole_folder
 
 from .metadata import INPUT, OUTPUT, ExportInfo
@@ -52,7 +52,7 @@ class TritonOptions(OnnxOptions):
         super().__post_init__()
         for name, least in (("max_batch_size", 1), ("max_delay_us", 0), ("instances", 1)):
             if getattr(self, name) < least:
-                raise ExportError(f"{name} must be at least {least}, got {getattr(self, name)}")
+                raise ExportError(Argument(name), f" must be at least {least}, got {getattr(self, name)}")
         if self.batch is not None:
             raise ExportError("Triton makes the batches itself; leave the batch dynamic")
         if self.image_size == "dynamic":
@@ -112,7 +112,7 @@ def export_triton(
 
 def _check_place(target: Path, options: TritonOptions) -> None:
     if target.exists() and not options.force:
-        raise ExportError(f"{target} exists; --force replaces it")
+        raise ExportError(f"{target} exists; ", Argument("force", True), " replaces it")
 
 
 def _arranged(artifact: OnnxArtifact, target: Path, options: TritonOptions) -> OnnxArtifact:

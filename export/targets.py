@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from glit_models import SpecTransformer
-from glit_models.errors import ExportError
+from glit_models.errors import Argument, ExportError
 from glit_models.extensions import Table
 
 from .extras import require
@@ -72,7 +72,7 @@ class TargetOptions:
 
     def __post_init__(self) -> None:
         if self.verify < 0:
-            raise ExportError(f"verify must be 0 or more images, got {self.verify}")
+            raise ExportError(Argument("verify"), f" must be 0 or more images, got {self.verify}")
 
 
 class Target(ABC):

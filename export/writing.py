@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from glit_models.errors import ExportError, WriteError
+from glit_models.errors import Argument, ExportError, WriteError
 from glit_models.runs.files import force_to_disk, scratch_folder, write_text
 from glit_models.weights.folder import to_json
 
@@ -24,7 +24,7 @@ def check_writable(path: Path, force: bool) -> None:
     if path.is_dir():
         raise ExportError(f"{path} is a folder; give the file to write")
     if path.exists() and not force:
-        raise ExportError(f"{path} exists; --force replaces it")
+        raise ExportError(f"{path} exists; ", Argument("force", True), " replaces it")
     parent = next(folder for folder in path.absolute().parents if folder.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise ExportError(f"{path}: cannot be written, {parent} is no folder that may be written to")

@@ -1,11 +1,61 @@
 """The errors that a user can cause, each one line that names the thing and the way out.
 
-The command line prints these and exits with status 2; anything else is a bug and keeps its traceback.
+The command line prints these and exits with status 2; anything else is a bug and keeps its traceback. A message that
+names an argument holds an `Argument`: Python reads `force=True` where the command line prints `--force`.
 """
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Argument:
+    """An argument of a function, or a key of a recipe such as `data.root`, as a message names it.
+
+    Attributes:
+        name: of the argument.
+        value: to give it; `...` stands for any, None names the argument alone.
+    """
+
+    name: str
+    value: object = None
+
+    def __str__(self) -> str:
+        if self.value is None:
+            return self.name
+        return f"{self.name}={'...' if self.value is ... else repr(self.value)}"
+
+
+class Message:
+    """A line of text that may name arguments.
+
+    Args:
+        parts: joined as they are.
+    """
+
+    def __init__(self, *parts: str | Argument) -> None:
+        self.parts = parts
+
+    def __str__(self) -> str:
+        return self.spelled(str)
+
+    def spelled(self, spell: Callable[[Argument], str]) -> str:
+        """The text, with each argument as `spell` writes it."""
+        return "".join(part if isinstance(part, str) else spell(part) for part in self.parts)
 
 
 class GlitError(Exception):
-    """Base of every error that a user's input, files or network can cause."""
+    """Base of every error that a user's input, files or network can cause.
+
+    Args:
+        parts: of its message; see `Message`.
+    """
+
+    def __init__(self, *parts: str | Argument) -> None:
+        self.message = Message(*parts)
+        super().__init__(str(self.message))
 
 
 class SpecError(GlitError, ValueError):

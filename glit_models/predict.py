@@ -54,7 +54,7 @@ def pick_device(name: str | None = None) -> torch.device:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise GlitError(f"device {name!r} cannot be used here ({first_line(error)}); try --device cpu") from None
+        raise GlitError(f"device {name!r} cannot be used here ({first_line(error)}); try 'cpu'") from None
     return device
 
 

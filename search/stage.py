@@ -16,7 +16,7 @@ from typing import Any, final
 import numpy as np
 
 from glit_models import Spec, parse_spec
-from glit_models.errors import SearchError
+from glit_models.errors import Argument, SearchError
 from glit_models.families import FAMILIES
 from glit_models.runs.files import write_json, write_text
 from glit_models.runs.state import StateFiles
@@ -101,7 +101,7 @@ class Stage:
             return self._read_retrained(read_json(done), done)
         path = self.folder / "space.yaml"
         if path.is_file() and load_space(path) != self.space:
-            raise SearchError(f"{path} is another space than the recipe's is now; take another --out")
+            raise SearchError(f"{path} is another space than the recipe's is now; take another ", Argument("out"))
         if self.context.rank == 0:
             self.folder.mkdir(exist_ok=True)
             write_text(path, self.space.to_yaml())

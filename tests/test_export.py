@@ -337,14 +337,14 @@ def test_bad_input_is_one_line_and_writes_nothing(
         "there.onnx exists; --force replaces it": [str(folder), "--out", "there.onnx"],
         "empty is a folder; give the file to write": [str(folder), "--out", "empty"],
         "there.onnx is no folder": [str(folder), "--out", "there.onnx/x.onnx"],
-        "opset must be one of 23, 20, 18, got 17": [str(folder), "--out", "x.onnx", "--opset", "17"],
-        "precision must be one of fp32, fp16, bf16, int8": [str(folder), "--out", "x.onnx", "--precision", "fp8"],
+        "--opset must be one of 23, 20, 18, got 17": [str(folder), "--out", "x.onnx", "--opset", "17"],
+        "--precision must be one of fp32, fp16, bf16, int8": [str(folder), "--out", "x.onnx", "--precision", "fp8"],
         "--batch must be 'dynamic' or a number": [str(folder), "--out", "x.onnx", "--batch", "0"],
         "--image-size must be HEIGHT,WIDTH": [str(folder), "--out", "x.onnx", "--image-size", "big"],
         "img_size must be a multiple of patch_size=16": [str(folder), "--out", "x.onnx", "--image-size", "30,32"],
-        "verify must be 0 or more images": [str(folder), "--out", "x.onnx", "--verify", "-1"],
+        "--verify must be 0 or more images": [str(folder), "--out", "x.onnx", "--verify", "-1"],
         "int8 needs images to calibrate with": [str(folder), "--out", "x.onnx", "--precision", "int8"],
-        "calibration and dynamic_int8 exclude each other": [
+        "--calibration and --dynamic-int8 exclude each other": [
             *(str(folder), "--out", "x.onnx", "--precision", "int8", "--calibration", "empty", "--dynamic-int8")
         ],
         "calibration is for int8, not for fp32": [str(folder), "--out", "x.onnx", "--calibration", "empty"],
@@ -407,7 +407,7 @@ def test_models_that_cannot_be_exported_are_refused_with_the_reason(tmp_path: Pa
 
 def test_a_graph_beyond_what_one_file_holds_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(export_module.graph, "_LIMIT", 1000)
-    with pytest.raises(GlitError, match="GiB, and one ONNX file holds 2; use --precision fp16"):
+    with pytest.raises(GlitError, match="GiB, and one ONNX file holds 2; use precision='fp16'"):
         export_onnx(small_glit(), tmp_path / "model.onnx", verify=0)
     assert list(tmp_path.iterdir()) == []
 

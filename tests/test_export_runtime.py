@@ -125,7 +125,7 @@ def test_a_silent_fallback_is_seen_and_refused_if_strict(monkeypatch: pytest.Mon
 
 
 def test_a_cuda_graph_needs_a_fixed_batch_and_cuda() -> None:
-    with pytest.raises(ExportError, match="needs a fixed batch and size; export it with --batch N"):
+    with pytest.raises(ExportError, match="needs a fixed batch and size; export it with batch=..."):
         OnnxClassifier(exported().path, ["cpu"], cuda_graph=True)
     with pytest.raises(ExportError, match="needs CUDAExecutionProvider, this runs on CPUExecutionProvider"):
         OnnxClassifier(exported(batch=4).path, ["cpu"], cuda_graph=True)

@@ -101,7 +101,7 @@ def test_what_cannot_be_served_is_refused_and_nothing_written(tmp_path: Path) ->
         ({"batch": 4}, "leave the batch dynamic"),
         ({"image_size": "dynamic"}, "images of one size"),
         ({"name": "a/b"}, "not a name for a model"),
-        ({"name": "there"}, "there exists; --force replaces it"),
+        ({"name": "there"}, "there exists; force=True replaces it"),
     ):
         with pytest.raises(ExportError, match=message):
             export_triton(small_glit(), tmp_path, **options)

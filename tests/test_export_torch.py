@@ -62,7 +62,7 @@ def test_the_command_writes_and_reports(tmp_path: Path, capsys: pytest.CaptureFi
         ([], "exists; --force replaces it"),
         (["--force", "--opset", "18"], "--opset is not an option of --format torch, which takes --verify, --data"),
         (["--force", "--precision", "int8", "--dynamic-int8"], "--dynamic-int8 is not an option of --format torch"),
-        (["--force", "--precision", "fp8"], "precision of a torch program must be one of fp32, fp16, bf16"),
+        (["--force", "--precision", "fp8"], "--precision of a torch program must be one of fp32, fp16, bf16"),
         (["--force", "--serving", "triton"], "--serving triton and --format torch exclude each other"),
     ):
         assert main(["export", str(tmp_path / "pets"), "--format", "torch", "--out", str(out), *extra]) == 2

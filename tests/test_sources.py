@@ -59,7 +59,7 @@ def colours(splits: Splits, split: str) -> set[Any]:
 @pytest.mark.parametrize("name", ["folder", "torch/image_folder"])
 def test_a_folder_without_validation_pictures_says_what_to_set(root: Path, name: str):
     shutil.rmtree(root / "val")
-    with pytest.raises(DataError, match=r"has no validation folder, only train; set data.hold_out to validate on some"):
+    with pytest.raises(DataError, match=r"has no validation folder, only train; set hold_out to validate on some"):
         open_splits(name, root)
 
 
@@ -71,7 +71,7 @@ def test_a_folder_of_classes_is_one_set_to_hold_pictures_out_of(tmp_path: Path):
     assert Counter(labels_of(splits.train)) == {0: 8, 1: 4, 2: 1, 3: 1}
     assert not colours(splits, "train") & colours(splits, "validation")
     assert splits.test is None
-    with pytest.raises(DataError, match="no folders of splits; set data.hold_out"):
+    with pytest.raises(DataError, match="no folders of splits; set hold_out"):
         open_splits("folder", tmp_path)
 
 
@@ -82,7 +82,7 @@ def test_what_is_held_out_of_a_folder_depends_on_the_seed_alone(root: Path):
 
 @pytest.mark.parametrize("hold_out", [2, 16])
 def test_a_hold_out_that_cannot_have_every_class_says_its_bounds(root: Path, hold_out: int):
-    with pytest.raises(DataError, match=f"data.hold_out must be from 3 to 15.*got {hold_out}"):
+    with pytest.raises(DataError, match=f"hold_out must be from 3 to 15.*got {hold_out}"):
         open_splits("folder", root, hold_out=hold_out)
 
 
@@ -143,7 +143,7 @@ def test_pictures_are_rgb_whatever_the_files_are(root: Path):
 @pytest.mark.parametrize(("name", "message"), [
     ("fashion_mnist", "no data set 'fashion_mnist'; there are fashion-mnist, folder, torch/NAME"),
     ("torch/nothing", "torch/nothing train in .*: Unknown torchvision dataset nothing"),
-    ("torch/cifar10", "torch/cifar10 train in .*: Dataset not found or corrupted. set data.download to fetch it"),
+    ("torch/cifar10", "torch/cifar10 train in .*: Dataset not found or corrupted. set download=True to fetch it"),
 ])  # fmt: skip
 def test_an_unknown_data_set_is_one_line(root: Path, name: str, message: str):
     with pytest.raises(DataError, match=message) as error:
@@ -186,7 +186,7 @@ def test_splits_that_share_pictures_are_refused(root: Path, name: str, train: st
 
 
 def test_a_test_split_that_is_the_validation_split_is_refused(root: Path):
-    with pytest.raises(DataError, match="data.validation_split=validation and data.test_split=test share pictures"):
+    with pytest.raises(DataError, match="validation_split='validation' and test_split='test' share pictures"):
         open_splits("torch/cifar10", root, test_split="test")
 
 
@@ -319,14 +319,14 @@ def test_what_a_stream_cannot_do_is_one_line(tmp_path: Path):
     with pytest.raises(DataError, match="names no classes; put class_names or num_classes into its _info.json"):
         open_splits("wds/", shards(tmp_path / "unnamed", {}))
     root = shards(tmp_path / "numbered", {"num_classes": 3})
-    with pytest.raises(DataError, match="data.hold_out cannot be set for wds/, which is read as a stream"):
+    with pytest.raises(DataError, match="hold_out cannot be set for wds/, which is read as a stream"):
         open_splits("wds/", root, hold_out=3)
     splits = open_splits("wds/", root)
     assert splits.class_names == ("0", "1", "2")
     recipe = load_recipe("deit_imagenet", ["data.dataset=wds/", f"data.root={root}"])
     with pytest.raises(RecipeError, match="augment.repeats must be 1 for wds/, which is read as a stream, got 3"):
         Feed(recipe, splits, {}, torch.device("cpu"), 1, (0,), 0, 1)
-    with pytest.raises(DataError, match="too few pictures for worker 3 of 3 of process 1 of 1; set data.num_workers"):
+    with pytest.raises(DataError, match="too few pictures for worker 3 of 3 of process 1 of 1; set num_workers"):
         parts(splits, num_workers=3)
     (root / "_info.json").write_text((root / "_info.json").read_text().replace('"num_samples": 6', '"num_samples": 7'))
     with pytest.raises(DataError, match="wds/ validation promises 7 pictures, and 6 could be read"):

@@ -4,21 +4,59 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
-__all__ = ["Commands", "add_command", "add_device", "add_run_options", "print_json", "print_table"]
+from ..errors import Argument, Message
+
+__all__ = ["Commands", "add_command", "add_device", "add_run_options", "print_json", "print_table", "spelled"]
 
 Commands = Any  # argparse has no public name for what `add_subparsers` returns
 
 
 def add_command(
-    commands: Commands, name: str, run: Callable[[argparse.Namespace], int], text: str
+    commands: Commands,
+    name: str,
+    run: Callable[[argparse.Namespace], int],
+    text: str,
+    options: Mapping[str, str] = MappingProxyType({}),
 ) -> argparse.ArgumentParser:
-    """A command's parser, whose `run` is called with what it reads."""
+    """A command's parser, whose `run` is called with what it reads.
+
+    Args:
+        options: the option's `dest` for each argument of the library that has another name; for messages.
+    """
     parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text)
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, parser=parser, options=options)
     return parser
+
+
+def spelled(message: Message, args: argparse.Namespace) -> str:
+    """The text of a message, with the options of the command that read `args` where it names arguments."""
+    return message.spelled(lambda argument: _option(argument, args))
+
+
+def _option(argument: Argument, args: argparse.Namespace) -> str:
+    """`--force` for `force=True`; of a command that takes a recipe, `--set KEY=VALUE` for what has no own option.
+
+    What the command has no option for is written as in Python.
+    """
+    dest = args.options.get(argument.name, argument.name)
+    action = next((action for action in args.parser._actions if action.dest == dest), None)
+    value = argument.value
+    if action is None:
+        if "." not in argument.name or value is None:
+            return str(argument)
+        text = "VALUE" if value is ... else value if isinstance(value, str) else json.dumps(value)
+        return f"--set {argument.name}={text}"
+    metavar = action.metavar if isinstance(action.metavar, str) else action.dest.upper()
+    name = next((option for option in action.option_strings if option.startswith("--")), metavar)
+    if value is None or action.nargs == 0:  # a flag takes no value
+        return name
+    if value is ...:
+        return name if name == metavar else f"{name} {metavar}"
+    return f"{name} {value}"
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ..errors import GlitError
+from ..errors import Argument, GlitError
 from .common import Commands, add_command, print_json, print_table
 
 __all__ = ["add_bench", "add_export"]
@@ -17,24 +17,11 @@ __all__ = ["add_bench", "add_export"]
 # ---- glit export ----
 
 
-# The options of export targets as command-line options. What one has no default here was not given.
-_OPTIONS = {
-    "opset": "--opset",
-    "precision": "--precision",
-    "batch": "--batch",
-    "image_size": "--image-size",
-    "preprocess": "--preprocess",
-    "calibration": "--calibration",
-    "dynamic_int8": "--dynamic-int8",
-    "verify": "--verify",
-    "images": "--data",
-    "providers": "--provider",
-    "force": "--force",
-    "name": "--name",
-    "gpu": "--serve-on",
-    "max_batch_size": "--max-batch",
-    "instances": "--instances",
-}
+# The options of export targets that are options of the command. What one has no default here was not given.
+_OPTIONS = (
+    "opset", "precision", "batch", "image_size", "preprocess", "calibration", "dynamic_int8", "verify", "images",
+    "providers", "force", "name", "gpu", "max_batch_size", "instances",
+)  # fmt: skip
 _FORMATS = {"aotinductor": "aoti"}  # what 0.1 called them
 
 
@@ -107,13 +94,14 @@ def _export_options(args: argparse.Namespace, target: Any) -> dict[str, Any]:
 
     known = target.option_names()
     given: dict[str, Any] = {}
-    for name, flag in _OPTIONS.items():
+    for name in _OPTIONS:
         value = getattr(args, name)
         if value is None or value is False:
             continue
         if name not in known:
-            takes = ", ".join(_OPTIONS.get(option, f"--set {option}=") for option in known)
-            raise GlitError(f"{flag} is not an option of --format {target.name}, which takes {takes}")
+            takes = [Argument(option) if option in _OPTIONS else f"--set {option}=" for option in known]
+            listed = [part for option in takes for part in (", ", option)]
+            raise GlitError(Argument(name), f" is not an option of --format {target.name}, which takes ", *listed[1:])
         given[name] = value
     readers = {
         "batch": _export_batch,

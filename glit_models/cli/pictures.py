@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import re
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import DataError, GlitError
+from ..errors import GlitError
 from .common import Commands, add_command, add_device, print_json, print_table
 
 if TYPE_CHECKING:
@@ -121,7 +118,11 @@ _MOST_CLASSES = 20  # rows of a table that people read
 
 def add_eval(commands: Commands) -> None:
     parser = add_command(
-        commands, "eval", _run_eval, "Score a model on a labelled data set: top-1, top-5, each class, speed."
+        commands,
+        "eval",
+        _run_eval,
+        "Score a model on a labelled data set: top-1, top-5, each class, speed.",
+        {"num_workers": "workers"},
     )
     parser.add_argument("model", help="MODEL or MODEL.TAG of timm, a weight folder or a repository")
     parser.add_argument(
@@ -153,10 +154,9 @@ def _run_eval(args: argparse.Namespace) -> int:
         check_can_draw(args.confusion)
     device = pick_device(args.device)
     keys = {"download": args.download, "input_key": args.input_key, "target_key": args.target_key}
-    with _keys_called_options():
-        data = open_labelled(args.data, args.root, args.split, **keys)  # before the model, which may need fetching
-        classifier = Classifier(load_model(args.model), device)
-        result = evaluate(classifier, data, args.batch_size, args.workers)
+    data = open_labelled(args.data, args.root, args.split, **keys)  # before the model, which may need fetching
+    classifier = Classifier(load_model(args.model), device)
+    result = evaluate(classifier, data, args.batch_size, args.workers)
     if classifier.has_names and result.matched_by == "position":
         pairs = [f"{theirs} is {own}" for theirs, own in zip(data.class_names, classifier.class_names, strict=True)]
         text = f"the data's class names are not the model's; by their order {', '.join(pairs[:3])}, ..."
@@ -172,20 +172,6 @@ def _run_eval(args: argparse.Namespace) -> int:
         if not args.json:
             print(f"Confusion matrix: {args.confusion}")
     return 0
-
-
-@contextlib.contextmanager
-def _keys_called_options() -> Iterator[None]:
-    """Let an error about data that names a recipe's key, `data.root`, name the option, `--root`."""
-    try:
-        yield
-    except DataError as error:
-        text = str(error).replace("data.num_workers", "--workers")
-        raise DataError(re.sub(r"\bdata\.(root|download|input_key|target_key)\b", _option_of_key, text)) from None
-
-
-def _option_of_key(match: re.Match[str]) -> str:
-    return f"--{match[1].replace('_', '-')}"
 
 
 def _print_evaluation(title: str, result: Evaluation, device: str) -> None:

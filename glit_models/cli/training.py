@@ -9,7 +9,7 @@ import shlex
 from pathlib import Path
 
 from ..errors import GlitError
-from .common import Commands, add_command, add_run_options
+from .common import Commands, add_command, add_run_options, spelled
 
 __all__ = ["add_finetune", "add_fractals", "add_train"]
 
@@ -47,7 +47,16 @@ def _run_train(args: argparse.Namespace) -> int:
 
 def add_finetune(commands: Commands) -> None:
     parser = add_command(
-        commands, "finetune", _run_finetune, "Fine-tune a model on a folder of pictures; again goes on."
+        commands,
+        "finetune",
+        _run_finetune,
+        "Fine-tune a model on a folder of pictures; again goes on.",
+        {
+            "data.root": "folder",
+            "optim.epochs": "epochs",
+            "model.img_size": "img_size",
+            "optim.batch_size": "batch_size",
+        },
     )
     parser.add_argument("folder", metavar="DIR", help="of CLASS/*, or of train/CLASS/*, val/CLASS/*, test/CLASS/*")
     parser.add_argument("--model", help="MODEL.TAG, a weight folder or a repository to start from")
@@ -70,7 +79,7 @@ def _run_finetune(args: argparse.Namespace) -> int:
     out = args.out or Path("runs") / Path(args.folder).resolve().name
     first = os.environ.get("RANK", "0") == "0"
     if first:
-        print("\n".join(plan_.lines))
+        print("\n".join(spelled(line, args) for line in plan_.lines))
         print(f"run: {out}; the same command goes on where it stopped", flush=True)
         if not (out / "recipe.yaml").exists():
             check_pictures(plan_.splits)

@@ -186,7 +186,11 @@ def _run_convert(args: argparse.Namespace) -> int:
 
 def add_publish(commands: Commands) -> None:
     parser = add_command(
-        commands, "publish", _run_publish, "Publish weights with a model card, to the Hub or as a folder."
+        commands,
+        "publish",
+        _run_publish,
+        "Publish weights with a model card, to the Hub or as a folder.",
+        {"folder": "to_folder"},
     )
     parser.add_argument("source", help="MODEL.TAG, a weight folder, or a Hub repository NAMESPACE/NAME")
     target = parser.add_mutually_exclusive_group(required=True)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import DataError
+from ..errors import Argument, DataError
 from .sources import Pictures, Source, Stream, find_part, is_folder, open_source
 
 __all__ = ["Splits", "Subset", "open_splits"]
@@ -84,11 +84,11 @@ def open_splits(
     names = {"train": train_split, "validation": None if hold_out else validation_split, "test": test_split}
     _refuse_shared_pictures(dataset, root, names)
     if dataset == "fashion-mnist" and not hold_out:
-        raise DataError("fashion-mnist has no validation split of its own; set data.hold_out")
+        raise DataError("fashion-mnist has no validation split of its own; set ", Argument("hold_out"))
     train = open_one(train_split, training=True)
     if isinstance(train, Stream) and (hold_out or limit):
         key = "hold_out" if hold_out else "limit"
-        raise DataError(f"data.{key} cannot be set for {dataset}, which is read as a stream without an index")
+        raise DataError(Argument(key), f" cannot be set for {dataset}, which is read as a stream without an index")
     held_out, kept = _draw(train, dataset, hold_out, seed)
     if hold_out:
         validation: Any = Subset(train, held_out)
@@ -116,7 +116,9 @@ def _open_validation(open_one: Any, dataset: str, root: Any, split: str) -> Sour
         return open_one(split)
     except DataError as error:
         if is_folder(dataset):
-            raise DataError(f"{error}; set data.hold_out to validate on some of the training pictures") from None
+            raise DataError(
+                *error.message.parts, "; set ", Argument("hold_out"), " to validate on some of the training pictures"
+            ) from None
         raise
 
 
@@ -147,8 +149,9 @@ def _shares(counts: np.ndarray, hold_out: int) -> list[int]:
     least, most = np.minimum(1, counts - 1).clip(0), (counts - 1).clip(0)
     if not least.sum() <= hold_out <= most.sum():
         raise DataError(
-            f"data.hold_out must be from {least.sum()} to {most.sum()}, so that every class with two pictures or more "
-            f"has one to train and one to validate on, got {hold_out}"
+            Argument("hold_out"),
+            f" must be from {least.sum()} to {most.sum()}, so that every class with two pictures or more "
+            f"has one to train and one to validate on, got {hold_out}",
         )
     quota = counts * (hold_out / counts.sum())
     shares = np.floor(quota).astype(int).clip(least, most)
@@ -164,14 +167,14 @@ def _shares(counts: np.ndarray, hold_out: int) -> list[int]:
 
 def _refuse_shared_pictures(dataset: str, root: Any, names: dict[str, str | None]) -> None:
     """Two splits that are, or overlap, one part of the data set would score on what was trained or chosen on."""
-    given = [(f"data.{key}_split", split) for key, split in names.items() if split is not None]
+    given = [(f"{key}_split", split) for key, split in names.items() if split is not None]
     for index, (key, split) in enumerate(given):
         for other_key, other in given[:index]:
             if _share_pictures(dataset, root, split, other):
                 raise DataError(
-                    f"{other_key}={other} and {key}={split} share pictures of {dataset}; "
-                    "name another split, or set data.hold_out"
-                )
+                    Argument(other_key, other), " and ", Argument(key, split), f" share pictures of {dataset}; "
+                    "name another split, or set ", Argument("hold_out"),
+                )  # fmt: skip
 
 
 def _share_pictures(dataset: str, root: Any, first: str, second: str) -> bool:

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ..errors import DataError
+from ..errors import Argument, DataError
 
 __all__ = ["CLASS_NAMES", "FashionMNIST", "find_folder"]
 
@@ -55,7 +55,8 @@ def find_folder(root: str | os.PathLike[str] | None = None) -> Path:
         except (OSError, RuntimeError) as error:
             raise DataError(
                 f"Fashion-MNIST could not be downloaded ({error}); install Debian's dataset-fashion-mnist "
-                "or give the folder with its .gz files as data.root"
+                "or give the folder with its .gz files as ",
+                Argument("root"),
             ) from None
     return folder
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import DataError
+from ..errors import Argument, DataError
 from .sources import KINDS, Source, find_part, is_folder, open_source
 
 __all__ = ["LabelledSplit", "match_classes", "open_labelled"]
@@ -60,11 +60,11 @@ def open_labelled(
     """
     if is_folder(name):
         if root is None:
-            raise DataError(f"{name}: give the folder's path in place of the word, or as data.root")
+            raise DataError(f"{name}: give the folder's path in place of the word, or as ", Argument("root"))
         return _open_folder(Path(root), split)
     if name != "fashion-mnist" and Path(name).exists():
         if root is not None:
-            raise DataError(f"{name} is a folder, which is all that is needed; leave out data.root")
+            raise DataError(f"{name} is a folder, which is all that is needed; leave out ", Argument("root"))
         return _open_folder(Path(name), split)
     if name != "fashion-mnist" and name.partition("/")[0].lower() not in KINDS:
         kinds = ", ".join(f"{kind}/NAME" for kind in KINDS)

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, default_collate, get_worker_info
 
-from ..errors import DataError, first_line
+from ..errors import Argument, DataError, first_line
 from .sources import Stream
 
 __all__ = ["Batches", "eval_loader", "part_positions", "train_parts"]
@@ -61,8 +61,8 @@ class Batches:
                     yield batch[0], batch[1]
         except RuntimeError as error:
             if "DataLoader worker" in str(error) and "Caught" not in str(error):  # no exception, a dead process
-                text = "a process that loads data died; is memory short? try a lower data.num_workers"
-                raise DataError(f"{text} ({first_line(error)})") from None
+                text = "a process that loads data died; is memory short? try a lower "
+                raise DataError(text, Argument("num_workers"), f" ({first_line(error)})") from None
             raise
         finally:
             batches = None  # ends its workers even while a traceback holds this frame
@@ -233,7 +233,9 @@ class _StreamParts(IterableDataset[Any]):
             if len(part) < self.size:
                 yield DataError(
                     f"{self.stream.name} has too few pictures for worker {worker + 1} of {num_workers} of process "
-                    f"{rank + 1} of {world_size}; set data.num_workers lower, to have a file or more for each"
+                    f"{rank + 1} of {world_size}; set ",
+                    Argument("num_workers"),
+                    " lower, to have a file or more for each",
                 )
                 return
             if number < self.first:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from ..errors import DataError, first_line
+from ..errors import Argument, DataError, first_line
 from .fashion_mnist import FashionMNIST
 
 __all__ = ["KINDS", "Pictures", "Source", "Stream", "find_part", "is_folder", "open_source"]
@@ -184,7 +184,7 @@ def open_source(
         )
     _require_package(kind, name)
     if root is None and kind in ("torch", "wds"):
-        raise DataError(f"{name} needs data.root, the folder where it is")
+        raise DataError(f"{name} needs ", Argument("root"), ", the folder where it is")
     keys: dict[str, Any] = {"input_key": input_key, "target_key": target_key} if kind != "torch" else {}
     if kind in ("hfds", "hfids"):
         keys = _columns_of_table(name, root, keys, download or kind == "hfds")
@@ -199,7 +199,7 @@ def open_source(
 
 def _open_folder(name: str, root: str | os.PathLike[str] | None, split: str) -> Pictures:
     if root is None or not os.path.exists(root):
-        raise DataError(f"data.root {root}: no such folder")
+        raise DataError(Argument("root"), f" {root}: no such folder")
     path = Path(root)
     if path.is_dir():
         part = find_part(root, split)
@@ -209,7 +209,7 @@ def _open_folder(name: str, root: str | os.PathLike[str] | None, split: str) -> 
             raise DataError(f"{root} has no {split} folder, {inside}")
         path = part or path
     elif path.suffix != ".tar":
-        raise DataError(f"data.root {root}: neither a folder nor a .tar file")
+        raise DataError(Argument("root"), f" {root}: neither a folder nor a .tar file")
     dataset = _create("" if name == "folder" else name, path, split, search_split=False)
     if name == "folder":
         reader = dataset.reader
@@ -260,11 +260,12 @@ def _create(name: str, root: str | os.PathLike[str] | None, split: str, **option
         if str(error).startswith("Found 0 images"):
             raise DataError(f"{root} holds no pictures; they belong in {root}/CLASS/") from None
         place = f"{name} {split}".strip() + (f" in {root}" if root is not None else "")
-        text = first_line(error)
-        # What they advise is to be said in our words.
-        text = text.replace("You can use download=True to download it", "set data.download to fetch it")
+        text, advised, _ = first_line(error).partition("You can use download=True to download it")
+        if advised:
+            raise DataError(f"{place}: {text}set ", Argument("download", True), " to fetch it") from None
         if text.startswith("Dataset length is unknown"):
-            text = "how many pictures there are is not known before they are fetched; set data.download"
+            text = "how many pictures there are is not known before they are fetched; set "
+            raise DataError(f"{place}: {text}", Argument("download", True)) from None
         if name.startswith("wds/") and "not found in info (dict_keys([]))" in text:
             text = "no _info.json says its files; without one, give them as splits such as train-{0000..0009}.tar|5000"
         raise DataError(f"{place}: {text}") from None
@@ -291,7 +292,7 @@ def _columns_of_table(
         elif len(columns) == 1:
             found[key] = columns[0]
         else:
-            raise DataError(f"{name} has the columns {' and '.join(columns)}; say which with data.{key}")
+            raise DataError(f"{name} has the columns {' and '.join(columns)}; say which with ", Argument(key))
     return found
 
 

@@ -6,7 +6,9 @@ data and recipes, not models.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
@@ -18,13 +20,28 @@ from torch import Tensor
 from ..data import Fractals, HeldOutFractals, Splits, Subset, open_splits
 from ..data.loading import eval_loader, part_positions, train_parts
 from ..data.sources import Stream
-from ..errors import RecipeError
+from ..errors import Argument, DataError, RecipeError
 from .recipe import Recipe
 from .setup import create_eval_transform, create_train_transform
 
-__all__ = ["Feed", "open_data"]
+__all__ = ["Feed", "naming_keys", "open_data"]
 
 _STATISTICS_BATCHES = 8
+
+
+@contextmanager
+def naming_keys() -> Iterator[None]:
+    """Let an error about the arguments of `glit_models.data` name the keys of a recipe's `data` that gave them."""
+    try:
+        yield
+    except DataError as error:
+        parts = error.message.parts
+        raise DataError(
+            *(
+                dataclasses.replace(part, name=f"data.{part.name}") if isinstance(part, Argument) else part
+                for part in parts
+            )
+        ) from None
 
 
 def open_data(recipe: Recipe) -> Splits:
@@ -33,11 +50,17 @@ def open_data(recipe: Recipe) -> Splits:
     if data.dataset == "fractals":
         fractals = Fractals(data.fractals, recipe.seed)
         return Splits(fractals, HeldOutFractals(fractals, 0), HeldOutFractals(fractals, 1), fractals.class_names)
-    return open_splits(
-        data.dataset, data.root, data.hold_out, data.limit, recipe.seed,
-        train_split=data.train_split, validation_split=data.validation_split, test_split=data.test_split,
-        download=data.download, input_key=data.input_key, target_key=data.target_key,
-    )  # fmt: skip
+    with naming_keys():
+        return open_splits(
+            data.dataset, data.root, data.hold_out, data.limit, recipe.seed,
+            train_split=data.train_split, validation_split=data.validation_split, test_split=data.test_split,
+            download=data.download, input_key=data.input_key, target_key=data.target_key,
+        )  # fmt: skip
+
+
+def _batches_naming_keys(batches: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+    with naming_keys():
+        yield from batches
 
 
 class Feed:
@@ -84,7 +107,7 @@ class Feed:
             yield from self._fractal_steps(self.splits.train, epoch, first_step)
             return
         recipe = self.recipe
-        loader = iter(
+        loader = _batches_naming_keys(
             train_parts(
                 self.splits.train, self.train_transform, batch_size=recipe.optim.batch_size, num_parts=self.num_parts,
                 parts=self.parts, seed=recipe.seed, epoch=epoch, first_step=first_step, repeats=recipe.augment.repeats,
@@ -159,7 +182,7 @@ class Feed:
         loader = eval_loader(
             dataset, self.eval_transform, recipe.eval_batch_size, recipe.data.num_workers, self.rank, self.world_size
         )
-        return loader, len(dataset)
+        return _batches_naming_keys(loader), len(dataset)
 
     def _held_out_fractals(self, held_out: HeldOutFractals, positions: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         for chunk in positions[self.rank :: self.world_size].split(self.recipe.eval_batch_size):

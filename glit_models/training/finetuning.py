@@ -23,10 +23,11 @@ from timm.data import resolve_data_config
 from ..data import Splits, open_splits
 from ..data.loading import eval_loader
 from ..data.sources import find_part, open_source
-from ..errors import DataError, GlitError, RecipeError, first_line
+from ..errors import Argument, DataError, GlitError, Message, RecipeError, first_line
 from ..predict import timm_name
 from ..recipes import Overrides, parse_overrides
 from ..runs.console import track
+from .feed import naming_keys
 from .recipe import Recipe, load_recipe
 from .setup import create_model
 
@@ -59,7 +60,7 @@ class Plan:
     """A recipe for one folder, a line for each choice in it, and the data it is for."""
 
     recipe: Recipe
-    lines: tuple[str, ...]
+    lines: tuple[Message, ...]
     splits: Splits
 
 
@@ -80,12 +81,13 @@ def plan(directory: str | os.PathLike[str], model: str | None, device: torch.dev
     model = given.get("model.name", model)
     name = timm_name(model) if model is not None else DEFAULT
     choices = _Choices({**given, "model.name": name, "data.dataset": "folder", "data.root": str(directory)})
-    choices.lines.append(f"model: {name}, {'as asked' if model else 'the default (--model)'}")
-    train = open_source("folder", directory, "train")
+    choices.explain(f"model: {name}, as asked" if model else f"model: {name}, the default (", Argument("model"), ")")
+    with naming_keys():
+        train = open_source("folder", directory, "train")
     counts = Counter(train.classes[label] for label in train.labels or ())
     if len(counts) < 2:
         raise DataError(f"{directory} has one class, {next(iter(counts))}; it takes two or more, each in its folder")
-    choices.lines.insert(0, _describe_pictures(directory, counts))
+    choices.lines.insert(0, Message(_describe_pictures(directory, counts)))
     splits = _choose_splits(choices, directory, counts)
     _choose_size(choices, name, device)
     _choose_length(choices, len(splits.train))
@@ -102,21 +104,24 @@ class _Choices:
         self.overrides = dict(given)
         self.given = set(given)
         self.base = load_recipe("finetune", self.overrides)
-        self.lines: list[str] = []
+        self.lines: list[Message] = []
 
-    def make(self, key: str, value: Any, line: str | None = None) -> Any:
-        """The value of a key: the user's if there is one, else `value`, which `line` explains."""
+    def explain(self, *parts: str | Argument) -> None:
+        self.lines.append(Message(*parts))
+
+    def make(self, key: str, value: Any, *line: str | Argument) -> Any:
+        """The value of a key: the user's if there is one, else `value`, which `line` (its parts) explains."""
         section, _, field = key.partition(".")
         if not field:
             section, field = "", key
         if key in self.given:
             value = getattr(getattr(self.base, section) if section else self.base, field)
-            if line is not None:
-                self.lines.append(f"{line.partition(':')[0]}: {value}, as asked")
+            if line:
+                self.explain(f"{str(line[0]).partition(':')[0]}: {value}, as asked")
             return value
         self.overrides[key] = value
-        if line is not None:
-            self.lines.append(line)
+        if line:
+            self.explain(*line)
         return value
 
     def recipe(self) -> Recipe:
@@ -145,12 +150,13 @@ def _choose_splits(choices: _Choices, directory: Any, counts: Counter[str]) -> S
     # The recipe states how many pictures it is for, so that a run does not go on with other ones.
     limit = choices.make("data.limit", total - hold_out)
     base = choices.base
-    splits = open_splits(
-        "folder", directory, hold_out, limit, base.seed, train_split=base.data.train_split,
-        validation_split=base.data.validation_split, test_split=choices.recipe().data.test_split,
-    )  # fmt: skip
+    with naming_keys():
+        splits = open_splits(
+            "folder", directory, hold_out, limit, base.seed, train_split=base.data.train_split,
+            validation_split=base.data.validation_split, test_split=choices.recipe().data.test_split,
+        )  # fmt: skip
     if not hold_out:
-        choices.lines.append(f"validation: the {len(splits.validation):,} pictures in its folder")
+        choices.explain(f"validation: the {len(splits.validation):,} pictures in its folder")
     return splits
 
 
@@ -165,7 +171,9 @@ def _choose_hold_out(choices: _Choices, directory: Any, counts: Counter[str]) ->
     return choices.make(
         "data.hold_out",
         hold_out,
-        f"validation: {hold_out:,} of them, each class its share, as there is no val folder (--set data.hold_out=N)",
+        f"validation: {hold_out:,} of them, each class its share, as there is no val folder (",
+        Argument("data.hold_out", ...),
+        ")",
     )
 
 
@@ -173,10 +181,12 @@ def _choose_size(choices: _Choices, name: str, device: torch.device) -> None:
     own = _own_size(name)
     half = own // 2
     if device.type == "cpu" and half >= 96 and half % 16 == 0:
-        why = f"half the model's {own}, for a quarter of the time on this CPU; --img-size {own} for its best"
-        choices.make("model.img_size", half, f"image size: {half} pixels, {why}")
+        why = f"half the model's {own}, for a quarter of the time on this CPU; "
+        best = Argument("model.img_size", own)
+        choices.make("model.img_size", half, f"image size: {half} pixels, {why}", best, " for its best")
     else:
-        choices.make("model.img_size", own, f"image size: {own} pixels, the model's own (--img-size)")
+        line = f"image size: {own} pixels, the model's own ("
+        choices.make("model.img_size", own, line, Argument("model.img_size"), ")")
 
 
 def _own_size(name: str) -> int:
@@ -185,28 +195,30 @@ def _own_size(name: str) -> int:
     except GlitError:
         raise
     except Exception as error:  # of whatever library the model is
-        raise RecipeError(f"--model {name} cannot be built: {first_line(error)}") from None
+        raise RecipeError(Argument("model", name), f" cannot be built: {first_line(error)}") from None
 
 
 def _choose_length(choices: _Choices, num_pictures: int) -> None:
     """Batch, epochs, rate and mixing, from how many pictures there are to train on."""
     batch = choose_batch_size(num_pictures)
-    batch = choices.make("optim.batch_size", batch, f"batch: {batch} of {num_pictures:,} pictures (--batch-size)")
+    line = f"batch: {batch} of {num_pictures:,} pictures ("
+    batch = choices.make("optim.batch_size", batch, line, Argument("optim.batch_size"), ")")
     epochs = choose_epochs(num_pictures, batch)
     steps = num_pictures // max(batch, 1) * epochs
-    why = f"{steps:,} steps; {_STEPS:,} or more, but {_EPOCHS[0]} to {_EPOCHS[1]} epochs (--epochs)"
-    epochs = choices.make("optim.epochs", epochs, f"epochs: {epochs}, {why}")
+    why = f"{steps:,} steps; {_STEPS:,} or more, but {_EPOCHS[0]} to {_EPOCHS[1]} epochs ("
+    epochs = choices.make("optim.epochs", epochs, f"epochs: {epochs}, {why}", Argument("optim.epochs"), ")")
     choices.make("optim.warmup_epochs", round(0.1 * epochs, 1))
     of_recipe = load_recipe("finetune").optim
     lr = float(f"{of_recipe.lr * math.sqrt(batch / of_recipe.batch_size):.2g}")
-    why = f"{of_recipe.lr:g} for a batch of {of_recipe.batch_size}, and by the root of the batch (--set optim.lr=X)"
-    choices.make("optim.lr", lr, f"rate: {lr:g}, {why}")
+    why = f"{of_recipe.lr:g} for a batch of {of_recipe.batch_size}, and by the root of the batch ("
+    choices.make("optim.lr", lr, f"rate: {lr:g}, {why}", Argument("optim.lr", ...), ")")
     if num_pictures >= _MANY_PICTURES and batch % 2 == 0:
         choices.make("augment.mixup", 0.2)
-        choices.make("augment.cutmix", 1.0, "mixing of pictures: on, as there are many (--set augment.cutmix=0)")
+        why, other = "on, as there are many (", Argument("augment.cutmix", 0)
+        choices.make("augment.cutmix", 1.0, f"mixing of pictures: {why}", other, ")")
     else:
-        why = f"it helps from some {_MANY_PICTURES:,} pictures on (--set augment.cutmix=1.0)"
-        choices.make("augment.cutmix", 0.0, f"mixing of pictures: off, {why}")
+        why = f"it helps from some {_MANY_PICTURES:,} pictures on ("
+        choices.make("augment.cutmix", 0.0, f"mixing of pictures: off, {why}", Argument("augment.cutmix", 1.0), ")")
 
 
 def choose_batch_size(num_pictures: int) -> int:
@@ -229,12 +241,13 @@ def _choose_machinery(choices: _Choices, num_pictures: int, device: torch.device
         why = "as the CPU has to train as well"
     else:
         workers, why = min(cores, 8), f"of {cores} cores"
-    line = f"loading: by {workers} more processes, {why} (--set data.num_workers=N)" if workers else None
-    choices.make("data.num_workers", workers, line)
+    line = (f"loading: by {workers} more processes, {why} (", Argument("data.num_workers", ...), ")")
+    choices.make("data.num_workers", workers, *(line if workers else ()))
     fast = _has_amx() if on_cpu else device.type == "cuda" and torch.cuda.is_bf16_supported()
     if fast:
         what = "CPU" if on_cpu else "GPU"
-        choices.make("precision", "bf16", f"precision: bf16, for which this {what} is made (--set precision=fp32)")
+        line = (f"precision: bf16, for which this {what} is made (", Argument("precision", "fp32"), ")")
+        choices.make("precision", "bf16", *line)
 
 
 def _count_cores() -> int:
@@ -254,11 +267,13 @@ def _check_classifier(recipe: Recipe, num_classes: int) -> None:
         with torch.inference_mode():
             shape = tuple(model.eval()(torch.zeros(1, 3, size, size)).shape)
     except Exception as error:
-        raise RecipeError(f"--model {recipe.model.name} takes no pictures of {size} pixels: {first_line(error)}") from (
-            None
-        )
+        raise RecipeError(
+            Argument("model", recipe.model.name), f" takes no pictures of {size} pixels: {first_line(error)}"
+        ) from None
     if shape != (1, num_classes):
-        raise RecipeError(f"--model {recipe.model.name} is no classifier: it makes {list(shape)} of one picture")
+        raise RecipeError(
+            Argument("model", recipe.model.name), f" is no classifier: it makes {list(shape)} of one picture"
+        )
 
 
 # ---- before and after the training ----

@@ -16,7 +16,7 @@ from typing import Any
 
 import timm
 
-from ..errors import WeightsError
+from ..errors import Argument, WeightsError
 from ..families import check_layout, family_of_architecture, named_specs
 from ..model import SpecTransformer
 from ..runs.files import whole_folder, write_text
@@ -68,7 +68,7 @@ def convert(
         WeightsError: on an unreadable checkpoint, one that does not fit the model, or a name that cannot be installed.
     """
     if not install and out is None:
-        raise WeightsError("nothing to do: give --install, --out DIR, or both")
+        raise WeightsError("nothing to do: give ", Argument("install", True), ", ", Argument("out", ...), ", or both")
     architecture, _, tag = name.partition(".")
     given = {"spec": spec, "num_classes": num_classes, "img_size": img_size}
     given = {key: value for key, value in given.items() if value is not None}
@@ -100,13 +100,19 @@ def _with_tag(name: str) -> str:
 
 def _check_installable(name: str, custom: bool) -> None:
     if custom:
-        raise WeightsError("--install is for the model as registered; with --spec and the like use --out DIR")
+        raise WeightsError(
+            Argument("install", True), " is for the model as registered; with ", Argument("spec"),
+            " and the like use ", Argument("out", ...),
+        )  # fmt: skip
     entry = resolve.registry().get(name)
     if entry is None:
-        raise WeightsError(f"{name} is not registered, so it cannot be installed; use --out DIR instead")
+        raise WeightsError(
+            f"{name} is not registered, so it cannot be installed; use ", Argument("out", ...), " instead"
+        )
     if entry.sha256 is not None:
         raise WeightsError(
-            f"{name} has weights of its own ({resolve.where(entry)}), so it cannot be installed; use --out DIR"
+            f"{name} has weights of its own ({resolve.where(entry)}), so it cannot be installed; use ",
+            Argument("out", ...),
         )
 
 
@@ -142,7 +148,7 @@ def publish(
         WeightsError: if the source is missing or damaged, a fact that the card needs is unknown, or the Hub refuses.
     """
     if (repo is None) == (folder is None):
-        raise WeightsError("give one of --repo NAMESPACE/NAME and --to-folder DIR")
+        raise WeightsError("give one of ", Argument("repo", ...), " and ", Argument("folder", ...))
     if repo is not None and (not REPO_NAME.fullmatch(repo) or "@" in repo):
         raise WeightsError(f"{repo!r} is not the name of a Hub repository; it must be NAMESPACE/NAME")
     with tempfile.TemporaryDirectory() as temporary:
@@ -212,11 +218,12 @@ def _complete_entry(found: WeightFolder, model: SpecTransformer, facts: Mapping[
     entry["sha256"] = sha256_of(found.weights)
     for key in ("dataset", "license"):
         if not entry.get(key):
-            raise WeightsError(f"{found.name}: the {key} of these weights is not known; give --{key}")
+            raise WeightsError(f"{found.name}: the {key} of these weights is not known; give ", Argument(key))
     if not entry.get("recipe") and not entry.get("origin"):
         raise WeightsError(
-            f"{found.name}: how these weights came about is not known; give --recipe COMMAND or --origin"
-        )
+            f"{found.name}: how these weights came about is not known; give ",
+            Argument("recipe", ...), " or ", Argument("origin"),
+        )  # fmt: skip
     return WeightEntry.from_dict(name, entry, found.name)
 
 

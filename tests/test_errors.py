@@ -1,0 +1,72 @@
+"""Messages that name arguments: Python reads the arguments, the command line prints its options."""
+
+from __future__ import annotations
+
+import argparse
+import pickle
+from pathlib import Path
+
+import pytest
+
+from glit_models.cli.common import add_command, add_run_options, spelled
+from glit_models.data import open_splits
+from glit_models.errors import Argument, DataError, Message, WriteError
+from glit_models.training import load_recipe
+from glit_models.training.feed import open_data
+
+FIXTURES = Path(__file__).parent / "fixtures"
+NAMED = [
+    (Argument("root"), "root", "--root"),
+    (Argument("out", ...), "out=...", "--out DIR"),
+    (Argument("force", True), "force=True", "--force"),
+    (Argument("precision", "fp16"), "precision='fp16'", "--precision fp16"),
+    (Argument("num_workers"), "num_workers", "--workers"),
+    (Argument("folder", ...), "folder=...", "PLACE"),
+    (Argument("data.download", True), "data.download=True", "--set data.download=true"),
+    (Argument("data.hold_out", ...), "data.hold_out=...", "--set data.hold_out=VALUE"),
+    (Argument("data.hold_out"), "data.hold_out", "data.hold_out"),
+    (Argument("nowhere", 1), "nowhere=1", "nowhere=1"),
+]
+
+
+@pytest.fixture
+def args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    options = {"num_workers": "workers"}
+    command = add_command(parser.add_subparsers(), "do", lambda args: 0, "Do it.", options)
+    command.add_argument("folder", metavar="PLACE")
+    command.add_argument("--out", "-o", metavar="DIR")
+    for name in ("--root", "--precision", "--workers"):
+        command.add_argument(name)
+    command.add_argument("--force", action="store_true")
+    add_run_options(command, "override")
+    return parser.parse_args(["do", "here"])
+
+
+@pytest.mark.parametrize(("argument", "python", "option"), NAMED)
+def test_python_reads_the_argument_and_the_command_line_prints_its_option(
+    argument: Argument, python: str, option: str, args: argparse.Namespace
+) -> None:
+    error = DataError("give ", argument, ", or none")
+    assert str(error) == f"give {python}, or none"
+    assert spelled(error.message, args) == f"give {option}, or none"
+
+
+def test_an_error_crosses_processes_with_its_arguments(args: argparse.Namespace) -> None:
+    for kind in (DataError, WriteError):
+        error = pickle.loads(pickle.dumps(kind("set ", Argument("num_workers"), " lower")))
+        assert (type(error), str(error)) == (kind, "set num_workers lower")
+        assert spelled(error.message, args) == "set --workers lower"
+
+
+def test_the_data_name_their_arguments_and_a_recipe_its_keys(tmp_path: Path) -> None:
+    root = tmp_path / "nowhere"
+    with pytest.raises(DataError, match=rf"^root {root}: no such folder$"):
+        open_splits("folder", root)
+    recipe = load_recipe(str(FIXTURES / "tiny.yaml"), {"data.dataset": "folder", "data.root": str(root)})
+    with pytest.raises(DataError, match=rf"^data.root {root}: no such folder"):
+        open_data(recipe)
+
+
+def test_a_message_is_its_parts() -> None:
+    assert str(Message("a ", Argument("b", 1), " c")) == "a b=1 c"
