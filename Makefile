@@ -3,7 +3,7 @@
 VENV ?= .venv
 PYTHON ?= python3
 PYTEST = $(VENV)/bin/python -m pytest
-TIMM_TESTS_MODELS ?= glit_tiny,glit_small,glit_base,autoformer_tiny,vitas_c
+TIMM_TESTS_MODELS ?= glit_tiny,glit_small,glit_base,autoformer_tiny,vitas_c,autoformer_tiny,vitas_c
 
 # The lowest versions that pyproject.toml allows.
 LOWEST = torch==2.11.0 torchvision==0.26.0 timm==1.0.31 huggingface_hub==1.0.0 safetensors==0.5.0 numpy==1.26.4 \
