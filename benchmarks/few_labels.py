@@ -14,8 +14,8 @@ from itertools import product
 from pathlib import Path
 
 from glit_models.errors import TrainingError
-from glit_models.predict import timm_name
 from glit_models.training import Recipe, Trainer, load_recipe
+from glit_models.weights.loading import timm_name
 
 from . import report
 

@@ -18,9 +18,7 @@ from timm.data import resolve_data_config
 import glit_models
 from glit_models import SpecTransformer
 from glit_models.errors import ExportError
-from glit_models.weights import resolve
-from glit_models.weights.files import sha256_of
-from glit_models.weights.folder import load_folder, open_folder
+from glit_models.weights.loading import load_model
 
 from .metadata import ExportInfo, Precision
 
@@ -98,11 +96,10 @@ def open_source(model: SpecTransformer | ModelSource | str | Path) -> ModelSourc
     if isinstance(model, ModelSource):
         return model
     if isinstance(model, (str, Path)):
-        folder = open_folder(str(model))
-        if folder.entry is not None:
-            resolve.find(folder.entry)  # verified
-        name = folder.path.resolve().name if Path(model).exists() else folder.name
-        source = ModelSource(load_folder(folder.path), name, sha256_of(folder.weights))
+        loaded = load_model(model)
+        assert loaded.folder is not None
+        name = loaded.folder.path.resolve().name if Path(model).exists() else loaded.name
+        source = ModelSource(loaded.model, name, str(loaded.sha256))
     elif isinstance(model, SpecTransformer):
         own = copy.deepcopy(model).cpu().float().eval()
         state = {key: tensor.contiguous() for key, tensor in own.state_dict().items()}

@@ -23,15 +23,24 @@ def create(variant: str, family: Family, pretrained: bool, **kwargs: Any) -> Any
         kwargs: the entry point's.
     """
     out_indices = kwargs.pop("out_indices", 3)
+    located = None
     if pretrained:
-        kwargs["pretrained_cfg_overlay"] = resolve.locate(
-            variant, kwargs.get("pretrained_cfg"), kwargs.get("pretrained_cfg_overlay")
-        )
+        located = resolve.locate(variant, kwargs.get("pretrained_cfg"), kwargs.get("pretrained_cfg_overlay"))
+        kwargs["pretrained_cfg_overlay"] = located.overlay
     kwargs.setdefault("spec", family.named[variant])
 
     def filter_fn(state_dict: dict[str, Any], model: SpecTransformer) -> dict[str, Any]:
-        check_layout(state_dict.get("model", state_dict), family)
-        return checkpoint_filter_fn(state_dict, model)
+        if located is not None and located.state_dict is not None:
+            state_dict = located.state_dict
+            cfg: Any = model.pretrained_cfg
+            del cfg["state_dict"]  # the stand-in
+            if located.source is not None:
+                cfg["source"] = located.source
+        try:
+            return checkpoint_filter_fn(state_dict, model)
+        except Exception:
+            check_layout(state_dict.get("model", state_dict), family)  # has the better reason, if it has one
+            raise
 
     return build_model_with_cfg(
         family.model,

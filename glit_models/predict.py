@@ -6,13 +6,11 @@ It knows timm's model contract and image files; the command line prints what it 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
 from timm.data import create_transform, resolve_input_data_config
@@ -20,8 +18,9 @@ from timm.utils import reparameterize_model
 from torch import Tensor, nn
 from torchvision.transforms import Compose, Grayscale
 
-from .errors import DataError, GlitError, WeightsError, first_line
+from .errors import DataError, GlitError, first_line
 from .runs.files import whole_file
+from .weights import loading
 
 __all__ = [
     "DEMO_MODEL",
@@ -34,7 +33,6 @@ __all__ = [
     "pick_device",
     "predict_files",
     "run_demo",
-    "timm_name",
 ]
 
 DEMO_MODEL = "glit_tiny.fashion_mnist"
@@ -68,33 +66,7 @@ def load_model(name: str) -> Any:
     Raises:
         WeightsError: if there is no such model, or its weights are missing or damaged.
     """
-    name = timm_name(name)
-    try:
-        return timm.create_model(name, pretrained=True).eval()
-    except GlitError:
-        raise
-    except (RuntimeError, OSError, ValueError, KeyError) as error:
-        raise WeightsError(f"{name} cannot be loaded: {first_line(error)}") from None
-
-
-def timm_name(name: str) -> str:
-    """What `timm.create_model` calls the model that `load_model` calls `name`.
-
-    Raises:
-        WeightsError: if there is no such model.
-    """
-    if Path(name).is_dir():
-        if not (Path(name) / "config.json").is_file():
-            raise WeightsError(f"{name}: no model folder, config.json is missing")
-        return f"local-dir:{name}"
-    if not name.startswith(("local-dir:", "hf-hub:")):
-        if name.count("/") == 1 and not Path(name).exists():
-            return f"hf-hub:{name}"
-        if os.sep in name or Path(name).exists():
-            raise WeightsError(f"{name}: not a model folder; give the folder that holds config.json")
-        if not timm.is_model(name.split(".")[0]):
-            raise WeightsError(f"no model {name!r}; `glit list` shows what there is")
-    return name
+    return loading.load_model(name, any_timm=True).model
 
 
 def find_pictures(paths: Iterable[str]) -> list[Path]:

@@ -24,7 +24,7 @@ from glit_models.runs.processes import make_accelerator
 from glit_models.runs.signals import StopRequest
 from glit_models.training import Recipe, Trainer, setup
 from glit_models.training.feed import Feed, open_data
-from glit_models.training.results import load_model
+from glit_models.weights.loading import load_model
 
 from .budget import Budget, macs_budget, params_budget
 from .evaluate import Evaluator, Images
@@ -232,5 +232,5 @@ class RunContext:
         if self.splits.test is None:
             return None
         batches, count = self._feed(self.rank, self.world_size).scoring(self.splits.test)
-        model = load_model(folder).to(self.device)
+        model = load_model(folder, any_timm=True).model.to(self.device)
         return 100 * sum(self.gather([count_correct(model, batches, self.device)])) / count

@@ -23,6 +23,7 @@ model
 families
 weights.resolve
 weights.folder weights.card
+weights.loading
 weights.publish weights.verify
 entry
 glit autoformer

@@ -24,9 +24,9 @@ from ..data import Splits, open_splits
 from ..data.loading import eval_loader
 from ..data.sources import find_part, open_source
 from ..errors import Argument, DataError, GlitError, Message, RecipeError, first_line
-from ..predict import timm_name
 from ..recipes import Overrides, parse_overrides
 from ..runs.console import track
+from ..weights.loading import timm_name
 from .feed import naming_keys
 from .recipe import Recipe, load_recipe
 from .setup import create_model

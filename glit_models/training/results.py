@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import timm
 from timm.models import save_for_hf
 
 from ..model import SpecTransformer
 from ..runs.files import whole_folder
-from ..weights.folder import load_folder, save_folder
+from ..weights.folder import save_folder
 from .recipe import Recipe
 
-__all__ = ["load_model", "save_model"]
+__all__ = ["save_model"]
 
 
 def save_model(
@@ -41,11 +39,3 @@ def save_model(
     model.pretrained_cfg.update(preprocessing)
     with whole_folder(folder) as temporary:
         save_for_hf(model, temporary, model_config={"label_names": list(class_names)}, safe_serialization=True)
-
-
-def load_model(folder: Path) -> Any:
-    """The model that `save_model` wrote, in float32 and evaluation mode."""
-    architecture = json.loads((folder / "config.json").read_text())["architecture"]
-    if architecture.startswith("glit"):
-        return load_folder(folder)
-    return timm.create_model(f"local-dir:{folder}", pretrained=True).eval()

@@ -37,12 +37,13 @@ from ..runs.processes import make_accelerator, synchronise_batchnorm
 from ..runs.signals import StopRequest
 from ..runs.state import StateFiles, read_tensors, write_tensors
 from ..weights.files import write_state_dict
+from ..weights.loading import load_model
 from . import setup
 from .feed import Feed, open_data
 from .objective import Objective
 from .recipe import Recipe
 from .records import Records, progress_columns
-from .results import load_model, save_model
+from .results import save_model
 
 __all__ = ["Trainee", "Trainer"]
 
@@ -435,7 +436,7 @@ class Trainer:
         self.accelerator.wait_for_everyone()
         result = {**self.best, "epochs": recipe.optim.epochs, "minutes": round(self.minutes, 1)}
         if self.score_test and self.splits.test is not None:
-            result["test_top1"] = self._score(load_model(folder).to(self.device), self.splits.test)
+            result["test_top1"] = self._score(load_model(folder, any_timm=True).model.to(self.device), self.splits.test)
         self._write_result(result)
         return result
 

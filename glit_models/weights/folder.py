@@ -209,8 +209,11 @@ class WeightFolder:
         return read_config(self.path)
 
 
-def open_folder(source: str) -> WeightFolder:
+def open_folder(source: str, *, golden: bool = True) -> WeightFolder:
     """Find the weight folder that `source` names: `model.tag`, a folder (or its weights file), or a Hub repository.
+
+    Args:
+        golden: also fetch the golden tensors from the Hub.
 
     Raises:
         WeightsError: if there is none, or it cannot be fetched. The weights are not verified.
@@ -226,12 +229,12 @@ def open_folder(source: str) -> WeightFolder:
         entry = resolve.get_entry(source)
         weights, sha256 = resolve.find_unverified(entry)
         if resolve.where(entry) == "hub":
-            for filename in (CONFIG_FILE, GOLDEN_FILE):
+            for filename in (CONFIG_FILE, *([GOLDEN_FILE] if golden else [])):
                 download.fetch(str(entry.repo), filename, entry.revision)
         return WeightFolder(entry.name, weights.parent, entry, sha256)
     if REPO_NAME.fullmatch(source) and not source.startswith((".", "/")):
         repo, revision = download.split_revision(source)
-        files = (WEIGHTS_FILE, CONFIG_FILE, GOLDEN_FILE)
+        files = (WEIGHTS_FILE, CONFIG_FILE, *([GOLDEN_FILE] if golden else []))
         weights, *_ = [download.fetch(repo, file, revision) for file in files]
         return WeightFolder(source, weights.parent)
     raise WeightsError(f"{source}: no such folder, and no MODEL.TAG or Hub repository NAMESPACE/NAME either")

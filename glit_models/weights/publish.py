@@ -33,7 +33,8 @@ from .files import (
     sha256_of,
     write_state_dict,
 )
-from .folder import REPO_NAME, WeightFolder, describe, golden_tensors, load_folder, open_folder, save_folder, to_json
+from .folder import REPO_NAME, WeightFolder, describe, golden_tensors, save_folder, to_json
+from .loading import load_model
 from .registry import WeightEntry, read_registry
 
 __all__ = ["Published", "convert", "publish", "ship"]
@@ -188,10 +189,9 @@ def _stage(source: str, staged: Path, repo: str | None, facts: Mapping[str, Any]
     from ..figure import draw_network
     from .card import model_card
 
-    found = open_folder(source)
-    if found.entry is not None:
-        resolve.find(found.entry)  # verified
-    model = load_folder(found.path)
+    loaded = load_model(source)
+    model, found = loaded.model, loaded.folder
+    assert found is not None
     entry = _complete_entry(found, model, facts)
     golden = golden_tensors(model, read_state_dict(found.weights))
     with whole_folder(staged) as folder:

@@ -5,6 +5,7 @@ It reads and checks data; `resolve.py` finds the files and verifies them.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from collections.abc import Mapping
@@ -36,6 +37,7 @@ class WeightEntry:
 
     Attributes:
         name: `model.tag`; a bare `model` for an architecture without weights.
+        architecture, tag: the two parts of the name; the tag '' without one.
         dataset, license: of the weights.
         params, macs: trainable parameters and multiply-adds for one image of `input_size`.
         input_size: channels, height, width. mean, std, interpolation, crop_pct: the preprocessing.
@@ -76,6 +78,8 @@ class WeightEntry:
     default: bool = False
     notice: str | None = None
     origin_url: str | None = None
+    architecture: str = dataclasses.field(init=False, repr=False, compare=False)
+    tag: str = dataclasses.field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         for field in ("input_size", "mean", "std", "class_names", "metrics"):
@@ -88,6 +92,9 @@ class WeightEntry:
             self._refuse("metrics", "a list of objects with name, value and source")
         object.__setattr__(self, "metrics", metrics)
         self._check(_matches(_NAME, self.name), "name", "MODEL.TAG in letters, digits, '_' and '-'")
+        architecture, _, tag = self.name.partition(".")
+        object.__setattr__(self, "architecture", architecture)
+        object.__setattr__(self, "tag", tag)
         for field in ("dataset", "license", "interpolation"):
             value = getattr(self, field)
             self._check(isinstance(value, str) and value.strip(), field, "a text")
@@ -121,28 +128,17 @@ class WeightEntry:
     def _refuse(self, field: str, bound: str) -> None:
         raise WeightsError(f"weights {self.name!r}: {field} must be {bound}, got {getattr(self, field)!r}")
 
-    @property
-    def architecture(self) -> str:
-        """The part of the name before the tag."""
-        return self.name.partition(".")[0]
-
-    @property
-    def tag(self) -> str:
-        """The part of the name after the model; '' without one."""
-        return self.name.partition(".")[2]
-
     def to_dict(self) -> dict[str, Any]:
         """Plain values as they stand in the registry, without the name and without what is not known."""
         values = {key: value for key, value in asdict(self).items() if value is not False and value not in (None, ())}
-        values.pop("name")
-        return values
+        return {key: value for key, value in values.items() if key not in ("name", "architecture", "tag")}
 
     @classmethod
     def from_dict(cls, name: str, data: Any, place: str = "registry") -> WeightEntry:
         """The inverse of `to_dict`. Raises WeightsError; `place` names where the data is from."""
         if not isinstance(data, Mapping):
             raise WeightsError(f"{place}: {name!r} must be an object, got {type(data).__name__}")
-        known = {field.name: field for field in fields(cls) if field.name != "name"}
+        known = {field.name: field for field in fields(cls) if field.init and field.name != "name"}
         for key in data:
             if key not in known:
                 raise WeightsError(f"{place}: {name!r} has an unknown field {key!r}; known: {', '.join(known)}")

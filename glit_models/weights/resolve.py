@@ -10,7 +10,7 @@ import functools
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from . import download
 from .files import ENTRY_FILE, WEIGHTS_FILE, installed_folder, read_state_dict, sha256_checked_before
 from .registry import WeightEntry, read_registry
 
-__all__ = ["default_cfgs", "find", "find_unverified", "get_entry", "locate", "registry", "where"]
+__all__ = ["Located", "default_cfgs", "find", "find_unverified", "get_entry", "locate", "registry", "warn_of", "where"]
 
 SHIPPED = Path(__file__).parent
 
@@ -159,21 +159,42 @@ def _timm_cfg(entry: WeightEntry) -> dict[str, Any]:
     paper = family_of_architecture(entry.architecture).paper_of(entry.architecture)
     more = {"label_names": entry.class_names, "origin_url": entry.origin_url, "paper_ids": paper.identifier}
     cfg |= {key: value for key, value in more.items() if value is not None}
+    return cfg | _timm_source(entry)
+
+
+def _timm_source(entry: WeightEntry) -> dict[str, Any]:
+    """The fields of timm's configuration that say where the weights are."""
     place = where(entry)
     if place == "shipped":
-        cfg["file"] = str(SHIPPED / str(entry.file))
-    elif place == "installed":
-        cfg["file"] = str(installed_folder(entry.name) / WEIGHTS_FILE)
-    elif place == "hub":
-        cfg |= {"hf_hub_id": f"{entry.repo}@{entry.revision}", "hf_hub_filename": WEIGHTS_FILE}
-    return cfg
+        return {"file": str(SHIPPED / str(entry.file))}
+    if place == "installed":
+        return {"file": str(installed_folder(entry.name) / WEIGHTS_FILE)}
+    if place == "hub":
+        return {"hf_hub_id": f"{entry.repo}@{entry.revision}", "hf_hub_filename": WEIGHTS_FILE}
+    return {}
 
 
-def locate(variant: str, pretrained_cfg: Any, overlay: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The overlay for timm's pretrained configuration that makes it read a checked file.
+@dataclass(frozen=True)
+class Located:
+    """Where timm finds the weights of a model that it builds.
 
-    A source that the caller names (file, URL, state dict, repository, folder) stays; a local one is checked to be a
-    readable checkpoint. Otherwise the registry's file is found and verified.
+    Attributes:
+        overlay: for timm's pretrained configuration.
+        state_dict: of a file of the user's own, which has been read. The overlay holds a stand-in: timm would copy all
+            tensors of a state dict in its configuration, and keep them.
+        source: timm's, for the model's configuration after loading in place of the stand-in.
+    """
+
+    overlay: dict[str, Any]
+    state_dict: dict[str, Tensor] | None = None
+    source: str | None = None
+
+
+def locate(variant: str, pretrained_cfg: Any, overlay: Mapping[str, Any] | None) -> Located:
+    """Find the weights that timm is to load.
+
+    A source that the caller names (file, URL, state dict, repository, folder) stays; a local file is read here, once.
+    Otherwise the registry's file is found and verified.
 
     Args:
         variant: name of the architecture.
@@ -188,7 +209,7 @@ def locate(variant: str, pretrained_cfg: Any, overlay: Mapping[str, Any] | None)
     tag = pretrained_cfg if isinstance(pretrained_cfg, str) else cfg.get("tag")
     named = {key: cfg.get(key) for key in (*_SOURCES, "source")}
     entry = registry().get(f"{variant}.{tag}")
-    if entry is not None and all(value == _timm_cfg(entry).get(key) for key, value in named.items() if value):
+    if entry is not None and all(value == _timm_source(entry).get(key) for key, value in named.items() if value):
         named = {}  # timm's copy of the registry's own configuration: find the file afresh, and verify it
     named |= {key: overlay[key] for key in (*_SOURCES, "source") if key in overlay}
     if any(named.get(key) is not None for key in _SOURCES):
@@ -199,14 +220,21 @@ def locate(variant: str, pretrained_cfg: Any, overlay: Mapping[str, Any] | None)
             if head is not None and "file" in overlay:
                 # timm would drop a head of another size than the default configuration's; this file's is the truth
                 overlay.setdefault("num_classes", head.shape[0])
-        return overlay
+            stand_in = {"state_dict": {"file": str(file)}, "source": None}
+            return Located(overlay | stand_in, state_dict, named.get("source"))
+        return Located(overlay)
     if cfg and entry is None:
         raise WeightsError(f"{variant}: this pretrained_cfg names no weights; give it a file, url or hf_hub_id")
     entry = get_entry(f"{variant}.{tag}" if tag else variant)
     file = find(entry)
+    warn_of(entry)
+    return Located(overlay | {"file": str(file), "source": None})
+
+
+def warn_of(entry: WeightEntry) -> None:
+    """Log what an entry says of its weights to those who load them; once."""
     if entry.notice is not None:
         _warn_once(f"{entry.name}: {entry.notice}")
-    return overlay | {"file": str(file), "source": None}
 
 
 @functools.cache

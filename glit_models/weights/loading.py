@@ -1,0 +1,125 @@
+"""The one loader: a model with its weights from what people type, `model.tag`, a folder, or a Hub repository.
+
+Weights whose hash is recorded are verified. `resolve.py` and `folder.py` know where they lie.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import timm
+
+from ..errors import GlitError, WeightsError, first_line
+from ..families import named_specs
+from . import download, resolve
+from .files import CONFIG_FILE, WEIGHTS_FILE, sha256_of
+from .folder import REPO_NAME, WeightFolder, load_folder, open_folder
+from .registry import WeightEntry
+
+__all__ = ["LoadedModel", "load_model", "timm_name"]
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedModel:
+    """A model in float32 on the CPU and in evaluation mode, and where its weights come from.
+
+    Attributes:
+        name: as the user gave it.
+        folder: that holds the weights; None for a model that is not of this package.
+    """
+
+    model: Any
+    name: str
+    folder: WeightFolder | None = None
+
+    @property
+    def entry(self) -> WeightEntry | None:
+        """The registry entry of the weights, where there is one."""
+        return None if self.folder is None else self.folder.entry
+
+    @property
+    def config(self) -> dict[str, Any] | None:
+        """The content of the folder's `config.json`."""
+        return None if self.folder is None else self.folder.config()
+
+    @cached_property
+    def sha256(self) -> str | None:
+        """Of the weights file, which is read for it unless it was verified."""
+        return None if self.folder is None else self.folder.sha256 or sha256_of(self.folder.weights)
+
+
+def load_model(source: str | Path, *, any_timm: bool = False) -> LoadedModel:
+    """Load a model with its weights, in evaluation mode.
+
+    Args:
+        source: `model.tag` or `model`, a folder with `config.json` and `model.safetensors`, or a Hub repository
+            `namespace/name`.
+        any_timm: also take models of timm that are not of this package.
+
+    Raises:
+        WeightsError: if there is no such model, its weights are missing or damaged, or do not fit the configuration.
+        SpecError: if the configuration describes an impossible network.
+    """
+    source = str(source)
+    if any_timm and not _is_ours(source):
+        return LoadedModel(_load_with_timm(source), source)
+    folder = open_folder(source, golden=False)
+    if folder.entry is not None:
+        resolve.find(folder.entry)  # verified
+        resolve.warn_of(folder.entry)
+    return LoadedModel(load_folder(folder.path), folder.name, folder)
+
+
+def _is_ours(source: str) -> bool:
+    """Whether `source` names a model of this package, in a form that `open_folder` reads."""
+    path = Path(source)
+    if path.exists():
+        return (path / WEIGHTS_FILE).is_file() and _architecture(path / CONFIG_FILE) in named_specs()
+    if source.partition(".")[0] in named_specs():
+        return True
+    if REPO_NAME.fullmatch(source) and not source.startswith("."):
+        repo, revision = download.split_revision(source)
+        return _architecture(download.fetch(repo, CONFIG_FILE, revision)) in named_specs()
+    return False
+
+
+def _architecture(config: Path) -> str:
+    try:
+        return str(json.loads(config.read_text(encoding="utf-8")).get("architecture"))
+    except (OSError, ValueError, AttributeError):
+        return ""
+
+
+def _load_with_timm(source: str) -> Any:
+    name = timm_name(source)
+    try:
+        return timm.create_model(name, pretrained=True).eval()
+    except GlitError:
+        raise
+    except (RuntimeError, OSError, ValueError, KeyError) as error:
+        raise WeightsError(f"{name} cannot be loaded: {first_line(error)}") from None
+
+
+def timm_name(source: str) -> str:
+    """What `timm.create_model` calls the model that `load_model` calls `source`.
+
+    Raises:
+        WeightsError: if there is no such model.
+    """
+    if Path(source).is_dir():
+        if not (Path(source) / CONFIG_FILE).is_file():
+            raise WeightsError(f"{source}: no model folder, {CONFIG_FILE} is missing")
+        return f"local-dir:{source}"
+    if not source.startswith(("local-dir:", "hf-hub:")):
+        if source.count("/") == 1 and not Path(source).exists():
+            return f"hf-hub:{source}"
+        if os.sep in source or Path(source).exists():
+            raise WeightsError(f"{source}: not a model folder; give the folder that holds {CONFIG_FILE}")
+        if not timm.is_model(source.split(".")[0]):
+            raise WeightsError(f"no model {source!r}; `glit list` shows what there is")
+    return source
