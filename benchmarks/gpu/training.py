@@ -168,7 +168,7 @@ def _train(name: str, overrides: list[str], folder: Path, context: Context, form
         if form != CURRENT:
             stack.enter_context(use_form(trainer.model, FORMS[form]))
         result = trainer.run()
-    model = trainer.scored if trainer.ema is None else trainer.ema.module
+    model = trainer.selection.scored
     if result is not None and (folder / "best.safetensors").is_file():
         model.load_state_dict(load_file(folder / "best.safetensors"))
     weights = {key: t.detach().half().cpu().contiguous() if t.is_floating_point() else t.cpu()

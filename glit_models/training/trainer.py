@@ -7,7 +7,6 @@ precision. This module knows recipes, data and timm's model contract; not where 
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 import time
@@ -17,25 +16,20 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import timm
 import torch
-from safetensors.torch import load_file
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.swa_utils import update_bn
 
 from ..data import Splits
 from ..errors import RecipeError, TrainingError
-from ..predict import count_correct
 from ..recipes import RECIPE_FILE, refuse_other_recipe
 from ..runs.console import progress_bar, say
 from ..runs.files import whole_file, write_json, write_text
 from ..runs.lock import lock_folder
 from ..runs.processes import make_accelerator, synchronise_batchnorm
 from ..runs.signals import StopRequest
-from ..runs.state import StateFiles, read_tensors, write_tensors
 from ..weights.files import write_state_dict
 from ..weights.loading import load_model
 from . import setup
@@ -43,17 +37,14 @@ from .feed import Feed, open_data
 from .objective import Objective
 from .recipe import Recipe
 from .records import Records, progress_columns
+from .reports import DivergedError, StepReports, seed_part
 from .results import save_model
+from .selection import Selection
+from .state import Checkpoints, Progress
 
 __all__ = ["Trainee", "Trainer"]
 
 _LOG_EVERY = 50  # steps between lines of metrics.jsonl
-_DIVERGED = 10.0  # a loss beyond so many times that of guessing, log(classes), is taken for divergence
-
-
-class _DivergedError(Exception):
-    def __init__(self, loss: float, step: int) -> None:
-        self.loss, self.step = loss, step
 
 
 class Trainee(ABC):
@@ -106,7 +97,6 @@ class Trainer:
         self.trainee = trainee
         self.score_test = score_test
         self.out = Path(out)
-        self.state = StateFiles(self.out / "last.pt", self.out / "previous.pt")
         self.stop = StopRequest(max_minutes)
         self.command = command
         self.accelerator = make_accelerator(device, recipe.precision, some_unused=trainee is not None)
@@ -116,15 +106,7 @@ class Trainer:
         accumulation = recipe.optim.grad_accumulation
         self.parts = range(self.rank * accumulation, (self.rank + 1) * accumulation)
 
-        self.step = 0
-        self.epochs_done = 0  # trained and scored; the last step of an epoch may be done before its score is
-        self.loss_sum = 0.0  # over the steps of the epoch under way
-        self.retries_used = 0
-        self.best: dict[str, Any] = {"validation_top1": -1.0, "epoch": -1}
-        self.minutes = 0.0
-        # Steps whose loss and flags have not been read yet, and what tells that they have arrived from a GPU.
-        self.reports: list[tuple[int, Tensor, torch.cuda.Event | None]] = []
-
+        self.progress = Progress()
         refuse_other_recipe(recipe, self.out)
         self.splits = self._open_splits()
         self.num_classes = len(self.splits.class_names)
@@ -133,6 +115,7 @@ class Trainer:
             size, count = recipe.optim.batch_size, len(self.splits.train)
             raise RecipeError(f"optim.batch_size={size} is more than the {count} pictures to train on")
         self.total_steps = self.steps_per_epoch * recipe.optim.epochs
+        self.reports = StepReports(self.accelerator, self.num_classes)
         self._build()
         self.records = Records(self.out)
 
@@ -154,9 +137,9 @@ class Trainer:
         self.preprocessing = setup.resolve_preprocessing(self.model, recipe.data)
         decay = recipe.optim.ema_decay
         self.ema = ModelEmaV3(self.model, decay=decay, use_warmup=True) if decay else None
+        averaged = None if self.ema is None else self.ema.module
         if self.trainee is None:
-            # Scored in float32 and untouched by what is done to the training model below.
-            self.scored = copy.deepcopy(self.model) if self.ema is None else self.ema.module
+            self.selection = Selection(recipe, self.out, self.model, averaged, self.accelerator)
         self._prepare(self.model)
         self.frozen = setup.freeze(self.model, recipe.model.freeze)
         self.optimizer = setup.create_optimizer(self.model, recipe.optim)
@@ -174,6 +157,12 @@ class Trainer:
             recipe, self.splits, self.preprocessing, self.device, self.num_parts, self.parts, self.rank,
             self.accelerator.num_processes,
         )  # fmt: skip
+        self.checkpoints = Checkpoints(self.out, self.progress, self.model, self.optimizer, averaged)
+
+    @property
+    def step(self) -> int:
+        """Steps done."""
+        return self.progress.step
 
     def _prepare(self, module: nn.Module) -> None:
         """Make a module fast to train on this device, and normalise over the batch of all processes."""
@@ -196,14 +185,12 @@ class Trainer:
             return self._run()
 
     def _run(self) -> dict[str, Any] | None:
-        state = self.state.load(read_tensors)
-        if state is not None:
-            self._restore(state)
+        resumed = self.checkpoints.load()
+        if resumed:
             self._say(f"glit: going on from step {self.step} of {self.total_steps}")
-        self.started = self.saved = time.monotonic()
-        self.minutes_before = self.minutes
+        self.checkpoints.start_clock()
         self.accelerator.wait_for_everyone()  # nobody reads any more
-        if state is None:
+        if not resumed:
             self._save()  # there is always a checkpoint to go back to
         self._begin_records()
         with self.stop:
@@ -219,49 +206,26 @@ class Trainer:
 
     def _begin_records(self) -> None:
         if self.rank == 0:
-            self.records.begin(self.step, self.epochs_done)
-
-    def _restore(self, state: dict[str, Any]) -> None:
-        self.step, self.epochs_done, self.loss_sum = state["step"], state["epochs_done"], state["loss_sum"]
-        self.best, self.minutes, self.retries_used = state["best"], state["minutes"], state["retries_used"]
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        if self.ema is not None:
-            self.ema.module.load_state_dict(state["ema"])
+            self.records.begin(self.step, self.progress.epochs_done)
 
     def _save(self) -> None:
-        self.minutes = self.minutes_before + (time.monotonic() - self.started) / 60
-        self.saved = time.monotonic()
-        if self.rank:
-            return
-        state = {
-            "step": self.step,
-            "epochs_done": self.epochs_done,
-            "loss_sum": self.loss_sum,
-            "retries_used": self.retries_used,
-            "best": self.best,
-            "minutes": self.minutes,
-            "model": self.model.state_dict(),
-            "ema": self.ema.module.state_dict() if self.ema is not None else {},
-            "optimizer": self.optimizer.state_dict(),
-        }
-        self.state.save(lambda path: write_tensors(state, path))
+        self.checkpoints.save(write=self.rank == 0)
 
     def _train(self) -> bool:
         """All epochs that are left; whether they were done."""
-        with progress_bar(*progress_columns(), shown=self.rank == 0) as self.progress:
-            self.progress.add_task("", total=self.total_steps, completed=self.step, epoch=0, status="")
-            while self.epochs_done < self.recipe.optim.epochs:
+        with progress_bar(*progress_columns(), shown=self.rank == 0) as self.bar:
+            self.bar.add_task("", total=self.total_steps, completed=self.step, epoch=0, status="")
+            while self.progress.epochs_done < self.recipe.optim.epochs:
                 try:
                     if not self._train_epoch():
                         return False
-                except _DivergedError as error:
+                except DivergedError as error:
                     self._go_back(error)
         return True
 
     def _train_epoch(self) -> bool:
         """The rest of the epoch under way and its score; whether it was done."""
-        epoch = self.epochs_done
+        epoch = self.progress.epochs_done
         first = self.step - epoch * self.steps_per_epoch
         began = time.monotonic()
         self.model.train()
@@ -291,64 +255,43 @@ class Trainer:
         """One optimiser step on this process's parts: images [B, C, H, W] and labels [B]."""
         self.schedule.step_update(self.step)
         for group in self.optimizer.param_groups:
-            group["lr"] *= 0.5**self.retries_used
+            group["lr"] *= 0.5**self.progress.retries_used
         if self.trainee is not None:
             self.trainee.begin_step(self.model, self.step)
-        report = torch.zeros(3, device=self.device)
+        mean = torch.zeros((), device=self.device)
         for number, (images, labels) in zip(self.parts, parts, strict=True):
-            self._seed(number)
+            seed_part(self.recipe.seed, self.step, number, self.device)
             images, targets = self.objective.mix(images, labels)
             last = number == self.parts[-1]
             with nullcontext() if last else self.accelerator.no_sync(self.wrapped):
                 loss = self.objective.loss(self.wrapped(images), images, targets) / len(self.parts)
                 self.accelerator.backward(loss)
-            report[0] += loss.detach()
+            mean += loss.detach()
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.recipe.optim.clip_grad or math.inf)
-        report[0] = torch.where(norm.isfinite(), report[0], math.nan)  # this step spoils the weights
+        mean = torch.where(norm.isfinite(), mean, math.nan)  # this step spoils the weights
         self.optimizer.step()
         self.optimizer.zero_grad()
-        self.step += 1
+        self.progress.step += 1
         if self.ema is not None:
             self.ema.update(self.model, step=self.step)
-        self._add_report(report)
+        self._add_report(mean)
 
-    def _seed(self, part: int) -> None:
-        """Seed what a part draws from: mixup as for the whole batch (numpy), dropout for the part alone (torch)."""
-        seed = (self.recipe.seed, self.step)
-        np.random.seed(np.random.SeedSequence(seed).generate_state(1))  # noqa: NPY002  (timm's Mixup draws from it)
-        state = int(np.random.SeedSequence((*seed, part)).generate_state(1)[0])
-        torch.default_generator.manual_seed(state)
-        if self.device.type == "cuda":
-            torch.cuda.manual_seed(state)
-
-    def _add_report(self, report: Tensor) -> None:
+    def _add_report(self, loss: Tensor) -> None:
         """Agree with the other processes on a step's loss, and whether to save and to stop after it."""
-        now = time.monotonic()
-        report[1] = float(self.stop.is_late or self.stop.signal is not None)
-        if self.rank == 0:
-            report[2] = float(now - self.saved >= 60 * self.recipe.checkpoint_minutes)
-        report = self.accelerator.reduce(report, "sum")
-        report[0] /= self.accelerator.num_processes
-        self.reports.append((self.step, *_on_host(report)))
+        due = self.rank == 0 and self.checkpoints.minutes_since_saved >= self.recipe.checkpoint_minutes
+        self.reports.add(self.step, loss, save=due, stop=self.stop.is_late or self.stop.signal is not None)
 
     def _read_reports(self, lag: int, rate: float = 0.0) -> tuple[bool, bool]:
         """Read the reports of all but the last `lag` steps; returns whether one asks to save, and to stop.
 
         Raises:
-            _DivergedError: if a loss is not finite, or far beyond that of guessing.
+            DivergedError: if a step has diverged.
         """
         save = stop = False
-        while len(self.reports) > lag:
-            step, report, arrived = self.reports.pop(0)
-            if arrived is not None:
-                arrived.synchronize()
-            loss, stop_flag, save_flag = report.tolist()
-            if not loss <= _DIVERGED * math.log(self.num_classes):
-                self.reports.clear()
-                raise _DivergedError(loss, step - 1)
-            self.loss_sum += loss
-            save, stop = save or save_flag > 0, stop or stop_flag > 0
-            self._show(step, loss, rate)
+        for report in self.reports.read(lag):
+            self.progress.loss_sum += report.loss
+            save, stop = save or report.save, stop or report.stop
+            self._show(report.step, report.loss, rate)
         return save, stop
 
     def _show(self, step: int, loss: float, rate: float) -> None:
@@ -356,68 +299,48 @@ class Trainer:
             return
         lr = self.optimizer.param_groups[-1]["lr"]
         status = f"loss {loss:.3f}  lr {lr:.1e}  {rate:.0f} images/s"
-        self.progress.update(self.progress.task_ids[0], completed=step, epoch=self.epochs_done + 1, status=status)
+        self.bar.update(self.bar.task_ids[0], completed=step, epoch=self.progress.epochs_done + 1, status=status)
         if step % _LOG_EVERY == 0:
             self.records.write({"step": step, "loss": loss, "lr": lr, "images_per_second": round(rate, 1)})
 
-    def _go_back(self, error: _DivergedError) -> None:
+    def _go_back(self, error: DivergedError) -> None:
         """After a diverged step: on from the last checkpoint with half the rate, if the recipe has tries left."""
         place = (
             f"the loss is {error.loss:g} at step {error.step} (epoch {error.step // self.steps_per_epoch}, batch "
             f"{error.step % self.steps_per_epoch})"
         )
-        used = self.retries_used
-        state = self.state.load(read_tensors)
-        assert state is not None  # one is written before the first step
-        self._restore(state)
-        self.retries_used = used + 1
+        used = self.progress.retries_used
+        found = self.checkpoints.load()
+        assert found  # one is written before the first step
+        self.progress.retries_used = used + 1
         if used == self.recipe.retries:
             tries = f" after {used} tries with lower rates" if used else ""
             raise TrainingError(
                 f"{place}{tries}; the last good checkpoint, of step {self.step}, is in {self.out}: "
                 "try a lower optim.lr, or set retries"
             )
-        self._say(f"glit: {place}; going back to step {self.step}, with {0.5**self.retries_used:g} of the rate")
+        self._say(f"glit: {place}; going back to step {self.step}, with {0.5 ** (used + 1):g} of the rate")
         self._save()  # so that a kill does not give the try back
         self._begin_records()
 
     # ---- scores ----
 
-    def _score(self, model: nn.Module, dataset: Any) -> float:
-        """Top-1 accuracy in percent, in float32, over the shares of all processes."""
-        batches, count = self.feed.scoring(dataset)
-        correct = torch.tensor(count_correct(model.eval(), batches, self.device), device=self.device)
-        return 100 * int(self.accelerator.reduce(correct, "sum")) / count
-
-    def _weights_to_score(self) -> nn.Module:
-        """The averaged weights where there are some, else the model's; in float32."""
-        if self.ema is None:
-            self.scored.load_state_dict(self.model.state_dict())
-        if not self.recipe.model.img_size_shares:
-            return self.scored
-        # BatchNorm's running statistics are of all sizes together, and wrong for any single one.
-        scored = copy.deepcopy(self.scored)
-        self._seed(0)
-        update_bn(self.feed.for_statistics(), scored)
-        return scored
-
     def _end_epoch(self, rate: float) -> None:
         """Score the epoch on the validation set, keep the weights if they are the best so far, and say so."""
-        epoch, epochs = self.epochs_done + 1, self.recipe.optim.epochs
-        loss = self.loss_sum / self.steps_per_epoch
+        epoch, epochs = self.progress.epochs_done + 1, self.recipe.optim.epochs
+        loss = self.progress.loss_sum / self.steps_per_epoch
         entry: dict[str, Any] = {"step": self.step, "epoch": epoch, "train_loss": loss}
         line = ""
         if self.trainee is None and (epoch % self.recipe.eval_every == 0 or epoch == epochs):
-            scored = self._weights_to_score()
-            top1 = entry["validation_top1"] = self._score(scored, self.splits.validation)
+            scored = self.selection.weights(self.feed, self.step)
+            top1 = entry["validation_top1"] = self.selection.score(scored, self.feed, self.splits.validation)
             line = f", validation top-1 {top1:.2f} %"
-            if top1 > self.best["validation_top1"]:
-                self.best = {"validation_top1": top1, "epoch": epoch}
+            if top1 > self.progress.best["validation_top1"]:
+                self.progress.best = {"validation_top1": top1, "epoch": epoch}
                 if self.rank == 0:
-                    with whole_file(self.out / "best.safetensors") as path:
-                        write_state_dict(scored.state_dict(), path)
-        self.epochs_done = epoch
-        self.loss_sum = 0.0
+                    self.selection.keep(scored)
+        self.progress.epochs_done = epoch
+        self.progress.loss_sum = 0.0
         if self.rank == 0:
             self.records.write(entry)
             self.records.draw()
@@ -431,12 +354,13 @@ class Trainer:
         recipe, folder = self.recipe, self.out / "model"
         if self.rank == 0:
             model = setup.create_model(recipe.model, self.num_classes)
-            model.load_state_dict(load_file(self.out / "best.safetensors"))
+            self.selection.restore(model)
             save_model(model, folder, self.splits.class_names, self.preprocessing, recipe, self.command)
         self.accelerator.wait_for_everyone()
-        result = {**self.best, "epochs": recipe.optim.epochs, "minutes": round(self.minutes, 1)}
+        result = {**self.progress.best, "epochs": recipe.optim.epochs, "minutes": round(self.progress.minutes, 1)}
         if self.score_test and self.splits.test is not None:
-            result["test_top1"] = self._score(load_model(folder, any_timm=True).model.to(self.device), self.splits.test)
+            model = load_model(folder, any_timm=True).model.to(self.device)
+            result["test_top1"] = self.selection.score(model, self.feed, self.splits.test)
         self._write_result(result)
         return result
 
@@ -446,26 +370,13 @@ class Trainer:
             model = self.model if self.ema is None else self.ema.module
             with whole_file(self.out / "model.safetensors") as path:
                 write_state_dict(model.state_dict(), path)
-        result = {"epochs": self.recipe.optim.epochs, "steps": self.step, "minutes": round(self.minutes, 1)}
+        result = {"epochs": self.recipe.optim.epochs, "steps": self.step, "minutes": round(self.progress.minutes, 1)}
         self._write_result(result)
         return result
 
     def _write_result(self, result: dict[str, Any]) -> None:
         if self.rank == 0:
             write_json(self.out / "result.json", result)
-
-
-def _on_host(report: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
-    """Start copying a step's report from a GPU, without waiting; the event is over once the copy has arrived.
-
-    Read later, the report itself would be copied after all steps that are queued by then.
-    """
-    if report.device.type != "cuda":
-        return report, None
-    copy = torch.empty_like(report, device="cpu", pin_memory=True).copy_(report, non_blocking=True)
-    arrived = torch.cuda.Event()
-    arrived.record()
-    return copy, arrived
 
 
 def _create_teacher(name: str) -> nn.Module:

@@ -1,0 +1,70 @@
+"""Which weights of a run are its result: scored on the validation set after epochs, the best kept as a file."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from torch.optim.swa_utils import update_bn
+
+from ..predict import count_correct
+from ..runs.files import whole_file
+from ..weights.files import write_state_dict
+from .feed import Feed
+from .recipe import Recipe
+from .reports import seed_part
+
+__all__ = ["Selection"]
+
+
+class Selection:
+    """Scores a model and keeps its best weights, in float32.
+
+    Made before the model is prepared for training: what is scored is untouched by that.
+
+    Args:
+        recipe: of the run.
+        folder: of the run.
+        model: that is trained.
+        averaged: the model of averaged weights, which are scored instead if there are some.
+        accelerator: of the run.
+    """
+
+    def __init__(
+        self, recipe: Recipe, folder: Path, model: nn.Module, averaged: nn.Module | None, accelerator: Any
+    ) -> None:
+        self.recipe, self.model, self.averaged, self.accelerator = recipe, model, averaged, accelerator
+        self.path = folder / "best.safetensors"
+        self.scored = copy.deepcopy(model) if averaged is None else averaged
+
+    def weights(self, feed: Feed, step: int) -> nn.Module:
+        """The model to score after a step: of the averaged weights where there are some."""
+        if self.averaged is None:
+            self.scored.load_state_dict(self.model.state_dict())
+        if not self.recipe.model.img_size_shares:
+            return self.scored
+        # BatchNorm's running statistics are of all sizes together, and wrong for any single one.
+        scored = copy.deepcopy(self.scored)
+        seed_part(self.recipe.seed, step, 0, self.accelerator.device)
+        update_bn(feed.for_statistics(), scored)
+        return scored
+
+    def score(self, model: nn.Module, feed: Feed, dataset: Any) -> float:
+        """Top-1 accuracy in percent, over the shares of all processes."""
+        batches, count = feed.scoring(dataset)
+        device = self.accelerator.device
+        correct = torch.tensor(count_correct(model.eval(), batches, device), device=device)
+        return 100 * int(self.accelerator.reduce(correct, "sum")) / count
+
+    def keep(self, model: nn.Module) -> None:
+        """Write the weights as the best so far. Raises WriteError if they cannot be written."""
+        with whole_file(self.path) as path:
+            write_state_dict(model.state_dict(), path)
+
+    def restore(self, model: nn.Module) -> None:
+        """Load the best weights into a model."""
+        model.load_state_dict(load_file(self.path))

@@ -1,0 +1,101 @@
+"""How far a run is, and its checkpoints: what a run that was stopped or killed goes on from."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+from ..runs.state import StateFiles, read_tensors, write_tensors
+
+__all__ = ["Checkpoints", "Progress"]
+
+
+@dataclass
+class Progress:
+    """How far a run is.
+
+    Attributes:
+        step: steps done.
+        epochs_done: trained and scored; the last step of an epoch may be done before its score is.
+        loss_sum: over the steps of the epoch under way.
+        retries_used: after steps that diverged.
+        best: the best validation accuracy so far, and its epoch.
+        minutes: of training, over all times that the run was started.
+    """
+
+    step: int = 0
+    epochs_done: int = 0
+    loss_sum: float = 0.0
+    retries_used: int = 0
+    best: dict[str, Any] = field(default_factory=lambda: {"validation_top1": -1.0, "epoch": -1})
+    minutes: float = 0.0
+
+
+class Checkpoints:
+    """The checkpoints of one run: the newest, and the one before it.
+
+    Args:
+        folder: of the run.
+        progress: of the run; `load` sets its fields.
+        model, optimizer: of the run.
+        averaged: the model of averaged weights, if there is one.
+    """
+
+    def __init__(
+        self, folder: Path, progress: Progress, model: nn.Module, optimizer: Optimizer, averaged: nn.Module | None
+    ) -> None:
+        self.files = StateFiles(folder / "last.pt", folder / "previous.pt")
+        self.progress = progress
+        self.model, self.optimizer, self.averaged = model, optimizer, averaged
+        self.start_clock()
+
+    def start_clock(self) -> None:
+        """Count minutes of training from now on, beside those of the progress."""
+        self.started = self.saved = time.monotonic()
+        self.minutes_before = self.progress.minutes
+
+    @property
+    def minutes_since_saved(self) -> float:
+        """Since the newest checkpoint was written, or the clock started."""
+        return (time.monotonic() - self.saved) / 60
+
+    def load(self) -> bool:
+        """Go back to the newest readable checkpoint; returns whether there is one.
+
+        Raises:
+            RunError: if there are checkpoints, but none is readable.
+        """
+        state = self.files.load(read_tensors)
+        if state is None:
+            return False
+        for name in (each.name for each in dataclasses.fields(Progress)):
+            setattr(self.progress, name, state[name])
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.averaged is not None:
+            self.averaged.load_state_dict(state["ema"])
+        return True
+
+    def save(self, *, write: bool) -> None:
+        """Note the time, and write a checkpoint if `write`, which one process of the run does.
+
+        Raises:
+            WriteError: if it cannot be written. A readable checkpoint is left.
+        """
+        self.progress.minutes = self.minutes_before + (time.monotonic() - self.started) / 60
+        self.saved = time.monotonic()
+        if not write:
+            return
+        state = {
+            **dataclasses.asdict(self.progress),
+            "model": self.model.state_dict(),
+            "ema": self.averaged.state_dict() if self.averaged is not None else {},
+            "optimizer": self.optimizer.state_dict(),
+        }
+        self.files.save(lambda path: write_tensors(state, path))
