@@ -19,7 +19,7 @@ from glit_models.errors import ExportError
 
 @dataclass(frozen=True)
 class TorchScriptOptions(TargetOptions):
-    """`optimize` freezes the program and optimises it for inference."""
+    """`optimize` makes the weights constants of the program."""
 
     optimize: bool = False
 
@@ -44,7 +44,7 @@ class TorchScriptTarget(Target):
             warnings.simplefilter("ignore")  # of sizes that become constants: they are fixed here
             program = torch.jit.trace(form, torch.zeros(2, *info.input_size), check_trace=False)
         if options.optimize:
-            program = torch.jit.optimize_for_inference(program)
+            program = torch.jit.freeze(program)
         extra = {"glit.json": json.dumps(info.to_texts())}
 
         def write(to: Path) -> None:
