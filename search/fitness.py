@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import reprlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -36,6 +37,8 @@ class Setting:
         seed: of everything random.
         folder: of the stage, for files that a fitness keeps.
         device: that computes.
+        img_size: of the images, in pixels.
+        num_classes: of the data.
         create_model: makes a network by itself, with random weights.
         train: trains a network by itself for a number of epochs in a folder, from where it was stopped, and returns
             its accuracy on the search set in percent.
@@ -46,6 +49,8 @@ class Setting:
     seed: int
     folder: Path
     device: torch.device
+    img_size: int
+    num_classes: int
     create_model: Callable[[Spec], nn.Module]
     train: Callable[[Spec, Path, int | None], float]
     open_evaluator: Callable[[], Evaluator]
@@ -94,11 +99,11 @@ class Fitness(ABC):
         Raises:
             SearchError: if `score` does not return one finite number for each network.
         """
+        name, scores = type(self).__name__, self.score(specs)
         try:
-            values = [float(value) for value in self.score(specs)]
-        except TypeError:
-            values = []
-        name = type(self).__name__
+            values = [float(score) for score in scores]
+        except (TypeError, ValueError):
+            raise SearchError(f"fitness {name} must return numbers, got {reprlib.repr(scores)}") from None
         if len(values) != len(specs):
             raise SearchError(
                 f"fitness {name} must return a number for each of {len(specs)} networks, got {len(values)}"
@@ -186,7 +191,7 @@ class SynFlow(Fitness):
         images = torch.ones(1, model.in_chans, *model.patch_embed.img_size, dtype=torch.float64)
         model(images).sum().backward()
         flow = sum(
-            float((parameter * parameter.grad).abs().sum())
+            float((parameter.detach() * parameter.grad).abs().sum())
             for parameter in model.parameters()
             if parameter.grad is not None
         )
@@ -195,13 +200,14 @@ class SynFlow(Fitness):
 
 @final
 class Macs(Fitness):
-    """Multiply-adds of an image, in millions: "larger is better", which any other fitness must beat."""
+    """Multiply-adds of one image, in millions: the baseline "larger is better", which any other fitness must beat."""
 
     label = "MACs, M"
 
     def score(self, specs: Sequence[Spec]) -> Sequence[float]:
-        """Counts them in closed form at 224 pixels, which orders networks as any other size."""
-        return [count_macs(spec) / 1e6 for spec in specs]
+        """Counts them in closed form, at the size of the search's images."""
+        img_size, num_classes = self.setting.img_size, self.setting.num_classes
+        return [count_macs(spec, img_size, num_classes) / 1e6 for spec in specs]
 
 
 FITNESSES: Table[type[Fitness]] = Table("fitness", Fitness, SearchError)

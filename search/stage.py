@@ -191,7 +191,8 @@ class Stage:
         if self._fitness is None:
             context, recipe = self.context, self.recipe
             self._fitness = self.fitness_class(Setting(
-                self.space, recipe.seed, self.folder, context.device, context.create_model, self._train_alone,
+                self.space, recipe.seed, self.folder, context.device, context.training.model.img_size,
+                context.num_classes, context.create_model, self._train_alone,
                 lambda: context.evaluator(self.space, self.weights, self._check_batch),
             ))  # fmt: skip
         return self._fitness

@@ -6,8 +6,6 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 
 from glit_models.search import BlockChoices, SearchSpace, autoformer, glit, glit_released
 
-from tests import autoformer_family as autoformer_family
-
 # Two blocks of 2 * 1 * 2 * 2 * 2 = 16 combinations, of which 4 + 2 differ: small enough to go through.
 PRODUCT = glit(48, 2, 2, kernel_sizes=(3, 5), expand_ratios=(1,), qkv_ratios=(0.5, 1), mlp_ratios=(2, 4))
 TIED = glit_released(48, 3, 2, kernel_sizes=(3, 5), expand_ratios=(1, 2), mlp_ratios=(2, 6), mixed_kernel_size=5)

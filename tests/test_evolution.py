@@ -257,8 +257,8 @@ def test_every_method_searches_networks_of_several_widths_and_depths(method: typ
 
 
 def test_a_method_of_ones_own_is_a_module_and_a_name() -> None:
-    assert METHODS[f"{__name__}:Climb"] is Climb
-    search = run(METHODS[f"{__name__}:Climb"](TIED, **SMALL), count_macs)
+    assert METHODS.find(f"{__name__}:Climb") is Climb
+    search = run(METHODS.find(f"{__name__}:Climb")(TIED, **SMALL), count_macs)
     assert {candidate.origin for candidate in search.candidates} == {"random", "step"}
     for name, message in (
         (
@@ -271,7 +271,7 @@ def test_a_method_of_ones_own_is_a_module_and_a_name() -> None:
         ("no_module:Climb", "search method 'no_module:Climb': there is no module 'no_module'"),
     ):
         with pytest.raises(SearchError) as error:
-            METHODS[name]
+            METHODS.find(name)
         assert str(error.value).startswith(message)
 
 

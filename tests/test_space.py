@@ -534,7 +534,7 @@ def test_the_first_stage_must_hold_the_sizes_of_all_local_parts() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"family": "resnet"}, "unknown family 'resnet'; known: glit, autoformer"),
+        ({"family": "resnet"}, "unknown family 'resnet'; known: autoformer, glit"),
         ({"depth": [2, 4]}, "blocks must describe depth=4 blocks, got 3"),
         ({"depth": [3, 3]}, "depth must be one value or several different ones, got [3, 3]"),
         ({"embed_dim": []}, "embed_dim must be one value or several different ones, got []"),

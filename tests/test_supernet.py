@@ -1,7 +1,9 @@
 """Promises of the supernet: what a path computes, what a step of training changes, what is handed out."""
 
 import random
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 import timm
@@ -15,6 +17,7 @@ from torch.nn.functional import cross_entropy
 from glit_models import BlockSpec, GLiTSpec
 from glit_models.autoformer.spec import AutoFormerBlock, AutoFormerSpec
 from glit_models.errors import SearchError
+from glit_models.parts import BuildOptions, Part, TokenGrid
 from tests.spaces import AUTOFORMER, LOCAL, SMALL_SPACES, random_space
 
 SPACE = glit(24, 3, 2, patch_size=8, kernel_sizes=(3, 5), expand_ratios=(1, 2), qkv_ratios=(0.5, 1), mlp_ratios=(1, 2))
@@ -189,6 +192,30 @@ def test_the_names_of_the_weights_are_those_that_0_1_wrote():
         "norm1", "norm2", "attn.3-8.qkv", "attn.3-8.proj", "conv.3-48-5.expand", "conv.3-48-5.dwconv", "conv.3-48-5.bn",
         "conv.3-48-5.project", "mlp.48.fc1", "mlp.48.fc2",
     }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Sized(Part):
+    """A part of any size."""
+
+    size: Any
+
+    num_params: ClassVar[int] = 0
+    label: ClassVar[str] = "sized"
+
+    def num_macs(self, tokens: TokenGrid) -> int:
+        return 0
+
+    def build(self, options: BuildOptions) -> nn.Module:
+        return nn.Identity()
+
+
+def test_sizes_of_every_type_name_the_weights_of_a_part_and_different_ones_differ():
+    sizes = [1, 2.5, 0.25, 1e-7, -1, 10**7, 10**7 + 1, "max", "a.b", "a_b", "a-b", "a_2e_b", "half", "", None]
+    modules = nn.ModuleDict({Sized(8, size).key: nn.Identity() for size in sizes})
+    assert len(modules) == len(sizes) - 1  # no size is an empty one
+    assert not any("." in key for key in modules)
+    assert [Sized(8, size).key for size in (3, 3.0, True, 0.5)] == ["3", "3", "1", "0_2e_5"]
 
 
 # ---- AutoFormer's own networks ----

@@ -6,6 +6,7 @@ Axes: B batch, N tokens, T = B * N, C channels.
 from __future__ import annotations
 
 import dataclasses
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -190,9 +191,14 @@ class Part(ABC):
 
     @property
     def key(self) -> str:
-        """Its sizes as one word: the name of its weights in a supernet where parts do not share any."""
+        """Its sizes as one word: the name of its weights in a supernet where parts do not share any.
+
+        Characters that cannot stand in a module's name are written as their code: 0.5 as `0_2e_5`. A key that could be
+        an attribute of a module (`half`), or is empty, ends with an underscore.
+        """
         sizes = (getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "channels")
-        return "-".join(f"{size:g}" for size in sizes if size is not None)
+        key = "-".join(_as_word(size) for size in sizes if size is not None)
+        return f"{key}_" if key.isidentifier() or not key else key
 
     def slices(self, whole: Self) -> dict[str, Slice]:
         """For each tensor of its module's state dict, what it takes of a larger part's (weight entanglement).
@@ -216,6 +222,13 @@ class Part(ABC):
         exported graph, and the layers that int8 leaves in float, are named after them.
         """
         return _Reshaped(module, options.first_token_alone)
+
+
+def _as_word(size: Any) -> str:
+    """A size in letters, digits and underscores; different ones differ."""
+    is_whole = isinstance(size, (int, float)) and float(size).is_integer()
+    text = str(int(size)) if is_whole else str(size)
+    return re.sub("[^A-Za-z0-9]", lambda found: f"_{ord(found[0]):x}_", text)
 
 
 class _Reshaped(nn.Module):
