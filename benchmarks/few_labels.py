@@ -13,7 +13,7 @@ import time
 from itertools import product
 from pathlib import Path
 
-from glit_models.errors import TrainingError
+from glit_models.errors import RunError
 from glit_models.training import Recipe, Trainer, load_recipe
 from glit_models.weights.loading import timm_name
 
@@ -87,7 +87,7 @@ def _train(options: argparse.Namespace, number: int, epochs: int, start: str, se
     try:
         if Trainer(recipe, out, options.device).run() is None:
             raise SystemExit(130)
-    except TrainingError as error:
+    except RunError as error:
         if "in use by another process" not in str(error):
             raise
         return False

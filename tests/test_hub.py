@@ -167,7 +167,8 @@ def test_the_default_weights_of_a_model_are_marked_in_the_registry(
     entries = {name: WeightEntry.from_dict(name, small | {"default": name.endswith("marked")}) for name in names}
     monkeypatch.setattr(resolve, "registry", lambda: entries)
     assert resolve.get_entry("glit_tiny").tag == "marked"
-    assert timm.models.generate_default_cfgs(resolve.default_cfgs(glit_models.glit.FAMILY))["glit_tiny"].tags[0] == "marked"
+    cfgs = timm.models.generate_default_cfgs(resolve.default_cfgs(glit_models.glit.FAMILY))
+    assert cfgs["glit_tiny"].tags[0] == "marked"
     both = {name: small | {"default": True} for name in names}
     (tmp_path / "registry.json").write_text(json.dumps(both))
     with pytest.raises(WeightsError, match=r"glit_tiny.first and glit_tiny.marked are both the default$"):
