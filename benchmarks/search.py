@@ -1,7 +1,7 @@
 """How fast a search evaluates its networks, and what a step of its supernet costs.
 
 Evaluation: the generations of a search that was really run are evaluated again, one by one and in each way of sharing
-work, on the same weights and pictures. The scores must be the same, or this stops; early stopping is the exception, of
+work, on the same weights and images. The scores must be the same, or this stops; early stopping is the exception, of
 which the command says how many of the parents it would have changed.
 
 The supernet: a training step of GLiT-Tiny as the active path against the same network by itself, at 64 pixels.
@@ -14,25 +14,26 @@ import statistics
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
 import torch.nn.functional as F
 from glit_models.search import NAMED_SPACES, SearchSpace, Supernet, load_space
-from glit_models.search.evaluate import Evaluator, Score
+from glit_models.search.evaluate import Evaluator, Score, prefixes_of
 from glit_models.search.pipeline import read_recipe_of
 from glit_models.search.run_context import RunContext
 from glit_models.search.supernet import SHARINGS, keep_outside_path
 from torch import nn
 
-from glit_models import GLIT_TINY, BlockSpec, GLiTSpec
+from glit_models import GLIT_TINY, Spec, parse_spec
 from glit_models.training import setup
 from glit_models.training.recipe import OptimSection
 
 from . import report
 
 BATCH, SIZE = 32, 64
-Generations = list[list[GLiTSpec]]
+Generations = list[list[Spec]]
 
 
 def main() -> None:
@@ -76,7 +77,7 @@ def _evaluation_rows(options: argparse.Namespace) -> list[report.Row]:
         evaluator._share, evaluator._memory = share, int(memory_mb * 1e6)
         return evaluator
 
-    cases: dict[str, Callable[[], tuple[Evaluator, dict[GLiTSpec, Score]]]] = {
+    cases: dict[str, Callable[[], tuple[Evaluator, dict[Spec, Score]]]] = {
         "one by one": lambda: _run(make(False, options.memory_mb), generations, parents, "nothing"),
         "shared within a generation": lambda: _run(make(True, options.memory_mb), generations, parents, "nothing"),
         "parents kept": lambda: _run(make(True, options.memory_mb), generations, parents, "parents"),
@@ -86,7 +87,7 @@ def _evaluation_rows(options: argparse.Namespace) -> list[report.Row]:
         ),
     }
     rows: list[report.Row] = []
-    first: dict[GLiTSpec, Score] = {}
+    first: dict[Spec, Score] = {}
     now = report.CLOCKS[options.clock]
     base = (0.0, 0)
     for name, case in cases.items():
@@ -110,7 +111,7 @@ def _evaluation_rows(options: argparse.Namespace) -> list[report.Row]:
 
 def _counted_rows(options: argparse.Namespace) -> list[report.Row]:
     """How much less work each way of sharing leaves, if memory were no bound: blocks that no network before had."""
-    scored: list[tuple[GLiTSpec, float]] = []
+    scored: list[tuple[Spec, float]] = []
     asked, blocks = 0, dict.fromkeys(("shared within a generation", "parents kept", "all kept"), 0)
     for generation in _scored(options.search / options.stage / "candidates.jsonl"):
         parents = sorted(scored, key=lambda pair: -pair[1])[: read_recipe_of(options.search).evolution.num_parents]
@@ -141,28 +142,28 @@ def _distances(options: argparse.Namespace) -> str:
     )
 
 
-def _prefixes(scored: Iterable[tuple[GLiTSpec, float]]) -> set[tuple[BlockSpec, ...]]:
-    return {spec.blocks[:depth] for spec, _ in scored for depth in range(1, spec.depth + 1)}
+def _prefixes(scored: Iterable[tuple[Spec, float]]) -> set[tuple[Any, ...]]:
+    return {prefix for spec, _ in scored for prefix in prefixes_of(spec)}
 
 
-def _scored(path: Path) -> list[list[tuple[GLiTSpec, float]]]:
+def _scored(path: Path) -> list[list[tuple[Spec, float]]]:
     """The networks of each generation with their accuracies."""
-    generations: dict[int, list[tuple[GLiTSpec, float]]] = {}
+    generations: dict[int, list[tuple[Spec, float]]] = {}
     for line in path.read_text().splitlines():
         entry = json.loads(line)
-        generations.setdefault(entry["generation"], []).append((GLiTSpec.from_dict(entry["spec"]), entry["accuracy"]))
+        generations.setdefault(entry["generation"], []).append((parse_spec(entry["spec"]), entry["accuracy"]))
     return list(generations.values())
 
 
 def _run(
     evaluator: Evaluator, generations: Generations, num_parents: int, keep: str, risk: float = 0.0
-) -> tuple[Evaluator, dict[GLiTSpec, Score]]:
-    scores: dict[GLiTSpec, Score] = {}
+) -> tuple[Evaluator, dict[Spec, Score]]:
+    scores: dict[Spec, Score] = {}
     each = risk / sum(map(len, generations))
     for generation in generations:
         top = _best(scores, num_parents)
         if keep == "parents":
-            evaluator._cache.retain({spec.blocks[:depth] for spec in top for depth in range(spec.depth)})
+            evaluator._cache.retain({prefix for spec in top for prefix in prefixes_of(spec)[:-1]})
         elif keep == "nothing":
             evaluator._cache.retain(set())
         else:
@@ -172,11 +173,11 @@ def _run(
     return evaluator, scores
 
 
-def _best(scores: dict[GLiTSpec, Score], count: int) -> list[GLiTSpec]:
+def _best(scores: dict[Spec, Score], count: int) -> list[Spec]:
     return sorted(scores, key=lambda spec: -scores[spec].accuracy)[:count]
 
 
-def _changed(first: dict[GLiTSpec, Score], scores: dict[GLiTSpec, Score], count: int) -> int:
+def _changed(first: dict[Spec, Score], scores: dict[Spec, Score], count: int) -> int:
     return len(set(_best(first, count)) - set(_best(scores, count)))
 
 
