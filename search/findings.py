@@ -20,7 +20,7 @@ from glit_models.spec import parse_json
 
 from .correlation import Correlation
 from .evolution import METHODS
-from .fitness import FITNESSES, Fitness
+from .fitness import FITNESSES, Fitness, InheritedAccuracy
 from .named_spaces import load_space
 from .space import SearchSpace
 
@@ -79,6 +79,7 @@ class Stage:
         retrained: those that were trained from scratch, best first.
         winner: the best of these.
         missing: files that are not there yet.
+        label: what the numbers in `Network.inherited` are: the label of the search's fitness.
     """
 
     name: str
@@ -89,6 +90,7 @@ class Stage:
     retrained: tuple[Network, ...]
     winner: Spec | None
     missing: tuple[str, ...]
+    label: str = InheritedAccuracy.label
 
     @property
     def title(self) -> str:
@@ -157,7 +159,7 @@ def read_findings(folder: Path) -> Findings:
         raise SearchError(f"{folder} is no search: it has no recipe.yaml")
     return Findings(
         **recipe,
-        stages=tuple(_read_stage(folder, name) for name in _stage_names(folder, recipe["method"])),
+        stages=tuple(_read_stage(folder, name, recipe["label"]) for name in _stage_names(folder, recipe["method"])),
         winner=_read(folder / "winner.json", _spec),
         result=_read(folder / "result.json", _result) or {},
         times=_read(folder / "times.json", _times) or {},
@@ -165,7 +167,7 @@ def read_findings(folder: Path) -> Findings:
     )
 
 
-def _read_stage(folder: Path, name: str) -> Stage:
+def _read_stage(folder: Path, name: str, label: str) -> Stage:
     path = folder / name
     return Stage(
         name,
@@ -178,6 +180,7 @@ def _read_stage(folder: Path, name: str) -> Stage:
         tuple(_read(path / "retrained.json", lambda text: _networks(text, "standalone")) or ()),
         _read(path / "winner.json", _spec),
         tuple(f"{name}/{file}" for file in _STAGE_FILES if not (path / file).is_file()),
+        label,
     )
 
 

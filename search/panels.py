@@ -81,7 +81,7 @@ def fill_generations(axes: Any, stage: Stage) -> None:
     axes.plot(x, medians, "--", color=_OTHER, label="median of the generation", marker="." if len(x) == 1 else None)
     axes.fill_between(x, low, high, color=_OTHER, alpha=0.18, linewidth=0, label="middle half of the generation")
     axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.set(xlabel="generation", ylabel="inherited accuracy, %")
+    axes.set(xlabel="generation", ylabel=stage.label)
 
 
 def fill_costs(
@@ -106,7 +106,7 @@ def fill_costs(
         axes.plot(*at([candidate]), "*", color=_WINNER, markersize=15, markeredgecolor="black", label="winner")
     _mark_references(axes, [n for n in stage.references if cost in n.costs], at)
     _mark_budget(axes, bounds, factor)
-    axes.set(xlabel=label, ylabel="inherited accuracy, %")
+    axes.set(xlabel=label, ylabel=stage.label)
 
 
 def _scatter_by_generation(axes: Any, candidates: Sequence[Network], x: Sequence[float], y: Sequence[Any]) -> None:
@@ -183,7 +183,7 @@ def fill_rank(axes: Any, rank: Ranking, predictor: str) -> None:
 
 
 def fill_retrained(axes: Any, stages: Sequence[Stage]) -> None:
-    """Stand-alone against inherited accuracy of each stage's retrained networks."""
+    """Stand-alone accuracy against the search's own measure, for each stage's retrained networks."""
     shades = ["#d9b44a", "#7d5a0a"] if len(stages) > 1 else ["#7d5a0a"]
     for stage, shade in zip(stages, shades, strict=True):
         if pairs := pairs_of(stage.retrained):
@@ -191,7 +191,7 @@ def fill_retrained(axes: Any, stages: Sequence[Stage]) -> None:
             axes.plot(*zip(*pairs, strict=True), "o", color=shade, label=stage.title.partition(":")[0])
             axes.plot(*best, "*", color=shade, markersize=15, markeredgecolor="black")
     axes.set_title("Each stage's best candidates\n(star: the stage's winner)")
-    axes.set(xlabel="inherited accuracy, %", ylabel="stand-alone accuracy, %")
+    axes.set(xlabel=stages[0].label, ylabel="stand-alone accuracy, %")
     axes.locator_params(axis="x", nbins=5)
     if len(handles := axes.get_legend_handles_labels()[0]) > 1:  # outside: within, it looks like two more networks
         axes.figure.legend(handles=handles, loc="outside lower right", ncols=2, fontsize=8)
