@@ -82,7 +82,7 @@ class TritonTarget(Target):
         name = options.name or re.sub(r"\W+", "_", source.name.rpartition("/")[2])
         target = path / name
         _check_place(target, options)
-        with scratch_folder(target) as workplace:
+        with scratch_folder(target.with_name(f"{name}.export")) as workplace:  # beside it, not in its way
             artifact = OnnxTarget().export(source, workplace / VERSION / MODEL, options)
             return _arranged(artifact, target, options)
 
