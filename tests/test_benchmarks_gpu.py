@@ -73,7 +73,7 @@ def test_a_form_is_judged_by_the_compiled_network_at_the_largest_batch() -> None
 
 
 def test_new_weights_are_taken_only_if_they_gain_more_than_the_shipped_ones() -> None:
-    shipped, new = "glit_tiny.fractal1k, gain", "/work/new_weights, gain"
+    shipped, new = "glit_tiny.fractal1k, gain", "/data/new_weights, gain"
     assert new_is_better({"rows": [{shipped: "+1.00", new: "+2.00"}, {shipped: "+3.00", new: "+2.50"}]})
     assert not new_is_better({"rows": [{shipped: "+1.00", new: "+0.50"}]})
     assert not new_is_better({})
