@@ -1,6 +1,6 @@
 """Runs the stages of a plan, each in a process of its own, and records every result as soon as there is one.
 
-It knows processes, time limits and files, not what a stage does.
+It starts processes, limits their time and writes files; what a stage does is in its own module.
 """
 
 from __future__ import annotations

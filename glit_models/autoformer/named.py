@@ -123,8 +123,7 @@ _VITAS_PAPER = Paper(
     "https://github.com/xiusu/ViTAS",
     """@article{su2021vitas,
   title   = {{ViTAS}: Vision Transformer Architecture Search},
-  author  = {Su, Xiu and You, Shan and Xie, Jiyang and Zheng, Mingkai and Wang, Fei and Qian, Chen and Zhang,
-             Changshui and Wang, Xiaogang and Xu, Chang},
+  author  = {Su, Xiu and others},
   journal = {arXiv preprint arXiv:2106.13700},
   year    = {2021}
 }""",
