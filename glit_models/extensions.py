@@ -80,7 +80,7 @@ class Table(Generic[T]):
     def _unknown(self, name: object, others: str) -> GlitError:
         near = difflib.get_close_matches(str(name), self._entries, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        return self.error(f"unknown {self.what} {name!r}; known: {', '.join(self._entries)}{others}{hint}")
+        return self.error(f"unknown {self.what} {name!r}; known: {', '.join(sorted(self._entries))}{others}{hint}")
 
     def _import(self, name: str) -> Any:
         module_name, _, attribute = name.partition(":")

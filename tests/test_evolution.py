@@ -263,7 +263,7 @@ def test_a_method_of_ones_own_is_a_module_and_a_name() -> None:
     for name, message in (
         (
             "climb",
-            "unknown search method 'climb'; known: hierarchical, spos, random, evolution, autoformer, or module:N",
+            "unknown search method 'climb'; known: autoformer, evolution, hierarchical, random, spos, or module:N",
         ),
         (f"{__name__}:Idle", f"search method '{__name__}:Idle' lacks propose"),
         (f"{__name__}:SMALL", f"search method '{__name__}:SMALL' must be a Search, got dict"),
