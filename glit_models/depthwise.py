@@ -15,8 +15,8 @@ from torch import Tensor
 
 __all__ = ["depthwise_conv", "is_narrow"]
 
-_TILE = 40  # tokens; of 16 to 100 about so many were the fastest at GLiT-Tiny's sizes
-_MAX_WHOLE = 32  # tokens that are one tile without padding
+_MAX_TILE = 40  # tokens; of 16 to 100 about so many were the fastest at GLiT-Tiny's sizes
+_MAX_WHOLE = 64  # tokens that are one tile without padding
 
 
 def is_narrow(channels: int, taps: int) -> bool:
@@ -95,13 +95,14 @@ def _whole(x: Tensor, grad: Tensor, taps: int) -> Tensor:
 
 def _tiled(x: Tensor, grad: Tensor, taps: int) -> Tensor:
     batch, channels, tokens = x.shape
-    tiles = -(-tokens // _TILE)
-    window = _TILE + taps - 1  # of x, that a tile of the gradient meets
-    missing = tiles * _TILE - tokens
-    windows = F.pad(x, (taps // 2, taps // 2 + missing)).unfold(2, window, _TILE)  # [B, C, tiles, window]
+    tiles = -(-tokens // _MAX_TILE)
+    tile = -(-tokens // tiles)
+    window = tile + taps - 1  # of x, that a tile of the gradient meets
+    missing = tiles * tile - tokens
+    windows = F.pad(x, (taps // 2, taps // 2 + missing)).unfold(2, window, tile)  # [B, C, tiles, window]
     windows = windows.permute(1, 0, 2, 3).reshape(channels, -1, window).contiguous()
-    tiled = F.pad(grad, (0, missing)).view(batch, channels, tiles, _TILE)
-    tiled = tiled.permute(1, 3, 0, 2).reshape(channels, _TILE, -1).contiguous()
+    tiled = F.pad(grad, (0, missing)).view(batch, channels, tiles, tile)
+    tiled = tiled.permute(1, 3, 0, 2).reshape(channels, tile, -1).contiguous()
     products = torch.bmm(tiled, windows)  # [C, T, window]
     # Token t of a tile meets tap k at t + k of the window.
-    return products.as_strided((channels, _TILE, taps), (products.stride(0), window + 1, 1)).sum(1)
+    return products.as_strided((channels, tile, taps), (products.stride(0), window + 1, 1)).sum(1)

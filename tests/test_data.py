@@ -1,5 +1,6 @@
 """Promises of the data sets and of the batches made from them."""
 
+import dataclasses
 import gzip
 import shutil
 import subprocess
@@ -15,9 +16,11 @@ from PIL import Image
 from timm.data import Mixup, create_transform
 
 from glit_models.data import open_splits
+from glit_models.data.batched import TensorImages, random_affine
 from glit_models.data.fashion_mnist import FashionMNIST, find_folder
 from glit_models.data.loading import eval_loader, part_positions, train_parts
 from glit_models.errors import DataError
+from glit_models.training.recipe import AugmentSection
 
 FIXTURE = Path(__file__).parent / "fixtures" / "fashion-mnist"
 
@@ -248,3 +251,60 @@ raise RuntimeError("of another kind")
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
     assert ended.returncode == 1
     assert "RuntimeError: of another kind" in ended.stderr
+
+
+# ---- batches as tensors ----
+
+
+def _tensor_images(size: int = 28, count: int = 12) -> TensorImages:
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (count, 28, 28, 3), dtype=np.uint8)
+    return TensorImages([(Image.fromarray(p), label) for label, p in enumerate(pixels)], size, torch.device("cpu"))
+
+
+def test_a_crop_of_everything_is_the_image_and_a_flip_its_mirror_image() -> None:
+    images = _tensor_images()
+    whole = AugmentSection(scale=(1.0, 1.0), ratio=(1.0, 1.0), hflip=0.0)
+    keywords = {"batch_size": 4, "num_parts": 1, "parts": (0,), "seed": 3, "epoch": 1}
+    for flips, dims in (({}, ()), ({"hflip": 1.0}, (3,)), ({"vflip": 1.0}, (2,))):
+        augment = dataclasses.replace(whole, **flips)
+        seen = []
+        for ((batch, labels),) in images.steps(augment, **keywords):
+            torch.testing.assert_close(batch, images.images[labels].float().flip(dims) / 255, atol=1e-5, rtol=0)
+            seen += labels.tolist()
+        assert sorted(seen) == list(range(12))
+
+
+def test_crops_lie_inside_the_image_and_cover_the_share_that_is_asked_for() -> None:
+    theta = random_affine(2000, (0.25, 0.75), (0.8, 1.25), 0.5, 0.5, np.random.default_rng(0))
+    width, height = theta[:, 0, 0].abs(), theta[:, 1, 1].abs()
+    assert bool((theta[:, 0, 2].abs() + width <= 1 + 1e-6).all() and (theta[:, 1, 2].abs() + height <= 1 + 1e-6).all())
+    area, aspect = width * height, width / height
+    assert 0.25 <= area.min() < 0.27
+    assert 0.73 < area.max() <= 0.75
+    assert 0.8 - 1e-5 <= aspect.min() < 0.81
+    assert 1.24 < aspect.max() <= 1.25 + 1e-5
+    assert 900 < (theta[:, 0, 0] < 0).sum() < 1100
+
+
+def test_a_batch_is_the_same_in_however_many_parts_and_from_wherever_it_is_continued() -> None:
+    images = _tensor_images(size=32)
+    keywords = {"batch_size": 4, "seed": 3, "epoch": 1}
+    whole = [parts[0] for parts in images.steps(AugmentSection(), **keywords, num_parts=1, parts=(0,))]
+    halves = list(images.steps(AugmentSection(), **keywords, num_parts=2, parts=(0, 1), first_step=1))
+    assert len(whole) == 3
+    assert len(halves) == 2
+    assert whole[0][0].shape == (4, 3, 32, 32)
+    for (batch, labels), parts in zip(whole[1:], halves, strict=True):
+        for part, (images_of, labels_of) in enumerate(parts):
+            positions = part_positions(4, 2, part)
+            assert torch.equal(batch[positions], images_of)
+            assert torch.equal(labels[positions], labels_of)
+
+
+def test_images_that_cannot_be_batched_are_named() -> None:
+    with pytest.raises(DataError, match="images of 28 x 28 pixels are larger than the 24 to train with"):
+        _tensor_images(size=24)
+    sizes = [(Image.new("RGB", (8, 8)), 0), (Image.new("RGB", (9, 8)), 1)]
+    with pytest.raises(DataError, match="image 1 has 9 x 8 pixels, image 0 8 x 8; batched needs images of one size"):
+        TensorImages(sizes, 32, torch.device("cpu"))

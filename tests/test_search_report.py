@@ -259,7 +259,11 @@ def test_a_folder_that_is_no_search_is_named(tmp_path: Path) -> None:
         ("recipe.yaml", b"{", "not valid YAML"),
         ("recipe.yaml", b"- 3", "a mapping is missing where list stands"),
         ("recipe.yaml", b"seed: 3", "it lacks 'method'"),
-        ("recipe.yaml", b"{method: magic}", "unknown search method 'magic'; known: autoformer, evolution, hierarchical, random"),
+        (
+            "recipe.yaml",
+            b"{method: magic}",
+            "unknown search method 'magic'; known: autoformer, evolution, hierarchical, random",
+        ),
         (
             "recipe.yaml",
             b"{method: spos, seed: 1, supernet: {sharing: a}, budget: {macs: 3}}",

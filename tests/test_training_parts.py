@@ -13,6 +13,7 @@ from torch import nn
 
 from glit_models.errors import RecipeError
 from glit_models.training import Trainer, load_recipe
+from glit_models.training.feed import open_data
 from glit_models.training.objective import Objective
 from glit_models.training.recipe import AugmentSection, DistillSection, OptimSection, Recipe
 from glit_models.training.setup import (
@@ -239,3 +240,30 @@ def test_posterizing_to_no_bits_gives_black_under_every_pillow():
     assert posterize(picture).getpixel((0, 0)) == (0, 0, 0)
     posterize.magnitude = 5
     assert posterize(picture).getpixel((0, 0)) == (192, 64, 0)
+
+
+def test_a_run_with_batched_augmentation_stops_and_goes_on_to_the_same_result(tmp_path: Path):
+    recipe = _tiny("augment={batched: true}", "data.split_seed=7", "model.img_size=32")
+    whole = Trainer(recipe, tmp_path / "whole", "cpu").run()
+    stopped = Trainer(recipe, tmp_path / "stopped", "cpu", max_minutes=0.0)
+    assert stopped.run() is None
+    result = Trainer(recipe, tmp_path / "stopped", "cpu").run()
+    assert result is not None
+    assert whole is not None
+    assert {**result, "minutes": 0} == {**whole, "minutes": 0}
+    best = "best.safetensors"
+    assert (tmp_path / "whole" / best).read_bytes() == (tmp_path / "stopped" / best).read_bytes()
+
+
+def test_the_split_is_drawn_by_its_own_seed_where_there_is_one():
+    held_out = [
+        open_data(_tiny("data.hold_out=20", f"seed={seed}", *split)).validation.indices
+        for seed, *split in ((0, "data.split_seed=5"), (1, "data.split_seed=5"), (5,), (1,))
+    ]
+    assert held_out[0] == held_out[1] == held_out[2] != held_out[3]
+
+
+def test_batched_augmentation_of_fractals_is_refused(tmp_path: Path):
+    recipe = _tiny("data.dataset=fractals", "data.root=null", "data.hold_out=0", "augment={batched: true}")
+    with pytest.raises(RecipeError, match="augment.batched cannot be set for fractals, which has no index of images"):
+        Trainer(recipe, tmp_path, "cpu")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import Any
 
@@ -13,7 +14,13 @@ from torch.distributed import get_world_size
 
 from ..errors import RunError
 
-__all__ = ["make_accelerator", "synchronise_batchnorm"]
+__all__ = ["make_accelerator", "multiplies_bf16", "synchronise_batchnorm"]
+
+
+def multiplies_bf16() -> bool:
+    """Whether this CPU multiplies matrices of bfloat16 faster than those of float32."""
+    capabilities: Mapping[str, Any] = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return bool(capabilities.get("amx_bf16"))
 
 
 def make_accelerator(device: str | torch.device | None, precision: str, some_unused: bool = False) -> Any:

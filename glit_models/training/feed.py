@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..data import Fractals, HeldOutFractals, Splits, Subset, open_splits
+from ..data.batched import TensorImages
 from ..data.loading import eval_loader, part_positions, train_parts
 from ..data.sources import Stream
 from ..errors import Argument, DataError, RecipeError
@@ -30,15 +31,15 @@ _STATISTICS_BATCHES = 8
 
 
 @contextmanager
-def naming_keys() -> Iterator[None]:
-    """Let an error about the arguments of `glit_models.data` name the keys of a recipe's `data` that gave them."""
+def naming_keys(section: str = "data") -> Iterator[None]:
+    """Let an error about the arguments of `glit_models.data` name the keys of a recipe's section that gave them."""
     try:
         yield
     except DataError as error:
         parts = error.message.parts
         raise DataError(
             *(
-                dataclasses.replace(part, name=f"data.{part.name}") if isinstance(part, Argument) else part
+                dataclasses.replace(part, name=f"{section}.{part.name}") if isinstance(part, Argument) else part
                 for part in parts
             )
         ) from None
@@ -52,7 +53,7 @@ def open_data(recipe: Recipe) -> Splits:
         return Splits(fractals, HeldOutFractals(fractals, 0), HeldOutFractals(fractals, 1), fractals.class_names)
     with naming_keys():
         return open_splits(
-            data.dataset, data.root, data.hold_out, data.limit, recipe.seed,
+            data.dataset, data.root, data.hold_out, data.limit, recipe.split_seed,
             train_split=data.train_split, validation_split=data.validation_split, test_split=data.test_split,
             download=data.download, input_key=data.input_key, target_key=data.target_key,
         )  # fmt: skip
@@ -90,6 +91,8 @@ class Feed:
         if isinstance(splits.train, Stream) and recipe.augment.repeats > 1:
             raise RecipeError(f"augment.repeats must be 1 for {recipe.data.dataset}, which is read as a stream, "
                               f"got {recipe.augment.repeats}")  # fmt: skip
+        if isinstance(splits.train, (Stream, Fractals)) and recipe.augment.batched:
+            raise RecipeError(f"augment.batched cannot be set for {recipe.data.dataset}, which has no index of images")
         self.recipe = recipe
         self.splits = splits
         self.device = device
@@ -100,11 +103,18 @@ class Feed:
         self.mean, self.std = (
             torch.tensor(preprocessing[key], device=device)[:, None, None] for key in ("mean", "std")
         )
+        self.in_memory: TensorImages | None = None
+        if recipe.augment.batched:
+            with naming_keys("augment"):
+                self.in_memory = TensorImages(splits.train, recipe.model.img_size, device)
 
     def steps(self, epoch: int, first_step: int) -> Iterator[list[tuple[Tensor, Tensor]]]:
         """This process's parts of every batch of an epoch from `first_step` on: images [B, C, H, W] and labels [B]."""
         if isinstance(self.splits.train, Fractals):
             yield from self._fractal_steps(self.splits.train, epoch, first_step)
+            return
+        if self.in_memory is not None:
+            yield from self._batched_steps(self.in_memory, epoch, first_step)
             return
         recipe = self.recipe
         loader = _batches_naming_keys(
@@ -118,6 +128,16 @@ class Feed:
         while parts := list(islice(loader, len(self.parts))):
             yield [self._place(images, labels, self._size_at(epoch, step)) for images, labels in parts]
             step += 1
+
+    def _batched_steps(
+        self, images: TensorImages, epoch: int, first_step: int
+    ) -> Iterator[list[tuple[Tensor, Tensor]]]:
+        recipe = self.recipe
+        for parts in images.steps(
+            recipe.augment, batch_size=recipe.optim.batch_size, num_parts=self.num_parts, parts=self.parts,
+            seed=recipe.seed, epoch=epoch, first_step=first_step,
+        ):  # fmt: skip
+            yield [((part - self.mean) / self.std, labels) for part, labels in parts]
 
     def for_statistics(self, num_batches: int = _STATISTICS_BATCHES) -> Iterator[Tensor]:
         """Some training images [B, C, H, W] of the recipe's own size, the same in every process."""

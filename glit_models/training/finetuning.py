@@ -26,6 +26,7 @@ from ..data.sources import find_part, open_source
 from ..errors import Argument, DataError, GlitError, Message, RecipeError, first_line
 from ..recipes import Overrides, parse_overrides
 from ..runs.console import track
+from ..runs.processes import multiplies_bf16
 from ..weights.loading import timm_name
 from .feed import naming_keys
 from .recipe import Recipe, load_recipe
@@ -152,7 +153,7 @@ def _choose_splits(choices: _Choices, directory: Any, counts: Counter[str]) -> S
     base = choices.base
     with naming_keys():
         splits = open_splits(
-            "folder", directory, hold_out, limit, base.seed, train_split=base.data.train_split,
+            "folder", directory, hold_out, limit, base.split_seed, train_split=base.data.train_split,
             validation_split=base.data.validation_split, test_split=choices.recipe().data.test_split,
         )  # fmt: skip
     if not hold_out:
@@ -243,7 +244,7 @@ def _choose_machinery(choices: _Choices, num_pictures: int, device: torch.device
         workers, why = min(cores, 8), f"of {cores} cores"
     line = (f"loading: by {workers} more processes, {why} (", Argument("data.num_workers", ...), ")")
     choices.make("data.num_workers", workers, *(line if workers else ()))
-    fast = _has_amx() if on_cpu else device.type == "cuda" and torch.cuda.is_bf16_supported()
+    fast = multiplies_bf16() if on_cpu else device.type == "cuda" and torch.cuda.is_bf16_supported()
     if fast:
         what = "CPU" if on_cpu else "GPU"
         line = (f"precision: bf16, for which this {what} is made (", Argument("precision", "fp32"), ")")
@@ -252,12 +253,6 @@ def _choose_machinery(choices: _Choices, num_pictures: int, device: torch.device
 
 def _count_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _has_amx() -> bool:
-    """Whether the CPU multiplies matrices of bf16; others are no faster with it."""
-    capabilities: Mapping[str, Any] = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    return bool(capabilities.get("amx_bf16"))
 
 
 def _check_classifier(recipe: Recipe, num_classes: int) -> None:

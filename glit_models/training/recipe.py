@@ -44,7 +44,8 @@ class DataSection:
     validation_split: str = "validation"
     test_split: str | None = None  # scored once, at the end
     hold_out: int = 0  # this many training pictures become the validation set
-    limit: int | None = None
+    limit: int | None = None  # keep only so many of the others
+    split_seed: int | None = None  # of the draw of both; the run's seed unless given
     download: bool = False  # let the data set's own library fetch it
     input_key: str | None = None  # names of the picture's and the label's columns, where they are not the usual ones
     target_key: str | None = None
@@ -74,6 +75,15 @@ class AugmentSection:
     cutmix: float = 0.0
     mixup_switch_prob: float = 0.5
     label_smoothing: float = 0.1
+    # Crop and flip whole batches as tensors on the device that trains: faster for small images, which must all have one
+    # size of at most model.img_size. Crops are bilinear; scale, ratio, hflip and vflip alone can be set beside it.
+    batched: bool = False
+
+    @property
+    def beyond_batched(self) -> str | None:
+        """The first key that is set and that `batched` cannot do."""
+        keys = ("color_jitter", "auto_augment", "train_interpolation", "re_prob")
+        return next((key for key in keys if getattr(self, key)), "repeats" if self.repeats > 1 else None)
 
 
 @dataclass(frozen=True)
@@ -136,6 +146,8 @@ class Recipe:
              "sizes with positive shares, or null"),
             ("data.hold_out", data.hold_out, data.hold_out >= 0, "at least 0"),
             ("data.limit", data.limit, data.limit is None or data.limit >= 1, "at least 1, or null"),
+            ("data.split_seed", data.split_seed, data.split_seed is None or data.split_seed >= 0,
+             "at least 0, or null"),
             ("data.num_workers", data.num_workers, data.num_workers >= 0, "at least 0"),
             ("augment.repeats", augment.repeats, augment.repeats >= 1, "at least 1"),
             ("augment.label_smoothing", augment.label_smoothing, 0 <= augment.label_smoothing < 1,
@@ -166,6 +178,15 @@ class Recipe:
             raise RecipeError("data.hold_out cannot be set for fractals, which hold out pictures of their own")
         if data.dataset == "fractals" and augment.repeats > 1:
             raise RecipeError("augment.repeats cannot be set for fractals; data.fractals.instances repeats them")
+        if augment.batched and augment.beyond_batched:
+            raise RecipeError(f"augment.{augment.beyond_batched} cannot be set with augment.batched")
+        if augment.batched and model.img_size_shares:
+            raise RecipeError("model.img_size_shares cannot be set with augment.batched")
+
+    @property
+    def split_seed(self) -> int:
+        """The seed of what is held out and kept of the training images."""
+        return self.seed if self.data.split_seed is None else self.data.split_seed
 
     def check_parts(self, num_processes: int) -> int:
         """How many equal parts a batch is cut into: processes times accumulated parts.

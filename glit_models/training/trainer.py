@@ -28,7 +28,7 @@ from ..recipes import RECIPE_FILE, refuse_other_recipe
 from ..runs.console import progress_bar, say
 from ..runs.files import whole_file, write_json, write_text
 from ..runs.lock import lock_folder
-from ..runs.processes import make_accelerator, synchronise_batchnorm
+from ..runs.processes import make_accelerator, multiplies_bf16, synchronise_batchnorm
 from ..runs.signals import StopRequest
 from ..weights.files import write_state_dict
 from ..weights.loading import load_model
@@ -102,6 +102,8 @@ class Trainer:
         self.accelerator = make_accelerator(device, recipe.precision, some_unused=trainee is not None)
         self.device: torch.device = self.accelerator.device
         self.rank: int = self.accelerator.process_index
+        if self.device.type == "cpu" and recipe.precision == "bf16" and not multiplies_bf16():
+            self._say("glit: this processor has no matrix unit for bfloat16; precision=fp32 may be ten times faster")
         self.num_parts = recipe.check_parts(self.accelerator.num_processes)
         accumulation = recipe.optim.grad_accumulation
         self.parts = range(self.rank * accumulation, (self.rank + 1) * accumulation)

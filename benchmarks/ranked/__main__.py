@@ -1,0 +1,126 @@
+"""Train the networks of the table by themselves, one after another, and add their scores to `table.json`.
+
+36 networks: 18 drawn from the joint space, 18 from the second stage's, whose distribution of heads is that of the
+showcase's winner. A third of them are trained with a second seed, which gives the noise. Each training takes about ten
+minutes of one core of an AVX2 processor. The command can be stopped and given again: what the table holds is not
+trained again. Several processes share the work.
+"""
+
+import argparse
+import json
+import random
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from glit_models.search import load_search_recipe
+from glit_models.search.budget import Budget
+from glit_models.search.budget_sampler import BudgetSampler
+from glit_models.search.space import SearchSpace
+
+from glit_models import GLiTSpec, count_macs, count_params
+from glit_models.errors import RunError
+from glit_models.runs.files import write_json
+from glit_models.training import Trainer
+from glit_models.weights.loading import load_model
+
+FOLDER = Path(__file__).parent
+RECIPE = FOLDER / "recipe.yaml"
+TABLE = FOLDER / "table.json"
+WINNER = FOLDER.parents[1] / "docs" / "search_fashion_mnist_cpu" / "winner.json"
+NETWORKS = 18  # of each space
+SECOND_SEEDS = 6  # of each space
+
+
+def main() -> None:
+    """Train what the table lacks."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", default="runs/ranked", type=Path, help="folder of the runs")
+    parser.add_argument("--threads", type=int, default=1, help="threads of torch")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, ...")
+    parser.add_argument("--max-minutes", type=float, help="begin no training after so long")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    networks = draw_networks()
+    for seed, limit in ((0, NETWORKS), (1, SECOND_SEEDS)):
+        for place in range(limit):
+            for space in ("joint", "stage2"):
+                if not _train(options, f"{space}-{place:02d}", networks[space][place], seed):
+                    sys.exit("stopped; the same command goes on from here")
+    collect(options.out)
+
+
+def draw_networks() -> dict[str, list[GLiTSpec]]:
+    """The networks of both spaces, in their order; the same at every call."""
+    recipe = load_search_recipe(str(RECIPE))
+    joint = recipe.load_space()
+    winner = GLiTSpec.from_dict(json.loads(WINNER.read_text()))
+    bounds = recipe.budget.macs
+    budget = Budget("macs", lambda spec: count_macs(spec, 28, 10), bounds.low, bounds.high)
+    spaces: dict[str, SearchSpace] = {"joint": joint, "stage2": joint.stage_two(winner)}
+    networks = {}
+    for name, space in spaces.items():
+        sampler, rng = BudgetSampler(space, [budget]), random.Random(f"ranked {name}")
+        drawn: dict[Any, None] = {}
+        while len(drawn) < NETWORKS:
+            drawn[sampler.sample(rng)[0]] = None
+        networks[name] = list(drawn)
+    return networks
+
+
+def read_table() -> list[dict[str, Any]]:
+    """The rows of the table: of each network and seed its spec, costs and scores."""
+    return json.loads(TABLE.read_text()) if TABLE.is_file() else []
+
+
+def _train(options: argparse.Namespace, name: str, spec: GLiTSpec, seed: int) -> bool:
+    """Train and score one network, unless the table has it or another process is at it; whether to go on."""
+    run = options.out / f"{name}-seed{seed}"
+    done = any((row["name"], row["seed"]) == (name, seed) for row in read_table())
+    if done or (run / "scores.json").is_file():
+        return True
+    recipe = load_search_recipe(str(RECIPE), [f"seed={seed}"])
+    trainer = Trainer(recipe.retrain_recipe(spec), run, options.device, options.max_minutes, score_test=False)
+    try:
+        result = trainer.run()
+    except RunError:
+        return True  # another process has the folder
+    if result is None:
+        return False
+    model = load_model(run / "model").model.to(trainer.device)
+    scores: dict[str, Any] = {"name": name, "space": name.partition("-")[0], "seed": seed, "spec": spec.to_dict()}
+    scores |= {"macs": count_macs(spec, 28, 10), "params": count_params(spec, 10)}
+    for split, images in (("search", trainer.splits.validation), ("test", trainer.splits.test)):
+        scores[f"{split}_top1"], scores[f"{split}_loss"] = _score(model, trainer, images)
+    write_json(run / "scores.json", {**scores, "minutes": result["minutes"]})
+    collect(options.out)
+    return True
+
+
+@torch.no_grad()
+def _score(model: Any, trainer: Trainer, images: Any) -> tuple[float, float]:
+    """Top-1 accuracy in percent, and mean cross-entropy."""
+    batches, count = trainer.feed.scoring(images)
+    correct, loss = 0, 0.0
+    model.eval()
+    for batch, labels in batches:
+        batch, labels = batch.to(trainer.device), labels.to(trainer.device)
+        logits = model(batch)
+        correct += int((logits.argmax(1) == labels).sum())
+        loss += float(F.cross_entropy(logits, labels, reduction="sum"))
+    return 100 * correct / count, round(loss / count, 6)
+
+
+def collect(out: Path) -> None:
+    """Add the scores of the runs that are finished to the table."""
+    rows = {(row["name"], row["seed"]): row for row in read_table()}
+    for path in out.glob("*/scores.json"):
+        row = json.loads(path.read_text())
+        rows[row["name"], row["seed"]] = row
+    write_json(TABLE, [rows[key] for key in sorted(rows)])
+
+
+if __name__ == "__main__":
+    main()
