@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from glit_models.search import SearchRun, load_search_recipe, rank_networks
+from glit_models.search import Ranking, SearchRun, load_search_recipe, rank_networks
 from glit_models.search.recipe import SearchRecipe
 
 from glit_models import BlockSpec, GLiTSpec, count_macs
@@ -47,7 +47,7 @@ def main() -> None:
         for seed in range(options.rounds):
             for name, result in _seed(options, seed, wait).items():
                 scores.setdefault(name, []).append(result)
-    ranked = [name for name in RANKED if (options.out / "seed0" / name / "rank.json").is_file()]
+    ranked = [name for name in RANKED if (options.out / "seed0" / name / "joint" / "rank.json").is_file()]
     if not scores:
         sys.exit(f"{options.out} has no finished run yet")
     report.show("ablation", options, [_row(name, results) for name, results in scores.items()], "mean")
@@ -153,11 +153,11 @@ def _train(options: argparse.Namespace, recipe: Recipe, out: Path, wait: bool) -
 
 
 def _rank(options: argparse.Namespace, name: str) -> report.Row:
-    ranking = json.loads((options.out / "seed0" / name / "rank.json").read_text())
-    row: dict[str, Any] = {"sharing": "entangled" if name == "spos" else name, "networks": len(ranking["networks"])}
-    for title, key in (("Kendall's tau", "kendall"), ("Spearman's rho", "spearman"), ("tau of MACs", "kendall_macs")):
-        value = ranking[key]
-        row[title] = f"{value['value']:.2f} ({value['low']:.2f} to {value['high']:.2f})"
+    ranking = Ranking.from_dict(json.loads((options.out / "seed0" / name / "joint" / "rank.json").read_text()))
+    row: dict[str, Any] = {"sharing": "entangled" if name == "spos" else name, "networks": len(ranking.networks)}
+    taus = {**ranking.taus["loss"], "without error": ranking.ceilings["loss"]}
+    for measure in ("inherited loss", "inherited top-1", "MACs", "without error"):
+        row[f"tau of {measure}"] = f"{taus[measure].value:.2f} ({taus[measure].low:.2f} to {taus[measure].high:.2f})"
     return row
 
 

@@ -1,8 +1,7 @@
 """How fast a search evaluates its networks, and what a step of its supernet costs.
 
 Evaluation: the generations of a search that was really run are evaluated again, one by one and in each way of sharing
-work, on the same weights and images. The scores must be the same, or this stops; early stopping is the exception, of
-which the command says how many of the parents it would have changed.
+work, on the same weights and images. The scores must be the same, or this stops.
 
 The supernet: a training step of GLiT-Tiny as the active path against the same network by itself, at 64 pixels.
 """
@@ -10,7 +9,6 @@ The supernet: a training step of GLiT-Tiny as the active path against the same n
 import argparse
 import json
 import random
-import statistics
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -49,7 +47,6 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     if options.count:
         report.show("search", options, _counted_rows(options), "counted, not a median")
-        print(f"\n{_distances(options)}")
         return
     if options.search is not None:
         report.show("search", options, _evaluation_rows(options), "one run, not a median")
@@ -82,9 +79,6 @@ def _evaluation_rows(options: argparse.Namespace) -> list[report.Row]:
         "shared within a generation": lambda: _run(make(True, options.memory_mb), generations, parents, "nothing"),
         "parents kept": lambda: _run(make(True, options.memory_mb), generations, parents, "parents"),
         "all kept that fits": lambda: _run(make(True, options.memory_mb), generations, parents, "all"),
-        "all kept, early stopping at risk 0.05": lambda: _run(
-            make(True, options.memory_mb), generations, parents, "all", 0.05
-        ),
     }
     rows: list[report.Row] = []
     first: dict[Spec, Score] = {}
@@ -96,15 +90,13 @@ def _evaluation_rows(options: argparse.Namespace) -> list[report.Row]:
         seconds = now() - began
         if not first:
             first, base = scores, (seconds, evaluator.block_images)
-        early = "early" in name
-        if not early and any(scores[spec].accuracy != first[spec].accuracy for spec in first):
+        if scores != first:
             sys.exit(f"{name}: the scores differ from those of one by one")
         rows.append({
             "evaluated": name,
             "networks a minute": 60 * total / seconds,
             "faster": f"{base[0] / seconds:.2f}x",
             "less work in blocks": f"{base[1] / evaluator.block_images:.2f}x",
-            "same scores": f"{_changed(first, scores, parents)} of the best {parents} changed" if early else "yes",
         })  # fmt: skip
     return rows
 
@@ -123,25 +115,6 @@ def _counted_rows(options: argparse.Namespace) -> list[report.Row]:
     return [{"evaluated": name, "less work in blocks": f"{asked / count:.2f}x"} for name, count in blocks.items()]
 
 
-def _distances(options: argparse.Namespace) -> str:
-    """How far the networks of a generation are behind the last of their parents: what early stopping must tell."""
-    scored: list[float] = []
-    medians = []
-    for generation in _scored(options.search / options.stage / "candidates.jsonl"):
-        accuracies = [accuracy for _, accuracy in generation]
-        if scored:
-            last = sorted(scored)[-read_recipe_of(options.search).evolution.num_parents :][0]
-            medians.append(last - statistics.median(accuracies))
-        scored += accuracies
-    late = medians[4:]  # of generations 5 and later; the first one has no parents
-    if not late:
-        return "there are too few generations for the distances to parents"
-    return (
-        f"from generation 5 on the median network is {statistics.median(late):.1f} points behind the last parent "
-        f"({min(late):.1f} to {max(late):.1f} by generation)"
-    )
-
-
 def _prefixes(scored: Iterable[tuple[Spec, float]]) -> set[tuple[Any, ...]]:
     return {prefix for spec, _ in scored for prefix in prefixes_of(spec)}
 
@@ -156,10 +129,9 @@ def _scored(path: Path) -> list[list[tuple[Spec, float]]]:
 
 
 def _run(
-    evaluator: Evaluator, generations: Generations, num_parents: int, keep: str, risk: float = 0.0
+    evaluator: Evaluator, generations: Generations, num_parents: int, keep: str
 ) -> tuple[Evaluator, dict[Spec, Score]]:
     scores: dict[Spec, Score] = {}
-    each = risk / sum(map(len, generations))
     for generation in generations:
         top = _best(scores, num_parents)
         if keep == "parents":
@@ -168,17 +140,12 @@ def _run(
             evaluator._cache.retain(set())
         else:
             evaluator.retain(top)
-        reference = scores[top[-1]] if risk and len(top) == num_parents else None
-        scores |= evaluator.evaluate(generation, reference, each)
+        scores |= evaluator.evaluate(generation)
     return evaluator, scores
 
 
 def _best(scores: dict[Spec, Score], count: int) -> list[Spec]:
     return sorted(scores, key=lambda spec: -scores[spec].accuracy)[:count]
-
-
-def _changed(first: dict[Spec, Score], scores: dict[Spec, Score], count: int) -> int:
-    return len(set(_best(first, count)) - set(_best(scores, count)))
 
 
 # ---- the supernet ----

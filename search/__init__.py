@@ -8,7 +8,7 @@ from .budget import Budget, extremes, macs_budget, params_budget
 from .budget_sampler import BudgetSampler
 from .candidates import Candidate
 from .choices import BlockChoices
-from .correlation import Correlation, kendall, spearman
+from .correlation import Correlation, kendall
 from .evolution import METHODS, AutoFormerEvolution, Evolution, RandomSearch
 from .fitness import FITNESSES, Fitness, Setting
 from .latency import latency_budget
@@ -26,7 +26,8 @@ from .named_spaces import (
     load_space,
 )
 from .pipeline import SearchRun
-from .rank import Ranking, rank_networks
+from .rank import rank_networks
+from .ranking import Ranking
 from .recipe import SearchRecipe, load_search_recipe, shipped_search_recipes
 from .report import write_report
 from .space import SearchSpace
@@ -71,6 +72,5 @@ __all__ = [
     "params_budget",
     "rank_networks",
     "shipped_search_recipes",
-    "spearman",
     "write_report",
 ]

@@ -7,6 +7,7 @@ up to the method, a subclass of `Search`. The whole state is plain JSON at any m
 from __future__ import annotations
 
 import dataclasses
+import math
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -37,12 +38,14 @@ class EvolutionConfig:
         population: networks of a generation; fewer where no more new ones are found.
         generations: how many there are, the first one, which is random, included.
         num_parents: the best networks so far, from which the next ones are made.
-        mutation_prob: of each gene; see `SearchSpace.mutate`.
-        depth_prob: of the depth, for methods that change it with a probability of its own: `autoformer`.
-        width_prob: of the embedding width, likewise.
+        mutated_blocks: how many blocks of a network a mutation changes, in the mean; see `SearchSpace.redraw_blocks`.
+            SPOS changes 2 of 20. None: each gene changes with `mutation_prob` instead.
+        mutation_prob: of each gene, where `mutated_blocks` is None and for `autoformer`; see `SearchSpace.mutate`.
+        depth_prob: of the depth, for `autoformer`.
+        width_prob: of the embedding width, for `autoformer`.
         num_mutation: networks of a generation that are made by mutation.
-        num_crossover: networks of a generation that are made by crossover. The rest, and what mutation and crossover
-            find no new ones for, is random.
+        num_crossover: networks of a generation that are made by crossover of two different parents. What crossover
+            finds no new ones for is made by mutation; the rest is random.
         uniform_over: what random networks are uniform over; see `SearchSpace.sample`.
         max_draws: draws for one random network within budgets, where draws are needed.
 
@@ -62,6 +65,7 @@ class EvolutionConfig:
     max_draws: int = 1000
     depth_prob: float = 0.4
     width_prob: float = 0.4
+    mutated_blocks: float | None = 2.0
 
     def __post_init__(self) -> None:
         for key in ("population", "generations", "num_parents", "max_draws", "num_mutation", "num_crossover"):
@@ -72,6 +76,9 @@ class EvolutionConfig:
             value = getattr(self, key)
             if not isinstance(value, (int, float)) or not 0 <= value <= 1:
                 raise SearchError(f"{key} must be from 0 to 1, got {value!r}")
+        blocks = self.mutated_blocks
+        if blocks is not None and (not isinstance(blocks, (int, float)) or not 0 < blocks < math.inf):
+            raise SearchError(f"mutated_blocks must be positive, or null, got {blocks!r}")
         if self.num_mutation + self.num_crossover > self.population:
             raise SearchError(
                 f"num_mutation + num_crossover must be at most population={self.population}, "
@@ -211,8 +218,10 @@ class Search(ABC):
         The networks of the generations before and what was told of them are in `candidates`, `top` and `best`.
         """
 
-    def add_children(self, origin: str, count: int, make: Callable[[], Spec]) -> None:
+    def add_children(self, origin: str, count: int, make: Callable[[], Spec]) -> int:
         """Add up to `count` networks that `make` makes: those within the budgets that are not known yet.
+
+        Returns how many are missing.
 
         Args:
             origin: how these networks are found, for the records: 'mutation', 'crossover', ...
@@ -226,6 +235,7 @@ class Search(ABC):
             spec = make()
             if self._is_new(spec) and (costs := self._sampler.within(spec)) is not None:
                 self._add(spec, origin, costs)
+        return wanted - len(self._new)
 
     def add_random(self) -> None:
         """Fill the generation with random members within the budgets; if there are no more, the search ends."""

@@ -6,15 +6,15 @@ Numbers only: it knows no network, and not what was measured.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, final
+from typing import final
 
 import numpy as np
 
 from glit_models.errors import SearchError
 
-__all__ = ["Correlation", "kendall", "spearman"]
+__all__ = ["Correlation", "kendall"]
 
 _FEWEST = 3  # pairs; two are always in perfect order, or in perfect disorder
 
@@ -55,45 +55,20 @@ def kendall(
 
     Source: M. G. Kendall, The treatment of ties in ranking problems, Biometrika 33 (1945).
     """
-    return _correlate("kendalltau", a, b, num_resamples, level, seed)
-
-
-def spearman(
-    a: Sequence[float], b: Sequence[float], *, num_resamples: int = 2000, level: float = 0.95, seed: int = 0
-) -> Correlation:
-    """Spearman's rho of pairs: the linear correlation of their ranks, equal values sharing the mean of theirs.
-
-    Arguments and errors are `kendall`'s.
-    """
-    return _correlate("spearmanr", a, b, num_resamples, level, seed)
-
-
-def _correlate(
-    name: str, a: Sequence[float], b: Sequence[float], num_resamples: int, level: float, seed: int
-) -> Correlation:
     if num_resamples < 1 or not 0 < level < 1:
         raise SearchError(f"num_resamples must be at least 1 and level from 0 to 1, got {num_resamples} and {level}")
-    statistic = _statistic(name)
+    try:
+        from scipy.stats import kendalltau
+    except ImportError:
+        raise SearchError('rank correlations are computed by scipy: pip install "glit-models[search]"') from None
     pairs = _pairs(a, b)
     rng = np.random.default_rng(seed)
     drawn = (pairs[:, rng.integers(pairs.shape[1], size=pairs.shape[1])] for _ in range(num_resamples))
-    values = [_value(statistic, resample) for resample in drawn if not _is_constant(resample)]
+    values = [float(kendalltau(*resample).statistic) for resample in drawn if not _is_constant(resample)]
     if not values:
         raise SearchError(f"a correlation of {pairs.shape[1]} pairs needs more resamples, got {num_resamples}")
     low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
-    return Correlation(_value(statistic, pairs), float(low), float(high), pairs.shape[1])
-
-
-def _statistic(name: str) -> Callable[[Any, Any], Any]:
-    try:
-        from scipy import stats
-    except ImportError:
-        raise SearchError('rank correlations are computed by scipy: pip install "glit-models[search]"') from None
-    return getattr(stats, name)
-
-
-def _value(statistic: Callable[[Any, Any], Any], pairs: np.ndarray) -> float:
-    return float(statistic(pairs[0], pairs[1]).statistic)
+    return Correlation(float(kendalltau(*pairs).statistic), float(low), float(high), pairs.shape[1])
 
 
 def _pairs(a: Sequence[float], b: Sequence[float]) -> np.ndarray:

@@ -15,8 +15,8 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, final
 
-import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -26,7 +26,7 @@ from glit_models.errors import SearchError
 
 from .supernet import Supernet
 
-__all__ = ["Evaluator", "Images", "Score", "may_reach", "prefixes_of"]
+__all__ = ["Evaluator", "Images", "Score", "compare_logits", "prefixes_of"]
 
 Prefix = tuple[Any, ...]  # how a network begins: its width, then its first blocks
 
@@ -41,37 +41,17 @@ class Images:
 
 
 @final
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Score:
-    """What is known of one network.
+    """How good a network is with inherited weights.
 
     Attributes:
-        accuracy: percent of the search set; estimated, from the difference to a better network on the pictures seen,
-            where `images` is less than all.
-        images: pictures that were seen.
-        correct: for each of these, whether it was right: [images] bool.
+        accuracy: top-1, in percent of the images.
+        loss: mean cross-entropy over the images. It orders networks better than accuracy on as many images.
     """
 
     accuracy: float
-    images: int
-    correct: np.ndarray
-
-
-def may_reach(correct: np.ndarray, reference: np.ndarray, risk: float) -> bool:
-    """Whether a network may still be as often right as another one on all pictures, after the first S of them.
-
-    The pictures come in random order, so those on which just one of the two is right are drawn without replacement
-    from all such. If it were at least as good in the end, it would trail by d of m of them with a probability of at
-    most exp(-d**2 / 2m) (Hoeffding 1963, theorem 2 and section 6); below `risk` it may not.
-
-    Args:
-        correct, reference: whether each of them was right on each picture, [S] bool.
-        risk: probability of a wrong no.
-    """
-    wins = int(np.count_nonzero(correct & ~reference))
-    losses = int(np.count_nonzero(reference & ~correct))
-    behind = losses - wins
-    return behind <= 0 or math.exp(-(behind**2) / (2 * (wins + losses))) > risk
+    loss: float
 
 
 @final
@@ -142,7 +122,7 @@ class Evaluator:
     ) -> None:
         self.supernet = supernet.eval()
         self._images = {"calibration": calibration, "search": search_set}
-        self._inputs: dict[str, list[tuple[Tensor, np.ndarray]]] = {}  # embedded tokens and labels, if they fit
+        self._inputs: dict[str, list[tuple[Tensor, Tensor]]] = {}  # embedded tokens and labels, if they fit
         self._memory = int(memory_mb * 1e6)
         self._share, self._bf16, self._on_batch = share, bf16, on_batch
         self._cache = _Cache(0)
@@ -153,28 +133,20 @@ class Evaluator:
     # ---- what is evaluated ----
 
     @torch.inference_mode()
-    def evaluate(self, specs: Sequence[Spec], reference: Score | None = None, risk: float = 0.0) -> dict[Spec, Score]:
+    def evaluate(self, specs: Sequence[Spec]) -> dict[Spec, Score]:
         """The scores of these networks; each is the same whatever others are evaluated with it, or were before.
-
-        Args:
-            specs: members of the supernet's space.
-            reference: of a network, fully scored; those that cannot reach it are given up early.
-            risk: probability, for each network, that one is given up although it would have been as good.
 
         Raises:
             SearchError: if a spec is no member of the space.
         """
         if not self._share and len(specs) > 1:
-            scores: dict[Spec, Score] = {}
-            for spec in specs:
-                scores |= self.evaluate([spec], reference, risk)
-            return scores
+            return {spec: score for each in specs for spec, score in self.evaluate([each]).items()}
         if not self._share:
             self._cache.retain(set())
             self._statistics.clear()
         specs = [self.supernet.space.canonical(spec) for spec in specs]
         self._calibrate(specs)
-        return self._score(specs, reference, risk)
+        return self._score(specs)
 
     def retain(self, specs: Iterable[Spec]) -> None:
         """Make room, if it is scarce, by forgetting what these networks do not begin with."""
@@ -196,46 +168,25 @@ class Evaluator:
                 pass
         self._statistics |= fresh
 
-    def _score(self, specs: Sequence[Spec], reference: Score | None, risk: float) -> dict[Spec, Score]:
-        left = dict.fromkeys(specs)
-        correct: dict[Spec, list[np.ndarray]] = {spec: [] for spec in left}
-        stopped: dict[Spec, Score] = {}
-        tree, seen = _tree(left), 0
+    def _score(self, specs: Sequence[Spec]) -> dict[Spec, Score]:
+        # [correct images, sum of losses] of each network, on the device: reading them after every network would make
+        # a GPU wait.
+        sums: dict[Spec, Tensor] = {}
+        tree, count = _tree(specs), 0
         for number, x, labels in self._embedded("search"):
             for spec, y in self._walk(tree, x, ("search", number), None):
-                correct[spec].append(self._predict(y) == labels)
-            seen += len(labels)
-            if reference is not None and risk > 0 and number + 1 < self._images["search"].num_batches:
-                # The risk is that of all looks together.
-                ended = self._losers(left, correct, reference, risk / (self._images["search"].num_batches - 1), seen)
-                stopped |= ended
-                if ended:
-                    left = {spec: None for spec in left if spec not in ended}
-                    tree = _tree(left)
-            if not left:
-                break
-        whole = {spec: np.concatenate(correct[spec]) for spec in left}
-        scores = {spec: Score(100 * float(right.mean()), len(right), right) for spec, right in whole.items()}
-        return {spec: scores.get(spec) or stopped[spec] for spec in specs}
-
-    def _losers(
-        self, left: Iterable[Spec], correct: dict[Spec, list[np.ndarray]], reference: Score, risk: float,
-        seen: int,
-    ) -> dict[Spec, Score]:  # fmt: skip
-        ended = {}
-        for spec in left:
-            right, other = np.concatenate(correct[spec]), reference.correct[:seen]
-            if not may_reach(right, other, risk):
-                behind = 100 * (int(other.sum()) - int(right.sum())) / seen
-                ended[spec] = Score(reference.accuracy - behind, seen, right)
-        return ended
+                part = self._compare(y, labels)
+                sums[spec] = sums[spec] + part if spec in sums else part
+            count += len(labels)
+        read = torch.stack([sums[spec] for spec in specs]).tolist() if specs else []
+        return {spec: Score(100 * right / count, loss / count) for spec, (right, loss) in zip(specs, read, strict=True)}
 
     # ---- how ----
 
-    def _embedded(self, kind: str) -> Iterator[tuple[int, Tensor, np.ndarray]]:
+    def _embedded(self, kind: str) -> Iterator[tuple[int, Tensor, Tensor]]:
         """The batches of a kind: number, tokens [B, N, C] before the first block, labels [B]."""
         if kind in self._inputs:
-            batches: Iterable[tuple[Tensor, np.ndarray]] = self._inputs[kind]
+            batches: Iterable[tuple[Tensor, Tensor]] = self._inputs[kind]
         else:
             batches = self._embed(kind)
         for number, (x, labels) in enumerate(batches):
@@ -243,19 +194,20 @@ class Evaluator:
             done = number + 1 + (self._images["calibration"].num_batches if kind == "search" else 0)
             self._on_batch(done, sum(images.num_batches for images in self._images.values()))
 
-    def _embed(self, kind: str) -> Iterator[tuple[Tensor, np.ndarray]]:
+    def _embed(self, kind: str) -> Iterator[tuple[Tensor, Tensor]]:
         """Reads and embeds the batches, and keeps them if all of them take at most a quarter of the memory."""
-        kept: list[tuple[Tensor, np.ndarray]] | None = []
+        kept: list[tuple[Tensor, Tensor]] | None = []
         device = next(self.supernet.parameters()).device
         for images, labels in self._images[kind].batches():
             with self._autocast(device):
                 x = self.supernet.embed(images.to(device), self.supernet.width)
+            labels = labels.to(device)
             self._size_cache(x)
             if kept is not None and (len(kept) + 1) * x.nbytes <= self._memory / 4:
-                kept.append((x, labels.cpu().numpy()))
+                kept.append((x, labels))
             else:
                 kept = None
-            yield x, labels.cpu().numpy()
+            yield x, labels
         if kept is not None:
             self._inputs[kind] = kept
 
@@ -326,13 +278,20 @@ class Evaluator:
             self._cache.put(key, y)
         return y
 
-    def _predict(self, x: Tensor) -> np.ndarray:
-        """[B, N, C] after the last block -> the most probable classes [B]."""
+    def _compare(self, x: Tensor, labels: Tensor) -> Tensor:
+        """Tokens [B, N, C] after the last block, labels [B] -> [correct images, sum of cross-entropies], float64."""
         with self._autocast(x.device):
-            return self.supernet.classify(x).argmax(1).cpu().numpy()
+            logits = self.supernet.classify(x)
+        return compare_logits(logits, labels)
 
     def _autocast(self, device: torch.device) -> Any:
         return torch.autocast(device.type, torch.bfloat16) if self._bf16 else nullcontext()
+
+
+def compare_logits(logits: Tensor, labels: Tensor) -> Tensor:
+    """Logits [B, num_classes], labels [B] -> [correct images, sum of cross-entropies], float64."""
+    right = (logits.argmax(1) == labels).sum()
+    return torch.stack([right.double(), F.cross_entropy(logits.float(), labels, reduction="sum").double()])
 
 
 def prefixes_of(spec: Spec) -> list[Prefix]:

@@ -43,17 +43,23 @@ class Evolution(Search):
         """Children of the best networks, and random ones."""
         if self.candidates:
             parents = [candidate.spec for candidate in self.top(self.config.num_parents)]
-            self.add_children("mutation", self.config.num_mutation, self._mutation_of(parents))
-            self.add_children("crossover", self.config.num_crossover, self._crossover_of(parents))
+            mutate, cross = self._mutation_of(parents), self._crossover_of(parents)
+            self.add_children("mutation", self.config.num_mutation, mutate)
+            missing = self.add_children("crossover", self.config.num_crossover, cross)
+            self.add_children("mutation", missing, mutate)
         self.add_random()
 
     def _mutation_of(self, parents: Sequence[Spec]) -> Callable[[], Spec]:
-        return lambda: self.space.mutate(self._pick(parents), self.config.mutation_prob, self.rng)
+        num_blocks = self.config.mutated_blocks
+        if num_blocks is None:
+            return lambda: self.space.mutate(self._pick(parents), self.config.mutation_prob, self.rng)
+        return lambda: self.space.redraw_blocks(self._pick(parents), num_blocks, self.rng)
 
     def _crossover_of(self, parents: Sequence[Spec]) -> Callable[[], Spec]:
         def make() -> Spec:
             a = self._pick(parents)
-            return self.space.crossover(a, self._pick([spec for spec in parents if spec.depth == a.depth]), self.rng)
+            others = [spec for spec in parents if spec.depth == a.depth and spec != a]
+            return self.space.crossover(a, self._pick(others), self.rng) if others else a  # a is not new
 
         return make
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, final
@@ -18,13 +18,13 @@ from glit_models import Spec, parse_spec
 from glit_models.errors import SearchError, first_line
 from glit_models.spec import parse_json
 
-from .correlation import Correlation
 from .evolution import METHODS
 from .fitness import FITNESSES, Fitness, InheritedAccuracy
 from .named_spaces import load_space
+from .ranking import Ranking
 from .space import SearchSpace
 
-__all__ = ["COSTS", "Findings", "Network", "Ranking", "Stage", "read_findings"]
+__all__ = ["COSTS", "Findings", "Network", "Stage", "read_findings"]
 
 COSTS = ("macs", "params", "latency_ms")
 _STAGE_FILES = (
@@ -108,18 +108,6 @@ class Stage:
 
 @final
 @dataclass(frozen=True)
-class Ranking:
-    """How well inherited accuracy, and how well mere size, orders networks as training from scratch does."""
-
-    stage: str
-    networks: tuple[Network, ...]
-    kendall: Correlation
-    spearman: Correlation
-    kendall_macs: Correlation
-
-
-@final
-@dataclass(frozen=True)
 class Findings:
     """A search: its settings, its stages and what came out.
 
@@ -133,7 +121,7 @@ class Findings:
         winner: the network that was found.
         result: numbers by name.
         times: seconds by (stage, part).
-        rank: the supernet's order against that of training from scratch.
+        ranks: how well cheap measures order networks as training does, of each stage that was ranked.
     """
 
     method: str
@@ -145,7 +133,7 @@ class Findings:
     winner: Spec | None
     result: Mapping[str, float]
     times: Mapping[tuple[str, str], float]
-    rank: Ranking | None
+    ranks: tuple[Ranking, ...]
 
 
 def read_findings(folder: Path) -> Findings:
@@ -157,13 +145,14 @@ def read_findings(folder: Path) -> Findings:
     recipe = _read(folder / "recipe.yaml", _recipe)
     if recipe is None:
         raise SearchError(f"{folder} is no search: it has no recipe.yaml")
+    names = _stage_names(folder, recipe["method"])
     return Findings(
         **recipe,
-        stages=tuple(_read_stage(folder, name, recipe["label"]) for name in _stage_names(folder, recipe["method"])),
+        stages=tuple(_read_stage(folder, name, recipe["label"]) for name in names),
         winner=_read(folder / "winner.json", _spec),
         result=_read(folder / "result.json", _result) or {},
         times=_read(folder / "times.json", _times) or {},
-        rank=_read(folder / "rank.json", _ranking),
+        ranks=_ranks(folder, names),
     )
 
 
@@ -278,17 +267,11 @@ def _times(text: str) -> dict[tuple[str, str], float]:
     return times
 
 
-def _ranking(text: str) -> Ranking:
-    data = _mapping(json.loads(text))
-    networks = tuple(_network(network, "standalone") for network in data["networks"])
-    for key, of in (("inherited", [n.inherited for n in networks]), ("standalone", [n.standalone for n in networks])):
-        if None in of:
-            raise ValueError(f"networks[{of.index(None)}] lacks {key}")
-    kendall, spearman, kendall_macs = (
-        Correlation(*(_number(field, data[key][field]) for field in ("value", "low", "high", "samples")))
-        for key in ("kendall", "spearman", "kendall_macs")
-    )
-    return Ranking(str(data["stage"]), networks, kendall, spearman, kendall_macs)
+def _ranks(folder: Path, stages: Sequence[str]) -> tuple[Ranking, ...]:
+    """Of each stage; 0.1 wrote one file for all."""
+    paths = [*(folder / stage / "rank.json" for stage in stages), folder / "rank.json"]
+    read = (_read(path, lambda text: Ranking.from_dict(_mapping(json.loads(text)))) for path in paths)
+    return tuple(ranking for ranking in read if ranking is not None)
 
 
 def _spec(text: str) -> Spec:

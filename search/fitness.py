@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, final
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -22,10 +21,19 @@ from glit_models import Spec, count_macs
 from glit_models.errors import SearchError
 from glit_models.extensions import Table
 
-from .evaluate import Evaluator, Score
+from .evaluate import Evaluator
 from .space import SearchSpace
 
-__all__ = ["FITNESSES", "Fitness", "InheritedAccuracy", "Macs", "Setting", "StandaloneAccuracy", "SynFlow"]
+__all__ = [
+    "FITNESSES",
+    "Fitness",
+    "InheritedAccuracy",
+    "InheritedLoss",
+    "Macs",
+    "Setting",
+    "StandaloneAccuracy",
+    "SynFlow",
+]
 
 
 @dataclass(frozen=True)
@@ -63,7 +71,6 @@ class Fitness(ABC):
         needs_supernet: whether a supernet is trained before (class attribute).
         is_collective: whether all processes score each network together, as by training it, instead of each its own
             (class attribute).
-        gives_up: whether `evaluate` may give networks up early (class attribute).
         label: what the numbers are, for figures and messages (class attribute).
         setting: the search.
 
@@ -73,7 +80,6 @@ class Fitness(ABC):
 
     needs_supernet: ClassVar[bool] = False
     is_collective: ClassVar[bool] = False
-    gives_up: ClassVar[bool] = False
     label: ClassVar[str] = "fitness"
 
     def __init__(self, setting: Setting) -> None:
@@ -88,13 +94,8 @@ class Fitness(ABC):
         """A value for a message."""
         return f"{value:.4g}"
 
-    def evaluate(self, specs: Sequence[Spec], reference: Score | None = None, risk: float = 0.0) -> dict[Spec, Score]:
+    def evaluate(self, specs: Sequence[Spec]) -> dict[Spec, float]:
         """The scores of these networks, checked.
-
-        Args:
-            specs: the networks.
-            reference: of another network; those that cannot reach it may be given up, by a fitness that `gives_up`.
-            risk: probability, for each network, that it is given up although it would have been as good.
 
         Raises:
             SearchError: if `score` does not return one finite number for each network.
@@ -111,7 +112,7 @@ class Fitness(ABC):
         for spec, value in zip(specs, values, strict=True):
             if not math.isfinite(value):
                 raise SearchError(f"fitness {name} must return finite numbers, got {value} for {spec.to_json(None)}")
-        return {spec: Score(value, 0, np.zeros(0, bool)) for spec, value in zip(specs, values, strict=True)}
+        return dict(zip(specs, values, strict=True))
 
     def retain(self, specs: Iterable[Spec]) -> None:  # noqa: B027 - most have nothing to forget
         """Forget what is not of use for children of these networks, if memory is scarce."""
@@ -124,30 +125,43 @@ class _Accuracy(Fitness):
         return f"{value:.2f} %"
 
 
-@final
-class InheritedAccuracy(_Accuracy):
-    """Accuracy on the search set with the weights that a network inherits from the supernet."""
-
+class _Inherited(Fitness):
     needs_supernet = True
-    gives_up = True
-    label = "inherited accuracy, %"
 
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting)
         self.evaluator = setting.open_evaluator()
 
-    def score(self, specs: Sequence[Spec]) -> Sequence[float]:
-        """See `Evaluator`."""
-        scores = self.evaluate(specs)
-        return [scores[spec].accuracy for spec in specs]
-
-    def evaluate(self, specs: Sequence[Spec], reference: Score | None = None, risk: float = 0.0) -> dict[Spec, Score]:
-        """See `Evaluator.evaluate`."""
-        return self.evaluator.evaluate(specs, reference, risk)
-
     def retain(self, specs: Iterable[Spec]) -> None:
         """See `Evaluator.retain`."""
         self.evaluator.retain(specs)
+
+
+@final
+class InheritedAccuracy(_Accuracy, _Inherited):
+    """Accuracy on the search set with the weights that a network inherits from the supernet."""
+
+    label = "inherited accuracy, %"
+
+    def score(self, specs: Sequence[Spec]) -> Sequence[float]:
+        """See `Evaluator`."""
+        scores = self.evaluator.evaluate(specs)
+        return [scores[spec].accuracy for spec in specs]
+
+
+@final
+class InheritedLoss(_Inherited):
+    """Cross-entropy on the search set with inherited weights, negative, so that larger is better.
+
+    It uses how sure a network is of each image, and so tells networks apart that are right on equally many.
+    """
+
+    label = "negative inherited loss"
+
+    def score(self, specs: Sequence[Spec]) -> Sequence[float]:
+        """See `Evaluator`."""
+        scores = self.evaluator.evaluate(specs)
+        return [-scores[spec].loss for spec in specs]
 
 
 @final
@@ -213,6 +227,7 @@ class Macs(Fitness):
 FITNESSES: Table[type[Fitness]] = Table("fitness", Fitness, SearchError)
 for _name, _fitness in (
     ("inherited", InheritedAccuracy),
+    ("inherited_loss", InheritedLoss),
     ("standalone", StandaloneAccuracy),
     ("synflow", SynFlow),
     ("macs", Macs),

@@ -15,7 +15,8 @@ from glit_models import Spec
 
 from .candidates import pareto_front
 from .correlation import Correlation
-from .findings import Network, Ranking, Stage
+from .findings import Network, Stage
+from .ranking import Ranked, Ranking
 
 __all__ = [
     "fill_costs",
@@ -164,21 +165,18 @@ def fill_losses(axes: Any, stage: Stage) -> None:
     axes.set(xlabel="training step", ylabel="training loss")
 
 
-def fill_rank(axes: Any, rank: Ranking, predictor: str) -> None:
-    accuracies = [network.standalone for network in rank.networks]
-    if predictor == "inherited":
-        axes.plot([network.inherited for network in rank.networks], accuracies, "o", color=_GLOBAL, alpha=0.75)
-        axes.set_title(
-            f"By the supernet\ntau = {show_correlation(rank.kendall)}\nrho = {show_correlation(rank.spearman)}"
-        )
-        axes.set_xlabel("inherited accuracy, %")
-    else:
-        factor, label = _cost_axis("macs", rank.networks)
-        places = [network.costs["macs"] / factor for network in rank.networks]
-        axes.plot(places, accuracies, "s", color=_OTHER, alpha=0.75)
-        axes.set_title(f"By size alone\ntau = {show_correlation(rank.kendall_macs)}")
-        axes.set_xlabel(label)
-    axes.set_ylabel("stand-alone accuracy, %")
+def fill_rank(axes: Any, rank: Ranking, measure: str) -> None:
+    """How good networks are after training against a cheap measure; a bar is the standard deviation between seeds."""
+    truth, taus = next(iter(rank.taus.items()))
+    trained = [network.trained[truth] for network in rank.networks]
+    factor, label = _cost_axis("macs", rank.networks) if measure == "MACs" else (1, measure)
+    places = [network.predictions[measure] / factor for network in rank.networks]
+    style = {"color": _OTHER, "fmt": "s"} if measure == "MACs" else {"color": _GLOBAL, "fmt": "o"}
+    axes.errorbar(places, trained, yerr=rank.noise(truth), alpha=0.75, elinewidth=0.8, **style)
+    axes.set_title(f"{rank.stage}: by {measure}\ntau = {show_correlation(taus[measure])}")
+    axes.set(
+        xlabel=label, ylabel={"loss": "negative loss after training", "top-1": "accuracy after training, %"}[truth]
+    )
     axes.locator_params(axis="x", nbins=5)
 
 
@@ -215,7 +213,7 @@ def pairs_of(networks: Sequence[Network]) -> list[tuple[float, float]]:
     return [(n.inherited, n.standalone) for n in networks if n.inherited is not None and n.standalone is not None]
 
 
-def _cost_axis(cost: str, networks: Iterable[Network]) -> tuple[float, str]:
+def _cost_axis(cost: str, networks: Iterable[Network | Ranked]) -> tuple[float, str]:
     """What to divide a cost by, and the axis' name."""
     if cost == "latency_ms":
         return 1, "latency, ms"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from PIL import Image
@@ -15,7 +16,7 @@ from PIL import Image
 from glit_models import Spec
 from glit_models.errors import SearchError
 
-from .findings import Ranking, Stage
+from .findings import Stage
 from .panels import (
     fill_costs,
     fill_generations,
@@ -25,6 +26,7 @@ from .panels import (
     fill_times,
     pairs_of,
 )
+from .ranking import Ranking
 
 __all__ = ["draw_costs", "draw_generations", "draw_losses", "draw_ranking", "draw_times"]
 
@@ -64,13 +66,12 @@ def draw_losses(stages: Sequence[Stage]) -> bytes:
 
 
 def draw_ranking(rank: Ranking | None, stages: Sequence[Stage]) -> bytes:
-    """Accuracy after training from scratch against what predicts it; the retrained ones of each stage beside it."""
+    """Quality after training from scratch against what predicts it; the retrained ones of each stage beside it."""
     panels: list[Callable[[Any], None]] = []
     if rank:
-        panels += [
-            lambda axes: fill_rank(axes, rank, "inherited"),
-            lambda axes: fill_rank(axes, rank, "macs"),
-        ]
+        measures = next(iter(rank.taus.values()))
+        shown = dict.fromkeys(name for name in (next(iter(measures)), "MACs") if name in measures)
+        panels += [partial(fill_rank, rank=rank, measure=name) for name in shown]
     if any(pairs_of(stage.retrained) for stage in stages):
         panels.append(lambda axes: fill_retrained(axes, stages))
 

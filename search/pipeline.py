@@ -18,6 +18,7 @@ from glit_models.errors import SearchError
 from glit_models.recipes import RECIPE_FILE, read_stored_recipe, refuse_other_recipe
 from glit_models.runs.files import whole_folder, write_json, write_text
 from glit_models.runs.lock import lock_folder
+from glit_models.training import Trainer
 
 from .latency import Prepare
 from .recipe import SearchRecipe
@@ -95,19 +96,34 @@ class SearchRun:
             retrained = self.stages[1].run()
         return self._finish(retrained[0])
 
+    def _train_final(self, winner: Retrained) -> tuple[Path, float]:
+        """The run whose weights are the result, and the seconds that it took beyond the stages."""
+        recipe = self.recipe.final_recipe(winner.spec)
+        if recipe is None:
+            return winner.folder, 0.0
+        context, folder = self.context, self.out / "final"
+        context.say("training the winner on training and search images together")
+        trainer = Trainer(
+            recipe, folder, context.device, context.stop.minutes_left, context.command, score_test=False
+        )  # fmt: skip
+        return folder, 60 * float(context.train(trainer)["minutes"])
+
     def _finish(self, winner: Retrained) -> dict[str, Any]:
         """Leave the winner and its weights, and score them on the test set: this is the only time it is looked at."""
         context = self.context
+        run, final_seconds = self._train_final(winner)
         model = self.out / "model"
         if context.rank == 0 and not model.exists():
             with whole_folder(model) as folder:
-                shutil.copytree(winner.folder / "model", folder, dirs_exist_ok=True)
+                shutil.copytree(run / "model", folder, dirs_exist_ok=True)
         context.wait()
         began = time.monotonic()
         test = context.test_accuracy(model)
         times: dict[str, Any] = {stage.name: dict(stage.seconds()) for stage in self.stages}
         times["test"] = round(time.monotonic() - began, 1)
-        seconds = times["test"] + sum(sum(times[stage.name].values()) for stage in self.stages)
+        if final_seconds:
+            times["final"] = final_seconds
+        seconds = times["test"] + final_seconds + sum(sum(times[stage.name].values()) for stage in self.stages)
         costs = {budget.name: budget.cost(winner.spec) for budget in context.budgets}
         result = {
             "method": self.recipe.method,
@@ -115,6 +131,7 @@ class SearchRun:
             "seed": self.recipe.seed,
             **costs,
             "search_accuracy": winner.accuracy,
+            "trained_on_search_set": run != winner.folder,
             "test_accuracy": test,
             "num_evaluated": sum(_count_lines(stage.folder / "candidates.jsonl") for stage in self.stages),
             "minutes": round(seconds / 60, 1),

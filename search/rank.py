@@ -1,87 +1,41 @@
 """How far a supernet can be trusted: do networks rank under inherited weights as they do when trained by themselves?
 
 It draws networks at random from a finished stage's space, not from what the evolution found, which lies closely
-together. It trains them with the search's own recipe for retraining.
+together. It trains them with the search's own recipe for retraining. The supernet is scored on one half of the search
+set and the trained networks on the other: on the same images both would be lucky with the same ones.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import random
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, final
 
 import torch
 
-from glit_models import Spec
+from glit_models import Spec, parse_spec
 from glit_models.errors import SearchError
 from glit_models.runs.files import write_json
 from glit_models.runs.lock import lock_folder
 from glit_models.training import Trainer
 
 from .budget_sampler import BudgetSampler
-from .correlation import Correlation, kendall, spearman
+from .fitness import FITNESSES, SynFlow
 from .latency import Prepare
 from .named_spaces import load_space
 from .pipeline import read_recipe_of
+from .ranking import Ranked, Ranking, compare
 from .run_context import Interrupted, RunContext
 from .stage import Stage
+from .surrogate import Surrogate
 
-__all__ = ["Ranking", "rank_networks"]
+__all__ = ["RANK_FILE", "rank_networks"]
 
-_TRUSTED = 0.5
-
-
-@final
-@dataclass(frozen=True)
-class Ranking:
-    """What was measured on networks of a stage.
-
-    Attributes:
-        stage: its name.
-        specs: the networks. costs: what each budget counts of them, by its name.
-        inherited, standalone: their accuracies on the search set, in percent, under the supernet's weights and trained
-            by themselves.
-        kendall, spearman: between the two.
-        kendall_macs: of "more multiply-adds are better", the baseline to beat.
-    """
-
-    stage: str
-    specs: tuple[Spec, ...]
-    costs: tuple[dict[str, float], ...]
-    inherited: tuple[float, ...]
-    standalone: tuple[float, ...]
-    kendall: Correlation
-    spearman: Correlation
-    kendall_macs: Correlation
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, as they stand in `rank.json`."""
-        columns = zip(self.specs, self.costs, self.inherited, self.standalone, strict=True)
-        networks = [{"spec": s.to_dict(), **c, "inherited": i, "standalone": a} for s, c, i, a in columns]
-        names = ("kendall", "spearman", "kendall_macs")
-        return {
-            "stage": self.stage,
-            "networks": networks,
-            **{name: dataclasses.asdict(getattr(self, name)) for name in names},
-        }
-
-    def __str__(self) -> str:
-        lines = [f"{len(self.specs)} networks of {self.stage}, trained by themselves:"]
-        for name, correlation in (
-            ("Kendall's tau", self.kendall),
-            ("Spearman's rho", self.spearman),
-            ("tau of 'more MACs are better'", self.kendall_macs),
-        ):
-            lines.append(f"    {name}: {correlation.value:.2f} (95 %: {correlation.low:.2f} to {correlation.high:.2f})")
-        trusted = self.kendall.value >= _TRUSTED
-        lines.append(
-            f"A supernet is worth trusting from a tau of about {_TRUSTED}: this one is{'' if trusted else ' not'}."
-        )
-        return "\n".join(lines)
+RANK_FILE = "rank.json"  # in the stage's folder
+_TRAINED_TWICE = 3  # every third network is
 
 
 def rank_networks(
@@ -94,7 +48,8 @@ def rank_networks(
 ) -> Ranking | None:
     """Train random networks of a stage by themselves and compare; the same call goes on where it stopped.
 
-    Writes `rank.json` into the folder, and the runs into the stage's folder `rank`.
+    Every third network is trained twice, which shows how much of the differences is noise. Writes `rank.json` and the
+    runs, in a folder `rank`, into the stage's folder.
 
     Args:
         folder: of a search whose stage has been evolved.
@@ -135,39 +90,68 @@ def _pick_stage(folder: Path, stage: str | None) -> str:
 
 
 def _rank(stage: Stage, num_networks: int) -> Ranking:
+    context = stage.context
+    specs = _draw(stage, num_networks)
+    context.say(f"{stage.name}: {num_networks} random networks by what is cheap to know of them")
+    order = context.search_order()
+    half = len(order) // 2
+    predictions = _predict(stage, specs, order[:half])
+    networks = []
+    for place, (spec, measures) in enumerate(zip(specs, predictions, strict=True), 1):
+        context.say(f"{stage.name}: training network {place} of {num_networks} by itself")
+        trained = _train(stage, spec, str(place), order[half:])
+        again = None if (place - 1) % _TRAINED_TWICE else _train(stage, spec, f"{place}-again", order[half:], 1)
+        costs = {budget.name: budget.cost(spec) for budget in context.budgets}
+        networks.append(Ranked(spec, costs, measures, trained, again))
+    ranking = compare(stage.name, networks)
+    if context.rank == 0:
+        write_json(stage.folder / RANK_FILE, ranking.to_dict())
+    return ranking
+
+
+def _draw(stage: Stage, num_networks: int) -> list[Spec]:
     context, recipe = stage.context, stage.context.recipe
     sampler = BudgetSampler(stage.space, context.budgets, recipe.evolution.uniform_over)
     rng = random.Random(f"{recipe.seed} rank")
     specs: dict[Spec, None] = {}
     for _ in range(100 * num_networks):
         if len(specs) == num_networks:
-            break
+            return list(specs)
         specs[sampler.sample(rng)[0]] = None
-    else:
-        raise SearchError(f"networks must be at most {len(specs)}, all that the budgets allow, got {num_networks}")
-    context.say(f"{stage.name}: {num_networks} random networks under inherited weights")
-    scores = stage.fitness().evaluate(list(specs))
-    standalone = []
-    for place, spec in enumerate(specs, 1):
-        context.say(f"{stage.name}: training network {place} of {num_networks} by itself")
-        standalone.append(_train(stage, stage.folder / "rank" / str(place), spec))
-    ranking = _compare(stage, list(specs), [scores[spec].accuracy for spec in specs], standalone)
-    if context.rank == 0:
-        write_json(context.folder / "rank.json", ranking.to_dict())
-    return ranking
+    raise SearchError(f"networks must be at most {len(specs)}, all that the budgets allow, got {num_networks}")
 
 
-def _train(stage: Stage, out: Path, spec: Spec) -> float:
+def _predict(stage: Stage, specs: Sequence[Spec], positions: Sequence[int]) -> list[dict[str, float]]:
+    """What is cheap to know of each network, by the measure's name; of accuracy and loss on these images."""
+    measures: dict[str, Sequence[float]] = {}
+    if stage.fitness_class.needs_supernet:
+        evaluator = stage.context.evaluator(stage.space, stage.weights, lambda done, total: None, positions)
+        scores = evaluator.evaluate(specs)
+        measures["inherited loss"] = [-scores[spec].loss for spec in specs]
+        measures["inherited top-1"] = [scores[spec].accuracy for spec in specs]
+    if stage.fitness_class not in FITNESSES.values():
+        values = stage.fitness().evaluate(specs)
+        measures[stage.fitness_class.label] = [values[spec] for spec in specs]
+    candidates = [json.loads(line) for line in (stage.folder / "candidates.jsonl").read_text().splitlines()]
+    known = {parse_spec(entry["spec"]): float(entry["accuracy"]) for entry in candidates}
+    others = [spec for spec in known if spec not in set(specs)]  # what it has seen it need not predict
+    if len(others) > 1:
+        measures["surrogate"] = Surrogate(stage.space, others, [known[spec] for spec in others]).predict(specs)
+    measures["SynFlow"] = SynFlow(stage.setting()).score(specs)
+    for budget in stage.context.budgets:
+        if budget.additive:
+            measures[{"macs": "MACs", "params": "parameters"}[budget.name]] = [budget.cost(spec) for spec in specs]
+    return [{name: float(values[index]) for name, values in measures.items()} for index in range(len(specs))]
+
+
+def _train(stage: Stage, spec: Spec, name: str, positions: Sequence[int], more_seed: int = 0) -> dict[str, float]:
+    """How good a network is after training, on these images of the search set."""
     context = stage.context
-    trainer = Trainer(
-        context.recipe.retrain_recipe(spec), out, context.device, context.stop.minutes_left, score_test=False
-    )
-    return float(context.train(trainer)["validation_top1"])
-
-
-def _compare(stage: Stage, specs: Sequence[Spec], inherited: Sequence[float], standalone: Sequence[float]) -> Ranking:
-    costs = [{budget.name: budget.cost(spec) for budget in stage.context.budgets} for spec in specs]
-    return Ranking(
-        stage.name, tuple(specs), tuple(costs), tuple(inherited), tuple(standalone), kendall(inherited, standalone),
-        spearman(inherited, standalone), kendall([cost["macs"] for cost in costs], standalone),
-    )  # fmt: skip
+    recipe = context.recipe.retrain_recipe(spec)
+    if more_seed:  # of the training alone: the images stay where they are
+        data = dataclasses.replace(recipe.data, split_seed=recipe.split_seed)
+        recipe = dataclasses.replace(recipe, seed=recipe.seed + more_seed, data=data)
+    out = stage.folder / "rank" / name
+    context.train(Trainer(recipe, out, context.device, context.stop.minutes_left, score_test=False))
+    score = context.score_model(out / "model", positions)
+    return {"loss": -score.loss, "top-1": score.accuracy}

@@ -78,7 +78,6 @@ class EvaluationSection:
     calibration_batches: int = 8  # training batches on which BatchNorm statistics are recomputed
     memory_mb: float = 2000.0  # for what networks share
     share: bool = True  # false: every network by itself, which is slower and gives the same
-    early_stop_risk: float = 0.0  # of the whole search: that a network is given up which would have been a parent
 
 
 @final
@@ -100,6 +99,16 @@ class RetrainSection:
 
 @final
 @dataclass(frozen=True)
+class FinalSection:
+    """How the winner is trained for the last time; its test accuracy is that of this training."""
+
+    # On training and search images together, for as many epochs. False: the weights that were compared are the result.
+    # Of no effect on fractals, of which training images never end.
+    all_data: bool = True
+
+
+@final
+@dataclass(frozen=True)
 class SearchRecipe:
     """A whole search.
 
@@ -115,6 +124,7 @@ class SearchRecipe:
         budget: what a network may cost. latency: how that cost is measured.
         train: a training recipe: the data, and what the supernet and the retrained networks have in common.
         supernet, evolution, evaluation, retrain: the parts of a stage.
+        final: the winner's last training.
         seed: of everything random.
 
     Raises:
@@ -133,6 +143,7 @@ class SearchRecipe:
     evaluation: EvaluationSection = field(default_factory=EvaluationSection)
     standalone: StandaloneSection = field(default_factory=StandaloneSection)
     retrain: RetrainSection = field(default_factory=RetrainSection)
+    final: FinalSection = field(default_factory=FinalSection)
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -144,8 +155,6 @@ class SearchRecipe:
             ("evaluation.calibration_batches", evaluation.calibration_batches, evaluation.calibration_batches >= 1,
              "at least 1"),
             ("evaluation.memory_mb", evaluation.memory_mb, evaluation.memory_mb > 0, "positive"),
-            ("evaluation.early_stop_risk", evaluation.early_stop_risk, 0 <= evaluation.early_stop_risk < 1,
-             "from 0 to below 1"),
             ("standalone.epochs", self.standalone.epochs, self.standalone.epochs >= 1, "at least 1"),
             ("retrain.top", retrain.top, 1 <= retrain.top <= self.evolution.population,
              f"from 1 to evolution.population={self.evolution.population}"),
@@ -176,8 +185,11 @@ class SearchRecipe:
         return dataclasses.replace(recipe, optim=dataclasses.replace(recipe.optim, epochs=epochs))
 
     def retrain_recipe(self, spec: Spec | None, epochs: int | None = None) -> Recipe:
-        """The training recipe of a network by itself, for its own number of epochs unless another is given."""
-        recipe = self._training_recipe("retrain.train", self.retrain.train)
+        """The training recipe of a network by itself, for its own number of epochs unless another is given.
+
+        The last epoch counts: the best of many looks at the search set would be a matter of luck.
+        """
+        recipe = dataclasses.replace(self._training_recipe("retrain.train", self.retrain.train), keep="last")
         if epochs is not None:
             warmup = min(recipe.optim.warmup_epochs, epochs)
             optim = dataclasses.replace(recipe.optim, epochs=epochs, warmup_epochs=warmup)
@@ -185,6 +197,13 @@ class SearchRecipe:
         if spec is None:
             return recipe
         return dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, spec=spec.to_dict()))
+
+    def final_recipe(self, spec: Spec) -> Recipe | None:
+        """The training recipe of the winner's last training; None if it is that of its comparison."""
+        recipe = self.retrain_recipe(spec)
+        if not self.final.all_data or recipe.data.dataset == "fractals":
+            return None
+        return dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, train_on_validation=True))
 
     def evolution_config(self) -> EvolutionConfig:
         """The evolution of one stage."""
@@ -198,6 +217,8 @@ class SearchRecipe:
         for where, keys in (("train", self.train), (place, overrides)):
             if "seed" in keys:
                 raise RecipeError(f"{where}.seed cannot be set: the search's seed is that of all its parts")
+            if "keep" in keys:
+                raise RecipeError(f"{where}.keep cannot be set: the last epoch of every training counts")
         recipe: Recipe = build_recipe(Recipe, {**_merge(self.train, overrides, place), "seed": self.seed}, f"{place}.")
         return recipe
 
@@ -231,6 +252,7 @@ def _check_training(recipe: Recipe, space: SearchSpace) -> None:
         ("train.model.img_size_shares", recipe.model.img_size_shares, None),
         ("train.model.freeze", recipe.model.freeze, ()),
         ("train.model.compile", recipe.model.compile, False),
+        ("train.data.train_on_validation", recipe.data.train_on_validation, False),
     ):
         if value != allowed:
             raise RecipeError(f"{key} cannot be set in a search, got {value!r}")

@@ -14,11 +14,11 @@ from glit_models import Spec
 from glit_models.figure import network_png
 
 from . import pictures
-from .correlation import Correlation
 from .evolution import METHODS
-from .findings import COSTS, Findings, Network, Ranking, Stage, read_findings
+from .findings import COSTS, Findings, Network, Stage, read_findings
 from .page import Page
 from .panels import show_correlation, show_count, show_seconds
+from .ranking import Ranking
 
 __all__ = ["write_report"]
 
@@ -36,6 +36,8 @@ _WORDS = {
     "MACs": "multiply-adds that one picture takes, a measure of computation",
     "Kendall's tau": "how far two orders agree: 1 the same, 0 unrelated, -1 opposite; in brackets the 95 % interval of "
     "a bootstrap over networks",
+    "best of its first five": "how far the best of the five networks that a measure puts first is behind the best of "
+    "all",
 }
 
 
@@ -170,36 +172,54 @@ _COSTS_CAPTION = (
 
 def _write_ranking(page: Page, findings: Findings) -> None:
     page.heading("Does the supernet order networks rightly?")
-    rank = findings.rank
-    if rank is None:
+    if not findings.ranks:
         page.missing("networks of all qualities, trained from scratch to judge the supernet (rank.json).")
-    if rank is None and not any(n.inherited is not None for stage in findings.stages for n in stage.retrained):
-        return
-    page.picture("ranking", pictures.draw_ranking(rank, findings.stages), _describe_ranking(rank))
-    if rank:
-        rows = {"inherited, Kendall's tau": rank.kendall, "inherited, Spearman's rho": rank.spearman}
-        rows["more MACs is better, Kendall's tau"] = rank.kendall_macs
-        page.table([_describe_correlation(*row) for row in rows.items()])
+    if not findings.ranks and any(n.inherited is not None for stage in findings.stages for n in stage.retrained):
+        page.picture("ranking", pictures.draw_ranking(None, findings.stages), f"{_RANKING} {_BEST_ONLY}")
+    for number, rank in enumerate(findings.ranks):
+        stages = () if number else findings.stages
+        name = f"ranking-{number + 1}" if number else "ranking"
+        page.picture(name, pictures.draw_ranking(rank, stages), f"{_RANKING} {_describe_ranking(rank)}")
+        page.table(_ranking_rows(rank))
 
 
-def _describe_ranking(rank: Ranking | None) -> str:
+_RANKING = (
+    "Each point is a network that was trained from scratch; the further points follow a rising line, the better the "
+    "cheap measure below predicts the expensive one at the side."
+)
+_BEST_ONLY = "These are each stage's best, which lie close together and are the hardest to order."
+
+
+def _describe_ranking(rank: Ranking) -> str:
+    truth, taus = next(iter(rank.taus.items()))
+    if not taus:
+        return "No measure tells these networks apart."
+    name, tau = next(iter(taus.items()))
     text = (
-        "Each point is a network that was trained from scratch; the further points follow a rising line, the better "
-        "the cheap measure below predicts the dear one at the side."
+        f"Of two networks, {rank.stage}'s {name} names the better one in about {50 * (1 + tau.value):.0f} of 100 cases"
     )
-    if rank is None:
-        return f"{text} These are each stage's best, which lie close together and are the hardest to order."
-    right, by_size = (50 * (1 + tau.value) for tau in (rank.kendall, rank.kendall_macs))
-    return (
-        f"{text} Of two networks, {rank.stage}'s supernet names the better one in about {right:.0f} of 100 cases; "
-        f"whoever takes the one with more MACs is right in about {by_size:.0f}. The search pays where the first number "
-        "is clearly the larger. The retrained are the best only, which are harder to order."
-    )
+    if "MACs" in taus:
+        text += f"; whoever takes the one with more MACs is right in about {50 * (1 + taus['MACs'].value):.0f}"
+    text += ". The search pays where the first number is clearly the larger."
+    if truth in rank.ceilings:
+        ceiling = rank.ceilings[truth]
+        text += (
+            f" Two trainings of one network differ, too: even a measure without any error would have a tau of about "
+            f"{ceiling.value:.2f} ({ceiling.low:.2f} to {ceiling.high:.2f}) here."
+        )
+    return text
 
 
-def _describe_correlation(name: str, correlation: Correlation) -> dict[str, str]:
-    value, _, interval = show_correlation(correlation).partition(" ")
-    return {"order by": name, "value": value, "95 %": interval.strip("()"), "networks": f"{correlation.samples:.0f}"}
+def _ranking_rows(rank: Ranking) -> list[dict[str, str]]:
+    names = dict.fromkeys(name for taus in rank.taus.values() for name in taus)
+    rows = [{"order by": name} for name in names] + ([{"order by": "a measure without error"}] if rank.ceilings else [])
+    for truth, taus in rank.taus.items():
+        for row in rows:
+            tau = taus.get(row["order by"], rank.ceilings.get(truth) if row["order by"] not in names else None)
+            row[f"tau with {truth} after training"] = "-" if tau is None else show_correlation(tau)
+            regret = rank.regrets[truth].get(row["order by"])
+            row[f"best of its first five, {truth}"] = "-" if regret is None else f"{-regret:+.3g}"
+    return rows
 
 
 def _write_retrained(page: Page, findings: Findings) -> None:

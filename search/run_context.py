@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, final
 
@@ -27,7 +27,7 @@ from glit_models.training.feed import Feed, open_data
 from glit_models.weights.loading import load_model
 
 from .budget import Budget, macs_budget, params_budget
-from .evaluate import Evaluator, Images
+from .evaluate import Evaluator, Images, Score, compare_logits
 from .latency import Prepare, latency_budget
 from .recipe import SearchRecipe
 from .space import SearchSpace
@@ -192,10 +192,22 @@ class RunContext:
         preprocessing = setup.resolve_preprocessing(model, self.training.data)
         return Feed(self.training, self.splits, preprocessing, self.device, 1, (0,), rank, world_size)
 
-    def evaluator(self, space: SearchSpace, weights: Path, on_batch: Callable[[int, int], None]) -> Evaluator:
-        """An evaluator of the supernet whose weights are in a file, on the search set.
+    def search_order(self) -> list[int]:
+        """The positions of the search set's images in the random order in which they are scored."""
+        order = np.random.default_rng((self.recipe.seed, 1)).permutation(len(self.splits.validation))
+        positions: list[int] = order.tolist()
+        return positions
 
-        Every process has one, of all pictures: they evaluate different networks.
+    def evaluator(
+        self,
+        space: SearchSpace,
+        weights: Path,
+        on_batch: Callable[[int, int], None],
+        positions: Sequence[int] | None = None,
+    ) -> Evaluator:
+        """An evaluator of the supernet whose weights are in a file, on these images of the search set or on all.
+
+        Every process has one, of all images: they evaluate different networks.
         """
         recipe = self.recipe.evaluation
         supernet = create_supernet(space, self.recipe.supernet.sharing, self.training, self.num_classes)
@@ -211,7 +223,7 @@ class RunContext:
         steps = len(self.splits.train) // self.training.optim.batch_size
         num_calibration = max(min(recipe.calibration_batches, steps), 1)
         search_set = self.splits.validation
-        order = np.random.default_rng((self.recipe.seed, 1)).permutation(len(search_set)).tolist()
+        order = self.search_order() if positions is None else positions
 
         def calibration() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
             for images in feed.for_statistics(num_calibration):
@@ -226,6 +238,17 @@ class RunContext:
             bf16=self.training.precision == "bf16",
             on_batch=on_batch,
         )
+
+    @torch.inference_mode()
+    def score_model(self, folder: Path, positions: Sequence[int]) -> Score:
+        """The score of the model in a folder on these images of the search set."""
+        batches, count = self._feed().scoring(self.splits.validation, positions)
+        model = load_model(folder, any_timm=True).model.to(self.device).eval()
+        sums = torch.zeros(2, dtype=torch.float64, device=self.device)
+        for images, labels in batches:
+            sums += compare_logits(model(images.to(self.device)), labels.to(self.device))
+        right, loss = sums.tolist()
+        return Score(100 * right / count, loss / count)
 
     def test_accuracy(self, folder: Path) -> float | None:
         """Top-1 accuracy in percent of the model in a folder on the test set, over all processes; None without one."""

@@ -81,6 +81,27 @@ class SearchSpace(SpaceDefinition):
             blocks.append(changed)
         return self.make_spec(blocks, _change(rng, spec.embed_dim, self.embed_dims, width_prob, redraw))
 
+    def redraw_blocks(self, spec: Spec, num_blocks: float, rng: random.Random) -> Spec:
+        """A member in which some blocks of `spec` are others, `num_blocks` of them in the mean (SPOS, section 3.4).
+
+        Each block becomes any other of its options, all equally likely, with probability num_blocks / depth; so do the
+        depth, which cuts the last blocks off or adds random ones, and the width.
+
+        Raises:
+            SearchError: if `spec` is no member.
+        """
+        spec = self.canonical(spec)
+        prob = num_blocks / spec.depth
+        depth = _change(rng, spec.depth, self.depths, prob, redraw=False)
+        blocks = list(spec.blocks[:depth])
+        for index, options in enumerate(self.block_options[:depth]):
+            if index >= spec.depth:
+                blocks.append(options.draw(rng, "choices"))
+            elif len(options.blocks) > 1 and rng.random() < prob:
+                place = draw_below(rng, len(options.blocks) - 1)
+                blocks[index] = options.blocks[place + (place >= options.index[blocks[index]])]
+        return self.make_spec(blocks, _change(rng, spec.embed_dim, self.embed_dims, prob, redraw=False))
+
     def crossover(self, a: Spec, b: Spec, rng: random.Random) -> Spec:
         """A member that has each block, and its width, from either parent with equal chances.
 

@@ -25,7 +25,6 @@ from glit_models.training import Trainer
 from .ask_tell import Search
 from .budget import Budget
 from .budget_sampler import BudgetSampler
-from .evaluate import Score
 from .fitness import FITNESSES, Fitness, Setting
 from .named_spaces import load_space
 from .run_context import RunContext, read_json
@@ -77,12 +76,10 @@ class Stage:
         self.state = StateFiles(self.folder / "evolution.json", self.folder / "evolution.previous.json")
         self.recipe = context.recipe
         self._initial, self._known = initial, known
-        self._images: dict[Spec, int] = {}  # that each network was scored on
         self._seconds = 0.0  # of the evolution
         self._fitness: Fitness | None = None
         self.fitness_class = FITNESSES.find(self.recipe.fitness)
         self._on_batch: Callable[[int, int], None] = lambda done, total: None
-        self._correct: dict[Spec, Score] = {}  # of the best, where networks are given up early
         self.search = self._new_search()  # impossible budgets are found before anything is trained
 
     def _new_search(self) -> Search:
@@ -177,8 +174,8 @@ class Stage:
 
     def _front(self, budget: Budget) -> list[dict[str, Any]]:
         """The networks that no other one beats in accuracy without costing more, cheapest first."""
-        fields = ((c.to_dict(), self._images[c.spec]) for c in self.search.front(budget.name))
-        return [{"spec": c["spec"], **c["costs"], "accuracy": c["accuracy"], "images": n} for c, n in fields]
+        fields = (candidate.to_dict() for candidate in self.search.front(budget.name))
+        return [{"spec": c["spec"], **c["costs"], "accuracy": c["accuracy"]} for c in fields]
 
     def _best(self) -> str:
         best = self.search.best
@@ -189,13 +186,17 @@ class Stage:
     def fitness(self) -> Fitness:
         """What networks are compared by, ready to score them."""
         if self._fitness is None:
-            context, recipe = self.context, self.recipe
-            self._fitness = self.fitness_class(Setting(
-                self.space, recipe.seed, self.folder, context.device, context.training.model.img_size,
-                context.num_classes, context.create_model, self._train_alone,
-                lambda: context.evaluator(self.space, self.weights, self._check_batch),
-            ))  # fmt: skip
+            self._fitness = self.fitness_class(self.setting())
         return self._fitness
+
+    def setting(self) -> Setting:
+        """What a fitness may use of this stage."""
+        context = self.context
+        return Setting(
+            self.space, self.recipe.seed, self.folder, context.device, context.training.model.img_size,
+            context.num_classes, context.create_model, self._train_alone,
+            lambda: context.evaluator(self.space, self.weights, self._check_batch),
+        )  # fmt: skip
 
     def _check_batch(self, done: int, total: int) -> None:
         self._on_batch(done, total)
@@ -214,36 +215,18 @@ class Stage:
         config = self.recipe.evolution_config()
         top = self.search.top(max(config.num_parents, self.recipe.retrain.top))
         fitness.retain([candidate.spec for candidate in top])
-        # The recipe's risk is that of all networks of all stages together.
-        num_networks = len(self.recipe.method_class.stages) * config.population * config.generations
-        reference, risk = None, self.recipe.evaluation.early_stop_risk / num_networks * fitness.gives_up
-        if risk and len(top) == max(config.num_parents, self.recipe.retrain.top):
-            reference = self._reference(fitness, top[-1].spec)
-        scores = self._evaluate_shared(fitness, specs, reference, risk)
+        scores = self._evaluate_shared(fitness, specs)
         for spec in specs:
-            self.search.tell(spec, scores[spec].accuracy)
-            self._images[spec] = scores[spec].images
-        if risk:
-            known = {**self._correct, **scores}
-            best = (candidate.spec for candidate in self.search.top(len(top) or config.num_parents))
-            self._correct = {spec: known[spec] for spec in best if spec in known}
+            self.search.tell(spec, scores[spec])
         self._seconds += time.monotonic() - began
         self._save()
-        done = sorted(scores[spec].accuracy for spec in specs)
+        done = sorted(scores[spec] for spec in specs)
         self.context.say(
             f"{self.name}: generation {self.search.generation + 1}/{config.generations}, {len(specs)} networks: "
             f"median {fitness.show(done[len(done) // 2])}, best {fitness.show(done[-1])}, best so far {self._best()}"
         )
 
-    def _reference(self, fitness: Fitness, spec: Spec) -> Score:
-        """Of the last of the best; evaluated again if this process has not seen it, which gives the same."""
-        if spec not in self._correct:
-            self._correct[spec] = fitness.evaluate([spec])[spec]
-        return self._correct[spec]
-
-    def _evaluate_shared(
-        self, fitness: Fitness, specs: Sequence[Spec], reference: Score | None, risk: float
-    ) -> dict[Spec, Score]:
+    def _evaluate_shared(self, fitness: Fitness, specs: Sequence[Spec]) -> dict[Spec, float]:
         """Each process evaluates networks that begin alike; all get to know all scores."""
         if fitness.is_collective:
             return fitness.evaluate(specs)
@@ -252,14 +235,9 @@ class Stage:
             specs, key=lambda spec: (spec.embed_dim, [place[b] for place, b in zip(places, spec.blocks, strict=False)])
         )
         share = np.array_split(np.arange(len(ordered)), self.context.world_size)[self.context.rank]
-        mine = fitness.evaluate([ordered[index] for index in share], reference, risk) if len(share) else {}
-        pairs = [(spec.to_dict(), score.accuracy, score.images, np.packbits(score.correct).tobytes())
-                 for spec, score in mine.items()]  # fmt: skip
-        scores = {}
-        for data, accuracy, images, bits in self.context.gather(pairs):
-            correct = np.unpackbits(np.frombuffer(bits, np.uint8), count=images).astype(bool)
-            scores[parse_spec(data)] = Score(accuracy, images, correct)
-        return scores
+        mine = fitness.evaluate([ordered[index] for index in share]) if len(share) else {}
+        gathered = self.context.gather([(spec.to_dict(), value) for spec, value in mine.items()])
+        return {parse_spec(data): value for data, value in gathered}
 
     def _write_references(self) -> None:
         """Networks that the reader knows, under the same weights where these hold them."""
@@ -270,7 +248,7 @@ class Stage:
             entries = []
             for name, spec in specs.items():
                 score = scores.get(self.space.canonical(spec)) if spec in self.space else None
-                entries.append({"name": name, **self._describe(spec), "accuracy": score and score.accuracy})
+                entries.append({"name": name, **self._describe(spec), "accuracy": score})
             write_json(self.folder / "references.json", entries)
         self.context.wait()
 
@@ -285,8 +263,7 @@ class Stage:
     def _save(self) -> None:
         if self.context.rank:
             return
-        images = [self._images[candidate.spec] for candidate in self.search.candidates]
-        state = {"search": self.search.state_dict(), "images": images, "seconds": self._seconds}
+        state = {"search": self.search.state_dict(), "seconds": self._seconds}
         text = json.dumps(state)
         self.state.save(lambda path: path.write_text(text))
         self._write_candidates()
@@ -297,7 +274,7 @@ class Stage:
             fields = candidate.to_dict()
             entry = {
                 "spec": fields["spec"], **candidate.costs, "accuracy": candidate.accuracy,
-                "images": self._images[candidate.spec], "generation": candidate.generation, "origin": candidate.origin,
+                "generation": candidate.generation, "origin": candidate.origin,
             }  # fmt: skip
             lines.append(json.dumps(entry) + "\n")
         write_text(self.folder / "candidates.jsonl", "".join(lines))
@@ -307,20 +284,21 @@ class Stage:
         found = self.state.load(self._read_state)
         if found is None:
             return
-        self.search, self._images, self._seconds = found
+        self.search, self._seconds = found
         if self.context.rank == 0:
             self._write_candidates()
 
-    def _read_state(self, path: Path) -> tuple[Search, dict[Spec, int], float]:
+    def _read_state(self, path: Path) -> tuple[Search, float]:
         state = json.loads(path.read_text())
         search = type(self.search).from_state(state["search"], self.space, self.context.budgets)
-        images = dict(zip((c.spec for c in search.candidates), state["images"], strict=True))
-        return search, images, float(state["seconds"])
+        return search, float(state["seconds"])
 
     # ---- retraining ----
 
     def _retrain(self) -> list[Retrained]:
+        """The best, and the networks that the stage began with: it never returns a worse one than it was given."""
         best = self.search.top(self.recipe.retrain.top)
+        best += [c for c in self.search.candidates if c.spec in self._initial and c not in best]
         retrained = []
         for place, candidate in enumerate(best, 1):
             assert candidate.accuracy is not None

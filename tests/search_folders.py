@@ -1,13 +1,13 @@
 """A search's folder as the pipeline writes it, with accuracies made up. No assertions."""
 
-import dataclasses
 import json
 import math
 import random
 from pathlib import Path
 
 import yaml
-from glit_models.search import Evolution, RandomSearch, SearchSpace, extremes, glit, kendall, macs_budget, spearman
+from glit_models.search import Evolution, RandomSearch, SearchSpace, extremes, glit, macs_budget
+from glit_models.search.ranking import Ranked, compare
 
 from glit_models import GLiTSpec, count_macs, count_params
 
@@ -59,7 +59,7 @@ def write_search(
     result = {"method": method, "seed": 3, **numbers, **accuracies, "num_evaluated": 1000, "minutes": 318.5}
     write(folder / "result.json", json.dumps(result))
     write(folder / "times.json", json.dumps({**times, "test": 12.5}))
-    write_rank(folder, glit(48, 3, depth, 4), num_ranked)
+    write_rank(folder / ("stage2" if method == "hierarchical" else "joint"), glit(48, 3, depth, 4), num_ranked)
     return folder
 
 
@@ -100,21 +100,23 @@ def write_stage(folder: Path, space: SearchSpace, bounds: dict, settings: dict, 
 
 
 def write_rank(folder: Path, space: SearchSpace, number: int) -> None:
-    """Networks of all qualities, trained from scratch."""
+    """Networks of all qualities, trained from scratch, into a stage's folder."""
     rng = random.Random(5)
-    specs = [space.sample(rng) for _ in range(number)]
-    networks = [
-        {**describe(spec), "inherited": quality(spec) - 6 + rng.gauss(0, 0.4), "standalone": quality(spec)}
-        for spec in specs
-    ]
-    truth, inherited, macs = ([n[key] for n in networks] for key in ("standalone", "inherited", "macs"))
-    correlations = {
-        "kendall": kendall(inherited, truth, num_resamples=50),
-        "spearman": spearman(inherited, truth, num_resamples=50),
-        "kendall_macs": kendall(macs, truth, num_resamples=50),
-    }
-    values = {key: dataclasses.asdict(correlation) for key, correlation in correlations.items()}
-    write(folder / "rank.json", json.dumps({"stage": "stage2", "networks": networks, **values}))
+    networks = []
+    for place in range(number):
+        spec = space.sample(rng)
+        costs = {name: cost for name, cost in describe(spec).items() if name != "spec"}
+        predictions = {
+            "inherited loss": quality(spec) / 100 - 2 + rng.gauss(0, 0.01),
+            "inherited top-1": quality(spec) - 6 + rng.gauss(0, 0.4),
+            "MACs": costs["macs"],
+        }
+        trained, again = (
+            {"loss": quality(spec) / 100 - 1.5 + rng.gauss(0, 0.005), "top-1": quality(spec) + rng.gauss(0, 0.2)}
+            for _ in range(2)
+        )
+        networks.append(Ranked(spec, costs, predictions, trained, None if place % 3 else again))
+    write(folder / "rank.json", json.dumps(compare(folder.name, networks).to_dict()))
 
 
 def lines(entries: list[dict]) -> str:

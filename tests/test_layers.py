@@ -36,10 +36,10 @@ __main__
 """
 SEARCH = """
 correlation
-choices
+ranking choices
 space_definition
 space
-named_spaces candidates
+named_spaces candidates surrogate
 budget
 budget_sampler latency
 ask_tell

@@ -104,8 +104,10 @@ def test_the_page_says_the_result_in_numbers(finished: Path) -> None:
     assert "time 5 h 18 min" in text
     assert "seed 3" in text
     assert "entangled" in text
-    rank = json.loads((finished / "rank.json").read_text())
-    assert f"about {50 + 50 * rank['kendall']['value']:.0f} of 100 cases" in text
+    rank = json.loads((finished / "stage2" / "rank.json").read_text())
+    assert f"about {50 + 50 * rank['taus']['loss']['inherited loss']['value']:.0f} of 100 cases" in text
+    assert f"a tau of about {rank['ceilings']['loss']['value']:.2f}" in text
+    assert "a measure without error" in text
     for stage in ("stage1", "stage2"):
         for network in json.loads((finished / stage / "retrained.json").read_text()):
             assert f"{network['inherited']:.2f} % {network['accuracy']:.2f} %" in text
@@ -156,7 +158,9 @@ def test_at_each_moment_of_a_search_there_is_a_report_of_what_there_is(search: P
     under_way = tmp_path / "under way"
     arriving = [f"{stage}/{file}" for stage in ("stage1", "stage2") for file in STAGE_FILES]
     pictured, drawn_at = 0, {1, 2, 3, 5, 9}  # drawn where a picture is new; each moment would take a minute
-    for number, file in enumerate(["recipe.yaml", *arriving, "rank.json", "winner.json", "times.json", "result.json"]):
+    for number, file in enumerate(
+        ["recipe.yaml", *arriving, "stage2/rank.json", "winner.json", "times.json", "result.json"]
+    ):
         (under_way / file).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(search / file, under_way / file)
         if number in drawn_at or number == 0:
@@ -168,18 +172,19 @@ def test_at_each_moment_of_a_search_there_is_a_report_of_what_there_is(search: P
 
 
 @pytest.mark.parametrize(
-    "file", ["winner.json", "result.json", "times.json", "rank.json", *(f"stage1/{file}" for file in STAGE_FILES)]
+    "file",
+    ["winner.json", "result.json", "times.json", "stage2/rank.json", *(f"stage1/{file}" for file in STAGE_FILES)],
 )
 @pytest.mark.usefixtures("undrawn")
 def test_a_part_that_is_not_there_is_named_and_left_out(search: Path, file: str) -> None:
     (search / file).unlink()
     text = Page(write_report(search)).text
-    assert re.search(rf"Not there yet: [^.]*{re.escape(file.removeprefix('stage1/'))}", text)
+    assert re.search(rf"Not there yet: [^.]*{re.escape(file.rpartition('/')[2])}", text)
 
 
 def test_the_first_candidates_of_a_search_are_drawn(search: Path) -> None:
     shutil.rmtree(search / "stage2")
-    for name in ("winner.json", "rank.json", "stage1/winner.json", "stage1/retrained.json", "stage1/references.json"):
+    for name in ("winner.json", "stage1/winner.json", "stage1/retrained.json", "stage1/references.json"):
         (search / name).unlink()
     path = search / "stage1" / "candidates.jsonl"
     lines = path.read_text().splitlines(keepends=True)
@@ -224,11 +229,25 @@ def test_a_search_within_milliseconds_shows_them(search: Path) -> None:
     assert "latency in ms at most 7" in page.text
 
 
+def test_a_ranking_that_0_1_wrote_is_shown(search: Path) -> None:
+    (search / "stage2" / "rank.json").unlink()
+    candidates = [json.loads(line) for line in (search / "stage2" / "candidates.jsonl").read_text().splitlines()]
+    networks = [
+        {**c, "inherited": c["accuracy"], "standalone": c["accuracy"] + i} for i, c in enumerate(candidates[:5])
+    ]
+    tau = {"value": 0.42, "low": -0.23, "high": 0.87, "samples": 5}
+    old = {"stage": "stage2", "networks": networks, "kendall": tau, "spearman": tau, "kendall_macs": tau}
+    (search / "rank.json").write_text(json.dumps(old))
+    text = Page(write_report(search)).text
+    assert "stage2's inherited top-1 names the better one in about 71 of 100 cases" in text
+    assert "0.42 (\N{MINUS SIGN}0.23 to 0.87)" in text
+
+
 @pytest.mark.usefixtures("undrawn")
 def test_whatever_the_files_hold_is_text_in_the_page(search: Path) -> None:
     evil = "<script>alert('x')</script>&amp;\"'"
     edit(search / "stage1" / "references.json", lambda networks: [{**networks[0], "name": evil}])
-    edit(search / "rank.json", lambda rank: {**rank, "stage": evil})
+    edit(search / "stage2" / "rank.json", lambda rank: {**rank, "stage": evil})
     (search / "recipe.yaml").write_text((search / "recipe.yaml").read_text().replace("entangled", "<img src=x>"))
     page = Page(write_report(search))
     assert "script" not in page.tags
@@ -282,7 +301,13 @@ def test_a_folder_that_is_no_search_is_named(tmp_path: Path) -> None:
         ("winner.json", b"{}", "spec lacks the field 'blocks'"),
         ("result.json", b'{"macs": "many"}', "macs must be a finite number, got 'many'"),
         ("times.json", b'{"test": NaN}', "seconds must be a finite number, got nan"),
-        ("rank.json", b'{"networks": []}', "it lacks 'kendall'"),
+        ("stage2/rank.json", b'{"networks": []}', "it lacks 'stage'"),
+        (
+            "stage2/rank.json",
+            b'{"stage": "a", "networks": [], "taus": {"loss": {"b": {"value": NaN}}}}',
+            "value must be",
+        ),
+        ("rank.json", b'{"kendall": {}, "networks": [{"spec": {}}]}', "it lacks 'inherited'"),
     ],
 )
 def test_a_damaged_file_is_named_in_one_line(search: Path, file: str, content: bytes, reason: str) -> None:

@@ -90,6 +90,11 @@ def test_a_recipe_round_trips_through_yaml(tmp_path: Path):
         ),
         ("optim=3", "optim must be a section of keys, got 3"),
         ("epochs", "an override must be KEY=VALUE, got 'epochs'"),
+        (
+            "data.train_on_validation=true",
+            "data.train_on_validation needs keep=last: no images are left to choose an epoch by",
+        ),
+        ("keep=newest", "keep must be best or last, got 'newest'"),
         ("data.split_seed=-1", "data.split_seed must be at least 0, or null, got -1"),
         ("augment={batched: true, re_prob: 0.1}", "augment.re_prob cannot be set with augment.batched"),
         ("augment={batched: true, repeats: 3}", "augment.repeats cannot be set with augment.batched"),

@@ -9,6 +9,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from safetensors.torch import load_file
 from torch import nn
 
 from glit_models.errors import RecipeError
@@ -16,6 +17,7 @@ from glit_models.training import Trainer, load_recipe
 from glit_models.training.feed import open_data
 from glit_models.training.objective import Objective
 from glit_models.training.recipe import AugmentSection, DistillSection, OptimSection, Recipe
+from glit_models.training.selection import Selection
 from glit_models.training.setup import (
     create_optimizer,
     create_schedule,
@@ -261,6 +263,36 @@ def test_the_split_is_drawn_by_its_own_seed_where_there_is_one():
         for seed, *split in ((0, "data.split_seed=5"), (1, "data.split_seed=5"), (5,), (1,))
     ]
     assert held_out[0] == held_out[1] == held_out[2] != held_out[3]
+
+
+@pytest.mark.parametrize(("keep", "epoch"), [("best", 2), ("last", 4)])
+def test_the_weights_that_are_kept_are_of_the_best_epoch_or_of_the_last(
+    keep: str, epoch: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    scores = iter([10.0, 30.0, 20.0, 25.0])
+    monkeypatch.setattr(Selection, "score", lambda *_: next(scores))
+    result = Trainer(_tiny(f"keep={keep}", "optim.epochs=4"), tmp_path, "cpu", score_test=False).run()
+    assert result is not None
+    assert result["epoch"] == epoch
+    assert result["validation_top1"] == {2: 30.0, 4: 25.0}[epoch]
+    last = torch.load(tmp_path / "last.pt", weights_only=True)["ema"]
+    kept = load_file(tmp_path / "best.safetensors")
+    assert all(torch.equal(kept[name], last[name].float()) for name in kept) == (keep == "last")
+
+
+def test_training_on_the_validation_images_too_scores_nothing_on_them(tmp_path: Path):
+    recipe = _tiny("data.train_on_validation=true", "keep=last", "optim.epochs=1", "data.split_seed=0")
+    trainer = Trainer(recipe, tmp_path, "cpu", score_test=False)
+    assert len(trainer.splits.train) == len(open_data(_tiny("data.split_seed=0")).train) + 100
+    result = trainer.run()
+    assert result is not None
+    assert "validation_top1" not in result
+    assert (tmp_path / "model" / "model.safetensors").is_file()
+
+
+def test_the_best_of_one_epoch_that_is_scored_is_the_last():
+    assert _tiny("keep=best", "eval_every=6").meaning() == _tiny("keep=last", "eval_every=6").meaning()
+    assert _tiny("keep=best").meaning() != _tiny("keep=last").meaning()
 
 
 def test_batched_augmentation_of_fractals_is_refused(tmp_path: Path):

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.data import ConcatDataset
 
 from ..data import Fractals, HeldOutFractals, Splits, Subset, open_splits
 from ..data.batched import TensorImages
@@ -49,14 +50,21 @@ def open_data(recipe: Recipe) -> Splits:
     """The splits that a recipe names. Raises DataError if they cannot be had."""
     data = recipe.data
     if data.dataset == "fractals":
+        if data.train_on_validation:
+            raise RecipeError("data.train_on_validation cannot be set for fractals, whose training images never end")
         fractals = Fractals(data.fractals, recipe.seed)
         return Splits(fractals, HeldOutFractals(fractals, 0), HeldOutFractals(fractals, 1), fractals.class_names)
     with naming_keys():
-        return open_splits(
+        splits = open_splits(
             data.dataset, data.root, data.hold_out, data.limit, recipe.split_seed,
             train_split=data.train_split, validation_split=data.validation_split, test_split=data.test_split,
             download=data.download, input_key=data.input_key, target_key=data.target_key,
         )  # fmt: skip
+    if not data.train_on_validation:
+        return splits
+    if isinstance(splits.train, Stream) or isinstance(splits.validation, Stream):
+        raise RecipeError(f"data.train_on_validation cannot be set for {data.dataset}, which is read as a stream")
+    return dataclasses.replace(splits, train=ConcatDataset([splits.train, splits.validation]))
 
 
 def _batches_naming_keys(batches: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:

@@ -46,6 +46,7 @@ class DataSection:
     hold_out: int = 0  # this many training pictures become the validation set
     limit: int | None = None  # keep only so many of the others
     split_seed: int | None = None  # of the draw of both; the run's seed unless given
+    train_on_validation: bool = False  # train on the validation images, too; nothing is scored on them then
     download: bool = False  # let the data set's own library fetch it
     input_key: str | None = None  # names of the picture's and the label's columns, where they are not the usual ones
     target_key: str | None = None
@@ -134,6 +135,7 @@ class Recipe:
     precision: Literal["fp32", "bf16"] = "fp32"  # bf16: autocast, parameters stay float32
     retries: int = 0  # how often a diverged run goes back to its last checkpoint and on with half the rate
     checkpoint_minutes: float = 2.0
+    keep: Literal["best", "last"] = "best"  # which epoch's weights are the result; 'best' is by the validation set
     eval_every: int = 1  # epochs
     eval_batch_size: int = 250
     save_dtype: Literal["float32", "float16"] = "float32"  # of the model folder's weights
@@ -178,6 +180,8 @@ class Recipe:
             raise RecipeError("data.hold_out cannot be set for fractals, which hold out pictures of their own")
         if data.dataset == "fractals" and augment.repeats > 1:
             raise RecipeError("augment.repeats cannot be set for fractals; data.fractals.instances repeats them")
+        if data.train_on_validation and self.keep == "best":
+            raise RecipeError("data.train_on_validation needs keep=last: no images are left to choose an epoch by")
         if augment.batched and augment.beyond_batched:
             raise RecipeError(f"augment.{augment.beyond_batched} cannot be set with augment.batched")
         if augment.batched and model.img_size_shares:
@@ -213,7 +217,8 @@ class Recipe:
 
     def meaning(self) -> dict[str, Any]:
         """What the recipe asks for; equal for recipes that ask for the same run."""
-        return self.to_dict()
+        only_last = self.eval_every >= self.optim.epochs  # the last epoch alone is scored, and so the best
+        return {**self.to_dict(), "keep": "last" if only_last else self.keep}
 
 
 def _are_shares(shares: Mapping[int, float] | None) -> bool:

@@ -335,10 +335,13 @@ class Trainer:
         line = ""
         if self.trainee is None and (epoch % self.recipe.eval_every == 0 or epoch == epochs):
             scored = self.selection.weights(self.feed, self.step)
-            top1 = entry["validation_top1"] = self.selection.score(scored, self.feed, self.splits.validation)
-            line = f", validation top-1 {top1:.2f} %"
-            if top1 > self.progress.best["validation_top1"]:
-                self.progress.best = {"validation_top1": top1, "epoch": epoch}
+            best: dict[str, Any] = {"epoch": epoch}
+            if not self.recipe.data.train_on_validation:
+                top1 = self.selection.score(scored, self.feed, self.splits.validation)
+                entry["validation_top1"] = best["validation_top1"] = top1
+                line = f", validation top-1 {top1:.2f} %"
+            if self.recipe.keep == "last" or best["validation_top1"] > self.progress.best["validation_top1"]:
+                self.progress.best = best
                 if self.rank == 0:
                     self.selection.keep(scored)
         self.progress.epochs_done = epoch
