@@ -16,7 +16,6 @@ Axes: B batch, N tokens, T = B * N, C channels, K classes.
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -69,7 +68,7 @@ class ExportForm(nn.Module):
         for index in real:
             block = form.blocks[index]
             assert isinstance(block, Block)
-            form.blocks[index] = _FlatBlock(block, replace(options, first_token_alone=index == alone))
+            form.blocks[index] = _FlatBlock(block, options._replace(first_token_alone=index == alone))
         self.has_all_tokens = alone is None  # until the head
         self.form = form.to(dtype)
         self.dtype = dtype
@@ -138,7 +137,7 @@ class _FlatBlock(nn.Module):
         self.norm1, self.norm2 = source.norm1, source.norm2
         self.mixer = _FlatMixer(source.mixer, parts.mixers, options)
         # After the mixer there is no token that is not needed.
-        self.mlp = parts.mlp.flatten(source.mlp, replace(options, first_token_alone=False))
+        self.mlp = parts.mlp.flatten(source.mlp, options._replace(first_token_alone=False))
         self.alone = options.first_token_alone
 
     def forward(self, x: Tensor, num_tokens: int) -> Tensor:

@@ -7,11 +7,10 @@ names an argument holds an `Argument`: Python reads `force=True` where the comma
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 
-@dataclass(frozen=True)
-class Argument:
+class Argument(NamedTuple):
     """An argument of a function, or a key of a recipe such as `data.root`, as a message names it.
 
     Attributes:

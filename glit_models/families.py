@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from .errors import SpecError, WeightsError
 from .extensions import Table
@@ -29,8 +29,7 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True)
-class Paper:
+class Paper(NamedTuple):
     """Where a network comes from.
 
     Attributes:
@@ -46,8 +45,7 @@ class Paper:
     summary: str = "a vision transformer"
 
 
-@dataclass(frozen=True)
-class Family:
+class Family(NamedTuple):
     """A family of networks.
 
     Attributes:
@@ -67,12 +65,12 @@ class Family:
     name: str
     spec: type[Spec]
     model: type[SpecTransformer]
-    named: Mapping[str, Spec] = field(default_factory=dict)
+    named: Mapping[str, Spec]
     references: Callable[[int, int, Mapping[str, Any]], Mapping[str, Spec]] = lambda depth, width, network: {}
     paper: str = ""
     authors_url: str = ""
     citation: str = ""
-    papers: Mapping[str, Paper] = field(default_factory=dict)
+    papers: Mapping[str, Paper] = MappingProxyType({})
     summary: str = "a vision transformer"
 
     def paper_of(self, architecture: str) -> Paper:

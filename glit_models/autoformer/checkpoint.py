@@ -36,7 +36,7 @@ _THEIRS_TO_OURS = {
     "fc2.bias": "mlp.fc2.bias",
 }
 _OURS_TO_THEIRS = {ours: theirs for theirs, ours in _THEIRS_TO_OURS.items()}
-_BLOCK = re.compile(r"blocks\.(\d+)\.(.+)")
+_BLOCK = r"blocks\.(\d+)\.(.+)"
 _QKV_WEIGHT = "mixer.attn.qkv.weight"
 _SUPERNET = "patch_embed_super."  # the supernet's name of `patch_embed.`
 
@@ -65,7 +65,7 @@ def convert_autoformer_state_dict(state_dict: Mapping[str, Any], spec: AutoForme
     is_supernet = any(key.startswith(_SUPERNET) for key in state_dict)
     converted = {}
     for key, tensor in state_dict.items():
-        if (match := _BLOCK.fullmatch(key)) is None:
+        if (match := re.fullmatch(_BLOCK, key)) is None:
             converted[key.replace(_SUPERNET, "patch_embed.")] = tensor
             continue
         if match[2] not in _THEIRS_TO_OURS:
@@ -81,7 +81,7 @@ def to_autoformer(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The inverse of `convert_autoformer_state_dict`: our state dict as that of a supernet of exactly this size."""
     converted = {}
     for key, tensor in state_dict.items():
-        if (match := _BLOCK.fullmatch(key)) is None:
+        if (match := re.fullmatch(_BLOCK, key)) is None:
             converted[key.replace("patch_embed.", _SUPERNET)] = tensor
             continue
         if match[2] == _QKV_WEIGHT:

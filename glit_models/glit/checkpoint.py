@@ -25,13 +25,13 @@ _OFFICIAL_TO_OURS = (
     ("mlp.fc1", "mlp.fc1"),
     ("mlp.fc2", "mlp.fc2"),
 )
-_OFFICIAL_BLOCK = re.compile(r"blocks\.(\d+)\.0\.(.+)\.(\w+)")
-_OUR_BLOCK = re.compile(r"blocks\.(\d+)\.(.+)\.(\w+)")
+_OFFICIAL_BLOCK = r"blocks\.(\d+)\.0\.(.+)\.(\w+)"
+_OUR_BLOCK = r"blocks\.(\d+)\.(.+)\.(\w+)"
 
 
 def is_official(state_dict: Mapping[str, Any]) -> bool:
     """Whether the keys are in the layout of the authors' code."""
-    return any(_OFFICIAL_BLOCK.fullmatch(key) for key in state_dict)
+    return any(re.fullmatch(_OFFICIAL_BLOCK, key) for key in state_dict)
 
 
 def convert_official_state_dict(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -46,7 +46,7 @@ def convert_official_state_dict(state_dict: Mapping[str, Any]) -> dict[str, Tens
     table = dict(_OFFICIAL_TO_OURS)
     converted = {}
     for key, tensor in state_dict.items():
-        match = _OFFICIAL_BLOCK.fullmatch(key)
+        match = re.fullmatch(_OFFICIAL_BLOCK, key)
         if match is None and not key.startswith("blocks."):
             converted[key] = tensor
             continue
@@ -66,7 +66,7 @@ def to_official(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     table = {ours: official for official, ours in _OFFICIAL_TO_OURS}
     converted = {}
     for key, tensor in state_dict.items():
-        match = _OUR_BLOCK.fullmatch(key)
+        match = re.fullmatch(_OUR_BLOCK, key)
         if match is None:
             converted[key] = tensor
             continue

@@ -10,7 +10,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -36,8 +36,7 @@ def count_linear_params(inputs: int, outputs: int) -> int:
     return inputs * outputs + outputs
 
 
-@dataclass(frozen=True)
-class TokenGrid:
+class TokenGrid(NamedTuple):
     """The tokens of one image: `height` x `width` patches in row-major order, after `num_prefix` other tokens."""
 
     height: int
@@ -55,8 +54,7 @@ class TokenGrid:
         return self.num_patches + self.num_prefix
 
 
-@dataclass(frozen=True)
-class BuildOptions:
+class BuildOptions(NamedTuple):
     """What a part's module needs beside its sizes.
 
     Attributes:
@@ -78,8 +76,7 @@ class BuildOptions:
         return {"device": self.device, "dtype": self.dtype}
 
 
-@dataclass(frozen=True)
-class ExportOptions:
+class ExportOptions(NamedTuple):
     """How a part's module becomes a flat one for export.
 
     Attributes:
@@ -96,8 +93,7 @@ class ExportOptions:
     first_token_alone: bool = False
 
 
-@dataclass(frozen=True)
-class Slice:
+class Slice(NamedTuple):
     """Which values of a larger tensor a smaller one takes: a range along each axis of a view of the larger tensor.
 
     Attributes:

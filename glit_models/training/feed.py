@@ -37,13 +37,11 @@ def naming_keys(section: str = "data") -> Iterator[None]:
     try:
         yield
     except DataError as error:
-        parts = error.message.parts
-        raise DataError(
-            *(
-                dataclasses.replace(part, name=f"{section}.{part.name}") if isinstance(part, Argument) else part
-                for part in parts
-            )
-        ) from None
+        parts = (
+            part._replace(name=f"{section}.{part.name}") if isinstance(part, Argument) else part
+            for part in error.message.parts
+        )
+        raise DataError(*parts) from None
 
 
 def open_data(recipe: Recipe) -> Splits:

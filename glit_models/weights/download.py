@@ -18,7 +18,7 @@ from ..errors import WeightsError, first_line
 
 __all__ = ["explain", "fetch", "hub_timeout", "quiet_client", "split_revision", "within"]
 
-_COMMIT = re.compile(r"[0-9a-f]{40}")
+_COMMIT = "[0-9a-f]{40}"
 
 
 def split_revision(name: str) -> tuple[str, str | None]:
@@ -44,7 +44,7 @@ def fetch(repo: str, filename: str, revision: str | None = None) -> Path:
     except ValueError:
         raise WeightsError(f"{repo!r} is not the name of a Hub repository; it must be NAMESPACE/NAME") from None
     cached_path = Path(cached) if isinstance(cached, str) else None
-    if cached_path and revision and _COMMIT.fullmatch(revision):
+    if cached_path and revision and re.fullmatch(_COMMIT, revision):
         return cached_path
     if constants.HF_HUB_OFFLINE:
         if cached_path:

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import shutil
 import tempfile
@@ -159,7 +158,7 @@ def publish(
         registrable = spec == named_specs()[entry.architecture]
         if repo is not None:
             revision = _upload(staged, repo, f"Add {entry.name}")
-            pinned = dataclasses.replace(entry, repo=repo, revision=revision)
+            pinned = WeightEntry.from_dict(entry.name, entry.to_dict() | {"repo": repo, "revision": revision})
             return Published(repo, entry.sha256, pinned if registrable else None, revision)
         _copy_folder(staged, Path(str(folder)))
         return Published(str(folder), entry.sha256, entry if registrable else None)
@@ -177,7 +176,7 @@ def ship(source: str, name: str, *, facts: Mapping[str, Any] | None = None, pack
         if spec != named_specs()[entry.architecture]:
             raise WeightsError(f"{source}: only the named architectures can be shipped, this is another spec")
         _copy_folder(staged, package / name)
-    entry = dataclasses.replace(entry, file=f"{name}/{WEIGHTS_FILE}")
+    entry = entry._replace(file=f"{name}/{WEIGHTS_FILE}")
     entries = read_registry(package / "registry.json") | {name: entry}
     write_text(package / "registry.json", to_json({key: value.to_dict() for key, value in entries.items()}))
     resolve.registry.cache_clear()

@@ -5,25 +5,23 @@ It reads and checks data; `resolve.py` finds the files and verifies them.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..errors import WeightsError
 
 __all__ = ["Metric", "WeightEntry", "read_registry"]
 
-_NAME = re.compile(r"[a-z0-9_]+(\.[A-Za-z0-9_-]+)?")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
-_COMMIT = re.compile(r"[0-9a-f]{40}")
+_NAME = r"[a-z0-9_]+(\.[A-Za-z0-9_-]+)?"
+_SHA256 = "[0-9a-f]{64}"
+_COMMIT = "[0-9a-f]{40}"
+_FROM_NAME = ("name", "architecture", "tag")  # the fields that the name of an entry gives
 
 
-@dataclass(frozen=True)
-class Metric:
+class Metric(NamedTuple):
     """One score: what was measured, its value, and the command that prints it or the publication that states it."""
 
     name: str
@@ -31,13 +29,13 @@ class Metric:
     source: str
 
 
-@dataclass(frozen=True)
-class WeightEntry:
+class WeightEntry(NamedTuple):
     """One line of the registry: the weights `model.tag`, all that is known of them, and where they are.
+
+    `from_dict` makes checked ones.
 
     Attributes:
         name: `model.tag`; a bare `model` for an architecture without weights.
-        architecture, tag: the two parts of the name; the tag '' without one.
         dataset, license: of the weights.
         params, macs: trainable parameters and multiply-adds for one image of `input_size`.
         input_size: channels, height, width. mean, std, interpolation, crop_pct: the preprocessing.
@@ -50,9 +48,7 @@ class WeightEntry:
         default: whether a bare `model` means these weights; at most one entry of an architecture.
         notice: said once, by the logger, when the weights are loaded.
         origin_url: timm's: the page where the weights come from.
-
-    Raises:
-        WeightsError: names the entry, the field, the value and the bound.
+        architecture, tag: the two parts of the name; the tag '' without one.
     """
 
     name: str
@@ -78,78 +74,84 @@ class WeightEntry:
     default: bool = False
     notice: str | None = None
     origin_url: str | None = None
-    architecture: str = dataclasses.field(init=False, repr=False, compare=False)
-    tag: str = dataclasses.field(init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        for field in ("input_size", "mean", "std", "class_names", "metrics"):
-            value = getattr(self, field)
-            if isinstance(value, list):
-                object.__setattr__(self, field, tuple(value))
-        try:
-            metrics = tuple(m if isinstance(m, Metric) else Metric(**m) for m in self.metrics)
-        except TypeError:
-            self._refuse("metrics", "a list of objects with name, value and source")
-        object.__setattr__(self, "metrics", metrics)
-        self._check(_matches(_NAME, self.name), "name", "MODEL.TAG in letters, digits, '_' and '-'")
-        architecture, _, tag = self.name.partition(".")
-        object.__setattr__(self, "architecture", architecture)
-        object.__setattr__(self, "tag", tag)
-        for field in ("dataset", "license", "interpolation"):
-            value = getattr(self, field)
-            self._check(isinstance(value, str) and value.strip(), field, "a text")
-        for field in ("note", "notice", "origin_url"):
-            value = getattr(self, field)
-            self._check(value is None or (isinstance(value, str) and value.strip()), field, "a text, or absent")
-        self._check(isinstance(self.default, bool), "default", "true or false")
-        for field in ("params", "macs", "num_classes"):
-            self._check(_is_count(getattr(self, field)), field, "a positive integer")
-        size = self.input_size
-        self._check(isinstance(size, tuple) and len(size) == 3 and all(map(_is_count, size)), "input_size", "(C, H, W)")
-        for field in ("mean", "std"):
-            self._check(len(getattr(self, field)) in (1, size[0]), field, f"one value or {size[0]}")
-        self._check(0 < self.crop_pct <= 1, "crop_pct", "above 0 and at most 1")
-        names = self.class_names
-        self._check(names is None or len(names) == self.num_classes, "class_names", f"{self.num_classes} names")
-        self._check_location()
-
-    def _check_location(self) -> None:
-        located = self.file is not None or self.repo is not None
-        self._check(not (self.file and self.repo), "file", "absent when there is a repo")
-        self._check(_matches(_SHA256, self.sha256) or (self.sha256 is None and not located), "sha256", "64 hex digits")
-        if self.repo is not None:
-            self._check(self.repo.count("/") == 1, "repo", "NAMESPACE/NAME")
-            self._check(_matches(_COMMIT, self.revision), "revision", "a commit of 40 hex digits, so that it is pinned")
-
-    def _check(self, holds: object, field: str, bound: str) -> None:
-        if not holds:
-            self._refuse(field, bound)
-
-    def _refuse(self, field: str, bound: str) -> None:
-        raise WeightsError(f"weights {self.name!r}: {field} must be {bound}, got {getattr(self, field)!r}")
+    architecture: str = ""
+    tag: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values as they stand in the registry, without the name and without what is not known."""
-        values = {key: value for key, value in asdict(self).items() if value is not False and value not in (None, ())}
-        return {key: value for key, value in values.items() if key not in ("name", "architecture", "tag")}
+        values = {**self._asdict(), "metrics": tuple(metric._asdict() for metric in self.metrics)}
+        for key in _FROM_NAME:
+            del values[key]
+        return {key: value for key, value in values.items() if value is not False and value not in (None, ())}
 
     @classmethod
     def from_dict(cls, name: str, data: Any, place: str = "registry") -> WeightEntry:
-        """The inverse of `to_dict`. Raises WeightsError; `place` names where the data is from."""
+        """The inverse of `to_dict`.
+
+        Args:
+            name: `model.tag` or `model`.
+            data: the other fields.
+            place: where the data is from, for errors.
+
+        Raises:
+            WeightsError: names the entry, the field, the value and the bound.
+        """
         if not isinstance(data, Mapping):
             raise WeightsError(f"{place}: {name!r} must be an object, got {type(data).__name__}")
-        known = {field.name: field for field in fields(cls) if field.init and field.name != "name"}
+        known = [field for field in cls._fields if field not in _FROM_NAME]
         for key in data:
             if key not in known:
                 raise WeightsError(f"{place}: {name!r} has an unknown field {key!r}; known: {', '.join(known)}")
-        for key, field in known.items():
-            if field.default is MISSING and data.get(key) is None:
+        for key in known:
+            if key not in cls._field_defaults and data.get(key) is None:
                 raise WeightsError(f"{place}: {name!r} lacks the field {key!r}")
-        return cls(name, **data)
+        values: dict[str, Any] = {k: tuple(value) if isinstance(value, list) else value for k, value in data.items()}
+        architecture, _, tag = name.partition(".")
+        entry = cls(name, **values, architecture=architecture, tag=tag)
+        try:
+            entry = entry._replace(metrics=tuple(Metric(**metric) for metric in values.get("metrics", ())))
+        except TypeError:
+            raise _refusal(entry, "metrics", "a list of objects with name, value and source") from None
+        _check(entry)
+        return entry
 
 
-def _matches(pattern: re.Pattern[str], value: Any) -> bool:
-    return isinstance(value, str) and pattern.fullmatch(value) is not None
+def _check(entry: WeightEntry) -> None:
+    def check(holds: object, field: str, bound: str) -> None:
+        if not holds:
+            raise _refusal(entry, field, bound)
+
+    check(_matches(_NAME, entry.name), "name", "MODEL.TAG in letters, digits, '_' and '-'")
+    for field in ("dataset", "license", "interpolation"):
+        value = getattr(entry, field)
+        check(isinstance(value, str) and value.strip(), field, "a text")
+    for field in ("note", "notice", "origin_url"):
+        value = getattr(entry, field)
+        check(value is None or (isinstance(value, str) and value.strip()), field, "a text, or absent")
+    check(isinstance(entry.default, bool), "default", "true or false")
+    for field in ("params", "macs", "num_classes"):
+        check(_is_count(getattr(entry, field)), field, "a positive integer")
+    size = entry.input_size
+    check(isinstance(size, tuple) and len(size) == 3 and all(map(_is_count, size)), "input_size", "(C, H, W)")
+    for field in ("mean", "std"):
+        check(len(getattr(entry, field)) in (1, size[0]), field, f"one value or {size[0]}")
+    check(0 < entry.crop_pct <= 1, "crop_pct", "above 0 and at most 1")
+    names = entry.class_names
+    check(names is None or len(names) == entry.num_classes, "class_names", f"{entry.num_classes} names")
+    located = entry.file is not None or entry.repo is not None
+    check(not (entry.file and entry.repo), "file", "absent when there is a repo")
+    check(_matches(_SHA256, entry.sha256) or (entry.sha256 is None and not located), "sha256", "64 hex digits")
+    if entry.repo is not None:
+        check(entry.repo.count("/") == 1, "repo", "NAMESPACE/NAME")
+        check(_matches(_COMMIT, entry.revision), "revision", "a commit of 40 hex digits, so that it is pinned")
+
+
+def _refusal(entry: WeightEntry, field: str, bound: str) -> WeightsError:
+    return WeightsError(f"weights {entry.name!r}: {field} must be {bound}, got {getattr(entry, field)!r}")
+
+
+def _matches(pattern: str, value: Any) -> bool:
+    return isinstance(value, str) and re.fullmatch(pattern, value) is not None
 
 
 def _is_count(value: Any) -> bool:

@@ -10,14 +10,14 @@ import functools
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from ..errors import WeightsError
-from ..families import Family, family_of_architecture
+from ..families import Family
 from . import download
 from .files import ENTRY_FILE, WEIGHTS_FILE, installed_folder, read_state_dict, sha256_checked_before
 from .registry import WeightEntry, read_registry
@@ -46,8 +46,9 @@ def get_entry(name: str) -> WeightEntry:
     """
     architecture, _, tag = name.partition(".")
     entries = [entry for entry in registry().values() if entry.architecture == architecture]
+    defaults = _defaults()
     for entry in entries:
-        if entry.tag == tag or (not tag and _is_default(entry)):
+        if entry.tag == tag or (not tag and entry.name in defaults):
             return entry
     known = ", ".join(entry.name for entry in entries if entry.tag)
     if entries:
@@ -129,20 +130,26 @@ def _verified(name: str, path: Path, expected: str | None, way_out: str) -> Path
 
 def default_cfgs(family: Family) -> dict[str, dict[str, Any]]:
     """timm's pretrained configurations of a family, keyed `model.tag`; each architecture's default is marked."""
+    defaults = _defaults()
     # timm takes a tag that ends in '*' as the default even without weights, but then only if it comes last.
-    entries = [entry for entry in sorted(registry().values(), key=_is_default) if entry.architecture in family.named]
+    entries = sorted(registry().values(), key=lambda entry: entry.name in defaults)
     return {
-        f"{entry.architecture}.{entry.tag}{'*' if _is_default(entry) else ''}": _timm_cfg(entry) for entry in entries
+        f"{entry.architecture}.{entry.tag}{'*' if entry.name in defaults else ''}": _timm_cfg(entry, family)
+        for entry in entries
+        if entry.architecture in family.named
     }
 
 
-def _is_default(entry: WeightEntry) -> bool:
-    """Whether a bare model name means this entry: the one that is marked, else the architecture's first."""
-    others = [other for other in registry().values() if other.architecture == entry.architecture]
-    return entry.name == next((other for other in others if other.default), others[0]).name
+def _defaults() -> set[str]:
+    """The entries that bare model names mean: of each architecture the one that is marked, else the first."""
+    defaults: dict[str, str] = {}
+    for entry in registry().values():
+        if entry.default or entry.architecture not in defaults:
+            defaults[entry.architecture] = entry.name
+    return set(defaults.values())
 
 
-def _timm_cfg(entry: WeightEntry) -> dict[str, Any]:
+def _timm_cfg(entry: WeightEntry, family: Family) -> dict[str, Any]:
     cfg: dict[str, Any] = {
         "input_size": entry.input_size,
         "fixed_input_size": True,
@@ -156,7 +163,7 @@ def _timm_cfg(entry: WeightEntry) -> dict[str, Any]:
         "classifier": "head",
         "license": entry.license,
     }
-    paper = family_of_architecture(entry.architecture).paper_of(entry.architecture)
+    paper = family.paper_of(entry.architecture)
     more = {"label_names": entry.class_names, "origin_url": entry.origin_url, "paper_ids": paper.identifier}
     cfg |= {key: value for key, value in more.items() if value is not None}
     return cfg | _timm_source(entry)
@@ -174,8 +181,7 @@ def _timm_source(entry: WeightEntry) -> dict[str, Any]:
     return {}
 
 
-@dataclass(frozen=True)
-class Located:
+class Located(NamedTuple):
     """Where timm finds the weights of a model that it builds.
 
     Attributes:
