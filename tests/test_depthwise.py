@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from glit_models.depthwise import depthwise_conv
-from glit_models.parts import LocalConv
+from glit_models.parts import BuildOptions, LocalConvPart, TokenGrid
 
 SIZES = [
     (2, 3, 17, 45),
@@ -110,8 +110,9 @@ def test_a_contiguous_input_works() -> None:
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("autocast", [True, False])
 def test_few_channels_and_many_taps_do_not_hang_in_bfloat16(training: bool, autocast: bool):
-    conv = LocalConv(16, 15, 16, dtype=None if autocast else torch.bfloat16).train(training)
-    x = torch.randn(4, 17, 16, dtype=None if autocast else torch.bfloat16, requires_grad=True)
+    dtype = None if autocast else torch.bfloat16
+    conv = LocalConvPart(16, 1, 16, 15).build(BuildOptions(TokenGrid(4, 4), dtype=dtype)).train(training)
+    x = torch.randn(4, 17, 16, dtype=dtype, requires_grad=True)
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         out = conv(x)
     out.float().sum().backward()

@@ -1,4 +1,4 @@
-"""Multi-head self-attention over all tokens: timm's `Attention`.
+"""Multi-head self-attention: what its kinds share, and attention over all tokens as timm's `Attention`.
 
 Axes: N tokens, C channels, H heads, D head width.
 """
@@ -17,26 +17,58 @@ from ..spec import check_ratio
 from .flat import FlatAttention
 from .part import BuildOptions, ExportOptions, Part, Slice, TokenGrid, count_linear_params
 
-__all__ = ["AttentionPart"]
+__all__ = ["AttentionPart", "MultiHeadPart"]
 
 
-@final
 @dataclass(frozen=True)
-class AttentionPart(Part):
-    """Self-attention on C channels.
+class MultiHeadPart(Part):
+    """What all kinds of multi-head self-attention share: projections to query, key and value, and the last one.
 
     Attributes:
         num_heads: H.
         head_dim: D, width of query, key and value of a head; H * D need not be C.
     """
 
+    num_heads: int
+    head_dim: int
+
+    @property
+    def num_params(self) -> int:
+        """Of qkv and output projection."""
+        inner = self.num_heads * self.head_dim
+        return count_linear_params(self.channels, 3 * inner) + count_linear_params(inner, self.channels)
+
+    def num_macs(self, tokens: TokenGrid) -> int:
+        """Of qkv, query @ key and weights @ value over all tokens, and output projection."""
+        inner, N = self.num_heads * self.head_dim, tokens.num_tokens
+        return N * ((3 + 1) * self.channels * inner + 2 * N * inner)
+
+    @property
+    def label(self) -> str:
+        """Heads and their width."""
+        return f"{self.num_heads} heads\nwidth {self.head_dim}"
+
+    def slices_from(self, channel: int, whole: MultiHeadPart) -> dict[str, Slice]:
+        """The channels from this one on, the first heads, and the first part of each head's width."""
+        C, H, D = self.channels, self.num_heads, self.head_dim
+        three, heads, width, channels = (0, 3), (0, H), (0, D), (channel, channel + C)
+        inner = (whole.num_heads, whole.head_dim)
+        return {
+            "qkv.weight": Slice((3, *inner, whole.channels), (three, heads, width, channels), (3 * H * D, C)),
+            "qkv.bias": Slice((3, *inner), (three, heads, width), (3 * H * D,)),
+            "proj.weight": Slice((whole.channels, *inner), (channels, heads, width), (C, H * D)),
+            "proj.bias": Slice((whole.channels,), (channels,), (C,)),
+        }
+
+
+@final
+class AttentionPart(MultiHeadPart):
+    """Self-attention on C channels."""
+
     kind: ClassVar[str] = "attention"
     slot: ClassVar[str] = "attn"
     genes: ClassVar[tuple[str, ...]] = ("qkv_ratio",)
     color: ClassVar[str] = "#2f6db5"
-
-    num_heads: int
-    head_dim: int
 
     @classmethod
     def from_genes(cls, num_heads: int, head_width: int, genes: Mapping[str, Any]) -> AttentionPart:
@@ -49,17 +81,6 @@ class AttentionPart(Part):
             )
         return cls(num_heads * head_width, num_heads, int(ratio * head_width))
 
-    @property
-    def num_params(self) -> int:
-        """Of qkv and output projection."""
-        inner = self.num_heads * self.head_dim
-        return count_linear_params(self.channels, 3 * inner) + count_linear_params(inner, self.channels)
-
-    def num_macs(self, tokens: TokenGrid) -> int:
-        """Of qkv, query @ key, weights @ value, and output projection."""
-        inner, N = self.num_heads * self.head_dim, tokens.num_tokens
-        return N * ((3 + 1) * self.channels * inner + 2 * N * inner)
-
     def build(self, options: BuildOptions) -> nn.Module:
         """timm's `Attention`."""
         return Attention(
@@ -67,22 +88,9 @@ class AttentionPart(Part):
             attn_drop=options.attn_drop, proj_drop=options.proj_drop, **options.factory,
         )  # fmt: skip
 
-    @property
-    def label(self) -> str:
-        """Heads and their width."""
-        return f"{self.num_heads} heads\nwidth {self.head_dim}"
-
     def slices(self, whole: AttentionPart) -> dict[str, Slice]:
-        """The first channels, the first heads, and the first part of each head's width (GLiT's own layout)."""
-        C, H, D = self.channels, self.num_heads, self.head_dim
-        three, heads, width, channels = (0, 3), (0, H), (0, D), (0, C)
-        inner = (whole.num_heads, whole.head_dim)
-        return {
-            "qkv.weight": Slice((3, *inner, whole.channels), (three, heads, width, channels), (3 * H * D, C)),
-            "qkv.bias": Slice((3, *inner), (three, heads, width), (3 * H * D,)),
-            "proj.weight": Slice((whole.channels, *inner), (channels, heads, width), (C, H * D)),
-            "proj.bias": Slice((whole.channels,), (channels,), (C,)),
-        }
+        """The first channels (GLiT's own layout)."""
+        return self.slices_from(0, whole)
 
     def flatten(self, module: nn.Module, options: ExportOptions) -> nn.Module:
         """See `FlatAttention`."""

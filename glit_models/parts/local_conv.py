@@ -1,13 +1,15 @@
-"""The local part of GLiT: Conformer's convolution module over the token sequence.
+"""The local part of GLiT: Conformer's convolution module over the token sequence, and what `local_conv2d` shares.
 
 Axes: B batch, N tokens, T = B * N, C channels, K taps. Tokens stay channels-last [B, N, C] throughout.
 """
 
 from __future__ import annotations
 
+import math
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, final
+from typing import Any, ClassVar, Self, final
 
 import torch
 import torch.nn.functional as F
@@ -19,72 +21,58 @@ from ..spec import check_int, check_odd
 from .flat import first_token, split_linear
 from .part import BuildOptions, ExportOptions, Part, Slice, TokenGrid, count_linear_params
 
-__all__ = ["LocalConv", "LocalConvPart"]
+__all__ = ["GatedConv", "GatedConvPart", "LocalConv", "LocalConvPart"]
 
 torch.fx.wrap("depthwise_conv")  # a leaf for tracers: it looks at devices and shapes
 
 
-@final
 @dataclass(frozen=True)
-class LocalConvPart(Part):
-    """Depthwise convolution over the token sequence between two pointwise layers.
+class GatedConvPart(Part):
+    """What both kinds of convolution module share: two pointwise layers, and a depthwise convolution between them.
 
     Attributes:
         num_heads: heads whose channels it takes.
         hidden: channels of the depthwise convolution.
-        kernel_size: K, odd number of taps.
+        kernel_size: K, odd number of taps along each axis that is convolved.
     """
 
-    kind: ClassVar[str] = "local_conv"
-    slot: ClassVar[str] = "conv"
     genes: ClassVar[tuple[str, ...]] = ("kernel_size", "expand_ratio")
     has_running_statistics: ClassVar[bool] = True
-    color: ClassVar[str] = "#e8833a"
 
     num_heads: int
     hidden: int
     kernel_size: int
 
     @classmethod
-    def from_genes(cls, num_heads: int, head_width: int, genes: Mapping[str, Any]) -> LocalConvPart:
-        """A kernel of `kernel_size` tokens on `expand_ratio` times the heads' channels."""
+    def from_genes(cls, num_heads: int, head_width: int, genes: Mapping[str, Any]) -> Self:
+        """Kernels of `kernel_size` on `expand_ratio` times the heads' channels."""
         check_odd("kernel_size", genes["kernel_size"])
         check_int("expand_ratio", genes["expand_ratio"], 1)
         channels = num_heads * head_width
         return cls(channels, num_heads, channels * genes["expand_ratio"], genes["kernel_size"])
 
     @property
-    def num_params(self) -> int:
-        """Of the pointwise layers, the convolution and BatchNorm."""
-        pointwise = count_linear_params(self.channels, 2 * self.hidden) + count_linear_params(
-            self.hidden, self.channels
-        )
-        return pointwise + self.hidden * (self.kernel_size + 1) + 2 * self.hidden
-
-    def num_macs(self, tokens: TokenGrid) -> int:
-        """Of the pointwise layers (the first one twice as wide, for the gate) and the convolution."""
-        return tokens.num_tokens * ((2 + 1) * self.channels * self.hidden + self.hidden * self.kernel_size)
-
-    def build(self, options: BuildOptions) -> nn.Module:
-        """See `LocalConv`."""
-        return LocalConv(self.channels, self.kernel_size, self.hidden, options.proj_drop, **options.factory)
+    @abstractmethod
+    def kernel(self) -> tuple[int, int]:
+        """Height and width of the kernel."""
 
     @property
-    def label(self) -> str:
-        """Heads, kernel size and hidden width over the channels."""
-        expand = f"x{self.hidden / self.channels:g}"
-        return f"{self.num_heads} heads\nconv {self.kernel_size}, {expand}"
+    def num_params(self) -> int:
+        """Of the pointwise layers, the convolution and BatchNorm."""
+        pointwise = count_linear_params(self.channels, 2 * self.hidden)
+        pointwise += count_linear_params(self.hidden, self.channels)
+        return pointwise + self.hidden * (math.prod(self.kernel) + 1) + 2 * self.hidden
 
-    def slices(self, whole: LocalConvPart) -> dict[str, Slice]:
+    def slices(self, whole: Self) -> dict[str, Slice]:
         """The last channels (the first ones belong to attention), the first hidden ones, the middle of the kernel."""
-        C, M, K = self.channels, self.hidden, self.kernel_size
+        C, M = self.channels, self.hidden
         last, hidden = (whole.channels - C, whole.channels), (0, M)
-        taps = ((whole.kernel_size - K) // 2, (whole.kernel_size + K) // 2)
+        taps = (((large - K) // 2, (large + K) // 2) for large, K in zip(whole.kernel, self.kernel, strict=True))
         vector = Slice.first((M,), (whole.hidden,))
         return {
             "expand.weight": Slice((2, whole.hidden, whole.channels), ((0, 2), hidden, last), (2 * M, C)),
             "expand.bias": Slice((2, whole.hidden), ((0, 2), hidden), (2 * M,)),
-            "dwconv.weight": Slice((whole.hidden, whole.kernel_size), (hidden, taps), (M, 1, 1, K)),
+            "dwconv.weight": Slice((whole.hidden, *whole.kernel), (hidden, *taps), (M, 1, *self.kernel)),
             "dwconv.bias": vector,
             "bn.weight": vector,
             "bn.bias": vector,
@@ -95,45 +83,79 @@ class LocalConvPart(Part):
             "project.bias": Slice((whole.channels,), (last,), (C,)),
         }
 
+
+@final
+class LocalConvPart(GatedConvPart):
+    """Depthwise convolution over the token sequence between two pointwise layers."""
+
+    kind: ClassVar[str] = "local_conv"
+    slot: ClassVar[str] = "conv"
+    color: ClassVar[str] = "#e8833a"
+
+    @property
+    def kernel(self) -> tuple[int, int]:
+        """Along the sequence."""
+        return 1, self.kernel_size
+
+    def num_macs(self, tokens: TokenGrid) -> int:
+        """Of the pointwise layers (the first one twice as wide, for the gate) and the convolution."""
+        return tokens.num_tokens * ((2 + 1) * self.channels * self.hidden + self.hidden * self.kernel_size)
+
+    def build(self, options: BuildOptions) -> nn.Module:
+        """See `LocalConv`."""
+        return LocalConv(self, options)
+
+    @property
+    def label(self) -> str:
+        """Heads, kernel size and hidden width over the channels."""
+        return f"{self.num_heads} heads\nconv {self.kernel_size}, x{self.hidden / self.channels:g}"
+
     def flatten(self, module: nn.Module, options: ExportOptions) -> nn.Module:
         """With BatchNorm folded and the two halves of the GLU as layers of their own."""
         assert isinstance(module, LocalConv)
         return _FlatLocalConv(module, options.first_token_alone)
 
 
-class LocalConv(nn.Module):
+class GatedConv(nn.Module):
+    """Two pointwise layers, a depthwise convolution between them, and its BatchNorm. Abstract: has no `forward`."""
+
+    def __init__(self, part: GatedConvPart, options: BuildOptions) -> None:
+        super().__init__()
+        hidden, kernel, dd = part.hidden, part.kernel, options.factory
+        padding = (kernel[0] // 2, kernel[1] // 2)
+        self.expand = nn.Linear(part.channels, 2 * hidden, **dd)
+        self.dwconv = nn.Conv2d(hidden, hidden, kernel, padding=padding, groups=hidden, **dd)
+        self.bn: nn.Module = nn.BatchNorm2d(hidden, **dd)
+        self.act = nn.SiLU()
+        self.project = nn.Linear(hidden, part.channels, **dd)
+        self.proj_drop = nn.Dropout(options.proj_drop)
+
+    @torch.jit.ignore
+    def fuse(self) -> Self:
+        """Fold BatchNorm's running statistics into the depthwise convolution, in place; for inference only."""
+        bn = self.bn
+        if isinstance(bn, nn.BatchNorm2d):
+            assert bn.running_mean is not None  # only without track_running_stats
+            assert bn.running_var is not None
+            self.dwconv.weight, self.dwconv.bias = fuse_conv_bn_weights(
+                self.dwconv.weight, self.dwconv.bias, bn.running_mean, bn.running_var, bn.eps, bn.weight, bn.bias
+            )
+            self.bn = nn.Identity()
+        return self
+
+
+class LocalConv(GatedConv):
     """Pointwise layer, GLU, depthwise convolution over the sequence, BatchNorm, SiLU, pointwise layer.
 
     The convolution module of Conformer (arXiv 2005.08100, section 2.2) without its LayerNorm. The depthwise
     convolution is a 2-D one of (1, K) over [1, C, B, N], one image whose rows are the sequences: tokens that lie
     channels-last in memory need no copy, which is many times faster than the 1-D form on a CPU. (As [B, C, 1, N] it
     would be as fast, but torch chooses by B how to compute it, and `torch.compile` would recompile.)
-
-    Args:
-        dim: C, channels in and out.
-        kernel_size: K, odd; zero padding of K // 2 on both sides.
-        hidden: channels of the depthwise convolution.
-        proj_drop: dropout probability after the last pointwise layer.
     """
 
-    def __init__(
-        self,
-        dim: int,
-        kernel_size: int,
-        hidden: int,
-        proj_drop: float = 0.0,
-        device: Any = None,
-        dtype: Any = None,
-    ) -> None:
-        super().__init__()
-        dd = {"device": device, "dtype": dtype}
-        self.expand = nn.Linear(dim, 2 * hidden, **dd)
-        self.dwconv = nn.Conv2d(hidden, hidden, (1, kernel_size), padding=(0, kernel_size // 2), groups=hidden, **dd)
-        self.bn: nn.Module = nn.BatchNorm2d(hidden, **dd)
-        self.act = nn.SiLU()
-        self.project = nn.Linear(hidden, dim, **dd)
-        self.is_narrow = is_narrow(hidden, kernel_size)
-        self.proj_drop = nn.Dropout(proj_drop)
+    def __init__(self, part: LocalConvPart, options: BuildOptions) -> None:
+        super().__init__(part, options)
+        self.is_narrow = is_narrow(part.hidden, part.kernel_size)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, N, C] -> [B, N, C]."""
@@ -145,19 +167,6 @@ class LocalConv(nn.Module):
             x = self.dwconv(x)
         x = self.act(self.bn(x))
         return self.proj_drop(self.project(x.permute(0, 2, 3, 1).squeeze(0)))
-
-    @torch.jit.ignore
-    def fuse(self) -> LocalConv:
-        """Fold BatchNorm's running statistics into the depthwise convolution, in place; for inference only."""
-        bn = self.bn
-        if isinstance(bn, nn.BatchNorm2d):
-            assert bn.running_mean is not None  # only without track_running_stats
-            assert bn.running_var is not None
-            self.dwconv.weight, self.dwconv.bias = fuse_conv_bn_weights(
-                self.dwconv.weight, self.dwconv.bias, bn.running_mean, bn.running_var, bn.eps, bn.weight, bn.bias
-            )
-            self.bn = nn.Identity()
-        return self
 
 
 class _FlatLocalConv(nn.Module):

@@ -13,20 +13,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .attention import MultiHeadPart
 from .flat import FlatAttention, attend, first_token, split_qkv
-from .part import BuildOptions, ExportOptions, Part, Slice, TokenGrid, count_linear_params
+from .part import BuildOptions, ExportOptions, Slice, TokenGrid
 
 __all__ = ["RelativeAttention", "RelativeAttentionPart", "RelativePosition"]
 
 
 @final
 @dataclass(frozen=True)
-class RelativeAttentionPart(Part):
+class RelativeAttentionPart(MultiHeadPart):
     """Self-attention whose keys and values depend on the distance between two patches.
 
     Attributes:
-        num_heads: H.
-        head_dim: D, width of query, key and value of a head; H * D need not be C.
         max_distance: distances beyond this many rows or columns count as this many; None for no relative positions.
         scale_width: scores are divided by the square root of this; None for D.
 
@@ -37,8 +36,6 @@ class RelativeAttentionPart(Part):
     slot: ClassVar[str] = "attn"
     color: ClassVar[str] = "#2f6db5"
 
-    num_heads: int
-    head_dim: int
     max_distance: int | None = None
     scale_width: int | None = None
 
@@ -50,24 +47,16 @@ class RelativeAttentionPart(Part):
     @property
     def num_params(self) -> int:
         """Of qkv, output projection and the four tables."""
-        inner = self.num_heads * self.head_dim
-        linear = count_linear_params(self.channels, 3 * inner) + count_linear_params(inner, self.channels)
-        return linear + 4 * self.num_rows * self.head_dim
+        return super().num_params + 4 * self.num_rows * self.head_dim
 
     def num_macs(self, tokens: TokenGrid) -> int:
-        """Of qkv, query @ key, weights @ value, output projection, and the products with relative positions."""
-        inner, N = self.num_heads * self.head_dim, tokens.num_tokens
-        products = 2 if self.max_distance is None else 4
-        return N * ((3 + 1) * self.channels * inner + products * N * inner)
+        """As without relative positions, and of the products with them."""
+        products = 0 if self.max_distance is None else 2 * tokens.num_tokens**2 * self.num_heads * self.head_dim
+        return super().num_macs(tokens) + products
 
     def build(self, options: BuildOptions) -> nn.Module:
         """See `RelativeAttention`."""
         return RelativeAttention(self, options)
-
-    @property
-    def label(self) -> str:
-        """Heads and their width."""
-        return f"{self.num_heads} heads\nwidth {self.head_dim}"
 
     @classmethod
     def covering(cls, parts: Sequence[RelativeAttentionPart]) -> RelativeAttentionPart:
@@ -83,17 +72,10 @@ class RelativeAttentionPart(Part):
         The bias of qkv is the first 3 * H * D values of the larger one, cut in three: which of query, key and value an
         entry belongs to depends on H. AutoFormer's released weights were trained so.
         """
-        C, H, D = self.channels, self.num_heads, self.head_dim
-        three, heads, width, channels = (0, 3), (0, H), (0, D), (0, C)
-        inner = (whole.num_heads, whole.head_dim)
-        slices = {
-            "qkv.weight": Slice((3, *inner, whole.channels), (three, heads, width, channels), (3 * H * D, C)),
-            "qkv.bias": Slice.first((3 * H * D,), (3 * whole.num_heads * whole.head_dim,)),
-            "proj.weight": Slice((whole.channels, *inner), (channels, heads, width), (C, H * D)),
-            "proj.bias": Slice.first((C,), (whole.channels,)),
-        }
+        bias = Slice.first((3 * self.num_heads * self.head_dim,), (3 * whole.num_heads * whole.head_dim,))
+        slices = self.slices_from(0, whole) | {"qkv.bias": bias}
         if self.max_distance is not None:
-            table = Slice.first((self.num_rows, D), (whole.num_rows, whole.head_dim))
+            table = Slice.first((self.num_rows, self.head_dim), (whole.num_rows, whole.head_dim))
             slices |= {f"position_{of}.{axis}": table for of in ("k", "v") for axis in ("vertical", "horizontal")}
         return slices
 

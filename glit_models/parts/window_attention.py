@@ -14,22 +14,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..spec import check_odd
+from .attention import MultiHeadPart
 from .flat import FlatAttention
-from .part import BuildOptions, ExportOptions, Part, Slice, TokenGrid, count_linear_params
+from .part import BuildOptions, ExportOptions, Slice, TokenGrid
 
 __all__ = ["WindowAttention", "WindowAttentionPart"]
 
 
 @final
 @dataclass(frozen=True)
-class WindowAttentionPart(Part):
+class WindowAttentionPart(MultiHeadPart):
     """Self-attention of each patch to the patches at most `window_size // 2` rows and columns away.
 
     It is computed as masked attention over all tokens, and its cost is that of attention over all tokens.
 
     Attributes:
-        num_heads: H.
-        head_dim: D, width of query, key and value of a head.
         window_size: odd side of the window, in patches.
 
     Source: GLiT (arXiv 2107.02960), ablation of the locality module.
@@ -40,8 +39,6 @@ class WindowAttentionPart(Part):
     genes: ClassVar[tuple[str, ...]] = ("window_size",)
     color: ClassVar[str] = "#2a9d8f"
 
-    num_heads: int
-    head_dim: int
     window_size: int
 
     @classmethod
@@ -50,17 +47,6 @@ class WindowAttentionPart(Part):
         check_odd("window_size", genes["window_size"])
         return cls(num_heads * head_width, num_heads, head_width, genes["window_size"])
 
-    @property
-    def num_params(self) -> int:
-        """Of qkv and output projection."""
-        inner = self.num_heads * self.head_dim
-        return count_linear_params(self.channels, 3 * inner) + count_linear_params(inner, self.channels)
-
-    def num_macs(self, tokens: TokenGrid) -> int:
-        """Of qkv, query @ key and weights @ value over all tokens, and output projection."""
-        inner, N = self.num_heads * self.head_dim, tokens.num_tokens
-        return N * ((3 + 1) * self.channels * inner + 2 * N * inner)
-
     def build(self, options: BuildOptions) -> nn.Module:
         """See `WindowAttention`."""
         return WindowAttention(self, options)
@@ -68,20 +54,11 @@ class WindowAttentionPart(Part):
     @property
     def label(self) -> str:
         """Heads and window."""
-        side = f"{self.window_size}x{self.window_size}"
-        return f"{self.num_heads} heads\nwindow {side}"
+        return f"{self.num_heads} heads\nwindow {self.window_size}x{self.window_size}"
 
     def slices(self, whole: WindowAttentionPart) -> dict[str, Slice]:
-        """The last channels (the first ones belong to global attention) and the first heads; all windows are equal."""
-        C, H, D = self.channels, self.num_heads, self.head_dim
-        three, heads, width, last = (0, 3), (0, H), (0, D), (whole.channels - C, whole.channels)
-        inner = (whole.num_heads, whole.head_dim)
-        return {
-            "qkv.weight": Slice((3, *inner, whole.channels), (three, heads, width, last), (3 * H * D, C)),
-            "qkv.bias": Slice((3, *inner), (three, heads, width), (3 * H * D,)),
-            "proj.weight": Slice((whole.channels, *inner), (last, heads, width), (C, H * D)),
-            "proj.bias": Slice((whole.channels,), (last,), (C,)),
-        }
+        """The last channels (the first ones belong to global attention); all windows are equal."""
+        return self.slices_from(whole.channels - self.channels, whole)
 
     def flatten(self, module: nn.Module, options: ExportOptions) -> nn.Module:
         """See `FlatAttention`."""
