@@ -66,7 +66,7 @@ class WeightsError(GlitError, RuntimeError):
 
 
 class DataError(GlitError, ValueError):
-    """A picture, folder or data set that is missing or cannot be read."""
+    """An image, folder or data set that is missing or cannot be read."""
 
 
 class RecipeError(GlitError, ValueError):

@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -19,6 +19,7 @@ from glit_models import BlockSpec, GLiTSpec, SpecError, cli, count_macs, count_p
 from glit_models.errors import ExportError, GlitError, RecipeError, SearchError
 from glit_models.figure import network_image
 from glit_models.parts import BlockParts, BuildOptions, MlpPart, Part, TokenGrid
+from glit_models.weights.folder import save_folder
 
 TESTS = Path(__file__).parent
 FOLDER = TESTS / "extensions"
@@ -210,6 +211,45 @@ def test_an_extension_that_cannot_be_used_is_one_line(tmp_path: Path, monkeypatc
             load_search_recipe(str(TESTS / "fixtures" / "search.yaml"), [DATA, override])
     with pytest.raises(ExportError, match="unknown export target 'onxx'"):
         glit_models.export.export_model("glit_tiny.fashion_mnist", tmp_path / "x.onnx", "onxx")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda y: y[:, :2], "family 'plain': its model must return [2, 10], got [2, 2]"),
+        (lambda y: [y], "family 'plain': its model must return [2, 10], got list"),
+        (
+            lambda y: y.gone,
+            "family 'plain': its model fails on [2, 3, 32, 32]: 'Tensor' object has no attribute 'gone'",
+        ),
+    ],
+    ids=["shape", "type", "exception"],
+)
+def test_a_family_whose_forward_pass_is_wrong_is_named_in_one_line_by_every_command(
+    change: Callable[[torch.Tensor], Any],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    import plain_family
+
+    class Broken(plain_family.Plain):
+        def forward(self, x: torch.Tensor) -> Any:
+            return change(super().forward(x))
+
+    save_folder(timm.create_model("plain_nano", img_size=32, num_classes=10), tmp_path / "model")
+    monkeypatch.setattr(plain_family, "FAMILY", plain_family.FAMILY._replace(model=Broken))
+    root = TESTS / "fixtures" / "fashion-mnist"
+    model = ("model.name=plain_nano", "model.spec=null", "model.img_size=32", f"data.root={root}")
+    choices = "[{num_heads: [1], mlp_ratios: [1]}]"
+    space = f"{{family: plain, embed_dim: 16, depth: 1, patch_size: 8, blocks: [{{choices: {choices}}}]}}"
+    settings = (DATA, "train.model.name=plain_nano", "method=spos", "fixed={}", "budget={}", f"space={space}")
+    train = ["train", "smoke", *(f"--set={setting}" for setting in model)]
+    search = ["search", str(TESTS / "fixtures" / "search.yaml"), *(f"--set={setting}" for setting in settings)]
+    for command in (train, search, ["export", str(tmp_path / "model"), "--format", "onnx"]):
+        assert cli.main([*command, "--out", str(tmp_path / command[0])]) == 2
+        assert capsys.readouterr().err.strip().splitlines()[-1] == f"glit: {message}"
 
 
 def test_what_comes_from_others_never_imports_a_module() -> None:

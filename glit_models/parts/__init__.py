@@ -11,7 +11,18 @@ from .attention import AttentionPart
 from .local_conv import LocalConv, LocalConvPart
 from .local_conv2d import LocalConv2dPart
 from .mlp import MlpPart
-from .part import BlockParts, BuildOptions, ExportOptions, Part, Slice, TokenGrid, build_part, count_linear_params
+from .part import (
+    BlockParts,
+    BuildOptions,
+    ExportOptions,
+    Part,
+    Slice,
+    TokenGrid,
+    build_part,
+    count_linear_params,
+    is_from_outside,
+    try_module,
+)
 from .relative_attention import RelativeAttentionPart
 from .window_attention import WindowAttentionPart
 
@@ -32,7 +43,9 @@ __all__ = [
     "WindowAttentionPart",
     "build_part",
     "count_linear_params",
+    "is_from_outside",
     "register_part",
+    "try_module",
 ]
 
 PARTS: Table[type[Part]] = Table("part", Part, SpecError)

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
-from ..errors import SpecError, first_line
+from ..errors import GlitError, SpecError, first_line
 
 __all__ = [
     "BlockParts",
@@ -26,6 +26,8 @@ __all__ = [
     "TokenGrid",
     "build_part",
     "count_linear_params",
+    "is_from_outside",
+    "try_module",
 ]
 
 _PACKAGE = __name__.partition(".")[0]
@@ -247,28 +249,42 @@ def build_part(part: Part, options: BuildOptions) -> nn.Module:
             parameters.
     """
     module = part.build(options)
-    if type(part).__module__.partition(".")[0] == _PACKAGE:
+    if not is_from_outside(type(part)):
         return module
     found = sum(parameter.numel() for parameter in module.parameters())
     if found != part.num_params:
         raise SpecError(f"part {part.kind!r}: its module has {found} parameters, num_params says {part.num_params}")
     if torch.device(options.device or "cpu").type != "meta":
-        _try_shape(part, module, torch.zeros(1, options.tokens.num_tokens, part.channels, **options.factory))
+        x = torch.zeros(1, options.tokens.num_tokens, part.channels, **options.factory)
+        try_module(f"part {part.kind!r}: its module", module, x, tuple(x.shape))
     return module
 
 
+def is_from_outside(cls: type) -> bool:
+    """Whether a class is a user's own, not one of this package."""
+    return cls.__module__.partition(".")[0] != _PACKAGE
+
+
 @torch.no_grad()
-def _try_shape(part: Part, module: nn.Module, x: Tensor) -> None:
-    training = module.training
+def try_module(name: str, module: nn.Module, x: Tensor, shape: tuple[int, ...]) -> None:
+    """Run a module once, in evaluation mode, on an input for which it must return a tensor of this shape.
+
+    Raises:
+        SpecError: if it fails or returns something else; begins with `name`.
+    """
+    modes = {child: child.training for child in module.modules()}
     try:
         y = module.eval()(x)
+    except GlitError:
+        raise
     except Exception as error:
-        raise SpecError(f"part {part.kind!r}: its module fails on {list(x.shape)}: {first_line(error)}") from error
+        raise SpecError(f"{name} fails on {list(x.shape)}: {first_line(error)}") from error
     finally:
-        module.train(training)
-    if not isinstance(y, Tensor) or y.shape != x.shape:
+        for child, training in modes.items():
+            child.training = training
+    if not isinstance(y, Tensor) or y.shape != shape:
         got = list(y.shape) if isinstance(y, Tensor) else type(y).__name__
-        raise SpecError(f"part {part.kind!r}: its module must return {list(x.shape)}, got {got}")
+        raise SpecError(f"{name} must return {list(shape)}, got {got}")
 
 
 @dataclass(frozen=True)

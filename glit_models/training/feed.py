@@ -1,4 +1,4 @@
-"""The batches of a run: pictures through timm's transforms, or fractals drawn on the device that trains.
+"""The batches of a run: images through timm's transforms, or fractals drawn on the device that trains.
 
 A batch is a function of (seed, epoch, step), however many processes and accumulated parts it is cut into. It knows
 data and recipes, not models.
@@ -195,9 +195,9 @@ class Feed:
         return (images.float() / 255 - self.mean) / self.std, labels
 
     def scoring(self, dataset: Any, order: Sequence[int] | None = None) -> tuple[Iterable[tuple[Tensor, Tensor]], int]:
-        """This process's share of a split as batches, and how many pictures all shares have together.
+        """This process's share of a split as batches, and how many images all shares have together.
 
-        `order`: the positions of the pictures to take, where it is not all of them as they come.
+        `order`: the positions of the images to take, where it is not all of them as they come.
         """
         if isinstance(dataset, HeldOutFractals):
             positions = torch.arange(len(dataset)) if order is None else torch.tensor(order)
