@@ -20,7 +20,7 @@ from .errors import SpecError
 if TYPE_CHECKING:
     from .parts import BlockParts
 
-__all__ = ["Spec", "check_fields", "check_int", "check_odd", "check_ratio", "read_spec_file"]
+__all__ = ["Spec", "check_fields", "check_int", "check_odd", "check_ratio", "parse_blocks", "read_spec_file"]
 
 T = TypeVar("T")
 
@@ -68,6 +68,20 @@ def check_fields(cls: type, where: str, data: Any, extra: tuple[str, ...] = ()) 
         if required and name not in data:
             raise SpecError(f"{where} lacks the field {name!r}")
     return dict(data)
+
+
+def parse_blocks(value: Any, parse: Callable[[Any], T]) -> tuple[T, ...]:
+    """A spec's blocks from a list of plain values, each read by `parse`. Raises SpecError, which names the block."""
+    if not isinstance(value, (list, tuple)):
+        raise SpecError(f"blocks must be a list, got {type(value).__name__}")
+    blocks = []
+    for index, block in enumerate(value):
+        try:
+            blocks.append(parse(block))
+        except SpecError as error:
+            separator = " " if str(error).startswith("block ") else "."
+            raise SpecError(f"blocks[{index}]{separator}{str(error).removeprefix('block ')}") from None
+    return tuple(blocks)
 
 
 class Spec(ABC):

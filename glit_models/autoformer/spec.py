@@ -12,7 +12,7 @@ from typing import Any, ClassVar, final
 
 from ..errors import SpecError
 from ..parts import BlockParts, MlpPart, RelativeAttentionPart
-from ..spec import Spec, check_fields, check_int, check_ratio
+from ..spec import Spec, check_fields, check_int, check_ratio, parse_blocks
 
 __all__ = ["AutoFormerBlock", "AutoFormerSpec"]
 
@@ -142,12 +142,4 @@ class AutoFormerSpec(Spec):
         fields = check_fields(cls, "spec", data, ("family",))
         if fields.pop("family", cls.family) != cls.family:
             raise SpecError(f"family must be {cls.family}, got {data['family']!r}")
-        if not isinstance(fields["blocks"], (list, tuple)):
-            raise SpecError(f"blocks must be a list, got {type(fields['blocks']).__name__}")
-        blocks = []
-        for index, block in enumerate(fields["blocks"]):
-            try:
-                blocks.append(AutoFormerBlock.from_dict(block))
-            except SpecError as error:
-                raise SpecError(f"blocks[{index}].{str(error).removeprefix('block ')}") from None
-        return cls(**{**fields, "blocks": tuple(blocks)})
+        return cls(**{**fields, "blocks": parse_blocks(fields["blocks"], AutoFormerBlock.from_dict)})

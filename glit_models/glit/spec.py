@@ -13,7 +13,7 @@ from typing import Any, ClassVar, final
 
 from ..errors import SpecError
 from ..parts import PARTS, AttentionPart, BlockParts, MlpPart, Part
-from ..spec import Spec, check_fields, check_int, check_odd, check_ratio
+from ..spec import Spec, check_fields, check_int, check_odd, check_ratio, parse_blocks
 
 __all__ = ["BlockSpec", "GLiTSpec"]
 
@@ -277,14 +277,4 @@ class GLiTSpec(Spec):
     def from_dict(cls, data: Mapping[str, Any]) -> GLiTSpec:
         """The inverse of `to_dict`. Raises SpecError on an unknown, missing or impossible field."""
         fields = check_fields(cls, "spec", data)
-        if not isinstance(fields["blocks"], (list, tuple)):
-            raise SpecError(f"blocks must be a list, got {type(fields['blocks']).__name__}")
-        blocks = []
-        for index, block in enumerate(fields["blocks"]):
-            try:
-                blocks.append(BlockSpec.from_dict(block))
-            except SpecError as error:
-                separator = " " if str(error).startswith("block ") else "."
-                raise SpecError(f"blocks[{index}]{separator}{str(error).removeprefix('block ')}") from None
-        fields["blocks"] = tuple(blocks)
-        return cls(**fields)
+        return cls(**{**fields, "blocks": parse_blocks(fields["blocks"], BlockSpec.from_dict)})
