@@ -23,6 +23,7 @@ from glit_models.runs.lock import lock_folder
 from glit_models.runs.state import StateFiles, read_tensors, write_tensors
 from glit_models.training import Trainer, load_recipe, shipped_recipes
 from glit_models.training.recipe import Recipe
+from glit_models.training.records import Records
 from glit_models.weights import resolve
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -348,6 +349,28 @@ def test_a_run_draws_its_curves_and_writes_events_where_tensorboard_is(finished:
         assert curves.size[0] > 600
     pytest.importorskip("tensorboard")
     assert list((finished / "tensorboard").glob("events*"))
+
+
+def test_curves_are_drawn_at_most_every_half_minute_and_whenever_a_run_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    drawn: list[int] = []  # epochs done at each drawing
+    draw = Records.draw
+
+    def count(records: Records) -> None:
+        drawn.append(len(records.entries(lambda entry: "epoch" in entry)))
+        draw(records)
+
+    monkeypatch.setattr(Records, "draw", count)
+    recipe = _tiny("checkpoint_minutes=100", "optim.epochs=4")
+    trainer = Trainer(recipe, tmp_path, device="cpu")
+    _poison(trainer, step=35, times=1)
+    trainer.records.drawn -= 31  # seconds
+    with pytest.raises(TrainingError, match="the loss is nan at step 35"):
+        trainer.run()
+    assert drawn == [1, 3]
+    assert Trainer(recipe, tmp_path, device="cpu").run() is not None
+    assert drawn == [1, 3, 4]
 
 
 def test_a_batch_larger_than_the_data_is_refused(tmp_path: Path):

@@ -6,6 +6,7 @@ Only the first process of a run has records.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from ..errors import WriteError
 from ..runs.files import whole_file, write_text
 
 __all__ = ["Records", "progress_columns"]
+
+_DRAW_EVERY = 30.0  # seconds: a drawing takes as long as a short epoch of a small network
 
 
 def progress_columns() -> tuple[ProgressColumn, ...]:
@@ -36,6 +39,8 @@ class Records:
         self.folder = folder
         self.path = folder / "metrics.jsonl"
         self.board: Any = None
+        self.drawn = time.monotonic()
+        self.has_undrawn_epoch = False
 
     def begin(self, step: int, epochs_done: int) -> None:
         """Go on after `step`: entries of later steps and epochs, left by a run that was killed, are dropped."""
@@ -69,6 +74,12 @@ class Records:
                     self.board.add_scalar(key, value, entry["step"])
             if "epoch" in entry:
                 self.board.flush()
+        self.has_undrawn_epoch |= "epoch" in entry
+
+    def draw_if_due(self) -> None:
+        """Write `curves.png` unless it was written, or the records were made, less than half a minute ago."""
+        if time.monotonic() - self.drawn >= _DRAW_EVERY:
+            self.draw()
 
     def draw(self) -> None:
         """Write `curves.png`: loss, learning rate and validation accuracy over the steps."""
@@ -87,6 +98,8 @@ class Records:
             axes.grid(alpha=0.3)
         with whole_file(self.folder / "curves.png") as path:
             figure.savefig(path, format="png", dpi=80)
+        self.drawn = time.monotonic()
+        self.has_undrawn_epoch = False
 
     def close(self) -> None:
         """Finish TensorBoard's file."""

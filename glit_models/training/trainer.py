@@ -198,6 +198,7 @@ class Trainer:
         with self.stop:
             try:
                 finished = self._train()
+                self._draw(finished or self.records.has_undrawn_epoch)
             finally:
                 self.records.close()
         return self._finish() if finished else None
@@ -209,6 +210,10 @@ class Trainer:
     def _begin_records(self) -> None:
         if self.rank == 0:
             self.records.begin(self.step, self.progress.epochs_done)
+
+    def _draw(self, is_wanted: bool) -> None:
+        if self.rank == 0 and is_wanted:
+            self.records.draw()
 
     def _save(self) -> None:
         self.checkpoints.save(write=self.rank == 0)
@@ -316,6 +321,7 @@ class Trainer:
         assert found  # one is written before the first step
         self.progress.retries_used = used + 1
         if used == self.recipe.retries:
+            self._draw(self.records.has_undrawn_epoch)
             tries = f" after {used} tries with lower rates" if used else ""
             raise TrainingError(
                 f"{place}{tries}; the last good checkpoint, of step {self.step}, is in {self.out}: "
@@ -348,7 +354,7 @@ class Trainer:
         self.progress.loss_sum = 0.0
         if self.rank == 0:
             self.records.write(entry)
-            self.records.draw()
+            self.records.draw_if_due()
         self._say(f"epoch {epoch}/{epochs}: loss {loss:.3f}{line}, {rate:.0f} images/s")
 
     def _finish(self) -> dict[str, Any]:
