@@ -1,8 +1,12 @@
 # `make demo` and `make test` are all a newcomer needs: each makes the environment if there is none.
 # VENV names another environment folder, PYTHON the interpreter it is made with.
+# JOBS is how many processes run the tests, each on one thread: a number, or one for each core, at most 8. A file is
+# one process's, so that a search or an exported model is made once; what is slow is few and long, and goes to any.
 VENV ?= .venv
 PYTHON ?= python3
+JOBS ?= logical
 PYTEST = $(VENV)/bin/python -m pytest
+PARALLEL = -n $(JOBS) --maxprocesses 8
 TIMM_TESTS_MODELS ?= glit_tiny,glit_small,glit_base,autoformer_tiny,vitas_c,autoformer_tiny,vitas_c
 
 # The lowest versions that pyproject.toml allows.
@@ -23,14 +27,14 @@ search-demo: $(VENV)/.dev  ## a whole search in about two minutes, and its repor
 	$(VENV)/bin/glit search report runs/search_smoke
 
 test: $(VENV)/.dev  ## the test suite, but for what is slow
-	$(PYTEST)
+	OMP_NUM_THREADS=1 $(PYTEST) $(PARALLEL) --dist loadfile
 
 test-slow: $(VENV)/.dev  ## what is slow: whole searches, kills at random moments, large models, compilers
-	$(PYTEST) -m slow
+	OMP_NUM_THREADS=1 $(PYTEST) $(PARALLEL) --dist worksteal -m slow
 
 test-lowest: .venv-lowest/.lowest  ## the test suite under the lowest versions of the core dependencies
-	.venv-lowest/bin/python -m pytest
-	.venv-lowest/bin/python -m pytest -m slow
+	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest $(PARALLEL) --dist loadfile
+	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest $(PARALLEL) --dist worksteal -m slow
 
 lint: $(VENV)/.dev  ## style, and who may import whom
 	$(VENV)/bin/ruff check .
@@ -49,7 +53,7 @@ types: $(VENV)/.dev  ## type checks
 	cd .types && $(abspath $(VENV))/bin/mypy --cache-dir ../.mypy_cache --config-file ../pyproject.toml -p glit_models
 
 timm-tests: $(VENV)/.dev  ## timm's own model tests on TIMM_TESTS_MODELS
-	$(VENV)/bin/python tests/timm_suite.py --models $(TIMM_TESTS_MODELS)
+	OMP_NUM_THREADS=1 $(VENV)/bin/python tests/timm_suite.py --models $(TIMM_TESTS_MODELS) -- $(PARALLEL)
 
 transformers-test: .venv-transformers/.transformers  ## transformers' timm wrapper, in its own environment
 	HF_HUB_OFFLINE=1 .venv-transformers/bin/python -m pytest tests/transformers_test.py

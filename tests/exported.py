@@ -12,7 +12,7 @@ import numpy as np
 import timm
 import torch
 from glit_models.export import OnnxArtifact, OnnxClassifier, export_onnx
-from specs import SMALL, random_spec
+from specs import MIXED, SMALL, random_spec
 from weight_folders import small_model
 
 from glit_models import GLiT, SpecTransformer
@@ -52,15 +52,18 @@ def _folder() -> tempfile.TemporaryDirectory[str]:
     return tempfile.TemporaryDirectory()
 
 
-@functools.cache
 def exported(model: str = "small", **options: Any) -> OnnxArtifact:
     """`small_glit` or a variation of it as a file, each only once, not to be changed."""
+    return _exported(model, **options)
+
+
+@functools.cache
+def _exported(model: str, **options: Any) -> OnnxArtifact:
     variations = {
         "small": small_glit,
         "searched": searched_glit,
-        "avg": lambda: small_glit(global_pool="avg"),
-        "one channel": lambda: small_glit(in_chans=1),
-        "mixed last": lambda: small_glit(spec=SMALL, class_token=True),
+        "one block": lambda: small_glit(spec=MIXED),
+        "one channel": lambda: small_glit(in_chans=1, global_pool="avg"),
     }
     name = "-".join(map(str, [model, *options.items()])).replace(" ", "").replace("/", "")
     path = Path(_folder().name) / f"{name}.onnx"

@@ -6,6 +6,7 @@ from glit_models import GLIT_TINY, BlockSpec, GLiTSpec
 
 TINY48 = GLIT_TINY.scaled(48, 3)  # all twelve blocks; the reference tensors are of this one
 SMALL = GLiTSpec(TINY48.blocks[:3], 48, 3)  # one global, one local and one mixed block
+MIXED = GLiTSpec(TINY48.blocks[2:3], 48, 3)  # the mixed block alone
 
 
 def random_spec(rng: random.Random) -> GLiTSpec:

@@ -15,20 +15,23 @@ import pytest
 import timm
 import torch
 from exported import CLASSES, deit, difference, exported, searched_glit, small_glit
-from glit_models.export import ExportInfo, ImageSource, OnnxClassifier, export_onnx, verify
+from glit_models.export import ExportInfo, ImageSource, OnnxArtifact, OnnxClassifier, export_onnx, tracing, verify
 from glit_models.export.form import ExportForm
 from glit_models.export.images import generated_images, prepare
 from glit_models.export.preprocessing import preprocessing_model
 from glit_models.export.sessions import open_session
 from PIL import Image
-from specs import TINY48
+from specs import MIXED, TINY48
 from weight_folders import CLASSES as NAMES
 from weight_folders import small_model
 
+from glit_models import SpecTransformer
 from glit_models.cli import main
 from glit_models.errors import GlitError
 from glit_models.weights.files import sha256_of
 from glit_models.weights.folder import save_folder
+
+pytestmark = pytest.mark.usefixtures("cached_graphs")
 
 FASHION_MNIST = str(Path(__file__).parent / "fixtures" / "fashion-mnist")
 TOLERANCE = 1e-4
@@ -42,7 +45,7 @@ def operators(path: Path) -> Counter[str]:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("weights") / "small"
-    save_folder(small_glit(num_classes=10), path, class_names=NAMES, dtype="float32")
+    save_folder(small_glit(spec=MIXED, num_classes=10), path, class_names=NAMES, dtype="float32")
     return path
 
 
@@ -60,8 +63,7 @@ def test_a_file_of_any_opset_gives_the_logits_of_pytorch_for_batches_of_any_size
 def test_networks_of_other_shapes_give_the_logits_of_pytorch() -> None:
     for name, model in {
         "searched": searched_glit(),
-        "avg": small_glit(global_pool="avg"),
-        "one channel": small_glit(in_chans=1),
+        "one channel": small_glit(in_chans=1, global_pool="avg"),
     }.items():
         for batch in (1, 33):
             assert difference(exported(name), model, batch) < TOLERANCE, name
@@ -88,11 +90,11 @@ def test_a_rectangular_size_resamples_the_position_embedding_as_timm_does() -> N
 
 @pytest.mark.skipif(not NEWER, reason="torch's exporter resamples the position embedding otherwise before 2.15")
 def test_a_dynamic_size_takes_every_size_that_the_patch_divides() -> None:
-    artifact = exported(image_size="dynamic")
+    artifact = exported("one block", image_size="dynamic")
     assert artifact.agreement is not None
     assert len(artifact.agreement.sizes) == 3
     for size in ((32, 32), (16, 64), (80, 48)):
-        model = small_glit()
+        model = small_glit(spec=MIXED)
         model.set_input_size(size)
         assert difference(artifact, model, 2, size) < TOLERANCE
     with pytest.raises(GlitError, match="sides that 16 divides"):
@@ -128,39 +130,51 @@ def test_half_precision_is_half_the_size_and_agrees() -> None:
 def test_the_model_that_was_given_stays_as_it_was(tmp_path: Path) -> None:
     model = small_glit().train()
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
-    export_onnx(model, tmp_path / "model.onnx", opset=18, precision="fp16", image_size=(32, 48), verify=0)
+    export_onnx(model, tmp_path / "half.onnx", precision="fp16", verify=0)
+    export_onnx(model, tmp_path / "high.onnx", image_size=(48, 32), verify=0)
     assert model.training
     assert model.patch_embed.img_size == (32, 32)
     for key, tensor in model.state_dict().items():
         assert torch.equal(tensor, before[key])
 
 
-LARGE = [pytest.param(name, marks=pytest.mark.slow) for name in ("glit_small", "glit_base")]
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> OnnxArtifact:
+    """GLiT-Tiny as it is."""
+    return export_onnx(_named("glit_tiny"), tmp_path_factory.mktemp("tiny") / "model.onnx", verify=2)
 
 
-@pytest.mark.parametrize("name", ["glit_tiny", *LARGE])
-def test_the_named_networks_give_the_logits_of_pytorch(name: str, tmp_path: Path) -> None:
+def _named(name: str) -> SpecTransformer:
     torch.manual_seed(0)
-    model = timm.create_model(name, num_classes=5).eval()
-    artifact = export_onnx(model, tmp_path / "model.onnx", verify=2)
-    for batch in (1, 33) if name == "glit_tiny" else (1, 3):
-        assert difference(artifact, model, batch) < TOLERANCE
+    return timm.create_model(name, num_classes=5).eval()
+
+
+def test_glit_tiny_gives_the_logits_of_pytorch(tiny: OnnxArtifact) -> None:
+    for batch in (1, 3):
+        assert difference(tiny, _named("glit_tiny"), batch) < TOLERANCE
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["glit_small", "glit_base"])
+def test_larger_networks_give_the_logits_of_pytorch(name: str, tmp_path: Path) -> None:
+    artifact = export_onnx(_named(name), tmp_path / "model.onnx", verify=2)
+    for batch in (1, 3):
+        assert difference(artifact, _named(name), batch) < TOLERANCE
     assert operators(artifact.path)["Attention"] == 8
 
 
 # ---- a clean graph ----
 
 
-def test_attention_norms_and_gelu_are_single_nodes_and_batch_norm_is_gone(tmp_path: Path) -> None:
-    artifact = export_onnx(small_model(), tmp_path / "model.onnx", verify=2)  # GLiT-Tiny's twelve blocks
-    found = operators(artifact.path)
+def test_attention_norms_and_gelu_are_single_nodes_and_batch_norm_is_gone(tiny: OnnxArtifact) -> None:
+    found = operators(tiny.path)
     assert found["Attention"] == 8
     assert found["LayerNormalization"] == 25
     assert found["Gelu"] == 12
     assert found["Conv"] == 8  # the patches, and one depthwise convolution for each of seven local blocks
     assert not {"BatchNormalization", "Softmax", "Erf", "Cast"} & set(found)
-    assert artifact.num_nodes <= (274 if NEWER else 280)
-    kernels = {tuple(tensor.dims[2:]) for tensor in onnx.load(artifact.path).graph.initializer if len(tensor.dims) == 4}
+    assert tiny.num_nodes <= (274 if NEWER else 280)
+    kernels = {tuple(tensor.dims[2:]) for tensor in onnx.load(tiny.path).graph.initializer if len(tensor.dims) == 4}
     assert kernels == {(16, 16), (1, 31), (1, 45)}
 
 
@@ -185,13 +199,15 @@ def test_nodes_and_weights_are_called_as_in_the_model() -> None:
 
 @pytest.mark.parametrize("options", [{}, {"opset": 18}, {"image_size": "dynamic"}, {"preprocess": True}, {"batch": 4}])
 def test_the_checker_passes_with_full_shape_inference(options: dict[str, Any]) -> None:
-    model = onnx.load(exported(**options).path)
+    name = "one block" if "image_size" in options else "small"
+    model = onnx.load(exported(name, **options).path)
     onnx.checker.check_model(model, full_check=True)
     batch, classes = model.graph.output[0].type.tensor_type.shape.dim
     assert (batch.dim_param or batch.dim_value, classes.dim_value) == (options.get("batch", "batch"), 5)
 
 
-def test_the_same_model_gives_the_same_file_again(tmp_path: Path) -> None:
+def test_the_same_model_gives_the_same_file_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(export_module, "trace", tracing.trace)  # not from the cache
     again = export_onnx(small_glit(), tmp_path / "again.onnx", opset=18, verify=0)
     assert sha256_of(again.path) == sha256_of(exported(opset=18).path)
 
@@ -254,7 +270,7 @@ def test_the_file_says_where_it_comes_from_and_what_it_takes(folder: Path, tmp_p
 
 def test_the_report_stands_beside_the_file(tmp_path: Path) -> None:
     artifact = export_onnx(
-        small_glit(num_classes=10),
+        small_glit(spec=MIXED, num_classes=10),
         tmp_path / "model.onnx",
         verify=30,
         images=ImageSource("fashion-mnist", FASHION_MNIST),

@@ -18,6 +18,8 @@ from PIL import Image
 
 from glit_models.errors import DataError
 
+pytestmark = pytest.mark.usefixtures("cached_graphs")
+
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> ImageSource:

@@ -19,6 +19,8 @@ from glit_models.cli import main
 from glit_models.errors import ExportError
 from glit_models.weights.folder import save_folder
 
+pytestmark = pytest.mark.usefixtures("cached_graphs")
+
 DOCS = Path(__file__).resolve().parents[1] / "docs" / "export.md"
 
 

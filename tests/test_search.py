@@ -42,8 +42,11 @@ ROOT = f"train.data.root={FIXTURES / 'fashion-mnist'}"
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 
+LIMIT = "train.data.limit=150"  # five steps an epoch
+
+
 def _recipe(*overrides: str) -> SearchRecipe:
-    return load_search_recipe(RECIPE, [ROOT, *overrides])
+    return load_search_recipe(RECIPE, [ROOT, LIMIT, *overrides])
 
 
 def _search(out: Path, *overrides: str) -> dict[str, Any]:
@@ -55,7 +58,7 @@ def _search(out: Path, *overrides: str) -> dict[str, Any]:
 
 
 def _command(out: Path, *overrides: str) -> list[str]:
-    settings = [word for text in (ROOT, *overrides) for word in ("--set", text)]
+    settings = [word for text in (ROOT, LIMIT, *overrides) for word in ("--set", text)]
     return ["search", RECIPE, *settings, "--out", str(out)]
 
 
@@ -188,11 +191,11 @@ def test_the_winner_is_a_model_like_any_other(finished: Path, tmp_path: Path, ca
 
 @pytest.mark.parametrize("method", ["spos", pytest.param("random", marks=pytest.mark.slow)])
 def test_methods_of_one_level_have_one_stage_with_the_work_of_two(method: str, tmp_path: Path):
-    result = _search(tmp_path, f"method={method}", "retrain.top=1")
+    result = _search(tmp_path, f"method={method}", "retrain.top=1", "supernet.train.optim.epochs=1")
     assert result["num_evaluated"] == 36
     assert not (tmp_path / "stage1").exists()
     metrics = [json.loads(line) for line in (tmp_path / "joint/supernet/metrics.jsonl").read_text().splitlines()]
-    assert [entry["epoch"] for entry in metrics if "epoch" in entry] == [1, 2, 3, 4, 5, 6]
+    assert [entry["epoch"] for entry in metrics if "epoch" in entry] == [1, 2]
     origins = {json.loads(line)["origin"] for line in (tmp_path / "joint/candidates.jsonl").read_text().splitlines()}
     assert origins == ({"random"} if method == "random" else {"random", "mutation", "crossover"})
 
@@ -207,11 +210,11 @@ def test_independent_weights_and_paths_within_the_budget_are_a_key_away(tmp_path
 def test_networks_are_ranked_by_training_them(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     out = tmp_path / "run"
     shutil.copytree(finished, out)
-    ranking = rank_networks(out, 4, device="cpu")
+    ranking = rank_networks(out, 3, device="cpu")
     assert ranking is not None
     assert ranking.stage == "stage2"
     assert Ranking.from_dict(json.loads((out / "stage2" / "rank.json").read_text())) == ranking
-    assert [network.again is not None for network in ranking.networks] == [True, False, False, True]
+    assert [network.again is not None for network in ranking.networks] == [True, False, False]
     measures = {"inherited loss", "inherited top-1", "surrogate", "SynFlow", "MACs", "parameters"}
     assert set(ranking.networks[0].predictions) == measures
     assert set(ranking.taus["loss"]) <= measures
@@ -224,7 +227,7 @@ def test_networks_are_ranked_by_training_them(finished: Path, tmp_path: Path, ca
     assert splits[0].validation.indices == splits[1].validation.indices
     assert "tau with loss" in write_report(out).read_text()
     capsys.readouterr()
-    assert rank_networks(out, 4, device="cpu") == ranking
+    assert rank_networks(out, 3, device="cpu") == ranking
     assert "epoch" not in capsys.readouterr().err  # nothing is trained again
     with pytest.raises(SearchError, match="stage must be one of stage1, stage2, got 'joint'"):
         rank_networks(out, 4, "joint")
@@ -251,7 +254,7 @@ def test_a_search_that_release_0_1_began_goes_on_with_what_it_has(tmp_path: Path
     recipe = (out / "recipe.yaml").read_text()
     (out / "recipe.yaml").write_text(recipe.replace("ROOT", str(FIXTURES / "fashion-mnist")))
     weights = (out / "stage1" / "supernet" / "model.safetensors").read_bytes()
-    result = _search(out, "evolution.mutation_prob=0.3")
+    result = _search(out, "train.data.limit=null", "evolution.mutation_prob=0.3")
     assert (out / "stage1" / "supernet" / "model.safetensors").read_bytes() == weights
     theirs = [json.loads(line) for line in (out / "candidates_of_stage1.jsonl").read_text().splitlines()]
     ours = [json.loads(line) for line in (out / "stage1" / "candidates.jsonl").read_text().splitlines()]
@@ -271,7 +274,7 @@ from glit_models.search.evaluate import Evaluator
 from glit_models.search.stage import Stage
 from glit_models.training import Trainer
 owner, name, left = {"supernet": (Trainer, "_train_step", 7), "evaluation": (Evaluator, "_compare", 14),
-    "evolution": (Stage, "_write_candidates", 2), "retraining": (Trainer, "_train_step", 30),
+    "evolution": (Stage, "_write_candidates", 2), "retraining": (Trainer, "_train_step", 13),
     "second": (Evaluator, "_calibrate", 5), "end": (Trainer, "_finish", 5)}[sys.argv[1]]
 original = getattr(owner, name)
 def deadly(*args, **keywords):
@@ -285,14 +288,26 @@ cli.main(sys.argv[2:])
 """
 
 
-SLOW = [pytest.param(where, marks=pytest.mark.slow) for where in ("supernet", "evolution", "second", "end")]
+REACHED = {  # what there is after each kill, and what there is not yet
+    "supernet": ("stage1/supernet/metrics.jsonl", "stage1/supernet/result.json"),
+    "evaluation": ("stage1/supernet/result.json", "stage1/evolution.json"),
+    "evolution": ("stage1/evolution.json", "stage1/retrain"),
+    "retraining": ("stage1/retrain/2", "stage1/retrain/2/result.json"),
+    "second": ("stage2/evolution.json", "stage2/retrain"),
+    "end": ("stage2/retrain/1", "stage2/retrain/1/result.json"),
+}
+SLOW = [pytest.param([where], marks=pytest.mark.slow) for where in ("supernet", "evolution", "second", "end")]
 
 
-@pytest.mark.parametrize("where", ["evaluation", "retraining", *SLOW])
-def test_a_search_killed_in_any_part_goes_on_to_the_same_end(where: str, finished: Path, tmp_path: Path):
-    command = [sys.executable, "-c", PROGRAM, where, *_command(tmp_path)]
-    killed = subprocess.run(command, env=ENVIRONMENT, capture_output=True, timeout=200)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
+@pytest.mark.parametrize("places", [["evaluation", "retraining"], *SLOW], ids=" and ".join)
+def test_a_search_killed_in_any_part_goes_on_to_the_same_end(places: list[str], finished: Path, tmp_path: Path):
+    for where in places:
+        command = [sys.executable, "-c", PROGRAM, where, *_command(tmp_path)]
+        killed = subprocess.run(command, env=ENVIRONMENT, capture_output=True, timeout=200)
+        assert killed.returncode == -signal.SIGKILL, killed.stderr
+        begun, missing = REACHED[where]
+        assert (tmp_path / begun).exists()
+        assert not (tmp_path / missing).exists()
     assert not (tmp_path / "result.json").exists()
     _search(tmp_path)
     _same_end(tmp_path, finished)
@@ -320,11 +335,11 @@ def test_sigterm_and_the_clock_leave_with_a_line_and_the_search_goes_on(
     finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     stops = 0
-    while SearchRun(_recipe(), tmp_path, device="cpu", max_minutes=0.02).run() is None:
+    while SearchRun(_recipe(), tmp_path, device="cpu", max_minutes=0.03).run() is None:
         stops += 1
     assert stops > 1
     _same_end(tmp_path, finished)
-    assert "stopped by the limit of 0.02 minutes; the same command goes on from here" in capsys.readouterr().err
+    assert "stopped by the limit of 0.03 minutes; the same command goes on from here" in capsys.readouterr().err
 
 
 def _start(out: Path, processes: int) -> None:
@@ -455,7 +470,7 @@ def test_every_shipped_search_recipe_is_valid_and_opens_with_its_command(name: s
         (["train.data.hold_out=5"], "10 classes, but only 5 images to choose on"),
         (["train.data.limit=7"], "10 classes, but only 7 images to train on"),
         (["train.data.root=/nowhere"], "/nowhere"),
-        (["evaluation.memory_mb=0.001"], "evaluation.memory_mb must be at least"),
+        (["evaluation.memory_mb=0.001", "supernet.train.optim.epochs=1"], "evaluation.memory_mb must be at least"),
     ],
 )
 def test_what_cannot_be_is_one_line_with_status_2(

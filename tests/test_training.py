@@ -187,7 +187,7 @@ def test_a_run_stopped_for_time_goes_on_to_the_same_weights(
     finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     stops = 0
-    while Trainer(_tiny(), tmp_path, device="cpu", max_minutes=0.002).run() is None:
+    while Trainer(_tiny(), tmp_path, device="cpu", max_minutes=0.005).run() is None:
         stops += 1
     assert stops > 1
     assert "the same command goes on from here" in capsys.readouterr().err
@@ -201,14 +201,17 @@ def test_a_run_killed_at_any_moment_goes_on_to_the_same_weights(processes: int, 
         reference, overrides = tmp_path / "reference", ("optim.batch_size=60",)
         _end(_start(reference, *overrides, processes=processes))
     chance = random.Random(0)
-    for _ in range(3):
+    for _ in range(2 if processes == 1 else 3):
         started = _start(out, *overrides, processes=processes)
         _wait_for_checkpoint(out, started[0])
         time.sleep(chance.uniform(0, 1))
         for process in started:
             process.kill()
             process.communicate()
-    _end(_start(out, *overrides, processes=processes))
+    if processes == 1:
+        assert Trainer(_tiny(), out, device="cpu").run() is not None
+    else:
+        _end(_start(out, *overrides, processes=processes))
     _same_end(out, reference)
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in lines if "epoch" in line] == [1, 2, 3, 4, 5, 6]
@@ -232,20 +235,20 @@ def test_a_kill_in_the_middle_of_writing_a_checkpoint_loses_nothing(finished: Pa
     killed = subprocess.run(command, env=ENVIRONMENT, capture_output=True)
     assert killed.returncode == -signal.SIGKILL
     assert list(tmp_path.glob("*.tmp"))
-    _end(_start(tmp_path))
+    assert Trainer(_tiny(), tmp_path, device="cpu").run() is not None
     _same_end(tmp_path, finished)
     assert not list(tmp_path.glob("*.tmp"))
 
 
 def test_two_processes_give_the_losses_of_one(tmp_path: Path):
     # Stochastic depth draws for each process; everything else, BatchNorm and mixing too, is of the whole batch.
-    overrides = ("model.drop_path_rate=0", "optim.batch_size=60", "augment.cutmix=0.5", "optim.epochs=3")
-    _end(_start(tmp_path / "one", *overrides))
+    overrides = ("model.drop_path_rate=0", "optim.batch_size=60", "augment.cutmix=0.5", "optim.epochs=2")
+    assert Trainer(_tiny(*overrides), tmp_path / "one", device="cpu").run() is not None
     out, err = _end(_start(tmp_path / "two", *overrides, processes=2))
     assert out.count("the model is in") == 1
-    assert err.count("epoch 3/3") == 1
+    assert err.count("epoch 2/2") == 1
     losses = _epoch_losses(tmp_path / "one")
-    assert len(losses) == 3
+    assert len(losses) == 2
     assert _epoch_losses(tmp_path / "two") == pytest.approx(losses, rel=1e-6)
 
 
@@ -303,7 +306,7 @@ def test_a_huge_loss_counts_as_divergence(tmp_path: Path):
 
 
 def test_retries_go_back_to_the_last_checkpoint_with_half_the_rate(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    trainer = Trainer(_tiny("retries=2", "optim.epochs=3"), tmp_path, device="cpu")
+    trainer = Trainer(_tiny("retries=2", "optim.epochs=2"), tmp_path, device="cpu")
     _poison(trainer, step=12, times=2)
     assert trainer.run() is not None
     err = capsys.readouterr().err
