@@ -84,17 +84,16 @@ def _train(options: argparse.Namespace, name: str, spec: GLiTSpec, seed: int) ->
     recipe = load_search_recipe(str(RECIPE), [f"seed={seed}"])
     trainer = Trainer(recipe.retrain_recipe(spec), run, options.device, options.max_minutes, score_test=False)
     try:
-        result = trainer.run()
+        if trainer.run() is None:
+            return False
     except RunError:
         return True  # another process has the folder
-    if result is None:
-        return False
     model = load_model(run / "model").model.to(trainer.device)
     scores: dict[str, Any] = {"name": name, "space": name.partition("-")[0], "seed": seed, "spec": spec.to_dict()}
     scores |= {"macs": count_macs(spec, 28, 10), "params": count_params(spec, 10)}
     for split, images in (("search", trainer.splits.validation), ("test", trainer.splits.test)):
         scores[f"{split}_top1"], scores[f"{split}_loss"] = _score(model, trainer, images)
-    write_json(run / "scores.json", {**scores, "minutes": result["minutes"]})
+    write_json(run / "scores.json", scores)
     collect(options.out)
     return True
 
