@@ -1,13 +1,13 @@
 # `make demo` and `make test` are all a newcomer needs: each makes the environment if there is none.
 # VENV names another environment folder, PYTHON the interpreter it is made with.
-# JOBS is how many processes run the tests, each on one thread: a number, or one for each core, at most 8. A file is
-# one process's, so that a search or an exported model is made once; what is slow is few and long, and goes to any.
+# JOBS is how many processes run the tests, each on one thread: a number, or one for each core, at most 8. All tests of
+# a file run in one process, which makes their fixtures once. The slow tests are few, and each takes any free process.
 VENV ?= .venv
 PYTHON ?= python3
 JOBS ?= logical
 PYTEST = $(VENV)/bin/python -m pytest
 PARALLEL = -n $(JOBS) --maxprocesses 8
-TIMM_TESTS_MODELS ?= glit_tiny,glit_small,glit_base,autoformer_tiny,vitas_c,autoformer_tiny,vitas_c
+TIMM_TESTS_MODELS ?= glit_tiny,glit_small,glit_base,autoformer_tiny,vitas_c
 
 # The lowest versions that pyproject.toml allows.
 LOWEST = torch==2.11.0 torchvision==0.26.0 timm==1.0.31 huggingface_hub==1.0.0 safetensors==0.5.0 numpy==1.26.4 \

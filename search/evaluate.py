@@ -47,7 +47,7 @@ class Score:
 
     Attributes:
         accuracy: top-1, in percent of the images.
-        loss: mean cross-entropy over the images. It orders networks better than accuracy on as many images.
+        loss: mean cross-entropy over the images. Unlike accuracy, it tells networks apart that are right equally often.
     """
 
     accuracy: float

@@ -1,6 +1,6 @@
 """What a search wrote into its folder, read and checked. What is not there yet is None or empty.
 
-It reads; what is drawn and written of it is `pictures`' and `report`'s.
+This module only reads; `figures` draws and `report` writes.
 """
 
 from __future__ import annotations

@@ -59,9 +59,9 @@ def latency_budget(
     Args:
         low: least milliseconds allowed.
         high: most milliseconds allowed.
-        img_size: of the pictures, in pixels.
+        img_size: of the images, in pixels.
         num_classes: of the head.
-        batch_size: pictures of a batch.
+        batch_size: images of a batch.
         threads: of torch while it measures.
         device: where the network runs.
         rounds: how often a network is timed.

@@ -1,6 +1,6 @@
-"""One HTML page that stands alone: its pictures are in it, and as files beside it.
+"""One HTML page that stands alone: its figures are in it, and as files beside it.
 
-It knows headings, texts, tables and pictures; what they say is `report`'s.
+A page has headings, texts, tables and figures; `report` decides what they say.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Page:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.parts: list[str] = []
-        self.pictures: dict[str, bytes] = {}
+        self.figures: dict[str, bytes] = {}
 
     def heading(self, text: str) -> None:
         self.parts.append(f"<h2>{html.escape(text)}</h2>")
@@ -44,9 +44,9 @@ class Page:
     def missing(self, text: str) -> None:
         self.text(f"Not there yet: {text}", "missing")
 
-    def picture(self, name: str, png: bytes, caption: str) -> None:
-        """A picture, in the page and as `name`.png beside it."""
-        self.pictures[f"{name}.png"] = png
+    def figure(self, name: str, png: bytes, caption: str) -> None:
+        """A figure, in the page and as `name`.png beside it."""
+        self.figures[f"{name}.png"] = png
         source = f"data:image/png;base64,{base64.b64encode(png).decode()}"
         caption = html.escape(caption)
         self.parts.append(
@@ -72,7 +72,7 @@ class Page:
             f"<title>{title}</title>\n<style>{_STYLE}</style></head>\n<body><h1>{title}</h1>\n"
         )
         with whole_folder(self.folder) as folder:
-            for name, png in self.pictures.items():
+            for name, png in self.figures.items():
                 (folder / name).write_bytes(png)
             (folder / "index.html").write_text(page + "\n".join(self.parts) + "\n</body></html>\n", encoding="utf-8")
         return self.folder / "index.html"

@@ -1,6 +1,6 @@
-"""What the pictures of a search consist of: functions that fill matplotlib's axes, and numbers as text.
+"""The panels of a search's figures: functions that fill matplotlib's axes, and numbers as text.
 
-They know what is shown and how; sizes, files and the making of figures are `pictures`'.
+`figures` puts panels together and turns them into files.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 It draws networks at random from a finished stage's space, not from what the evolution found, which lies closely
 together. It trains them with the search's own recipe for retraining. The supernet is scored on one half of the search
-set and the trained networks on the other: on the same images both would be lucky with the same ones.
+set and the trained networks on the other, because scores on the same images have part of their errors in common.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ __all__ = ["RANK_FILE", "rank_networks"]
 
 RANK_FILE = "rank.json"  # in the stage's folder
 _TRAINED_TWICE = 3  # every third network is
+_MOST_FOR_SURROGATE = 200  # networks that the search evaluated last, scored again on other images than the trained ones
 
 
 def rank_networks(
@@ -124,20 +125,24 @@ def _draw(stage: Stage, num_networks: int) -> list[Spec]:
 def _predict(stage: Stage, specs: Sequence[Spec], positions: Sequence[int]) -> list[dict[str, float]]:
     """What is cheap to know of each network, by the measure's name; of accuracy and loss on these images."""
     measures: dict[str, Sequence[float]] = {}
-    if stage.fitness_class.needs_supernet:
-        evaluator = stage.context.evaluator(stage.space, stage.weights, lambda done, total: None, positions)
-        scores = evaluator.evaluate(specs)
-        measures["inherited loss"] = [-scores[spec].loss for spec in specs]
-        measures["inherited top-1"] = [scores[spec].accuracy for spec in specs]
-    if stage.fitness_class not in FITNESSES.values():
-        values = stage.fitness().evaluate(specs)
-        measures[stage.fitness_class.label] = [values[spec] for spec in specs]
     candidates = [json.loads(line) for line in (stage.folder / "candidates.jsonl").read_text().splitlines()]
     known = {parse_spec(entry["spec"]): float(entry["accuracy"]) for entry in candidates}
-    others = [spec for spec in known if spec not in set(specs)]  # what it has seen it need not predict
+    others = [spec for spec in known if spec not in set(specs)][-_MOST_FOR_SURROGATE:]
+    setting = stage.setting()
+    if stage.fitness_class.needs_supernet:
+        evaluator = stage.context.evaluator(stage.space, stage.weights, lambda done, total: None, positions)
+        setting = dataclasses.replace(setting, open_evaluator=lambda: evaluator)
+        scores = evaluator.evaluate([*specs, *others])
+        measures["inherited loss"] = [-scores[spec].loss for spec in specs]
+        measures["inherited top-1"] = [scores[spec].accuracy for spec in specs]
+        known = {spec: -scores[spec].loss for spec in others}  # what the search knew was of all images
+    if stage.fitness_class not in FITNESSES.values():
+        values = stage.fitness_class(setting).evaluate(specs)
+        measures[stage.fitness_class.label] = [values[spec] for spec in specs]
     if len(others) > 1:
         measures["surrogate"] = Surrogate(stage.space, others, [known[spec] for spec in others]).predict(specs)
-    measures["SynFlow"] = SynFlow(stage.setting()).score(specs)
+    flows = SynFlow(setting).evaluate(specs)
+    measures["SynFlow"] = [flows[spec] for spec in specs]
     for budget in stage.context.budgets:
         if budget.additive:
             measures[{"macs": "MACs", "params": "parameters"}[budget.name]] = [budget.cost(spec) for spec in specs]

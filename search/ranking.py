@@ -94,15 +94,19 @@ class Ranking:
         if "kendall" in data:
             return _written_by_0_1(data)
         networks = tuple(Ranked(**{**network, "spec": parse_spec(network["spec"])}) for network in data["networks"])
+        taus = {truth: {name: _tau(tau) for name, tau in data["taus"][truth].items()} for truth in TRUTHS}
         for index, network in enumerate(networks):
-            for name, value in (*network.trained.items(), *network.predictions.items()):
-                _finite(f"networks[{index}], {name}", value)
+            values = [network.predictions[name] for of in taus.values() for name in of]
+            values += [network.costs["macs"], *(network.trained[truth] for truth in TRUTHS)]
+            values += [network.again[truth] for truth in TRUTHS] if network.again else []
+            for value in values:
+                _finite(f"a number of networks[{index}]", value)
         return cls(
             str(data["stage"]),
             networks,
-            {truth: {name: _tau(tau) for name, tau in taus.items()} for truth, taus in data["taus"].items()},
+            taus,
             {truth: _tau(tau) for truth, tau in data["ceilings"].items()},
-            {truth: {n: _finite(n, r) for n, r in regrets.items()} for truth, regrets in data["regrets"].items()},
+            {truth: {name: _finite(name, data["regrets"][truth][name]) for name in of} for truth, of in taus.items()},
         )
 
     def __str__(self) -> str:

@@ -1,6 +1,6 @@
-"""The report of a search: one HTML page that stands alone, and its pictures as files beside it.
+"""The report of a search: one HTML page that stands alone, and its figures as files beside it.
 
-It says in words what the pictures show. The same folder gives the same bytes; a search that is still under way gives
+It says in words what the figures show. The same folder gives the same bytes; a search that is still under way gives
 what there is of it.
 """
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from glit_models import Spec
 from glit_models.figure import network_png
 
-from . import pictures
+from . import figures
 from .evolution import METHODS
 from .findings import COSTS, Findings, Network, Stage, read_findings
 from .page import Page
@@ -31,9 +31,9 @@ _WORDS = {
     "inherited accuracy": "of a candidate with the supernet's weights, on the search set: cheap, and only good for "
     "comparing",
     "stand-alone accuracy": "of a network after training from scratch, on the search set",
-    "search set": "pictures that were held out of the training set for the search",
-    "test set": "pictures that no decision has seen; only the winner is scored on them",
-    "MACs": "multiply-adds that one picture takes, a measure of computation",
+    "search set": "images that were held out of the training set for the search",
+    "test set": "images that no decision has seen; only the winner is scored on them",
+    "MACs": "multiply-adds that one image takes, a measure of computation",
     "Kendall's tau": "how far two orders agree: 1 the same, 0 unrelated, -1 opposite; in brackets the 95 % interval of "
     "a bootstrap over networks",
     "best of its first five": "how far the best of the five networks that a measure puts first is behind the best of "
@@ -42,7 +42,7 @@ _WORDS = {
 
 
 def write_report(folder: Path) -> Path:
-    """Write `report/index.html` into a search's folder, and the pictures that it holds beside it; return its path.
+    """Write `report/index.html` into a search's folder, and its figures beside it; return its path.
 
     Raises:
         SearchError: if the folder is no search's, a file in it is damaged (names it) or the report cannot be written.
@@ -102,7 +102,7 @@ def _write_winner(page: Page, findings: Findings) -> None:
     if findings.winner is None:
         page.missing(f"the winner (winner.json).{f' Drawn is {what}.' if spec else ''}")
     if spec is not None:
-        page.picture(
+        page.figure(
             "network",
             network_png(spec),
             f"Each column is a block of {what}, drawn from the first to the last. Above are the parts that mix tokens, "
@@ -130,9 +130,9 @@ def _write_evolution(page: Page, findings: Findings) -> None:
             page.missing(f"{stage.name}'s candidates ({stage.name}/candidates.jsonl).")
     if not begun:
         return
-    page.picture(
+    page.figure(
         "generations",
-        pictures.draw_generations(begun),
+        figures.draw_generations(begun),
         _describe_generations(begun),
     )
     costs = ["macs", *(cost for cost in COSTS[1:] if cost in findings.budget)]
@@ -141,7 +141,7 @@ def _write_evolution(page: Page, findings: Findings) -> None:
         stages = [stage for stage in begun if any(cost in candidate.costs for candidate in stage.candidates)]
         if stages:
             bounds = findings.budget.get(cost, (None, None))
-            page.picture(f"accuracy-{cost}", pictures.draw_costs(stages, cost, bounds, winners), _COSTS_CAPTION)
+            page.figure(f"accuracy-{cost}", figures.draw_costs(stages, cost, bounds, winners), _COSTS_CAPTION)
     for stage in begun:
         if stage.references:
             page.text(f"{stage.title}, networks for comparison:")
@@ -175,11 +175,14 @@ def _write_ranking(page: Page, findings: Findings) -> None:
     if not findings.ranks:
         page.missing("networks of all qualities, trained from scratch to judge the supernet (rank.json).")
     if not findings.ranks and any(n.inherited is not None for stage in findings.stages for n in stage.retrained):
-        page.picture("ranking", pictures.draw_ranking(None, findings.stages), f"{_RANKING} {_BEST_ONLY}")
+        page.figure("ranking", figures.draw_ranking(None, findings.stages), f"{_RANKING} {_BEST_ONLY}")
     for number, rank in enumerate(findings.ranks):
+        if not any(rank.taus.values()):
+            page.text(f"No measure tells the networks of {rank.stage} apart.")
+            continue
         stages = () if number else findings.stages
         name = f"ranking-{number + 1}" if number else "ranking"
-        page.picture(name, pictures.draw_ranking(rank, stages), f"{_RANKING} {_describe_ranking(rank)}")
+        page.figure(name, figures.draw_ranking(rank, stages), f"{_RANKING} {_describe_ranking(rank)}")
         page.table(_ranking_rows(rank))
 
 
@@ -192,8 +195,6 @@ _BEST_ONLY = "These are each stage's best, which lie close together and are the 
 
 def _describe_ranking(rank: Ranking) -> str:
     truth, taus = next(iter(rank.taus.items()))
-    if not taus:
-        return "No measure tells these networks apart."
     name, tau = next(iter(taus.items()))
     text = (
         f"Of two networks, {rank.stage}'s {name} names the better one in about {50 * (1 + tau.value):.0f} of 100 cases"
@@ -248,18 +249,18 @@ def _describe_retrained(place: int, network: Network) -> dict[str, str]:
 def _write_effort(page: Page, findings: Findings) -> None:
     page.heading("What it took")
     if stages := [stage for stage in findings.stages if stage.losses]:
-        page.picture(
+        page.figure(
             "supernet",
-            pictures.draw_losses(stages),
+            figures.draw_losses(stages),
             "The supernet's loss while it trains. Each step trains another path through it, so the curve is rough; it "
             "should have come to rest before candidates are compared.",
         )
     else:
         page.missing("the supernet's curve (supernet/metrics.jsonl).")
     if findings.times:
-        page.picture(
+        page.figure(
             "times",
-            pictures.draw_times(findings.times),
+            figures.draw_times(findings.times),
             "Time by part: training the supernet, evaluating candidates, training the best from scratch, and scoring "
             f"the winner on the test set; {show_seconds(sum(findings.times.values()))} in all.",
         )

@@ -1,7 +1,7 @@
-"""A linear model of how good networks are: a number for each option's values, block by block.
+"""A linear model of how good networks are, with one coefficient for each value of each gene of each block.
 
-Fitted to networks that were scored, it predicts others, and its coefficients say what each choice is worth. It knows
-spaces and numbers, not where the numbers come from.
+It is fitted to networks that were scored and predicts the scores of others. Its coefficients estimate what each choice
+adds to the score.
 """
 
 from __future__ import annotations

@@ -55,7 +55,7 @@ pipeline
 rank
 findings
 panels
-pictures page
+figures page
 report
 """
 EXPORT = """

@@ -15,7 +15,7 @@ from pathlib import Path
 import matplotlib
 import pytest
 import search_folders
-from glit_models.search import findings, pictures, write_report
+from glit_models.search import figures, findings, write_report
 from glit_models.search.candidates import pareto_front
 from glit_models.search.findings import Network
 from glit_models.search.panels import show_count, show_seconds
@@ -47,11 +47,11 @@ def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pictures take a second each; some promises are about the rest."""
     drawn = io.BytesIO()
     Image.new("RGB", (1, 1)).save(drawn, format="png")
-    monkeypatch.setattr(pictures, "_drawn", lambda fill, size: drawn.getvalue())
+    monkeypatch.setattr(figures, "_drawn", lambda fill, size: drawn.getvalue())
 
 
 class Page(html.parser.HTMLParser):
-    """A page's text, tags, and the sources of its pictures; unbalanced tags fail."""
+    """A page's text, tags, and the sources of its figures; unbalanced tags fail."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -84,7 +84,7 @@ def edit(path: Path, change: Callable[[object], object]) -> None:
     path.write_text(json.dumps(change(json.loads(path.read_text()))))
 
 
-def test_the_page_stands_alone_and_its_pictures_lie_beside_it(finished: Path) -> None:
+def test_the_page_stands_alone_and_its_figures_lie_beside_it(finished: Path) -> None:
     page = Page(finished / "report" / "index.html")
     files = {path.name: path.read_bytes() for path in (finished / "report").glob("*.png")}
     assert set(files) == {
@@ -229,6 +229,12 @@ def test_a_search_within_milliseconds_shows_them(search: Path) -> None:
     assert "latency in ms at most 7" in page.text
 
 
+def test_a_ranking_in_which_no_measure_tells_networks_apart_says_so(search: Path) -> None:
+    nothing = {"loss": {}, "top-1": {}}
+    edit(search / "stage2" / "rank.json", lambda rank: {**rank, "taus": nothing, "regrets": nothing})
+    assert "No measure tells the networks of stage2 apart." in Page(write_report(search)).text
+
+
 def test_a_ranking_that_0_1_wrote_is_shown(search: Path) -> None:
     (search / "stage2" / "rank.json").unlink()
     candidates = [json.loads(line) for line in (search / "stage2" / "candidates.jsonl").read_text().splitlines()]
@@ -301,12 +307,13 @@ def test_a_folder_that_is_no_search_is_named(tmp_path: Path) -> None:
         ("winner.json", b"{}", "spec lacks the field 'blocks'"),
         ("result.json", b'{"macs": "many"}', "macs must be a finite number, got 'many'"),
         ("times.json", b'{"test": NaN}', "seconds must be a finite number, got nan"),
-        ("stage2/rank.json", b'{"networks": []}', "it lacks 'stage'"),
+        ("stage2/rank.json", b'{"networks": []}', "it lacks 'taus'"),
         (
             "stage2/rank.json",
             b'{"stage": "a", "networks": [], "taus": {"loss": {"b": {"value": NaN}}}}',
             "value must be",
         ),
+        ("stage2/rank.json", b'{"stage": "a", "networks": [], "taus": {}}', "it lacks 'loss'"),
         ("rank.json", b'{"kendall": {}, "networks": [{"spec": {}}]}', "it lacks 'inherited'"),
     ],
 )

@@ -1,9 +1,8 @@
 """Train the networks of the table by themselves, one after another, and add their scores to `table.json`.
 
 36 networks: 18 drawn from the joint space, 18 from the second stage's, whose distribution of heads is that of the
-showcase's winner. A third of them are trained with a second seed, which gives the noise. Each training takes about ten
-minutes of one core of an AVX2 processor. The command can be stopped and given again: what the table holds is not
-trained again. Several processes share the work.
+showcase's winner. A third of them are trained with a second seed, which gives the noise. The command can be stopped and
+given again: networks that the table holds are not trained again. Several processes share the work.
 """
 
 import argparse
@@ -14,15 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from glit_models.search import load_search_recipe
 from glit_models.search.budget import Budget
 from glit_models.search.budget_sampler import BudgetSampler
+from glit_models.search.evaluate import compare_logits
 from glit_models.search.space import SearchSpace
 
 from glit_models import GLiTSpec, count_macs, count_params
 from glit_models.errors import RunError
 from glit_models.runs.files import write_json
+from glit_models.runs.signals import StopRequest
 from glit_models.training import Trainer
 from glit_models.weights.loading import load_model
 
@@ -40,9 +40,10 @@ def main() -> None:
     parser.add_argument("--out", default="runs/ranked", type=Path, help="folder of the runs")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, ...")
-    parser.add_argument("--max-minutes", type=float, help="begin no training after so long")
+    parser.add_argument("--max-minutes", type=float, help="save and leave after so long")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    options.stop = StopRequest(options.max_minutes)
     networks = draw_networks()
     for seed, limit in ((0, NETWORKS), (1, SECOND_SEEDS)):
         for place in range(limit):
@@ -82,7 +83,7 @@ def _train(options: argparse.Namespace, name: str, spec: GLiTSpec, seed: int) ->
     if done or (run / "scores.json").is_file():
         return True
     recipe = load_search_recipe(str(RECIPE), [f"seed={seed}"])
-    trainer = Trainer(recipe.retrain_recipe(spec), run, options.device, options.max_minutes, score_test=False)
+    trainer = Trainer(recipe.retrain_recipe(spec), run, options.device, options.stop.minutes_left, score_test=False)
     try:
         if trainer.run() is None:
             return False
@@ -102,14 +103,10 @@ def _train(options: argparse.Namespace, name: str, spec: GLiTSpec, seed: int) ->
 def _score(model: Any, trainer: Trainer, images: Any) -> tuple[float, float]:
     """Top-1 accuracy in percent, and mean cross-entropy."""
     batches, count = trainer.feed.scoring(images)
-    correct, loss = 0, 0.0
     model.eval()
-    for batch, labels in batches:
-        batch, labels = batch.to(trainer.device), labels.to(trainer.device)
-        logits = model(batch)
-        correct += int((logits.argmax(1) == labels).sum())
-        loss += float(F.cross_entropy(logits, labels, reduction="sum"))
-    return 100 * correct / count, round(loss / count, 6)
+    sums = sum(compare_logits(model(batch.to(trainer.device)), labels.to(trainer.device)) for batch, labels in batches)
+    correct, loss = (sums / count).tolist()
+    return round(100 * correct, 2), round(loss, 6)
 
 
 def collect(out: Path) -> None:

@@ -1,6 +1,6 @@
-"""The pictures of a search, as PNG bytes: the same findings give the same bytes. matplotlib is needed only to draw.
+"""The figures of a search, as PNG bytes: the same findings give the same bytes. matplotlib is needed only to draw.
 
-It makes figures of `panels`; what a picture means is said where it stands, in `report`.
+Each figure consists of `panels`; its caption is written by `report`.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def draw_ranking(rank: Ranking | None, stages: Sequence[Stage]) -> bytes:
     panels: list[Callable[[Any], None]] = []
     if rank:
         measures = next(iter(rank.taus.values()))
-        shown = dict.fromkeys(name for name in (next(iter(measures)), "MACs") if name in measures)
+        shown = dict.fromkeys([*list(measures)[:1], *(name for name in measures if name == "MACs")])
         panels += [partial(fill_rank, rank=rank, measure=name) for name in shown]
     if any(pairs_of(stage.retrained) for stage in stages):
         panels.append(lambda axes: fill_retrained(axes, stages))
