@@ -16,7 +16,7 @@ from PIL import Image
 from glit_models import Spec
 from glit_models.errors import SearchError
 
-from .findings import Stage
+from .findings import StageFindings
 from .panels import (
     fill_costs,
     fill_generations,
@@ -44,28 +44,28 @@ _STYLE = {
 }
 
 
-def draw_generations(stages: Sequence[Stage]) -> bytes:
-    """Inherited accuracy over the generations, a panel for each stage."""
+def draw_generations(stages: Sequence[StageFindings]) -> bytes:
+    """Fitness over the generations, a panel for each stage."""
     return _drawn(lambda figure: _fill_panels(figure, stages, fill_generations), _size(stages, 3.4))
 
 
 def draw_costs(
-    stages: Sequence[Stage], cost: str, bounds: tuple[float | None, float | None], winners: Mapping[str, Spec]
+    stages: Sequence[StageFindings], cost: str, bounds: tuple[float | None, float | None], winners: Mapping[str, Spec]
 ) -> bytes:
-    """Inherited accuracy against a cost, a panel for each stage; `winners` are each stage's."""
+    """Fitness against a cost, a panel for each stage; `winners` are each stage's."""
 
-    def fill(axes: Any, stage: Stage) -> None:
+    def fill(axes: Any, stage: StageFindings) -> None:
         fill_costs(axes, stage, cost, bounds, winners.get(stage.name))
 
     return _drawn(lambda figure: _fill_panels(figure, stages, fill), _size(stages, 4.6))
 
 
-def draw_losses(stages: Sequence[Stage]) -> bytes:
+def draw_losses(stages: Sequence[StageFindings]) -> bytes:
     """The supernets' training loss, a panel for each stage."""
     return _drawn(lambda figure: _fill_panels(figure, stages, fill_losses), _size(stages, 2.8))
 
 
-def draw_ranking(rank: Ranking | None, stages: Sequence[Stage]) -> bytes:
+def draw_ranking(rank: Ranking | None, stages: Sequence[StageFindings]) -> bytes:
     """Quality after training from scratch against what predicts it; the retrained ones of each stage beside it."""
     panels: list[Callable[[Any], None]] = []
     if rank:
@@ -104,7 +104,7 @@ def _drawn(fill: Callable[[Any], None], size: tuple[float, float]) -> bytes:
 
 
 def _with_palette(png: bytes) -> bytes:
-    """The picture in 128 colours, a third of the bytes: the page holds all of them."""
+    """The image in 128 colours, a third of the bytes: the page holds all of them."""
     small = io.BytesIO()
     with Image.open(io.BytesIO(png)) as image:
         colours = image.convert("RGB").quantize(128, dither=Image.Dither.NONE)
@@ -112,11 +112,11 @@ def _with_palette(png: bytes) -> bytes:
     return small.getvalue()
 
 
-def _size(stages: Sequence[Stage], height: float) -> tuple[float, float]:
+def _size(stages: Sequence[StageFindings], height: float) -> tuple[float, float]:
     return (4.9 * len(stages) if len(stages) > 1 else 6.5, height)
 
 
-def _fill_panels(figure: Any, stages: Sequence[Stage], fill: Callable[[Any, Stage], None]) -> None:
+def _fill_panels(figure: Any, stages: Sequence[StageFindings], fill: Callable[[Any, StageFindings], None]) -> None:
     """A panel for each stage, and one legend below them all."""
     panels = figure.subplots(1, len(stages), squeeze=False)[0]
     labelled = {}

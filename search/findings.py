@@ -24,7 +24,7 @@ from .named_spaces import load_space
 from .ranking import Ranking
 from .space import SearchSpace
 
-__all__ = ["COSTS", "Findings", "Network", "Stage", "read_findings"]
+__all__ = ["COSTS", "Findings", "Network", "StageFindings", "read_findings"]
 
 COSTS = ("macs", "params", "latency_ms")
 _STAGE_FILES = (
@@ -42,23 +42,23 @@ T = TypeVar("T")
 @final
 @dataclass(frozen=True)
 class Network:
-    """A network and what is known of it; accuracies are percent of the search set.
+    """A network and what is known of it.
 
     Attributes:
         spec: the network.
         costs: multiply-adds, parameters and perhaps milliseconds, by the names in `COSTS`.
         name: of a reference.
-        inherited: accuracy with the supernet's weights.
-        standalone: accuracy after training from scratch.
+        fitness: what the search compared it by: an accuracy in percent, a loss, ...
+        standalone: accuracy on the search set after training from scratch, in percent.
         generation: in which it was evaluated.
         origin: how it was found.
-        num_images: on which `inherited` was measured.
+        num_images: on which `fitness` was measured.
     """
 
     spec: Spec
     costs: Mapping[str, float]
     name: str = ""
-    inherited: float | None = None
+    fitness: float | None = None
     standalone: float | None = None
     generation: int = 0
     origin: str = ""
@@ -67,7 +67,7 @@ class Network:
 
 @final
 @dataclass(frozen=True)
-class Stage:
+class StageFindings:
     """One supernet and one search over it.
 
     Attributes:
@@ -79,7 +79,7 @@ class Stage:
         retrained: those that were trained from scratch, best first.
         winner: the best of these.
         missing: files that are not there yet.
-        label: what the numbers in `Network.inherited` are: the label of the search's fitness.
+        measure: the search's fitness, which `Network.fitness` is.
     """
 
     name: str
@@ -90,7 +90,7 @@ class Stage:
     retrained: tuple[Network, ...]
     winner: Spec | None
     missing: tuple[str, ...]
-    label: str = InheritedAccuracy.label
+    measure: type[Fitness] = InheritedAccuracy
 
     @property
     def title(self) -> str:
@@ -115,7 +115,7 @@ class Findings:
         method: a name of `METHODS`.
         seed: of everything random.
         sharing: how sub-modules share weights.
-        label: what candidates were compared by.
+        measure: the fitness that candidates were compared by.
         budget: (low, high) by cost, for those with a bound.
         stages: in order; those that have not begun are empty.
         winner: the network that was found.
@@ -127,9 +127,9 @@ class Findings:
     method: str
     seed: int
     sharing: str
-    label: str
+    measure: type[Fitness]
     budget: Mapping[str, tuple[float | None, float | None]]
-    stages: tuple[Stage, ...]
+    stages: tuple[StageFindings, ...]
     winner: Spec | None
     result: Mapping[str, float]
     times: Mapping[tuple[str, str], float]
@@ -148,7 +148,7 @@ def read_findings(folder: Path) -> Findings:
     names = _stage_names(folder, recipe["method"])
     return Findings(
         **recipe,
-        stages=tuple(_read_stage(folder, name, recipe["label"]) for name in names),
+        stages=tuple(_read_stage(folder, name, recipe["measure"]) for name in names),
         winner=_read(folder / "winner.json", _spec),
         result=_read(folder / "result.json", _result) or {},
         times=_read(folder / "times.json", _times) or {},
@@ -156,20 +156,20 @@ def read_findings(folder: Path) -> Findings:
     )
 
 
-def _read_stage(folder: Path, name: str, label: str) -> Stage:
+def _read_stage(folder: Path, name: str, measure: type[Fitness]) -> StageFindings:
     path = folder / name
-    return Stage(
+    return StageFindings(
         name,
         _read(path / "space.yaml", lambda text: load_space(_mapping(yaml.safe_load(text)))),
         tuple(_read(path / "supernet/metrics.jsonl", _losses) or ()),
         tuple(
-            _read(path / "candidates.jsonl", lambda text: [_network(line, "inherited") for line in _lines(text)]) or ()
+            _read(path / "candidates.jsonl", lambda text: [_network(line, "fitness") for line in _lines(text)]) or ()
         ),
-        tuple(_read(path / "references.json", lambda text: _networks(text, "inherited")) or ()),
+        tuple(_read(path / "references.json", lambda text: _networks(text, "fitness")) or ()),
         tuple(_read(path / "retrained.json", lambda text: _networks(text, "standalone")) or ()),
         _read(path / "winner.json", _spec),
         tuple(f"{name}/{file}" for file in _STAGE_FILES if not (path / file).is_file()),
-        label,
+        measure,
     )
 
 
@@ -213,7 +213,7 @@ def _recipe(text: str) -> dict[str, Any]:
         "seed": data["seed"],
         "sharing": sharing,
         "budget": budget,
-        "label": (FITNESSES.get(fitness) or Fitness).label,
+        "measure": FITNESSES.get(fitness) or Fitness,
     }
 
 
@@ -233,13 +233,13 @@ def _losses(text: str) -> list[tuple[float, float]]:
 
 
 def _network(data: Mapping[str, Any], accuracy: str) -> Network:
-    """Args: `accuracy`: which of a network's accuracies the field of that name is."""
+    """Args: `accuracy`: which field of a `Network` the file calls "accuracy"."""
     data = {accuracy: data.get("accuracy"), **_mapping(data)}
     return Network(
         parse_spec(_mapping(data["spec"])),
         {name: _number(name, data[name]) for name in COSTS if name in data or name != "latency_ms"},
         str(data.get("name", "")),
-        _number("inherited accuracy", data.get("inherited"), or_none=True),
+        _number("fitness", data.get("fitness", data.get("inherited")), or_none=True),
         _number("stand-alone accuracy", data.get("standalone"), or_none=True),
         int(_number("generation", data.get("generation", 0))),
         str(data.get("origin", "")),

@@ -15,7 +15,7 @@ from glit_models import Spec
 
 from .candidates import pareto_front
 from .correlation import Correlation
-from .findings import Network, Stage
+from .findings import Network, StageFindings
 from .ranking import Ranked, Ranking
 
 __all__ = [
@@ -58,7 +58,7 @@ def show_correlation(correlation: Correlation) -> str:
     return f"{correlation.value:.2f} ({correlation.low:.2f} to {correlation.high:.2f})".replace("-", "\N{MINUS SIGN}")
 
 
-def fill_generations(axes: Any, stage: Stage) -> None:
+def fill_generations(axes: Any, stage: StageFindings) -> None:
     colour = _PARTS["evolution"]
     full = {id(candidate) for candidate in stage.fully_scored()}
     generations = itertools.groupby(
@@ -66,7 +66,7 @@ def fill_generations(axes: Any, stage: Stage) -> None:
     )
     rows, best = [], float("-inf")
     for generation, members in generations:
-        scored = [(c.inherited, id(c) in full) for c in members if c.inherited is not None]
+        scored = [(c.fitness, id(c) in full) for c in members if c.fitness is not None]
         if scored:
             own = max((accuracy for accuracy, is_full in scored if is_full), default=float("nan"))
             best = max(best, own) if own == own else best
@@ -82,32 +82,32 @@ def fill_generations(axes: Any, stage: Stage) -> None:
     axes.plot(x, medians, "--", color=_OTHER, label="median of the generation", marker="." if len(x) == 1 else None)
     axes.fill_between(x, low, high, color=_OTHER, alpha=0.18, linewidth=0, label="middle half of the generation")
     axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.set(xlabel="generation", ylabel=stage.label)
+    axes.set(xlabel="generation", ylabel=stage.measure.label)
 
 
 def fill_costs(
-    axes: Any, stage: Stage, cost: str, bounds: tuple[float | None, float | None], winner: Spec | None
+    axes: Any, stage: StageFindings, cost: str, bounds: tuple[float | None, float | None], winner: Spec | None
 ) -> None:
     factor, label = _cost_axis(cost, [*stage.candidates, *stage.references])
     full = {id(candidate) for candidate in stage.fully_scored()}
-    scored = [c for c in stage.candidates if c.inherited is not None and cost in c.costs]
+    scored = [c for c in stage.candidates if c.fitness is not None and cost in c.costs]
     partly = [c for c in scored if id(c) not in full]
     scored = [c for c in scored if id(c) in full]
 
     def at(networks: Sequence[Network]) -> tuple[list[float], list[float | None]]:
-        return [n.costs[cost] / factor for n in networks], [n.inherited for n in networks]
+        return [n.costs[cost] / factor for n in networks], [n.fitness for n in networks]
 
     if partly:
         axes.scatter(*at(partly), s=9, facecolors="none", edgecolors=_PALE, linewidths=0.7, label="stopped early")
     if scored:
         _scatter_by_generation(axes, scored, *at(scored))
-    front = pareto_front(scored, lambda network: network.inherited or 0, lambda network: network.costs[cost])
+    front = pareto_front(scored, lambda network: network.fitness or 0, lambda network: network.costs[cost])
     axes.plot(*at(front), color="black", linewidth=1.2, drawstyle="steps-post", label="Pareto front")
     for candidate in (c for c in scored if c.spec == winner):
         axes.plot(*at([candidate]), "*", color=_WINNER, markersize=15, markeredgecolor="black", label="winner")
     _mark_references(axes, [n for n in stage.references if cost in n.costs], at)
     _mark_budget(axes, bounds, factor)
-    axes.set(xlabel=label, ylabel=stage.label)
+    axes.set(xlabel=label, ylabel=stage.measure.label)
 
 
 def _scatter_by_generation(axes: Any, candidates: Sequence[Network], x: Sequence[float], y: Sequence[Any]) -> None:
@@ -142,13 +142,11 @@ def _mark_references(axes: Any, references: Sequence[Network], at: Callable[[Seq
     for network in references:
         groups.setdefault(re.sub(r"[\s#_-]*\d+$", "", network.name) or network.name, []).append(network)
     for (name, networks), marker in zip(groups.items(), itertools.cycle("DsPXv^"), strict=False):
-        scored = [network for network in networks if network.inherited is not None]
+        scored = [network for network in networks if network.fitness is not None]
         if scored:
             style = {"markersize": 6, "color": _REFERENCE, "markeredgecolor": "white", "zorder": 4}
             axes.plot(*at(scored), marker, label=_short(name), **style)
-    unscored = {
-        name: without for name, group in groups.items() if (without := [n for n in group if n.inherited is None])
-    }
+    unscored = {name: without for name, group in groups.items() if (without := [n for n in group if n.fitness is None])}
     styles = itertools.cycle(["--", ":", "-."])
     for (name, networks), line in zip(unscored.items(), styles, strict=False):
         labels = itertools.chain([f"{_short(name)} (cost only)"], itertools.repeat(""))
@@ -156,7 +154,7 @@ def _mark_references(axes: Any, references: Sequence[Network], at: Callable[[Seq
             axes.axvline(place, color=_REFERENCE, linestyle=line, linewidth=1.2, label=label)
 
 
-def fill_losses(axes: Any, stage: Stage) -> None:
+def fill_losses(axes: Any, stage: StageFindings) -> None:
     step = -(-len(stage.losses) // _MOST_POINTS)
     parts = [stage.losses[start : start + step] for start in range(0, len(stage.losses), step)]
     steps = [part[-1][0] for part in parts]
@@ -180,7 +178,7 @@ def fill_rank(axes: Any, rank: Ranking, measure: str) -> None:
     axes.locator_params(axis="x", nbins=5)
 
 
-def fill_retrained(axes: Any, stages: Sequence[Stage]) -> None:
+def fill_retrained(axes: Any, stages: Sequence[StageFindings]) -> None:
     """Stand-alone accuracy against the search's own measure, for each stage's retrained networks."""
     shades = ["#d9b44a", "#7d5a0a"] if len(stages) > 1 else ["#7d5a0a"]
     for stage, shade in zip(stages, shades, strict=True):
@@ -189,7 +187,7 @@ def fill_retrained(axes: Any, stages: Sequence[Stage]) -> None:
             axes.plot(*zip(*pairs, strict=True), "o", color=shade, label=stage.title.partition(":")[0])
             axes.plot(*best, "*", color=shade, markersize=15, markeredgecolor="black")
     axes.set_title("Each stage's best candidates\n(star: the stage's winner)")
-    axes.set(xlabel=stages[0].label, ylabel="stand-alone accuracy, %")
+    axes.set(xlabel=stages[0].measure.label, ylabel="stand-alone accuracy, %")
     axes.locator_params(axis="x", nbins=5)
     if len(handles := axes.get_legend_handles_labels()[0]) > 1:  # outside: within, it looks like two more networks
         axes.figure.legend(handles=handles, loc="outside lower right", ncols=2, fontsize=8)
@@ -209,8 +207,8 @@ def fill_times(axes: Any, times: Mapping[tuple[str, str], float]) -> None:
 
 
 def pairs_of(networks: Sequence[Network]) -> list[tuple[float, float]]:
-    """(inherited, stand-alone) accuracies of those that have both."""
-    return [(n.inherited, n.standalone) for n in networks if n.inherited is not None and n.standalone is not None]
+    """(fitness, accuracy after training from scratch, in percent) of those that have both."""
+    return [(n.fitness, n.standalone) for n in networks if n.fitness is not None and n.standalone is not None]
 
 
 def _cost_axis(cost: str, networks: Iterable[Network | Ranked]) -> tuple[float, str]:

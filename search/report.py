@@ -15,7 +15,7 @@ from glit_models.figure import network_png
 
 from . import figures
 from .evolution import METHODS
-from .findings import COSTS, Findings, Network, Stage, read_findings
+from .findings import COSTS, Findings, Network, StageFindings, read_findings
 from .page import Page
 from .panels import show_correlation, show_count, show_seconds
 from .ranking import Ranking
@@ -28,8 +28,7 @@ _INTRODUCTION = (
     "the weights of all of them and is trained once. The best are trained from scratch, and the best of these wins."
 )
 _WORDS = {
-    "inherited accuracy": "of a candidate with the supernet's weights, on the search set: cheap, and only good for "
-    "comparing",
+    "inherited": "measured with the supernet's weights, on the search set: cheap, and only good for comparing",
     "stand-alone accuracy": "of a network after training from scratch, on the search set",
     "search set": "images that were held out of the training set for the search",
     "test set": "images that no decision has seen; only the winner is scored on them",
@@ -62,7 +61,7 @@ def _write_result(page: Page, findings: Findings) -> None:
     page.text(_INTRODUCTION)
     known = METHODS.get(findings.method)
     page.text(known.description if known and known.description else f"Method: {findings.method}.")
-    page.text(f"Candidates are compared by: {findings.label}.")
+    page.text(f"Candidates are compared by: {findings.measure.label}.")
     page.words(_WORDS)
     page.heading("The result in numbers")
     rows = {"budget": "; ".join(_show_bounds(*item) for item in findings.budget.items()) or "none"}
@@ -83,15 +82,15 @@ def _write_result(page: Page, findings: Findings) -> None:
     page.table([_describe_stage(stage) for stage in findings.stages])
 
 
-def _describe_stage(stage: Stage) -> dict[str, str]:
+def _describe_stage(stage: StageFindings) -> dict[str, str]:
     origins = Counter(candidate.origin for candidate in stage.candidates if candidate.origin)
-    best = max((c.inherited for c in stage.fully_scored() if c.inherited is not None), default=None)
+    best = max((c.fitness for c in stage.fully_scored() if c.fitness is not None), default=None)
     return {
         "stage": stage.title,
         "networks in the space": "-" if stage.space is None else f"{stage.space.size:.3g}",
         "evaluated": f"{len(stage.candidates):,}",
         "of these": ", ".join(f"{number} {origin}" for origin, number in origins.most_common()) or "-",
-        "best inherited": _percent(best),
+        f"best {_name(stage)}": _show(stage, best),
         "best stand-alone": _percent(stage.retrained[0].standalone if stage.retrained else None),
     }
 
@@ -117,14 +116,14 @@ def _best_network(findings: Findings) -> tuple[Spec | None, str]:
     for stage in reversed(findings.stages):
         if stage.winner is not None:
             return stage.winner, f"the winner of {stage.name}"
-        if scored := [c for c in stage.fully_scored() if c.inherited is not None]:
-            return max(scored, key=lambda c: c.inherited or 0).spec, f"the best candidate of {stage.name} so far"
+        if scored := [c for c in stage.fully_scored() if c.fitness is not None]:
+            return max(scored, key=lambda c: c.fitness or 0).spec, f"the best candidate of {stage.name} so far"
     return None, ""
 
 
 def _write_evolution(page: Page, findings: Findings) -> None:
     page.heading("How the search went")
-    begun = [stage for stage in findings.stages if any(c.inherited is not None for c in stage.candidates)]
+    begun = [stage for stage in findings.stages if any(c.fitness is not None for c in stage.candidates)]
     for stage in findings.stages:
         if stage not in begun:
             page.missing(f"{stage.name}'s candidates ({stage.name}/candidates.jsonl).")
@@ -145,7 +144,9 @@ def _write_evolution(page: Page, findings: Findings) -> None:
     for stage in begun:
         if stage.references:
             page.text(f"{stage.title}, networks for comparison:")
-            page.table([{"network": n.name, **_costs(n), "inherited": _percent(n.inherited)} for n in stage.references])
+            page.table(
+                [{"network": n.name, **_costs(n), _name(stage): _show(stage, n.fitness)} for n in stage.references]
+            )
 
 
 _BRED = (
@@ -155,7 +156,7 @@ _BRED = (
 _DRAWN = "Each generation is drawn at random, so its median stays level; the best rises with luck alone."
 
 
-def _describe_generations(stages: Sequence[Stage]) -> str:
+def _describe_generations(stages: Sequence[StageFindings]) -> str:
     if all(candidate.origin in ("initial", "random") for stage in stages for candidate in stage.candidates):
         return _DRAWN
     several = "The stages have supernets of their own: compare accuracies within a panel only."
@@ -174,7 +175,7 @@ def _write_ranking(page: Page, findings: Findings) -> None:
     page.heading("Does the supernet order networks rightly?")
     if not findings.ranks:
         page.missing("networks of all qualities, trained from scratch to judge the supernet (rank.json).")
-    if not findings.ranks and any(n.inherited is not None for stage in findings.stages for n in stage.retrained):
+    if not findings.ranks and any(n.fitness is not None for stage in findings.stages for n in stage.retrained):
         page.figure("ranking", figures.draw_ranking(None, findings.stages), f"{_RANKING} {_BEST_ONLY}")
     for number, rank in enumerate(findings.ranks):
         if not any(rank.taus.values()):
@@ -230,14 +231,14 @@ def _write_retrained(page: Page, findings: Findings) -> None:
             page.missing(f"{stage.name}'s retrained networks ({stage.name}/retrained.json).")
             continue
         page.text(f"{stage.title}. Best first; of each block the channels of the parts that mix tokens.")
-        page.table([_describe_retrained(place, network) for place, network in enumerate(stage.retrained, 1)])
+        page.table([_describe_retrained(stage, place, network) for place, network in enumerate(stage.retrained, 1)])
 
 
-def _describe_retrained(place: int, network: Network) -> dict[str, str]:
+def _describe_retrained(stage: StageFindings, place: int, network: Network) -> dict[str, str]:
     return {
         "": str(place),
         **_costs(network),
-        "inherited": _percent(network.inherited),
+        _name(stage): _show(stage, network.fitness),
         "stand-alone": _percent(network.standalone),
         "channels that each part of the blocks mixes": " ".join(
             "+".join(str(part.channels) for part in network.spec.block_parts(index).mixers) or "-"
@@ -284,6 +285,15 @@ def _costs(network: Network) -> dict[str, str]:
     costs = network.costs
     shown = {"MACs": show_count(costs["macs"]), "parameters": show_count(costs["params"])}
     return {**shown, "latency, ms": f"{costs['latency_ms']:.3g}"} if "latency_ms" in costs else shown
+
+
+def _name(stage: StageFindings) -> str:
+    """Of what candidates were compared by, without its unit."""
+    return stage.measure.label.partition(",")[0]
+
+
+def _show(stage: StageFindings, fitness: float | None) -> str:
+    return "-" if fitness is None else stage.measure.show(fitness)
 
 
 def _percent(accuracy: float | None) -> str:

@@ -205,13 +205,13 @@ def test_those_that_were_stopped_early_are_never_the_best(search: Path) -> None:
 def test_the_front_is_made_of_those_that_none_beats() -> None:
     rng = random.Random(0)
     networks = [
-        Network(GLIT_TINY, {"macs": rng.randint(0, 30), "params": 1}, inherited=rng.randint(0, 30)) for _ in range(60)
+        Network(GLIT_TINY, {"macs": rng.randint(0, 30), "params": 1}, fitness=rng.randint(0, 30)) for _ in range(60)
     ]
-    front = pareto_front(networks, lambda network: network.inherited, lambda network: network.costs["macs"])
-    places = [(network.costs["macs"], network.inherited) for network in front]
+    front = pareto_front(networks, lambda network: network.fitness, lambda network: network.costs["macs"])
+    places = [(network.costs["macs"], network.fitness) for network in front]
     assert places == sorted(set(places))
     for network in networks:
-        place = (network.costs["macs"], network.inherited)
+        place = (network.costs["macs"], network.fitness)
         beaten = any(x <= place[0] and y >= place[1] and (x, y) != place for x, y in places)
         assert beaten or place in places
 
@@ -247,6 +247,18 @@ def test_a_ranking_that_0_1_wrote_is_shown(search: Path) -> None:
     text = Page(write_report(search)).text
     assert "stage2's inherited top-1 names the better one in about 71 of 100 cases" in text
     assert "0.42 (\N{MINUS SIGN}0.23 to 0.87)" in text
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_candidates_are_shown_by_the_measure_they_were_compared_by(search: Path) -> None:
+    (search / "recipe.yaml").write_text((search / "recipe.yaml").read_text() + "fitness: inherited_loss\n")
+    best = max(
+        json.loads(line)["accuracy"] for line in (search / "stage1" / "candidates.jsonl").read_text().splitlines()
+    )
+    text = Page(write_report(search)).text
+    assert "best negative inherited loss" in text
+    assert f" {best:.4g} " in text
+    assert f"{best:.2f} %" not in text
 
 
 @pytest.mark.usefixtures("undrawn")
