@@ -19,7 +19,7 @@ LOWEST = torch==2.11.0 torchvision==0.26.0 timm==1.0.31 huggingface_hub==1.0.0 s
 help:
 	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed 's/:.*## /\t/' | expand -t 20
 
-demo: $(VENV)/.core  ## classify the shipped pictures with the shipped weights
+demo: $(VENV)/.core  ## classify the shipped images with the shipped weights
 	$(VENV)/bin/glit demo
 
 search-demo: $(VENV)/.dev  ## a whole search in about two minutes, and its report

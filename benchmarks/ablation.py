@@ -1,9 +1,9 @@
 """What each part of the search is worth, on Fashion-MNIST at a scale that a CPU can do: the paper's ablation in small.
 
-Every network is found, and trained by itself, with the recipe fashion_mnist_cpu on 3,000 of its pictures, within the
+Every network is found, and trained by itself, with the recipe fashion_mnist_cpu on 3,000 of its images, within the
 same budget of multiply-adds. Methods of one level have as many evaluations, and as many epochs of their supernet, as
 both stages of the hierarchical search together. Each search is a run in a folder of its own, so the command can be
-stopped and given again; several at a time share the work. Accuracies are on the 10,000 test pictures; nothing is
+stopped and given again; several at a time share the work. Accuracies are on the 10,000 test images; nothing is
 chosen on them.
 """
 
@@ -29,7 +29,7 @@ from glit_models.training import Recipe, Trainer
 from . import report
 
 GLOBAL_ONLY = "{space: global_only, embed_dim: 48, depth: 6, patch_size: 4}"
-SCALE = {"train.data.limit": 3000, "retrain.top": 2}  # of the recipe's 10,000 pictures and three networks
+SCALE = {"train.data.limit": 3000, "retrain.top": 2}  # of the recipe's 10,000 images and three networks
 RANKED = ("spos", "independent")  # searches of the joint space, by their ways of sharing
 
 

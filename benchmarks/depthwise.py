@@ -72,11 +72,11 @@ def _operands(B: int, N: int, C: int, dtype: torch.dtype) -> tuple[Tensor, Tenso
 
 
 def _conv2d(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """As torch does it best: its weight gradient takes many times longer over rows than over pictures."""
-    return F.conv2d(_pictures(x), weight, bias, padding=(0, TAPS // 2), groups=weight.shape[0])
+    """As torch does it best: its weight gradient takes many times longer over rows than over images."""
+    return F.conv2d(_images(x), weight, bias, padding=(0, TAPS // 2), groups=weight.shape[0])
 
 
-def _pictures(x: Tensor) -> Tensor:
+def _images(x: Tensor) -> Tensor:
     """[1, C, B, N] -> [B, C, 1, N], still channels-last in memory."""
     return x[0].transpose(0, 1).unsqueeze(2)
 
@@ -99,7 +99,7 @@ def _forward_cases(B: int, N: int, C: int) -> dict[str, Callable[[], object]]:
 def _weight_gradient_cases(B: int, N: int, C: int, dtype: torch.dtype) -> dict[str, Callable[[], object]]:
     x, weight, bias = _operands(B, N, C, dtype)
     grad = _conv2d(x, weight, bias)
-    x = _pictures(x)
+    x = _images(x)
 
     def stock() -> None:
         torch.ops.aten.convolution_backward(
@@ -116,7 +116,7 @@ def _training_cases(B: int, N: int, C: int, dtype: torch.dtype) -> dict[str, Cal
     def step(function: Callable[..., Tensor], grad: Tensor) -> None:
         torch.autograd.grad(function(*leaves), leaves, grad)
 
-    return {"torch": partial(step, _conv2d, _pictures(grad)), "glit_models": partial(step, depthwise_conv, grad)}
+    return {"torch": partial(step, _conv2d, _images(grad)), "glit_models": partial(step, depthwise_conv, grad)}
 
 
 if __name__ == "__main__":

@@ -58,7 +58,7 @@ def conv2d_rows(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def conv2d_channels_last(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """The same over B pictures of one row, [B, C, 1, N]."""
+    """The same over B images of one row, [B, C, 1, N]."""
     image = x.transpose(1, 2).unsqueeze(2)
     return F.conv2d(image, weight, bias, padding=(0, weight.shape[3] // 2), groups=len(weight)).squeeze(2).mT
 

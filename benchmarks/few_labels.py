@@ -1,7 +1,7 @@
 """What pretraining on fractals is worth where labels are few: Fashion-MNIST from scratch and from `fractal1k`.
 
 Both start from the same recipe, labels, budget and seeds; only the weights that they start from differ. The last
-weights are scored, on the 10,000 test pictures: nothing is chosen on them. Each training is a run in a folder of its
+weights are scored, on the 10,000 test images: nothing is chosen on them. Each training is a run in a folder of its
 own, so the command can be stopped and given again; several at a time share the work.
 """
 

@@ -23,8 +23,8 @@ def main() -> None:
     parser = report.parser(__doc__, rounds=5)
     parser.add_argument("--sizes", default="64,112,224", help="pixels a side, separated by commas")
     parser.add_argument("--classes", type=int, default=1000, help="how many to search for and to draw")
-    parser.add_argument("--batch-size", type=int, default=256, help="pictures at a time")
-    parser.add_argument("--compared", type=int, default=256, help="pictures of each size that both devices draw")
+    parser.add_argument("--batch-size", type=int, default=256, help="images at a time")
+    parser.add_argument("--compared", type=int, default=256, help="images of each size that both devices draw")
     report.add_clock(parser)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -58,14 +58,14 @@ def _draw(fractals: Fractals, count: int, size: int, device: str) -> torch.Tenso
     """The first instance of the first classes, from the second on where these do not suffice."""
     number = torch.arange(count)
     num_classes = fractals.config.num_classes
-    pictures = fractals.batch(number % num_classes, number // num_classes, size, device)
+    images = fractals.batch(number % num_classes, number // num_classes, size, device)
     if device == "cuda":
         torch.cuda.synchronize()
-    return pictures
+    return images
 
 
 def _count_different(fractals: Fractals, count: int, sizes: list[int]) -> str:
-    """How many of the bytes of the pictures differ between the devices, of how many."""
+    """How many of the bytes of the images differ between the devices, of how many."""
     different = total = 0
     for size in sizes:
         unlike = _draw(fractals, count, size, "cuda").cpu() != _draw(fractals, count, size, "cpu")

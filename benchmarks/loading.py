@@ -1,4 +1,4 @@
-"""How fast training pictures are loaded, beside `timm.data.create_loader` on the same data and transforms.
+"""How fast training images are loaded, beside `timm.data.create_loader` on the same data and transforms.
 
 Fashion-MNIST under the recipe fashion_mnist (64 pixels a side), and a generated folder of JPEG files of 400 x 300
 pixels under DeiT's ImageNet augmentation (random crop, RandAugment, random erasing; 224 pixels a side). Everything up
@@ -39,7 +39,7 @@ def main() -> None:
     parser = report.parser(__doc__.splitlines()[0] if __doc__ else None, rounds=5)
     parser.add_argument("--workers", default="0,1", help="numbers, separated by commas")
     parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--fashion-mnist", type=int, default=4096, help="how many pictures of it to load")
+    parser.add_argument("--fashion-mnist", type=int, default=4096, help="how many images of it to load")
     parser.add_argument("--jpeg", type=int, default=512, help="how many JPEG files to make and load")
     report.add_clock(parser)
     options = parser.parse_args()
@@ -57,8 +57,8 @@ def main() -> None:
         )
     rows: list[report.Row] = []
     for name, workers in product(sources, options.workers.split(",")):
-        pictures = len(sources[name][0]) // options.batch_size * options.batch_size
-        rates = {f"{how}, images/s": pictures / seconds[f"{name}|{workers}|{how}"] for how in ("timm", "glit_models")}
+        images = len(sources[name][0]) // options.batch_size * options.batch_size
+        rates = {f"{how}, images/s": images / seconds[f"{name}|{workers}|{how}"] for how in ("timm", "glit_models")}
         rows.append({"data": name, "workers": workers, **rates})
     report.show("loading", options, rows)
 
@@ -68,7 +68,7 @@ def _load(make: Callable[..., Iterable[Any]], *arguments: Any) -> None:
         pass
 
 
-Source = tuple[Any, int, AugmentSection, dict[str, Any]]  # pictures, size, augmentation, mean and so on
+Source = tuple[Any, int, AugmentSection, dict[str, Any]]  # images, size, augmentation, mean and so on
 
 
 def _fashion_mnist(count: int) -> Source:
@@ -97,11 +97,11 @@ def _write_jpegs(root: Path, count: int) -> None:
 
 
 def _our_loader(
-    pictures: Any, size: int, augment: AugmentSection, preprocessing: dict[str, Any], batch_size: int, workers: int
+    images: Any, size: int, augment: AugmentSection, preprocessing: dict[str, Any], batch_size: int, workers: int
 ) -> Iterable[Any]:
     transform = setup.create_train_transform(size, augment, preprocessing)
     return train_parts(
-        pictures, transform, batch_size=batch_size, num_parts=1, parts=(0,), seed=0, epoch=0, num_workers=workers
+        images, transform, batch_size=batch_size, num_parts=1, parts=(0,), seed=0, epoch=0, num_workers=workers
     )
 
 
@@ -110,22 +110,22 @@ class _Settable(torch.utils.data.Dataset[Any]):
 
     transform: Callable[[Any], torch.Tensor]
 
-    def __init__(self, pictures: Any) -> None:
-        self.pictures = pictures
+    def __init__(self, images: Any) -> None:
+        self.images = images
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.images)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-        picture, label = self.pictures[index]
-        return self.transform(picture), label
+        image, label = self.images[index]
+        return self.transform(image), label
 
 
 def _timm_loader(
-    pictures: Any, size: int, augment: AugmentSection, preprocessing: dict[str, Any], batch_size: int, workers: int
+    images: Any, size: int, augment: AugmentSection, preprocessing: dict[str, Any], batch_size: int, workers: int
 ) -> Iterable[Any]:
     return timm.data.create_loader(
-        _Settable(pictures), size, batch_size, is_training=True, scale=augment.scale, ratio=augment.ratio,
+        _Settable(images), size, batch_size, is_training=True, scale=augment.scale, ratio=augment.ratio,
         hflip=augment.hflip, color_jitter=None, auto_augment=augment.auto_augment, re_prob=augment.re_prob,
         re_mode=augment.re_mode, num_workers=workers, use_prefetcher=False, persistent_workers=False,
         pin_memory=torch.cuda.is_available(), **preprocessing,

@@ -3,7 +3,7 @@
 The plain loop has what no training can do without: torch's own DataLoader, autocast where the Trainer has it, backward
 pass, gradient clipping, optimiser. It has no schedule, no seeding, no check for divergence, no records, no checkpoints,
 and reads its loss only at the end, so that nothing waits for a GPU. A round is an epoch of each on every case, in
-turns; loading the pictures is part of a step, starting the loader and the first steps are not. Under `--clock cpu` the
+turns; loading the images is part of a step, starting the loader and the first steps are not. Under `--clock cpu` the
 loader's workers do not count.
 """
 
@@ -152,8 +152,8 @@ class _Transformed(Dataset[tuple[Tensor, int]]):
         return len(self.dataset)  # type: ignore[arg-type]
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        picture, label = self.dataset[index]
-        return self.transform(picture), label
+        image, label = self.dataset[index]
+        return self.transform(image), label
 
 
 def _time_plain(recipe: Recipe, options: argparse.Namespace, workers: str) -> float:

@@ -18,7 +18,7 @@ from torchvision.transforms import Compose, Grayscale
 from glit_models.data.labelled import LabelledSplit, open_labelled
 from glit_models.data.sources import Stream
 from glit_models.errors import DataError
-from glit_models.predict import find_pictures, open_picture
+from glit_models.predict import find_images, open_image
 
 from .metadata import ExportInfo
 
@@ -63,8 +63,8 @@ class ImageSource:
         """
         split = self.labelled()
         if split is None:
-            paths = find_pictures([self.name])
-            return [open_picture(paths[index]) for index in _evenly(len(paths), count)], None, None
+            paths = find_images([self.name])
+            return [open_image(paths[index]) for index in _evenly(len(paths), count)], None, None
         if isinstance(split.source, Stream):
             raise DataError(f"{self.name} is read as a stream, from which images cannot be picked; give a folder")
         pairs = [split.source[index] for index in _evenly(len(split.source), count)]

@@ -20,7 +20,7 @@ from timm.data import create_transform
 from torchvision.transforms import Compose, Grayscale
 
 from glit_models.errors import Argument, DataError, ExportError, first_line
-from glit_models.predict import Prediction, open_picture, predict_files
+from glit_models.predict import Prediction, open_image, predict_files
 
 from .binding import Binding
 from .metadata import INPUT, OUTPUT, ExportInfo
@@ -215,7 +215,7 @@ def _as_image(image: AnyImage) -> Image.Image:
     if isinstance(image, Image.Image):
         return image.convert("RGB")
     if not isinstance(image, np.ndarray):
-        return open_picture(Path(image))
+        return open_image(Path(image))
     array = image[..., 0] if image.ndim == 3 and image.shape[2] == 1 else image
     if array.dtype != np.uint8 or array.size == 0 or not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 3)):
         raise DataError(

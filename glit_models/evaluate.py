@@ -36,21 +36,21 @@ _LONGEST_NAME = 24
 
 @dataclass(frozen=True)
 class ClassScore:
-    """One class: pictures of it, pictures called by its name, and pictures of which both are true."""
+    """One class: images of it, images called by its name, and images of which both are true."""
 
     name: str
-    pictures: int
+    images: int
     predicted: int
     correct: int
 
     @property
     def recall(self) -> float | None:
-        """Correct in percent of the class's pictures; None if it has none."""
-        return 100 * self.correct / self.pictures if self.pictures else None
+        """Correct in percent of the class's images; None if it has none."""
+        return 100 * self.correct / self.images if self.images else None
 
     @property
     def precision(self) -> float | None:
-        """Correct in percent of the pictures called by the class's name; None if there are none."""
+        """Correct in percent of the images called by the class's name; None if there are none."""
         return 100 * self.correct / self.predicted if self.predicted else None
 
 
@@ -60,8 +60,8 @@ class Evaluation:
 
     Args:
         class_names: of the K classes.
-        confusion: pictures [K, K] int64, by true class (row) and by predicted class (column).
-        correct_top5: pictures whose class is among the five most probable; None with five classes or fewer, of which
+        confusion: images [K, K] int64, by true class (row) and by predicted class (column).
+        correct_top5: images whose class is among the five most probable; None with five classes or fewer, of which
             it would say nothing.
         matched_by: how the data's classes were found among the model's, 'name' or 'position'.
         images_per_second: of the model alone, without the first batch if there are more.
@@ -76,7 +76,7 @@ class Evaluation:
     images_per_second_with_loading: float
 
     @property
-    def pictures(self) -> int:
+    def images(self) -> int:
         """How many were scored."""
         return int(self.confusion.sum())
 
@@ -88,12 +88,12 @@ class Evaluation:
     @property
     def top1(self) -> float:
         """`correct` in percent."""
-        return 100 * self.correct / self.pictures
+        return 100 * self.correct / self.images
 
     @property
     def top5(self) -> float | None:
         """`correct_top5` in percent."""
-        return None if self.correct_top5 is None else 100 * self.correct_top5 / self.pictures
+        return None if self.correct_top5 is None else 100 * self.correct_top5 / self.images
 
     @property
     def classes(self) -> tuple[ClassScore, ...]:
@@ -105,7 +105,7 @@ class Evaluation:
         )
 
     def mistaken_for(self, index: int) -> tuple[str, int] | None:
-        """The class that pictures of class `index` are most often taken for wrongly, and how many are."""
+        """The class that images of class `index` are most often taken for wrongly, and how many are."""
         wrong = self.confusion[index].copy()
         wrong[index] = 0
         other = int(wrong.argmax())
@@ -115,7 +115,7 @@ class Evaluation:
         """All of it as JSON has it, `top5` and `correct_top5` only where there is one."""
         top5 = {} if self.correct_top5 is None else {"top5": self.top5, "correct_top5": self.correct_top5}
         return {
-            "pictures": self.pictures,
+            "images": self.images,
             "top1": self.top1,
             "correct": self.correct,
             **top5,
@@ -125,7 +125,7 @@ class Evaluation:
             "classes": [
                 {
                     "name": row.name,
-                    "pictures": row.pictures,
+                    "images": row.images,
                     "predicted": row.predicted,
                     "correct": row.correct,
                     "recall": row.recall,
@@ -141,15 +141,15 @@ class Evaluation:
 
 
 def evaluate(classifier: Classifier, data: LabelledSplit, batch_size: int = 250, num_workers: int = 0) -> Evaluation:
-    """Score a classifier on all pictures, with a progress bar on a terminal.
+    """Score a classifier on all images, with a progress bar on a terminal.
 
     Args:
         data: its classes are found among the model's by `match_classes`.
-        batch_size: pictures at a time; it changes the speed, not the scores.
-        num_workers: processes that load pictures; 0 loads them in this one.
+        batch_size: images at a time; it changes the speed, not the scores.
+        num_workers: processes that load images; 0 loads them in this one.
 
     Raises:
-        DataError: if the classes do not fit, or a picture cannot be read; names it.
+        DataError: if the classes do not fit, or an image cannot be read; names it.
         WeightsError: if the model gives NaN.
         GlitError: if there is not enough memory on the device.
     """
@@ -163,7 +163,7 @@ def evaluate(classifier: Classifier, data: LabelledSplit, batch_size: int = 250,
         tally.count(batches)
     except torch.OutOfMemoryError:
         raise GlitError(
-            f"{batch_size} pictures at a time do not fit on {classifier.device}; a smaller batch size may"
+            f"{batch_size} images at a time do not fit on {classifier.device}; a smaller batch size may"
         ) from None
     seconds = time.perf_counter() - started
     return Evaluation(
@@ -187,7 +187,7 @@ class _Tally:
         self.top = _TOP if num_classes > _TOP else 1
         self.confusion = np.zeros((num_classes, num_classes), np.int64)
         self.correct_top = 0
-        self.times: list[tuple[int, float]] = []  # pictures, and seconds of the model alone, of each batch
+        self.times: list[tuple[int, float]] = []  # images, and seconds of the model alone, of each batch
 
     @torch.inference_mode()
     def count(self, batches: Iterable[Any]) -> None:
@@ -213,7 +213,7 @@ class _Tally:
         bad = logits.isnan().any(1)
         if bool(bad.any()):
             before = sum(count for count, _ in self.times[:-1])
-            name = self.data.picture_name(before + int(bad.nonzero()[0]))
+            name = self.data.image_name(before + int(bad.nonzero()[0]))
             raise WeightsError(f"the model gives NaN on {name}: its weights are damaged, or its numbers overflow")
 
 
@@ -221,7 +221,7 @@ class _Tally:
 
 
 def check_can_draw(path: Path) -> None:
-    """Raise GlitError if the picture could not be drawn or written: before an hour of scoring, not after it."""
+    """Raise GlitError if the image could not be drawn or written: before an hour of scoring, not after it."""
     _figure_class()
     if path.suffix.lower() != ".png":
         raise GlitError(f"{path}: the confusion matrix is a PNG; give a name that ends in .png")
@@ -232,7 +232,7 @@ def check_can_draw(path: Path) -> None:
 
 
 def draw_confusion(evaluation: Evaluation, path: Path, title: str) -> None:
-    """Draw what part of each class's pictures was taken for which class into a PNG file.
+    """Draw what part of each class's images was taken for which class into a PNG file.
 
     Classes have their names up to 40, and their numbers beyond; cells have their percentages up to 20 classes.
 
@@ -274,7 +274,7 @@ def _figure(evaluation: Evaluation, title: str) -> Any:
 
 
 def _percent(confusion: np.ndarray) -> np.ndarray:
-    """Counts [K, K] -> percent of the row's pictures [K, K]; a class without pictures has zeros."""
+    """Counts [K, K] -> percent of the row's images [K, K]; a class without images has zeros."""
     return 100 * confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
 
 

@@ -27,9 +27,9 @@ __all__ = [
     "Classifier",
     "Prediction",
     "count_correct",
-    "find_pictures",
+    "find_images",
     "load_model",
-    "open_picture",
+    "open_image",
     "pick_device",
     "predict_files",
     "run_demo",
@@ -38,9 +38,9 @@ __all__ = [
 DEMO_MODEL = "glit_tiny.fashion_mnist"
 
 _BATCH = 32
-_PICTURES = Path(__file__).parent / "data" / "pictures"
+_IMAGES = Path(__file__).parent / "data" / "images"
 _COLUMNS = 5  # of a contact sheet
-_CELL = (190, 222)  # width and height of a picture with its caption, in pixels
+_CELL = (190, 222)  # width and height of an image with its caption, in pixels
 _SIDE = 168
 
 
@@ -69,22 +69,22 @@ def load_model(name: str) -> Any:
     return loading.load_model(name, any_timm=True).model
 
 
-def find_pictures(paths: Iterable[str]) -> list[Path]:
-    """The picture files that `paths` name: files as they are, folders searched through in order of name.
+def find_images(paths: Iterable[str]) -> list[Path]:
+    """The image files that `paths` name: files as they are, folders searched through in order of name.
 
     Raises:
-        DataError: on a URL, a path that does not exist, or a folder without pictures.
+        DataError: on a URL, a path that does not exist, or a folder without images.
     """
     found: list[Path] = []
     extensions = tuple(Image.registered_extensions())
     for text in paths:
         path = Path(text)
         if "://" in text:
-            raise DataError(f"{text}: URLs are not fetched; download the picture and give its path")
+            raise DataError(f"{text}: URLs are not fetched; download the image and give its path")
         if path.is_dir():
             inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in extensions and p.is_file())
             if not inside:
-                raise DataError(f"{path}: no pictures in this folder")
+                raise DataError(f"{path}: no images in this folder")
             found.extend(inside)
         elif path.is_file():
             found.append(path)
@@ -93,13 +93,13 @@ def find_pictures(paths: Iterable[str]) -> list[Path]:
     return found
 
 
-def open_picture(path: Path) -> Image.Image:
-    """The picture in RGB. Raises DataError if the file is not a whole picture; names it."""
+def open_image(path: Path) -> Image.Image:
+    """The image in RGB. Raises DataError if the file is not a whole image; names it."""
     try:
-        with Image.open(path) as picture:
-            return picture.convert("RGB")
+        with Image.open(path) as image:
+            return image.convert("RGB")
     except UnidentifiedImageError:
-        raise DataError(f"{path}: not a picture") from None
+        raise DataError(f"{path}: not an image") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(f"{path}: cannot be read ({error})") from None
 
@@ -121,7 +121,7 @@ class Classifier:
         device: where to compute.
 
     The preprocessing is the one under which timm scores the model, which may be of a larger size than it was trained
-    at; a model of one channel sees grey pictures. `has_names` is whether `class_names` are more than numbers.
+    at; a model of one channel sees grey images. `has_names` is whether `class_names` are more than numbers.
     """
 
     def __init__(self, model: Any, device: torch.device) -> None:
@@ -135,9 +135,9 @@ class Classifier:
         self.class_names = tuple(names) if self.has_names else tuple(map(str, range(model.num_classes)))
 
     @torch.inference_mode()
-    def probabilities(self, pictures: Iterable[Image.Image]) -> Tensor:
-        """RGB pictures -> probabilities [B, num_classes] on the CPU."""
-        batch = torch.stack([self.transform(picture) for picture in pictures])
+    def probabilities(self, images: Iterable[Image.Image]) -> Tensor:
+        """RGB images -> probabilities [B, num_classes] on the CPU."""
+        batch = torch.stack([self.transform(image) for image in images])
         return self.model(batch.to(self.device)).softmax(-1).cpu()
 
     def predict(self, paths: Iterable[Path], top_k: int = 5) -> Iterator[Prediction]:
@@ -154,7 +154,7 @@ def predict_files(
     """One `Prediction` a file, in order; a file that cannot be read gives one with its error.
 
     Args:
-        probabilities: of RGB pictures, [B, K] on the CPU. class_names: of its K classes.
+        probabilities: of RGB images, [B, K] on the CPU. class_names: of its K classes.
     """
     paths = list(paths)
     for start in range(0, len(paths), _BATCH):
@@ -164,14 +164,14 @@ def predict_files(
 def _predict_batch(
     probabilities: Callable[[Iterable[Image.Image]], Tensor], class_names: Sequence[str], paths: list[Path], top_k: int
 ) -> Iterator[Prediction]:
-    pictures: dict[Path, Image.Image] = {}
+    images: dict[Path, Image.Image] = {}
     errors: dict[Path, str] = {}
     for path in paths:
         try:
-            pictures[path] = open_picture(path)
+            images[path] = open_image(path)
         except DataError as error:
             errors[path] = str(error)
-    rows = dict(zip(pictures, probabilities(pictures.values()), strict=True)) if pictures else {}
+    rows = dict(zip(images, probabilities(images.values()), strict=True)) if images else {}
     for path in paths:
         if path in errors:
             yield Prediction(path, error=errors[path])
@@ -191,20 +191,20 @@ def count_correct(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], de
 
 
 def run_demo(out: Path) -> list[tuple[Prediction, str]]:
-    """Classify the shipped pictures and draw the contact sheet.
+    """Classify the shipped images and draw the contact sheet.
 
     Args:
         out: PNG file to write.
 
     Returns:
-        (prediction, true class name) for every picture.
+        (prediction, true class name) for every image.
 
     Raises:
         WriteError: if `out` cannot be written.
     """
-    labels: dict[str, str] = json.loads((_PICTURES / "labels.json").read_text())
+    labels: dict[str, str] = json.loads((_IMAGES / "labels.json").read_text())
     classifier = Classifier(load_model(DEMO_MODEL), pick_device("cpu"))
-    predictions = classifier.predict((_PICTURES / name for name in labels), top_k=3)
+    predictions = classifier.predict((_IMAGES / name for name in labels), top_k=3)
     results = [(prediction, labels[prediction.path.name]) for prediction in predictions]
     with whole_file(out) as path:
         _contact_sheet(results).save(path, format="PNG")
@@ -212,14 +212,14 @@ def run_demo(out: Path) -> list[tuple[Prediction, str]]:
 
 
 def _contact_sheet(results: list[tuple[Prediction, str]]) -> Image.Image:
-    """The pictures in rows, each over its label and the model's first choice: green where right, red where wrong."""
+    """The images in rows, each over its label and the model's first choice: green where right, red where wrong."""
     rows = -(-len(results) // _COLUMNS)
     sheet = Image.new("RGB", (_COLUMNS * _CELL[0], rows * _CELL[1]), "white")
     draw = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(size=14)
     for index, (prediction, label) in enumerate(results):
         x, y = index % _COLUMNS * _CELL[0] + 11, index // _COLUMNS * _CELL[1] + 8
-        sheet.paste(open_picture(prediction.path).resize((_SIDE, _SIDE), Image.Resampling.NEAREST), (x, y))
+        sheet.paste(open_image(prediction.path).resize((_SIDE, _SIDE), Image.Resampling.NEAREST), (x, y))
         name, probability = prediction.classes[0]
         draw.text((x, y + _SIDE + 3), f"label: {label}", "black", font)
         draw.text((x, y + _SIDE + 21), f"{name} {probability:.0%}", "#187a2f" if name == label else "#c01c28", font)

@@ -39,8 +39,8 @@ def test_every_way_is_measured_at_every_batch_beside_the_baseline(
         assert row["p95_ms"] >= row["median_ms"] > 0
         assert row["images_per_second"] == pytest.approx(1e3 * row["batch"] / row["median_ms"])
     assert {"machine", "threads", "torch", "onnxruntime", "rounds"} <= set(result)
-    with Image.open(plot) as picture:
-        assert picture.size[0] > 500
+    with Image.open(plot) as image:
+        assert image.size[0] > 500
 
     assert (
         main(["bench", folder, *arguments[:2], "--batch", "1", "--rounds", "1", "--no-compile", "--no-baseline"]) == 0

@@ -42,10 +42,10 @@ def image_folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_fashion_mnist_gives_rgb_pictures_and_their_labels():
+def test_fashion_mnist_gives_rgb_images_and_their_labels():
     dataset = FashionMNIST("train", FIXTURE)
-    picture, label = dataset[0]
-    assert (len(dataset), picture.size, picture.mode) == (400, (28, 28), "RGB")
+    image, label = dataset[0]
+    assert (len(dataset), image.size, image.mode) == (400, (28, 28), "RGB")
     assert dataset.classes[label] == "Ankle boot"
     assert len(FashionMNIST("test", FIXTURE)) == 100
 
@@ -79,7 +79,7 @@ def test_a_header_that_promises_more_than_there_is_is_refused(damaged: Path):
         FashionMNIST("train", damaged)
 
 
-def test_training_validation_and_test_pictures_never_overlap():
+def test_training_validation_and_test_images_never_overlap():
     splits = open_splits("fashion-mnist", FIXTURE, hold_out=100, seed=3)
     train, validation = set(splits.train.indices), set(splits.validation.indices)
     assert len(train) == 300
@@ -88,13 +88,13 @@ def test_training_validation_and_test_pictures_never_overlap():
     assert splits.test.labels is not splits.train.dataset.labels
 
 
-def test_the_held_out_pictures_depend_on_the_seed_alone():
+def test_the_held_out_images_depend_on_the_seed_alone():
     first, again, other = (open_splits("fashion-mnist", FIXTURE, hold_out=50, seed=s).validation for s in (1, 1, 2))
     assert first.indices == again.indices != other.indices
 
 
 def test_holding_out_more_than_there_is_says_so():
-    with pytest.raises(DataError, match="400 training pictures, too few to hold out 400"):
+    with pytest.raises(DataError, match="400 training images, too few to hold out 400"):
         open_splits("fashion-mnist", FIXTURE, hold_out=400)
 
 
@@ -176,7 +176,7 @@ def test_parts_of_odd_size_are_plain_slices():
 
 
 class _Numbered:
-    """Ten flat pictures, each with its index as grey value and label."""
+    """Ten flat images, each with its index as grey value and label."""
 
     def __len__(self) -> int:
         return 10
@@ -185,12 +185,12 @@ class _Numbered:
         return Image.new("RGB", (8, 8), (index, index, index)), index
 
 
-def test_repeated_augmentation_shows_fewer_pictures_each_so_often():
+def test_repeated_augmentation_shows_fewer_images_each_so_often():
     def labels(**kwargs: Any) -> list[list[int]]:
         batches = train_parts(_Numbered(), TRANSFORM, batch_size=6, num_parts=1, parts=(0,), seed=0, **kwargs)
         return [labels.tolist() for _, labels in batches]
 
-    assert len(labels(epoch=0, repeats=3)) == 1  # as many pictures an epoch as without
+    assert len(labels(epoch=0, repeats=3)) == 1  # as many images an epoch as without
     (batch,) = labels(epoch=0, repeats=3)
     assert batch[:2] == batch[2:4] == batch[4:]
     assert len(set(batch)) == 2
@@ -205,14 +205,14 @@ def test_each_repetition_is_augmented_in_its_own_way():
     assert not torch.equal(images[4], images[8])
 
 
-def test_evaluation_takes_every_picture_once_in_order():
+def test_evaluation_takes_every_image_once_in_order():
     dataset = FashionMNIST("test", FIXTURE)
     labels = torch.cat([labels for _, labels in eval_loader(dataset, create_transform(32), 33)])
     assert labels.tolist() == dataset.labels.tolist()
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_processes_share_an_evaluation_without_counting_a_picture_twice(num_workers: int):
+def test_processes_share_an_evaluation_without_counting_an_image_twice(num_workers: int):
     dataset = FashionMNIST("test", FIXTURE)
     shares = []
     for rank in range(3):
@@ -225,17 +225,17 @@ def test_processes_share_an_evaluation_without_counting_a_picture_twice(num_work
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_a_picture_that_cannot_be_read_is_one_line_with_its_file(image_folder: Path, num_workers: int):
+def test_an_image_that_cannot_be_read_is_one_line_with_its_file(image_folder: Path, num_workers: int):
     broken = image_folder / "train" / "dog" / "3.png"
     broken.write_bytes(broken.read_bytes()[:200])
-    (image_folder / "val" / "emu" / "0.png").write_bytes(b"no picture")
+    (image_folder / "val" / "emu" / "0.png").write_bytes(b"no image")
     splits = open_splits("folder", image_folder)
     with pytest.raises(DataError) as error:
         list(train_parts(splits.train, TRANSFORM, batch_size=18, num_parts=1, parts=(0,), seed=0, epoch=0,
                          num_workers=num_workers))  # fmt: skip
     assert str(error.value).startswith(f"{broken}: cannot be read (")
     assert "\n" not in str(error.value)
-    with pytest.raises(DataError, match="emu/0.png: not a picture$"):
+    with pytest.raises(DataError, match="emu/0.png: not an image$"):
         list(eval_loader(splits.validation, create_transform(32), 6, num_workers))
 
 

@@ -1,4 +1,4 @@
-"""`glit eval`: its numbers, its forms of data, its picture, and what would make it count wrongly in silence."""
+"""`glit eval`: its numbers, its forms of data, its image, and what would make it count wrongly in silence."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ FASHION_MNIST = Path(__file__).parent / "fixtures" / "fashion-mnist"
 
 
 class Table(nn.Module):
-    """Gives row n of a table of logits for a picture that is uniformly of grey level n."""
+    """Gives row n of a table of logits for an image that is uniformly of grey level n."""
 
     def __init__(self, logits: np.ndarray, names: Sequence[str] = ()) -> None:
         super().__init__()
@@ -48,8 +48,8 @@ class Table(nn.Module):
         return self.logits[(255 * images.mean((1, 2, 3))).round().long()]
 
 
-def write_pictures(folder: Path, labels: Sequence[str]) -> Path:
-    """Picture n, of grey level n, in the folder of its class."""
+def write_images(folder: Path, labels: Sequence[str]) -> Path:
+    """Image n, of grey level n, in the folder of its class."""
     for level, label in enumerate(labels):
         (folder / label).mkdir(parents=True, exist_ok=True)
         Image.new("L", (10, 10), level).save(folder / label / f"{level:03d}.png")
@@ -57,7 +57,7 @@ def write_pictures(folder: Path, labels: Sequence[str]) -> Path:
 
 
 def sure(labels: Sequence[int], num_classes: int) -> np.ndarray:
-    """Logits of a model that says `labels[n]` of picture n."""
+    """Logits of a model that says `labels[n]` of image n."""
     return 9.0 * np.eye(num_classes)[list(labels)]
 
 
@@ -86,12 +86,12 @@ def complaint(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str
 
 @pytest.fixture
 def cats_and_dogs(tmp_path: Path) -> Path:
-    return write_pictures(tmp_path / "animals", ["cat", "dog", "dog", "cat"])
+    return write_images(tmp_path / "animals", ["cat", "dog", "dog", "cat"])
 
 
 @pytest.fixture
 def table(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A model of two classes that takes everything but the last picture for what it is."""
+    """A model of two classes that takes everything but the last image for what it is."""
     take(monkeypatch, Table(sure([0, 1, 1, 1], 2), ["cat", "dog"]))
 
 
@@ -106,7 +106,7 @@ def test_every_number_is_what_counting_by_hand_gives(
     labels = [*range(8), *rng.integers(0, 7, 52).tolist()]
     logits = rng.normal(size=(60, 8)) + 2 * np.eye(8)[labels]
     logits[:, 5] = -9.0  # a class that the model never says
-    data = write_pictures(tmp_path, [names[label] for label in labels])
+    data = write_images(tmp_path, [names[label] for label in labels])
     take(monkeypatch, Table(logits, names))
     result = run(capsys, data)
 
@@ -116,11 +116,11 @@ def test_every_number_is_what_counting_by_hand_gives(
     assert result["confusion"] == confusion
     correct = sum(t == s for t, s in zip(labels, said, strict=True))
     in_five = sum(label in order[:5] for label, order in zip(labels, ranked, strict=True))
-    assert (result["pictures"], result["correct"], result["correct_top5"]) == (60, correct, in_five)
+    assert (result["images"], result["correct"], result["correct_top5"]) == (60, correct, in_five)
     assert result["top1"] == pytest.approx(100 * correct / 60)
     assert result["top5"] == pytest.approx(100 * in_five / 60)
     for index, row in enumerate(result["classes"]):
-        assert (row["name"], row["pictures"]) == (names[index], labels.count(index))
+        assert (row["name"], row["images"]) == (names[index], labels.count(index))
         assert row["recall"] == pytest.approx(100 * confusion[index][index] / labels.count(index))
         if index == 5:
             assert row["precision"] is None
@@ -132,11 +132,11 @@ def test_every_number_is_what_counting_by_hand_gives(
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # timm leaves them to the garbage collector
 def test_the_scores_are_those_of_timms_own_loader_and_count(tmp_path: Path) -> None:
     small_folder(tmp_path / "model")
-    pictures = FashionMNIST("test", FASHION_MNIST)
-    for index in range(len(pictures)):
-        picture, label = pictures[index]
+    dataset = FashionMNIST("test", FASHION_MNIST)
+    for index in range(len(dataset)):
+        image, label = dataset[index]
         (tmp_path / "data" / CLASSES[label]).mkdir(parents=True, exist_ok=True)
-        picture.save(tmp_path / "data" / CLASSES[label] / f"{index}.png")
+        image.save(tmp_path / "data" / CLASSES[label] / f"{index}.png")
     result = score(load_model(str(tmp_path / "model")), tmp_path / "data")
 
     model = load_model(str(tmp_path / "model"))
@@ -151,7 +151,7 @@ def test_the_scores_are_those_of_timms_own_loader_and_count(tmp_path: Path) -> N
 
 def test_batches_and_workers_change_nothing_but_the_speed(tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
-    data = write_pictures(tmp_path, [f"{label}" for label in (*range(7), *rng.integers(0, 7, 23))])
+    data = write_images(tmp_path, [f"{label}" for label in (*range(7), *rng.integers(0, 7, 23))])
     model = Table(rng.normal(size=(30, 7)))
     whole, parts, loaded = score(model, data), score(model, data, batch_size=4), score(model, data, num_workers=1)
     for other in (parts, loaded):
@@ -174,7 +174,7 @@ def test_of_many_classes_the_worst_are_shown_and_json_has_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     names = [f"kind{index:02d}" for index in range(25)]
-    data = write_pictures(tmp_path, names)
+    data = write_images(tmp_path, names)
     take(monkeypatch, Table(sure([*range(22), 0, 0, 0], 25), names))
     assert main(["eval", "model", str(data)]) == 0
     out = capsys.readouterr().out
@@ -185,14 +185,14 @@ def test_of_many_classes_the_worst_are_shown_and_json_has_all(
     assert [row["name"] for row in run(capsys, data)["classes"]] == names
 
 
-def test_a_model_of_one_channel_sees_grey_pictures(cats_and_dogs: Path) -> None:
+def test_a_model_of_one_channel_sees_grey_images(cats_and_dogs: Path) -> None:
     model = Table(sure([0, 1, 1, 0], 2), ["cat", "dog"])
     model.pretrained_cfg |= {"input_size": (1, 8, 8), "mean": (0.0,), "std": (1.0,)}
     model.in_chans = 1
     assert score(model, cats_and_dogs).correct == 4
 
 
-def test_nan_is_one_line_that_names_the_picture(
+def test_nan_is_one_line_that_names_the_image(
     cats_and_dogs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     logits = sure([0, 1, 1, 0], 2)
@@ -213,7 +213,7 @@ def test_too_little_memory_is_one_line(
 
     model.forward = forward
     take(monkeypatch, model)
-    assert "250 pictures at a time do not fit on cpu" in complaint(capsys, cats_and_dogs, "--device", "cpu")
+    assert "250 images at a time do not fit on cpu" in complaint(capsys, cats_and_dogs, "--device", "cpu")
 
 
 # ---- forms of data ----
@@ -240,9 +240,9 @@ def test_a_folder_of_classes_or_of_splits_is_data(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     for name in made:
-        write_pictures(tmp_path / name, ["cat", "dog", "dog", "cat"])
+        write_images(tmp_path / name, ["cat", "dog", "dog", "cat"])
     result = run(capsys, tmp_path, *arguments)
-    assert (result["pictures"], result["correct"]) == (4, 3)
+    assert (result["images"], result["correct"]) == (4, 3)
     assert (result["dataset"], result["split"]) == (str(tmp_path), split)
     assert run(capsys, "folder", "--root", tmp_path, *arguments)["confusion"] == result["confusion"]
 
@@ -251,10 +251,10 @@ def test_data_that_are_none_are_one_line(
     tmp_path: Path, table: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    write_pictures(Path("plain"), ["cat", "dog"])
-    write_pictures(Path("only/train"), ["cat", "dog"])
-    write_pictures(Path("stray"), ["cat", "dog", "."])
-    write_pictures(Path("loose"), ["."])
+    write_images(Path("plain"), ["cat", "dog"])
+    write_images(Path("only/train"), ["cat", "dog"])
+    write_images(Path("stray"), ["cat", "dog", "."])
+    write_images(Path("loose"), ["."])
     Path("empty").mkdir()
     cases = {
         "nowhere: no such folder, and no data set": ["nowhere"],
@@ -278,14 +278,14 @@ def test_data_that_are_none_are_one_line(
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_an_unreadable_picture_is_named_and_none_put_in_its_place(
+def test_an_unreadable_image_is_named_and_none_put_in_its_place(
     workers: int, cats_and_dogs: Path, table: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     broken = cats_and_dogs / "dog" / "002.png"
     broken.write_bytes(broken.read_bytes()[:50])
     assert f"glit: {broken}: " in complaint(capsys, cats_and_dogs, "--workers", str(workers))
-    broken.write_text("no picture")
-    assert f"glit: {broken}: not a picture" in complaint(capsys, cats_and_dogs, "--workers", str(workers))
+    broken.write_text("no image")
+    assert f"glit: {broken}: not an image" in complaint(capsys, cats_and_dogs, "--workers", str(workers))
 
 
 # ---- whose class is whose ----
@@ -295,7 +295,7 @@ def test_classes_in_another_order_are_found_by_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     names = ["T-shirt/top", "Dress", "Ankle boot"]
-    data = write_pictures(tmp_path, ["T-shirt_top", "dress", "Ankle_boot", "dress"])
+    data = write_images(tmp_path, ["T-shirt_top", "dress", "Ankle_boot", "dress"])
     take(monkeypatch, Table(sure([0, 1, 2, 0], 3), names))
     result = run(capsys, data)
     assert result["classes_matched_by"] == "name"
@@ -306,17 +306,17 @@ def test_classes_in_another_order_are_found_by_name(
 def test_some_of_the_models_classes_are_enough(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    data = write_pictures(tmp_path, ["dog", "cow"])
+    data = write_images(tmp_path, ["dog", "cow"])
     take(monkeypatch, Table(sure([2, 0], 3), ["cat", "cow", "dog"]))
     assert run(capsys, data)["confusion"] == [[0, 0, 0], [1, 0, 0], [0, 0, 1]]
     assert main(["eval", "model", str(data)]) == 0
-    assert "1 of the model's 3 classes have no pictures here" in capsys.readouterr().out
+    assert "1 of the model's 3 classes have no images here" in capsys.readouterr().out
 
 
 def test_other_names_are_taken_in_their_order_and_it_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    data = write_pictures(tmp_path, ["0_Katze", "1_Hund"])
+    data = write_images(tmp_path, ["0_Katze", "1_Hund"])
     take(monkeypatch, Table(sure([0, 1], 2), ["cat", "dog"]))
     assert main(["eval", "model", str(data)]) == 0
     assert "by their order 0_Katze is cat, 1_Hund is dog" in capsys.readouterr().err
@@ -350,12 +350,12 @@ def test_the_confusion_matrix_is_drawn_for_few_and_many_classes(
     num_classes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     names = [f"${index} 猫 " + "x" * 30 for index in range(num_classes)]
-    data = write_pictures(tmp_path / "data", names)
+    data = write_images(tmp_path / "data", names)
     take(monkeypatch, Table(sure(range(num_classes), num_classes), names))
-    picture = tmp_path / "matrix.png"
-    assert main(["eval", "model", str(data), "--confusion", str(picture)]) == 0
-    assert f"Confusion matrix: {picture}" in capsys.readouterr().out
-    with Image.open(picture) as drawn:
+    image = tmp_path / "matrix.png"
+    assert main(["eval", "model", str(data), "--confusion", str(image)]) == 0
+    assert f"Confusion matrix: {image}" in capsys.readouterr().out
+    with Image.open(image) as drawn:
         assert drawn.format == "PNG"
         assert min(drawn.size) > 600
         colours = set(np.asarray(drawn.convert("RGB")).reshape(-1, 3)[::7].sum(1).tolist())
@@ -363,7 +363,7 @@ def test_the_confusion_matrix_is_drawn_for_few_and_many_classes(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "matrix.png"]
 
 
-def test_a_picture_that_cannot_be_drawn_is_refused_before_scoring(
+def test_an_image_that_cannot_be_drawn_is_refused_before_scoring(
     cats_and_dogs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def unreachable(name: str) -> None:
@@ -381,20 +381,20 @@ def test_a_picture_that_cannot_be_drawn_is_refused_before_scoring(
     assert 'pip install "glit-models[train]"' in message
 
 
-def test_a_disk_that_fails_leaves_nothing_behind_and_the_old_picture_whole(
+def test_a_disk_that_fails_leaves_nothing_behind_and_the_old_image_whole(
     cats_and_dogs: Path, table: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    picture = cats_and_dogs.parent / "matrix.png"
-    picture.write_text("the old one")
+    image = cats_and_dogs.parent / "matrix.png"
+    image.write_text("the old one")
 
     def full(figure: Figure, path: Path, **options: object) -> None:
         path.open("wb").close()
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Figure, "savefig", full)
-    assert main(["eval", "model", str(cats_and_dogs), "--confusion", str(picture)]) == 2
+    assert main(["eval", "model", str(cats_and_dogs), "--confusion", str(image)]) == 2
     out, err = capsys.readouterr()
     assert "top-1 75.00 %" in out  # what was scored is not lost
-    assert err == f"glit: {picture} cannot be written: No space left on device\n"
-    assert picture.read_text() == "the old one"
-    assert sorted(path.name for path in picture.parent.iterdir()) == ["animals", "matrix.png"]
+    assert err == f"glit: {image} cannot be written: No space left on device\n"
+    assert image.read_text() == "the old one"
+    assert sorted(path.name for path in image.parent.iterdir()) == ["animals", "matrix.png"]

@@ -215,15 +215,15 @@ def test_the_same_model_gives_the_same_file_again(tmp_path: Path, monkeypatch: p
 # ---- preprocessing in the graph ----
 
 
-def test_a_file_that_prepares_pictures_gives_what_timms_transform_and_the_model_give() -> None:
+def test_a_file_that_prepares_images_gives_what_timms_transform_and_the_model_give() -> None:
     artifact = exported(preprocess=True)
     assert artifact.agreement is not None
     assert artifact.agreement.levels is not None
     assert artifact.agreement.levels <= 1.0
     classifier, plain = OnnxClassifier(artifact.path), OnnxClassifier(exported().path)
-    pictures = generated_images(6, (50, 40), seed=1)
-    np.testing.assert_allclose(classifier.probabilities(pictures), plain.probabilities(pictures), atol=2e-3)
-    arrays = np.stack([np.asarray(pictures[0])] * 3)
+    images = generated_images(6, (50, 40), seed=1)
+    np.testing.assert_allclose(classifier.probabilities(images), plain.probabilities(images), atol=2e-3)
+    arrays = np.stack([np.asarray(images[0])] * 3)
     assert classifier.logits(arrays).shape == (3, 5)
 
 
@@ -238,13 +238,13 @@ def test_prepared_pixels_are_within_one_level_of_timms(interpolation: str, crop_
         )  # fmt: skip
         session = open_session(preprocessing_model(info)).session
         for shape in ((40, 50), (64, 64), (97, 301), (200, 130), (1, 1)):
-            # Noise at full contrast, but for tall pictures, which Pillow's versions filter in different orders.
+            # Noise at full contrast, but for tall images, which Pillow's versions filter in different orders.
             wide = shape[0] <= shape[1]
             noise = rng.integers(0 if wide else 64, 256 if wide else 192, (*shape, 3), dtype=np.uint8)
-            picture = Image.fromarray(noise)
-            array = np.asarray(picture if channels == 3 else picture.convert("L"))
+            image = Image.fromarray(noise)
+            array = np.asarray(image if channels == 3 else image.convert("L"))
             (found,) = session.run(None, {"images": array.reshape(1, *shape, channels)})
-            levels = np.abs(found - prepare(info, [picture])) * 0.25 * 255
+            levels = np.abs(found - prepare(info, [image])) * 0.25 * 255
             assert np.quantile(levels, 0.95) <= 1.01, (shape, channels)
 
 
@@ -364,7 +364,7 @@ def test_bad_input_is_one_line_and_writes_nothing(
             *(str(folder), "--out", "x.onnx", "--precision", "int8", "--calibration", "empty", "--dynamic-int8")
         ],
         "calibration is for int8, not for fp32": [str(folder), "--out", "x.onnx", "--calibration", "empty"],
-        "no pictures in": [str(folder), "--out", "x.onnx", "--data", "empty", "--opset", "18"],
+        "no images in": [str(folder), "--out", "x.onnx", "--data", "empty", "--opset", "18"],
         "nowhere: no such folder": [str(folder), "--out", "x.onnx", "--data", "nowhere", "--opset", "18"],
         "no provider 'cuda'": [str(folder), "--out", "x.onnx", "--provider", "cuda"],
         "the network sees one size": [str(folder), "--out", "x.onnx", "--image-size", "dynamic", "--preprocess"],

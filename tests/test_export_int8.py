@@ -22,17 +22,17 @@ pytestmark = pytest.mark.usefixtures("cached_graphs")
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> ImageSource:
-    folder = tmp_path_factory.mktemp("pictures")
-    for index, picture in enumerate(generated_images(40, (40, 40), seed=5)):
-        picture.save(folder / f"{index:02d}.png")
+def source(tmp_path_factory: pytest.TempPathFactory) -> ImageSource:
+    folder = tmp_path_factory.mktemp("images")
+    for index, image in enumerate(generated_images(40, (40, 40), seed=5)):
+        image.save(folder / f"{index:02d}.png")
     return ImageSource(str(folder))
 
 
 @pytest.fixture(scope="module")
-def static(pictures: ImageSource, tmp_path_factory: pytest.TempPathFactory) -> OnnxArtifact:
+def static(source: ImageSource, tmp_path_factory: pytest.TempPathFactory) -> OnnxArtifact:
     path = tmp_path_factory.mktemp("int8") / "model.onnx"
-    return export_onnx(small_glit(), path, precision="int8", calibration=pictures, images=pictures, verify=40)
+    return export_onnx(small_glit(), path, precision="int8", calibration=source, images=source, verify=40)
 
 
 def weights(path: Path) -> Counter[int]:
@@ -74,7 +74,7 @@ def test_batches_stay_dynamic_and_the_checker_passes(static: OnnxArtifact) -> No
     np.testing.assert_allclose(together, classifier.logits(images), atol=1e-4)
 
 
-def test_ranges_may_be_found_at_run_time_without_pictures(tmp_path: Path) -> None:
+def test_ranges_may_be_found_at_run_time_without_images(tmp_path: Path) -> None:
     artifact = export_onnx(
         small_glit(), tmp_path / "model.onnx", precision="int8", dynamic_int8=True, verify=8, opset=18
     )
@@ -84,12 +84,10 @@ def test_ranges_may_be_found_at_run_time_without_pictures(tmp_path: Path) -> Non
 
 
 def test_preprocessing_stands_in_front_of_an_int8_network_with_a_fixed_batch(
-    pictures: ImageSource, tmp_path: Path
+    source: ImageSource, tmp_path: Path
 ) -> None:
     path = tmp_path / "model.onnx"
-    artifact = export_onnx(
-        small_glit(), path, precision="int8", calibration=pictures, preprocess=True, batch=3, verify=9
-    )
+    artifact = export_onnx(small_glit(), path, precision="int8", calibration=source, preprocess=True, batch=3, verify=9)
     assert artifact.agreement is not None
     assert artifact.agreement.levels is not None
     assert artifact.agreement.levels <= 1.0
@@ -117,28 +115,28 @@ def test_sensitivity_finds_the_layer_that_eight_bits_ruin() -> None:
 
 
 def test_the_most_sensitive_layers_stay_in_float_until_it_agrees(
-    pictures: ImageSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    source: ImageSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(quantize, "ENOUGH", 101.0)  # so that it never does
     monkeypatch.setattr(quantize, "_KEPT", (0, 2))
     names = ["blocks.0.mlp.fc2", "patch_embed.proj"]
     monkeypatch.setattr(quantize, "measure_sensitivity", lambda form, images: dict.fromkeys([*names, "head"], 0.0))
-    artifact = export_onnx(small_glit(), tmp_path / "model.onnx", precision="int8", calibration=pictures, verify=0)
+    artifact = export_onnx(small_glit(), tmp_path / "model.onnx", precision="int8", calibration=source, verify=0)
     assert f"kept in float as the most sensitive: {', '.join(names)}" in artifact.notes
     kept = {tensor.name for tensor in onnx.load(artifact.path).graph.initializer if tensor.data_type == 1}
     assert {f"{name}.weight" for name in names} <= kept
     assert "blocks.0.mlp.fc1.weight" not in kept
 
 
-def test_a_calibration_folder_without_pictures_is_named(tmp_path: Path) -> None:
+def test_a_calibration_folder_without_images_is_named(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="empty: no pictures in this folder"):
+    with pytest.raises(DataError, match="empty: no images in this folder"):
         export_onnx(
             small_glit(), tmp_path / "x.onnx", precision="int8", calibration=ImageSource(str(tmp_path / "empty"))
         )
     Image.new("RGB", (8, 8)).save(tmp_path / "one.png")
-    (tmp_path / "two.png").write_text("no picture")
+    (tmp_path / "two.png").write_text("no image")
     (tmp_path / "empty").rmdir()
-    with pytest.raises(DataError, match=r"two.png: not a picture"):
+    with pytest.raises(DataError, match=r"two.png: not an image"):
         export_onnx(small_glit(), tmp_path / "x.onnx", precision="int8", calibration=ImageSource(str(tmp_path)))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one.png", "two.png"]

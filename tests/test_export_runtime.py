@@ -23,7 +23,7 @@ from glit_models.predict import Classifier
 
 pytestmark = pytest.mark.usefixtures("cached_graphs")
 
-PICTURES = Path(predict.__file__).parent / "data" / "pictures"
+IMAGES = Path(predict.__file__).parent / "data" / "images"
 
 
 @pytest.fixture(scope="module")
@@ -31,13 +31,13 @@ def classifier() -> OnnxClassifier:
     return OnnxClassifier(exported().path, ["cpu"], threads=1)
 
 
-def test_files_pictures_and_arrays_get_the_probabilities_of_pytorch(classifier: OnnxClassifier) -> None:
-    paths = sorted(PICTURES.glob("*.png"))[:3]
-    opened = [predict.open_picture(path) for path in paths]
-    arrays = [np.asarray(picture) for picture in opened]
+def test_files_images_and_arrays_get_the_probabilities_of_pytorch(classifier: OnnxClassifier) -> None:
+    paths = sorted(IMAGES.glob("*.png"))[:3]
+    opened = [predict.open_image(path) for path in paths]
+    arrays = [np.asarray(image) for image in opened]
     expected = Classifier(small_glit(), torch.device("cpu")).probabilities(opened).numpy()
-    for pictures in (paths, [str(path) for path in paths], opened, arrays):
-        np.testing.assert_allclose(classifier.probabilities(pictures), expected, atol=1e-5)
+    for images in (paths, [str(path) for path in paths], opened, arrays):
+        np.testing.assert_allclose(classifier.probabilities(images), expected, atol=1e-5)
 
 
 def test_classes_come_by_name_the_most_probable_first(classifier: OnnxClassifier) -> None:
@@ -48,20 +48,18 @@ def test_classes_come_by_name_the_most_probable_first(classifier: OnnxClassifier
     assert list(values) == sorted(values, reverse=True)
 
 
-def test_grey_arrays_are_pictures_too(classifier: OnnxClassifier) -> None:
+def test_grey_arrays_are_images_too(classifier: OnnxClassifier) -> None:
     grey = np.full((20, 30), 99, np.uint8)
     rows = classifier.probabilities([grey, grey[..., None], np.stack([grey] * 3, axis=-1)])
     np.testing.assert_array_equal(rows[0], rows[1])
     np.testing.assert_array_equal(rows[0], rows[2])
 
 
-def test_a_file_of_one_channel_sees_grey_pictures() -> None:
-    pictures = generated_images(2, (40, 40))
-    expected = (
-        Classifier(small_glit(in_chans=1, global_pool="avg"), torch.device("cpu")).probabilities(pictures).numpy()
-    )
+def test_a_file_of_one_channel_sees_grey_images() -> None:
+    images = generated_images(2, (40, 40))
+    expected = Classifier(small_glit(in_chans=1, global_pool="avg"), torch.device("cpu")).probabilities(images).numpy()
     for options in ({}, {"preprocess": True}):
-        found = OnnxClassifier(exported("one channel", **options).path).probabilities(pictures)
+        found = OnnxClassifier(exported("one channel", **options).path).probabilities(images)
         np.testing.assert_allclose(found, expected, atol=2e-3 if options else 1e-5)
 
 
@@ -80,12 +78,12 @@ def test_threads_may_share_a_classifier(classifier: OnnxClassifier) -> None:
 
 
 def test_half_precision_is_fed_and_read_without_thinking_of_it() -> None:
-    pictures = generated_images(2, (40, 40))
+    images = generated_images(2, (40, 40))
     half = OnnxClassifier(exported(precision="fp16").path)
     assert half.input_dtype == np.float16
-    assert half.logits_of(pictures).dtype == np.float32
+    assert half.logits_of(images).dtype == np.float32
     plain = OnnxClassifier(exported().path)
-    np.testing.assert_allclose(half.probabilities(pictures), plain.probabilities(pictures), atol=5e-3)
+    np.testing.assert_allclose(half.probabilities(images), plain.probabilities(images), atol=5e-3)
 
 
 def test_bound_buffers_give_the_same_as_unbound_ones() -> None:
@@ -177,7 +175,7 @@ def test_another_shape_or_type_is_named_with_the_right_one(classifier: OnnxClass
         OnnxClassifier(exported(preprocess=True).path).logits(np.zeros((1, 8, 8, 4), np.uint8))
     with pytest.raises(DataError, match="an array is an image if it is uint8"):
         classifier.probabilities([np.zeros((8, 8, 3), np.float32)])
-    with pytest.raises(DataError, match="not a picture"):
+    with pytest.raises(DataError, match="not an image"):
         classifier.probabilities([__file__])
 
 
@@ -187,14 +185,14 @@ def test_another_shape_or_type_is_named_with_the_right_one(classifier: OnnxClass
 def test_predict_reads_an_exported_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = str(exported().path)
     Image.new("RGB", (30, 30), 99).save(tmp_path / "a.png")
-    (tmp_path / "b.png").write_text("no picture")
+    (tmp_path / "b.png").write_text("no image")
     assert main(["predict", str(tmp_path / "a.png"), "--onnx", path, "--topk", "2"]) == 0
     assert "on CPUExecutionProvider" in capsys.readouterr().out
     assert main(["predict", str(tmp_path), "--onnx", path, "--json", "--device", "cpu"]) == 1
     out, err = capsys.readouterr()
     first, second = json.loads(out)
     assert {row["class"] for row in first["classes"]} == set(CLASSES)
-    assert "b.png: not a picture" in second["error"]
+    assert "b.png: not an image" in second["error"]
     assert err.count("\n") == 1
 
 
@@ -211,7 +209,7 @@ def test_bad_files_end_predict_with_one_line(
     arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = [str(exported().path) if text == "FILE" else text for text in arguments]
-    assert main(["predict", str(PICTURES), *arguments]) == 2
+    assert main(["predict", str(IMAGES), *arguments]) == 2
     err = capsys.readouterr().err
     assert message in err
     assert err.count("\n") == 1

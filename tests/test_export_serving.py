@@ -37,7 +37,7 @@ def parsed(text: str) -> Any:
 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A repository with one small model that prepares pictures."""
+    """A repository with one small model that prepares images."""
     root = tmp_path_factory.mktemp("triton")
     save_folder(small_glit(), root / "pets", class_names=CLASSES)
     arguments = ["--serving", "triton", "--preprocess", "--verify", "4", "--max-batch", "16", "--instances", "2"]
@@ -126,5 +126,5 @@ def test_the_client_in_the_docs_builds_a_request_that_the_model_takes(repository
     (given,) = header["inputs"]
     assert (given["name"], given["datatype"], given["shape"]) == ("images", "UINT8", [1, 30, 40, 3])
     assert header["outputs"][0]["parameters"]["classification"] == 3
-    picture = np.frombuffer(body[header_length:], np.uint8).reshape(given["shape"])
-    assert OnnxClassifier(repository / "pets" / "1" / "model.onnx").logits(picture).shape == (1, 5)
+    image = np.frombuffer(body[header_length:], np.uint8).reshape(given["shape"])
+    assert OnnxClassifier(repository / "pets" / "1" / "model.onnx").logits(image).shape == (1, 5)

@@ -1,4 +1,4 @@
-"""Promises of `glit finetune`, and of the recipes for folders of pictures."""
+"""Promises of `glit finetune`, and of the recipes for folders of images."""
 
 import dataclasses
 import json
@@ -41,7 +41,7 @@ def one_thread(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def fill(folder: Path, count: int = 20, colours: tuple[str, ...] = tuple(COLOURS)) -> Path:
-    """Noisy pictures, by their main colour."""
+    """Noisy images, by their main colour."""
     rng = np.random.default_rng(0)
     for name in colours:
         (folder / name).mkdir(parents=True)
@@ -60,15 +60,15 @@ def test_a_folder_of_classes_becomes_a_model_that_tells_them_apart(small: str, c
     assert finetune("colours", "--model", small, "--epochs", "8") == 0
     out = capsys.readouterr().out
     for line in (
-        "pictures: 60 of 3 classes in colours (blue 20, green 20, red 20)",
+        "images: 60 of 3 classes in colours (blue 20, green 20, red 20)",
         f"model: local-dir:{small}, as asked",
         "validation: 12 of them, each class its share, as there is no val folder (--set data.hold_out=VALUE)",
         "image size: 64 pixels, the model's own (--img-size)",
-        "batch: 8 of 48 pictures (--batch-size)",
+        "batch: 8 of 48 images (--batch-size)",
         "epochs: 8, as asked",
         "run: runs/colours; the same command goes on where it stopped",
-        "12 pictures say only so much: the rate on others like them may be",
-        "these pictures also chose the epoch",
+        "12 images say only so much: the rate on others like them may be",
+        "these images also chose the epoch",
     ):
         assert line in out
     assert json.loads(Path("runs/colours/result.json").read_text())["validation_top1"] > 60  # of guessing: 33
@@ -84,16 +84,16 @@ def test_the_commands_to_try_next_work_as_they_are_printed(small: str, capsys: p
     fill(Path("my colours/test"), 3)
     assert finetune("my colours", "--model", small, "--epochs", "1", "--out", "run") == 0
     out = capsys.readouterr().out
-    assert "validation: the 6 pictures in its folder" in out
+    assert "validation: the 6 images in its folder" in out
     assert "test: its folder, scored once at the end" in out
-    assert "of 9 pictures), epoch 1 was the best" in out
+    assert "of 9 images), epoch 1 was the best" in out
     commands = out.partition("next:\n")[2].splitlines()
     assert [shlex.split(command)[:2] for command in commands] == [["glit", c] for c in ("predict", "eval", "publish")]
     for command in (commands[0], commands[2]):
         assert main(shlex.split(command.replace("LICENSE", "mit"))[1:]) == 0
 
 
-def test_the_same_command_goes_on_and_notices_other_pictures(small: str, capsys: pytest.CaptureFixture[str]):
+def test_the_same_command_goes_on_and_notices_other_images(small: str, capsys: pytest.CaptureFixture[str]):
     fill(Path("colours"))
     command = ("colours", "--model", small, "--epochs", "2")
     assert finetune(*command, "--max-minutes", "0.0001") == 0
@@ -118,7 +118,7 @@ def test_names_of_folders_are_taken_as_they_are(small: str):
 
 
 @pytest.mark.parametrize("folders", [(), ("train",), ("train", "val")])
-def test_trained_and_scored_pictures_are_never_the_same(small: str, folders: tuple[str, ...]):
+def test_trained_and_scored_images_are_never_the_same(small: str, folders: tuple[str, ...]):
     for folder in folders or (".",):
         fill(Path("data") / folder, 7)
     splits = plan("data", small, CPU).splits
@@ -128,17 +128,17 @@ def test_trained_and_scored_pictures_are_never_the_same(small: str, folders: tup
     assert {Path(name).parent.name for name in names[1]} == set(COLOURS)
 
 
-@pytest.mark.parametrize("num_pictures", [2, 7, 40, 240, 4_000, 40_000, 1_000_000])
-def test_a_short_run_has_enough_steps_and_a_long_one_not_too_many_epochs(num_pictures: int):
-    batch = choose_batch_size(num_pictures)
-    epochs = choose_epochs(num_pictures, batch)
-    assert 1 <= batch <= min(num_pictures, 128)
+@pytest.mark.parametrize("num_images", [2, 7, 40, 240, 4_000, 40_000, 1_000_000])
+def test_a_short_run_has_enough_steps_and_a_long_one_not_too_many_epochs(num_images: int):
+    batch = choose_batch_size(num_images)
+    epochs = choose_epochs(num_images, batch)
+    assert 1 <= batch <= min(num_images, 128)
     assert 10 <= epochs <= 100
-    assert epochs * (num_pictures // batch) >= 1000 or epochs == 100
-    assert epochs == 10 or (epochs - 1) * (num_pictures // batch) < 1000
+    assert epochs * (num_images // batch) >= 1000 or epochs == 100
+    assert epochs == 10 or (epochs - 1) * (num_images // batch) < 1000
 
 
-def test_a_slow_machine_gets_smaller_pictures_and_is_told(small: str, monkeypatch: pytest.MonkeyPatch):
+def test_a_slow_machine_gets_smaller_images_and_is_told(small: str, monkeypatch: pytest.MonkeyPatch):
     fill(Path("colours"), 4)
     monkeypatch.setattr(finetuning, "_check_classifier", lambda recipe, num_classes: None)
     decided = plan("colours", "glit_tiny", CPU)
@@ -164,13 +164,13 @@ def _one_class(root: Path) -> None:
     fill(root, 4, ("red",))
 
 
-def _single_picture(root: Path) -> None:
+def _single_image(root: Path) -> None:
     fill(root, 4)
     for number in range(1, 4):
         (root / "red" / f"{number}.jpg").unlink()
 
 
-def _broken_pictures(root: Path) -> None:
+def _broken_images(root: Path) -> None:
     fill(root, 6)
     for name in ("blue/1.jpg", "red/2.jpg"):
         (root / name).write_bytes((root / name).read_bytes()[:500])
@@ -179,21 +179,21 @@ def _broken_pictures(root: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "args", "message"),
     [
-        (lambda root: None, (), "DIR pictures: no such folder"),
-        (lambda root: root.write_text(""), (), "DIR pictures: neither a folder nor a .tar file"),
-        (lambda root: root.mkdir(), (), "pictures holds no pictures; they belong in pictures/CLASS/"),
-        (_one_class, (), "pictures has one class, red; it takes two or more"),
-        (_single_picture, (), "class red in pictures has one picture; it takes two, to train on one"),
-        (_broken_pictures, (), "pictures/blue/1.jpg: cannot be read ("),
-        (_broken_pictures, (), "(one of 2 broken pictures of 18); mend or remove it"),
-        (lambda root: fill(root / "val"), (), "pictures has no train folder, only val"),
+        (lambda root: None, (), "DIR images: no such folder"),
+        (lambda root: root.write_text(""), (), "DIR images: neither a folder nor a .tar file"),
+        (lambda root: root.mkdir(), (), "images holds no images; they belong in images/CLASS/"),
+        (_one_class, (), "images has one class, red; it takes two or more"),
+        (_single_image, (), "class red in images has one image; it takes two, to train on one"),
+        (_broken_images, (), "images/blue/1.jpg: cannot be read ("),
+        (_broken_images, (), "(one of 2 broken images of 18); mend or remove it"),
+        (lambda root: fill(root / "val"), (), "images has no train folder, only val"),
         (fill, ("--model", "glit_huge"), "no model 'glit_huge'; `glit list` shows what there is"),
         (fill, ("--model", "tests"), "no model 'tests'"),
         (fill, ("--model", "."), ".: no model folder, config.json is missing"),
         (fill, ("--model", "glit_small"), "glit_small: no weights on this machine"),
         (fill, ("--img-size", "50"), "img_size must be a multiple of patch_size=16, got 50 x 50"),
         (fill, ("--batch-size", "0"), "optim.batch_size must be at least 1, got 0"),
-        (fill, ("--batch-size", "100"), "optim.batch_size=100 is more than the 48 pictures to train on"),
+        (fill, ("--batch-size", "100"), "optim.batch_size=100 is more than the 48 images to train on"),
         (fill, ("--set", "data.hold_out=1"), "data.hold_out must be from 3 to 57"),
         (fill, ("--set", "optim.rate=1"), "unknown key optim.rate; did you mean optim."),
     ],
@@ -201,9 +201,9 @@ def _broken_pictures(root: Path) -> None:
 def test_bad_input_is_one_line_and_leaves_nothing(
     make: Any, args: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
 ):
-    make(Path("pictures"))
+    make(Path("images"))
     before = sorted(Path().rglob("*"))
-    assert finetune("pictures", *args) == 2
+    assert finetune("images", *args) == 2
     err = capsys.readouterr().err
     assert message in err
     assert err.count("\n") == 1
@@ -217,7 +217,7 @@ def test_a_model_that_does_not_classify_is_refused(small: str, monkeypatch: pyte
         return torch.nn.Flatten()
 
     monkeypatch.setattr(finetuning, "create_model", without_head)
-    with pytest.raises(finetuning.RecipeError, match=r"is no classifier: it makes \[1, 12288\] of one picture"):
+    with pytest.raises(finetuning.RecipeError, match=r"is no classifier: it makes \[1, 12288\] of one image"):
         plan("colours", small, CPU)
 
 
@@ -231,7 +231,7 @@ def test_the_interval_of_a_score_is_wilsons(correct: int, count: int, low: float
     assert wilson_interval(correct, count) == (pytest.approx(low, abs=1e-4), pytest.approx(high, abs=1e-4))
 
 
-def test_the_imagenet_recipe_trains_on_folders_of_pictures():
+def test_the_imagenet_recipe_trains_on_folders_of_images():
     fill(Path("imagenet/train"), 10)
     fill(Path("imagenet/val"), 3)
     block = "{num_global_heads: 1, num_local_heads: 2, mlp_ratio: 2, qkv_ratio: 1, kernel_size: 5, expand_ratio: 2}"

@@ -1,4 +1,4 @@
-"""Formula-driven pictures: what they depend on, what the classes promise, and the sheet that shows them."""
+"""Formula-driven images: what they depend on, what the classes promise, and the sheet that shows them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from glit_models.errors import DataError, RecipeError
 
 CHECKOUT = Path(glit_models.__file__).parents[1]
 LAST = 2**63 - 1
-# Of the pictures that `digest` takes. A change here changes every model that is trained on fractals: say so.
+# Of the images that `digest` takes. A change here changes every model that is trained on fractals: say so.
 # Means of the pixels of four images, from 0 to 255. Single pixels differ between processors: points fall on edges.
 MEANS = [82.93, 72.65, 103.41, 57.53]
 
@@ -47,9 +47,9 @@ def four_images(fractals: Fractals) -> torch.Tensor:
     return fractals.batch([0, 1, 2, 7], [0, 1, 2, LAST], 48)
 
 
-def covered(pictures: torch.Tensor) -> torch.Tensor:
-    """The share of each picture that is not black."""
-    return (pictures.amax(1) > 0).float().mean((1, 2))
+def covered(images: torch.Tensor) -> torch.Tensor:
+    """The share of each image that is not black."""
+    return (images.amax(1) > 0).float().mean((1, 2))
 
 
 VARIANTS = [{"color": color, "render": render} for color in ("gray", "color") for render in ("point", "patch")]
@@ -57,19 +57,19 @@ VARIANTS = [{"color": color, "render": render} for color in ("gray", "color") fo
 
 @pytest.mark.parametrize("keys", VARIANTS)
 @pytest.mark.parametrize("size", [8, 33, 64])
-def test_pictures_are_bytes_of_the_asked_size(fractals: Fractals, keys: dict[str, Any], size: int) -> None:
-    pictures = variant(fractals, **keys).batch([0, 5, 5], [1, 2, 3], size)
-    assert pictures.dtype == torch.uint8
-    assert pictures.shape == (3, 3, size, size)
-    assert (covered(pictures) > 0).all()
+def test_images_are_bytes_of_the_asked_size(fractals: Fractals, keys: dict[str, Any], size: int) -> None:
+    images = variant(fractals, **keys).batch([0, 5, 5], [1, 2, 3], size)
+    assert images.dtype == torch.uint8
+    assert images.shape == (3, 3, size, size)
+    assert (covered(images) > 0).all()
     if keys["color"] == "gray":
-        assert set(pictures.unique().tolist()) <= {0, 127}
+        assert set(images.unique().tolist()) <= {0, 127}
     else:
-        assert (pictures.float().std(1) > 0).any()
+        assert (images.float().std(1) > 0).any()
 
 
 @pytest.mark.parametrize("keys", VARIANTS)
-def test_a_picture_is_the_same_in_every_batch(fractals: Fractals, keys: dict[str, Any]) -> None:
+def test_an_image_is_the_same_in_every_batch(fractals: Fractals, keys: dict[str, Any]) -> None:
     fractals = variant(fractals, **keys)
     labels, indices = torch.arange(8).repeat(2), torch.arange(16) + 10**12
     together = fractals.batch(labels, indices, 40)
@@ -79,7 +79,7 @@ def test_a_picture_is_the_same_in_every_batch(fractals: Fractals, keys: dict[str
     assert torch.equal(together, alone)
 
 
-def test_a_picture_is_the_same_however_the_work_is_cut(fractals: Fractals, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_is_the_same_however_the_work_is_cut(fractals: Fractals, monkeypatch: pytest.MonkeyPatch) -> None:
     labels, indices = torch.arange(8), torch.arange(8)
     expected = fractals.batch(labels, indices, 40)
     monkeypatch.setattr(module, "images_at_once", lambda *_: 3)
@@ -87,7 +87,7 @@ def test_a_picture_is_the_same_however_the_work_is_cut(fractals: Fractals, monke
     assert torch.equal(fractals.batch(labels, indices, 40), expected)
 
 
-def test_another_index_class_or_seed_gives_another_picture(fractals: Fractals) -> None:
+def test_another_index_class_or_seed_gives_another_image(fractals: Fractals) -> None:
     first = fractals.batch([2], [0], 32)
     others = fractals.batch([2, 2, 3], [1, LAST, 0], 32)
     assert all(not torch.equal(first[0], other) for other in others)
@@ -153,9 +153,9 @@ def test_without_perturbation_instances_differ_by_their_view_alone(fractals: Fra
     assert difference(moved) > 2 * difference(same)
 
 
-def difference(pictures: torch.Tensor) -> float:
-    """The mean share of pixels in which pictures differ from the first."""
-    return (pictures[1:] != pictures[:1]).float().mean().item()
+def difference(images: torch.Tensor) -> float:
+    """The mean share of pixels in which images differ from the first."""
+    return (images[1:] != images[:1]).float().mean().item()
 
 
 def test_a_view_is_never_empty_however_close(fractals: Fractals) -> None:
@@ -228,7 +228,7 @@ def test_thresholds_that_no_class_meets_end_the_search_with_one_line() -> None:
         ([0], [0], 2000, "size must be from 8 to 1024, got 2000"),
     ],
 )
-def test_pictures_that_do_not_exist_are_refused(
+def test_images_that_do_not_exist_are_refused(
     fractals: Fractals, labels: list[int], indices: list[int], size: int, message: str
 ) -> None:
     with pytest.raises(DataError) as caught:
@@ -273,8 +273,8 @@ def test_the_sheet_shows_a_row_for_each_class(tmp_path: Path, capsys: pytest.Cap
     assert [path.name for path in tmp_path.iterdir()] == ["sheet.png"]
     with Image.open(out) as sheet:
         assert sheet.size[1] == 3 * 32
-        pictures = sheet.crop((sheet.width - 4 * 32, 0, sheet.width, 3 * 32))
-        pixels = torch.frombuffer(bytearray(pictures.tobytes()), dtype=torch.uint8).view(3, 32, 4, 32, 3)
+        images = sheet.crop((sheet.width - 4 * 32, 0, sheet.width, 3 * 32))
+        pixels = torch.frombuffer(bytearray(images.tobytes()), dtype=torch.uint8).view(3, 32, 4, 32, 3)
     drawn = Fractals(FractalConfig(num_classes=3), seed=3).batch([2], [3], 32)
     assert torch.equal(pixels[2, :, 3].permute(2, 0, 1), drawn[0])
     assert main([*command, "--color", "gray", "--render", "patch", "--single", "--perturbation", "0.1"]) == 0

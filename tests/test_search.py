@@ -152,7 +152,7 @@ def test_the_test_set_is_scored_once_by_the_final_model(finished: Path):
     assert not any("test_top1" in run for run in runs)
 
 
-def test_the_sets_to_train_on_to_choose_on_and_to_test_on_share_no_picture():
+def test_the_sets_to_train_on_to_choose_on_and_to_test_on_share_no_image():
     recipe = _recipe()
     supernet, retrained = recipe.supernet_recipe(), recipe.retrain_recipe(None)
     assert (supernet.data, supernet.seed) == (retrained.data, retrained.seed)

@@ -44,7 +44,7 @@ def search(finished: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pictures take a second each; some promises are about the rest."""
+    """Images take a second each; some promises are about the rest."""
     drawn = io.BytesIO()
     Image.new("RGB", (1, 1)).save(drawn, format="png")
     monkeypatch.setattr(figures, "_drawn", lambda fill, size: drawn.getvalue())
@@ -114,7 +114,7 @@ def test_the_page_says_the_result_in_numbers(finished: Path) -> None:
     assert "Not there yet" not in text
 
 
-def test_every_picture_has_its_explanation(finished: Path) -> None:
+def test_every_image_has_its_explanation(finished: Path) -> None:
     page = (finished / "report" / "index.html").read_text()
     captions = re.findall(r"<figure><img [^>]*><figcaption>(.*?)</figcaption></figure>", page)
     assert len(captions) == page.count("<img ")
@@ -157,7 +157,7 @@ def test_at_each_moment_of_a_search_there_is_a_report_of_what_there_is(search: P
     """The files arrive one by one, as the pipeline writes them."""
     under_way = tmp_path / "under way"
     arriving = [f"{stage}/{file}" for stage in ("stage1", "stage2") for file in STAGE_FILES]
-    pictured, drawn_at = 0, {1, 2, 3, 5, 9}  # drawn where a picture is new; each moment would take a minute
+    pictured, drawn_at = 0, {1, 2, 3, 5, 9}  # drawn where an image is new; each moment would take a minute
     for number, file in enumerate(
         ["recipe.yaml", *arriving, "stage2/rank.json", "winner.json", "times.json", "result.json"]
     ):

@@ -25,7 +25,7 @@ CLASSES = ("cat", "dog", "emu")
 
 
 def draw(label: int, number: int) -> Image.Image:
-    """A flat picture that tells its class and number by its colour."""
+    """A flat image that tells its class and number by its colour."""
     return Image.new("RGB", (24, 20), (80 * label, number, 0))
 
 
@@ -57,13 +57,13 @@ def colours(splits: Splits, split: str) -> set[Any]:
 
 
 @pytest.mark.parametrize("name", ["folder", "torch/image_folder"])
-def test_a_folder_without_validation_pictures_says_what_to_set(root: Path, name: str):
+def test_a_folder_without_validation_images_says_what_to_set(root: Path, name: str):
     shutil.rmtree(root / "val")
     with pytest.raises(DataError, match=r"has no validation folder, only train; set hold_out to validate on some"):
         open_splits(name, root)
 
 
-def test_a_folder_of_classes_is_one_set_to_hold_pictures_out_of(tmp_path: Path):
+def test_a_folder_of_classes_is_one_set_to_hold_images_out_of(tmp_path: Path):
     fill(tmp_path, {"cat": 10, "dog": 5, "emu": 2, "yak": 1})
     splits = open_splits("folder", tmp_path, hold_out=4)
     assert splits.class_names == ("cat", "dog", "emu", "yak")
@@ -117,8 +117,8 @@ def test_folders_with_other_classes_are_refused(root: Path, change: Any, message
     ("change", "message"),
     [
         (lambda train: draw(0, 0).save(train / "stray.png"), "train/stray.png lies in no class folder"),
-        (lambda train: (train / "cow").mkdir(), "train/cow holds no pictures; remove it, or put the pictures"),
-        (lambda train: fill(train, {".ipynb_checkpoints": 1}), ".ipynb_checkpoints is hidden but holds pictures"),
+        (lambda train: (train / "cow").mkdir(), "train/cow holds no images; remove it, or put the images"),
+        (lambda train: fill(train, {".ipynb_checkpoints": 1}), ".ipynb_checkpoints is hidden but holds images"),
         (lambda train: fill(train / "wild", {"cat": 1}), "train/wild/cat and .*/train/cat are folders of one class"),
     ],
 )
@@ -128,12 +128,12 @@ def test_folders_that_would_make_other_classes_than_meant_are_named(root: Path, 
         open_splits("folder", root)
 
 
-def test_an_empty_folder_says_where_pictures_belong(tmp_path: Path):
-    with pytest.raises(DataError, match=f"{tmp_path} holds no pictures; they belong in {tmp_path}/CLASS/$"):
+def test_an_empty_folder_says_where_images_belong(tmp_path: Path):
+    with pytest.raises(DataError, match=f"{tmp_path} holds no images; they belong in {tmp_path}/CLASS/$"):
         open_splits("folder", tmp_path, hold_out=1)
 
 
-def test_pictures_are_rgb_whatever_the_files_are(root: Path):
+def test_images_are_rgb_whatever_the_files_are(root: Path):
     Image.new("L", (24, 20), 7).save(root / "train" / "cat" / "0.png")
     Image.new("P", (24, 20)).save(root / "train" / "cat" / "1.png")
     train = open_splits("folder", root).train
@@ -180,13 +180,13 @@ def test_tar_files_are_splits_and_several_workers_can_read_one(root: Path):
     ("tfds/any", "train[:80%]", "train[70%:]"),
     ("hfds/any", "train[:500]", "test+train[499:]"),
 ])  # fmt: skip
-def test_splits_that_share_pictures_are_refused(root: Path, name: str, train: str, validation: str):
-    with pytest.raises(DataError, match="share pictures of"):
+def test_splits_that_share_images_are_refused(root: Path, name: str, train: str, validation: str):
+    with pytest.raises(DataError, match="share images of"):
         open_splits(name, root, train_split=train, validation_split=validation)
 
 
 def test_a_test_split_that_is_the_validation_split_is_refused(root: Path):
-    with pytest.raises(DataError, match="validation_split='validation' and test_split='test' share pictures"):
+    with pytest.raises(DataError, match="validation_split='validation' and test_split='test' share images"):
         open_splits("torch/cifar10", root, test_split="test")
 
 
@@ -262,7 +262,7 @@ def test_tables_that_name_no_classes_or_columns(tmp_path: Path):
 
 
 def shards(folder: Path, info: dict[str, Any]) -> Path:
-    """Two shards of nine pictures to train on, one of six to validate on."""
+    """Two shards of nine images to train on, one of six to validate on."""
     pytest.importorskip("webdataset")
     splits: dict[str, Any] = {"train": ["train-0.tar", "train-1.tar"], "validation": ["validation-0.tar"]}
     folder.mkdir(parents=True)
@@ -283,7 +283,7 @@ def shards(folder: Path, info: dict[str, Any]) -> Path:
 
 
 def numbers(batches: Any) -> list[int]:
-    """The pictures in the batches, by the number in their colour."""
+    """The images in the batches, by the number in their colour."""
     return [round(float(value) * 255) for images, _ in batches for value in images[:, 1, 0, 0]]
 
 
@@ -326,10 +326,10 @@ def test_what_a_stream_cannot_do_is_one_line(tmp_path: Path):
     recipe = load_recipe("deit_imagenet", ["data.dataset=wds/", f"data.root={root}"])
     with pytest.raises(RecipeError, match="augment.repeats must be 1 for wds/, which is read as a stream, got 3"):
         Feed(recipe, splits, {}, torch.device("cpu"), 1, (0,), 0, 1)
-    with pytest.raises(DataError, match="too few pictures for worker 3 of 3 of process 1 of 1; set num_workers"):
+    with pytest.raises(DataError, match="too few images for worker 3 of 3 of process 1 of 1; set num_workers"):
         parts(splits, num_workers=3)
     (root / "_info.json").write_text((root / "_info.json").read_text().replace('"num_samples": 6', '"num_samples": 7'))
-    with pytest.raises(DataError, match="wds/ validation promises 7 pictures, and 6 could be read"):
+    with pytest.raises(DataError, match="wds/ validation promises 7 images, and 6 could be read"):
         numbers(eval_loader(open_splits("wds/", root).validation, PLAIN, 4))
 
 

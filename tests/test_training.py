@@ -377,7 +377,7 @@ def test_curves_are_drawn_at_most_every_half_minute_and_whenever_a_run_ends(
 
 
 def test_a_batch_larger_than_the_data_is_refused(tmp_path: Path):
-    with pytest.raises(RecipeError, match="optim.batch_size=302 is more than the 300 pictures to train on"):
+    with pytest.raises(RecipeError, match="optim.batch_size=302 is more than the 300 images to train on"):
         Trainer(_tiny("optim.batch_size=302"), tmp_path, device="cpu")
 
 
@@ -464,7 +464,7 @@ def test_fractals_need_no_data(kind: str, tmp_path: Path):
     ("override", "message"),
     [
         ("data.fractals.num_clases=3", "unknown key data.fractals.num_clases; did you mean data.fractals.num_classes?"),
-        ("data.hold_out=5", "data.hold_out cannot be set for fractals, which hold out pictures of their own"),
+        ("data.hold_out=5", "data.hold_out cannot be set for fractals, which hold out images of their own"),
         ("augment.repeats=3", "augment.repeats cannot be set for fractals; data.fractals.instances repeats them"),
         ("model.img_size_shares={64: 0}", "model.img_size_shares must be sizes with positive shares, or null"),
         ("model.img_size_shares={a: 1}", "model.img_size_shares must be of type int, got 'a'"),

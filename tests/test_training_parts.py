@@ -66,7 +66,7 @@ def batch() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 
 def _taught(images: torch.Tensor) -> torch.Tensor:
-    """What the teacher says of the raw pictures, in its own normalisation."""
+    """What the teacher says of the raw images, in its own normalisation."""
     raw = images * torch.tensor(NORMAL["std"])[:, None, None] + torch.tensor(NORMAL["mean"])[:, None, None]
     mean, std = torch.tensor([0.1, 0.2, 0.3])[:, None, None], torch.tensor([0.5, 0.6, 0.7])[:, None, None]
     return 5 * ((raw - mean) / std).mean((2, 3))
@@ -237,11 +237,11 @@ def test_posterizing_to_no_bits_gives_black_under_every_pillow():
     )
     (policy,) = [step for step in transform.transforms if hasattr(step, "ops")]
     (posterize,) = [operation for operation in policy.ops if operation.name.startswith("Posterize")]
-    picture = Image.new("RGB", (4, 4), (200, 100, 50))
+    image = Image.new("RGB", (4, 4), (200, 100, 50))
     posterize.magnitude, posterize.magnitude_std, posterize.prob = 10, 0, 1.0
-    assert posterize(picture).getpixel((0, 0)) == (0, 0, 0)
+    assert posterize(image).getpixel((0, 0)) == (0, 0, 0)
     posterize.magnitude = 5
-    assert posterize(picture).getpixel((0, 0)) == (192, 64, 0)
+    assert posterize(image).getpixel((0, 0)) == (192, 64, 0)
 
 
 def test_a_run_with_batched_augmentation_stops_and_goes_on_to_the_same_result(tmp_path: Path):

@@ -5,20 +5,29 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from weight_folders import CLASSES, small_folder
+from weight_folders import CLASSES, FACTS, small_model
 
+from glit_models import AutoFormerBlock, AutoFormerSpec
+from glit_models.weights.folder import save_folder
 from glit_models.weights.publish import publish
 
 transformers = pytest.importorskip("transformers")
 
 
-@pytest.fixture(scope="module")
-def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="module", params=["glit_tiny", "autoformer_tiny"])
+def published(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("published")
-    small_folder(path / "saved")
+    if request.param == "glit_tiny":
+        model = small_model()
+    else:
+        spec = AutoFormerSpec((AutoFormerBlock(2, 2.0), AutoFormerBlock(3, 4.0)), 48, head_dim=16)
+        torch.manual_seed(0)
+        model = timm.create_model(request.param, spec=spec, img_size=64, num_classes=len(CLASSES)).eval()
+    save_folder(model, path / "saved", class_names=CLASSES, name=f"{request.param}.small", facts=FACTS)
     publish(str(path / "saved"), folder=path / "folder")
     return path / "folder"
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 
 from ..errors import GlitError
 from ..extensions import import_module
-from . import deploying, pictures, searching, training, weights
+from . import deploying, images, searching, training, weights
 from .common import Commands, spelled
 
 __all__ = ["main"]
@@ -22,12 +22,12 @@ __all__ = ["main"]
 _COMMANDS: tuple[Callable[[Commands], None], ...] = (
     weights.add_list,
     weights.add_info,
-    pictures.add_predict,
-    pictures.add_demo,
+    images.add_predict,
+    images.add_demo,
     training.add_train,
     searching.add_search,
     training.add_finetune,
-    pictures.add_eval,
+    images.add_eval,
     weights.add_convert,
     weights.add_publish,
     weights.add_verify,

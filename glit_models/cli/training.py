@@ -50,7 +50,7 @@ def add_finetune(commands: Commands) -> None:
         commands,
         "finetune",
         _run_finetune,
-        "Fine-tune a model on a folder of pictures; again goes on.",
+        "Fine-tune a model on a folder of images; again goes on.",
         {
             "data.root": "folder",
             "optim.epochs": "epochs",
@@ -61,7 +61,7 @@ def add_finetune(commands: Commands) -> None:
     parser.add_argument("folder", metavar="DIR", help="of CLASS/*, or of train/CLASS/*, val/CLASS/*, test/CLASS/*")
     parser.add_argument("--model", help="MODEL.TAG, a weight folder or a repository to start from")
     parser.add_argument("--out", metavar="RUN", type=Path, help="folder of the run (runs/ and the name of DIR)")
-    for name, text in (("epochs", "how often to see all pictures"), ("img-size", "pixels"), ("batch-size", "pictures")):
+    for name, text in (("epochs", "how often to see all images"), ("img-size", "pixels"), ("batch-size", "images")):
         parser.add_argument(f"--{name}", type=int, metavar="N", help=text)
     add_run_options(parser, "any key of a recipe, such as optim.lr=1e-4")
 
@@ -70,7 +70,7 @@ def _run_finetune(args: argparse.Namespace) -> int:
     from ..predict import pick_device
     from ..recipes import parse_overrides
     from ..training import Trainer
-    from ..training.finetuning import check_pictures, describe_score, next_commands, plan
+    from ..training.finetuning import check_images, describe_score, next_commands, plan
 
     device = pick_device(args.device)
     sizes = {"optim.epochs": args.epochs, "model.img_size": args.img_size, "optim.batch_size": args.batch_size}
@@ -82,7 +82,7 @@ def _run_finetune(args: argparse.Namespace) -> int:
         print("\n".join(spelled(line, args) for line in plan_.lines))
         print(f"run: {out}; the same command goes on where it stopped", flush=True)
         if not (out / "recipe.yaml").exists():
-            check_pictures(plan_.splits)
+            check_images(plan_.splits)
     words = [("--model", args.model), ("--epochs", args.epochs), ("--img-size", args.img_size)]
     words += [("--batch-size", args.batch_size), *(("--set", text) for text in args.set)]
     asked = [str(word) for pair in words if pair[1] is not None for word in pair]
@@ -103,8 +103,8 @@ def add_fractals(commands: Commands) -> None:
     )
     parser.add_argument("--out", default="glit-fractals.png", metavar="FILE", help="the sheet (glit-fractals.png)")
     parser.add_argument("--classes", type=int, default=12, metavar="N", help="the first classes, a row each (12)")
-    parser.add_argument("--instances", type=int, default=8, metavar="N", help="pictures of each class (8)")
-    parser.add_argument("--size", type=int, default=112, metavar="PIXELS", help="side of a picture (112)")
+    parser.add_argument("--instances", type=int, default=8, metavar="N", help="images of each class (8)")
+    parser.add_argument("--size", type=int, default=112, metavar="PIXELS", help="side of an image (112)")
     parser.add_argument("--seed", type=int, default=0, help="of the classes and their instances (0)")
     parser.add_argument("--max-maps", type=int, metavar="N", help="maps that a class may have")
     parser.add_argument(

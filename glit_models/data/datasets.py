@@ -1,4 +1,4 @@
-"""From a data set's name to its three splits, which never share a picture: training, validation, test."""
+"""From a data set's name to its three splits, which never share an image: training, validation, test."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 
 from ..errors import Argument, DataError
-from .sources import Pictures, Source, Stream, find_part, is_folder, open_source
+from .sources import Images, Source, Stream, find_part, is_folder, open_source
 
 __all__ = ["Splits", "Subset", "open_splits"]
 
 
 class Subset:
-    """The members of `dataset` (map-style, pairs of PIL picture and label) at `indices`."""
+    """The members of `dataset` (map-style, pairs of PIL image and label) at `indices`."""
 
     def __init__(self, dataset: Any, indices: Sequence[int]) -> None:
         self.dataset = dataset
@@ -31,13 +31,13 @@ class Subset:
         return self.dataset[self.indices[index]]
 
     def filename(self, index: int) -> str:
-        """What to call the picture in a message, where `dataset` knows."""
+        """What to call the image in a message, where `dataset` knows."""
         return self.dataset.filename(self.indices[index])
 
 
 @dataclass(frozen=True)
 class Splits:
-    """Three data sets of (RGB PIL picture, label), map-style or each a `Stream`, and the class names in label order.
+    """Three data sets of (RGB PIL image, label), map-style or each a `Stream`, and the class names in label order.
 
     Choices are made on `validation`; `test` is for the end. Where a data set has only two parts, `test` is None.
     """
@@ -66,9 +66,9 @@ def open_splits(
 
     Args:
         dataset, root, download, input_key, target_key: see `open_source`.
-        hold_out: how many training pictures, drawn by `seed`, become the validation set; of an image folder, each class
+        hold_out: how many training images, drawn by `seed`, become the validation set; of an image folder, each class
             gives its share and at least one. 0 takes `validation_split` instead.
-        limit: keep only so many of the training pictures, the first as drawn.
+        limit: keep only so many of the training images, the first as drawn.
         seed: of the draw.
         train_split, validation_split, test_split: as the data set calls them; an image folder's may be called by their
             usual synonyms. Without `test_split`, the test set is Fashion-MNIST's own, or the validation folder where
@@ -76,13 +76,13 @@ def open_splits(
 
     Raises:
         DataError: if a split is missing, damaged, too small, has other classes than the training split, or shares
-            pictures with another; names it.
+            images with another; names it.
     """
     open_one = partial(open_source, dataset, root, download=download, input_key=input_key, target_key=target_key)
     if test_split is None:
         test_split = _usual_test_split(dataset, root, hold_out, validation_split)
     names = {"train": train_split, "validation": None if hold_out else validation_split, "test": test_split}
-    _refuse_shared_pictures(dataset, root, names)
+    _refuse_shared_images(dataset, root, names)
     if dataset == "fashion-mnist" and not hold_out:
         raise DataError("fashion-mnist has no validation split of its own; set ", Argument("hold_out"))
     train = open_one(train_split, training=True)
@@ -117,7 +117,7 @@ def _open_validation(open_one: Any, dataset: str, root: Any, split: str) -> Sour
     except DataError as error:
         if is_folder(dataset):
             raise DataError(
-                *error.message.parts, "; set ", Argument("hold_out"), " to validate on some of the training pictures"
+                *error.message.parts, "; set ", Argument("hold_out"), " to validate on some of the training images"
             ) from None
         raise
 
@@ -126,14 +126,14 @@ def _open_validation(open_one: Any, dataset: str, root: Any, split: str) -> Sour
 
 
 def _draw(train: Source, name: str, hold_out: int, seed: int) -> tuple[list[int], list[int]]:
-    """Indices of the pictures held out, in order, and of the others, in the order in which they were drawn."""
+    """Indices of the images held out, in order, and of the others, in the order in which they were drawn."""
     if isinstance(train, Stream):
         return [], []
     if len(train) <= hold_out:
-        raise DataError(f"{name} has {len(train)} training pictures, too few to hold out {hold_out}")
+        raise DataError(f"{name} has {len(train)} training images, too few to hold out {hold_out}")
     order = np.random.default_rng(seed).permutation(len(train))
     chosen = order[:hold_out]
-    if hold_out and isinstance(train, Pictures) and train.labels is not None:
+    if hold_out and isinstance(train, Images) and train.labels is not None:
         drawn = np.array(train.labels)[order]
         shares = _shares(np.bincount(drawn, minlength=len(train.classes)), hold_out)
         chosen = np.concatenate([order[drawn == label][:share] for label, share in enumerate(shares)])
@@ -142,20 +142,20 @@ def _draw(train: Source, name: str, hold_out: int, seed: int) -> tuple[list[int]
 
 
 def _shares(counts: np.ndarray, hold_out: int) -> list[int]:
-    """How many pictures of each class to hold out: in proportion, but one of each at least and not all of them.
+    """How many images of each class to hold out: in proportion, but one of each at least and not all of them.
 
-    A class of one picture keeps it for training.
+    A class of one image keeps it for training.
     """
     least, most = np.minimum(1, counts - 1).clip(0), (counts - 1).clip(0)
     if not least.sum() <= hold_out <= most.sum():
         raise DataError(
             Argument("hold_out"),
-            f" must be from {least.sum()} to {most.sum()}, so that every class with two pictures or more "
+            f" must be from {least.sum()} to {most.sum()}, so that every class with two images or more "
             f"has one to train and one to validate on, got {hold_out}",
         )
     quota = counts * (hold_out / counts.sum())
     shares = np.floor(quota).astype(int).clip(least, most)
-    while shares.sum() != hold_out:  # at most one step for each class, and for each picture that a bound moved
+    while shares.sum() != hold_out:  # at most one step for each class, and for each image that a bound moved
         step = 1 if shares.sum() < hold_out else -1
         gain = np.where((shares + step >= least) & (shares + step <= most), step * (quota - shares), -np.inf)
         shares[int(gain.argmax())] += step
@@ -165,19 +165,19 @@ def _shares(counts: np.ndarray, hold_out: int) -> list[int]:
 # ---- what splits may not share ----
 
 
-def _refuse_shared_pictures(dataset: str, root: Any, names: dict[str, str | None]) -> None:
+def _refuse_shared_images(dataset: str, root: Any, names: dict[str, str | None]) -> None:
     """Two splits that are, or overlap, one part of the data set would score on what was trained or chosen on."""
     given = [(f"{key}_split", split) for key, split in names.items() if split is not None]
     for index, (key, split) in enumerate(given):
         for other_key, other in given[:index]:
-            if _share_pictures(dataset, root, split, other):
+            if _share_images(dataset, root, split, other):
                 raise DataError(
-                    Argument(other_key, other), " and ", Argument(key, split), f" share pictures of {dataset}; "
+                    Argument(other_key, other), " and ", Argument(key, split), f" share images of {dataset}; "
                     "name another split, or set ", Argument("hold_out"),
                 )  # fmt: skip
 
 
-def _share_pictures(dataset: str, root: Any, first: str, second: str) -> bool:
+def _share_images(dataset: str, root: Any, first: str, second: str) -> bool:
     if is_folder(dataset) and root is not None:
         part = find_part(root, first)
         return first == second or (part is not None and part == find_part(root, second))

@@ -62,10 +62,10 @@ def find_folder(root: str | os.PathLike[str] | None = None) -> Path:
 
 
 class FashionMNIST:
-    """A map-style data set of (RGB PIL picture of 28 x 28 pixels, label) pairs.
+    """A map-style data set of (RGB PIL image of 28 x 28 pixels, label) pairs.
 
     Args:
-        split: 'train' (60,000 pictures) or 'test' (10,000).
+        split: 'train' (60,000 images) or 'test' (10,000).
         root: see `find_folder`.
 
     Raises:
@@ -81,7 +81,7 @@ class FashionMNIST:
         self.images = _read_idx(folder / f"{_PREFIX[split]}-images-idx3-ubyte.gz", ndim=3)
         self.labels = _read_idx(folder / f"{_PREFIX[split]}-labels-idx1-ubyte.gz", ndim=1)
         if len(self.images) != len(self.labels):
-            raise DataError(f"{folder}: {len(self.images)} {split} pictures but {len(self.labels)} labels")
+            raise DataError(f"{folder}: {len(self.images)} {split} images but {len(self.labels)} labels")
 
     def __len__(self) -> int:
         return len(self.labels)

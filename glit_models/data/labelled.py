@@ -20,7 +20,7 @@ __all__ = ["LabelledSplit", "match_classes", "open_labelled"]
 
 @dataclass(frozen=True)
 class LabelledSplit:
-    """A source of (RGB PIL picture, label) pairs, the data set's name or folder, and its split.
+    """A source of (RGB PIL image, label) pairs, the data set's name or folder, and its split.
 
     `split` is None where a folder holds the classes themselves.
     """
@@ -37,10 +37,10 @@ class LabelledSplit:
         """In label order."""
         return self.source.classes
 
-    def picture_name(self, index: int) -> str:
-        """What to call a picture in a message: its file where it has one."""
+    def image_name(self, index: int) -> str:
+        """What to call an image in a message: its file where it has one."""
         filename = getattr(self.source, "filename", None)
-        return filename(index) if filename is not None else f"picture {index} of {self}"
+        return filename(index) if filename is not None else f"image {index} of {self}"
 
 
 def open_labelled(

@@ -3,7 +3,7 @@
 timm's transforms do the work; `timm.data.create_loader` is not used because its samplers and its augmentation draw
 from process-wide generators whose state a checkpoint cannot hold for every worker.
 
-`B` the pictures of a step over all processes, `b` of one part of it.
+`B` the images of a step over all processes, `b` of one part of it.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ __all__ = ["Batches", "eval_loader", "part_positions", "train_parts"]
 class Batches:
     """The batches of a `DataLoader` (images [b, C, H, W] float32, labels [b] int64), and the errors of its workers.
 
-    Iterating raises DataError for a picture that cannot be read, in a worker too, for a worker that has died, and if
-    fewer pictures come than `stream`, where it is given, promises.
+    Iterating raises DataError for an image that cannot be read, in a worker too, for a worker that has died, and if
+    fewer images come than `stream`, where it is given, promises.
     """
 
     def __init__(self, loader: DataLoader[Any], length: int, stream: Stream | None = None) -> None:
@@ -47,7 +47,7 @@ class Batches:
         others = set(multiprocessing.active_children())
         batches: Any = iter(self.loader)
         _workers.update(set(multiprocessing.active_children()) - others)
-        pictures = 0
+        images = 0
         try:
             while True:
                 batch = next(batches, None)
@@ -56,7 +56,7 @@ class Batches:
                 if isinstance(batch, DataError):  # returned by a worker; raised there, it would bring its traceback
                     raise batch
                 if isinstance(batch, int):
-                    pictures += batch
+                    images += batch
                 elif batch:
                     yield batch[0], batch[1]
         except RuntimeError as error:
@@ -66,8 +66,8 @@ class Batches:
             raise
         finally:
             batches = None  # ends its workers even while a traceback holds this frame
-        if self.stream is not None and pictures != len(self.stream):
-            raise DataError(f"{self.stream.name} promises {len(self.stream)} pictures, and {pictures} could be read")
+        if self.stream is not None and images != len(self.stream):
+            raise DataError(f"{self.stream.name} promises {len(self.stream)} images, and {images} could be read")
 
 
 _workers: weakref.WeakSet[Any] = weakref.WeakSet()
@@ -85,7 +85,7 @@ def _end_workers() -> None:
 
 
 class _Seeded(Dataset[Any]):
-    """Transforms picture `key % len` under generators seeded by (seed, key)."""
+    """Transforms image `key % len` under generators seeded by (seed, key)."""
 
     def __init__(self, dataset: Any, transform: Any, seed: int) -> None:
         self.dataset = dataset
@@ -98,13 +98,13 @@ class _Seeded(Dataset[Any]):
     def __getitem__(self, key: int) -> tuple[Any, int] | DataError:
         index = key % len(self.dataset)
         try:
-            picture, label = self.dataset[index]
+            image, label = self.dataset[index]
         except DataError as error:
             return error
         except (OSError, SyntaxError) as error:
-            return DataError(f"picture {index} of the data set cannot be read: {first_line(error)}")
+            return DataError(f"image {index} of the data set cannot be read: {first_line(error)}")
         _seed_generators(self.seed, key)
-        return self.transform(picture), label
+        return self.transform(image), label
 
 
 class _PartKeys(Sampler[list[int]]):
@@ -128,7 +128,7 @@ class _PartKeys(Sampler[list[int]]):
     def __iter__(self) -> Iterator[list[int]]:
         for step in self.steps:
             keys = self.keys[step * self.batch_size : (step + 1) * self.batch_size]
-            # All first repetitions, then all second ones: a picture's repetitions fall to different parts.
+            # All first repetitions, then all second ones: an image's repetitions fall to different parts.
             keys = np.concatenate([keys[first :: self.repeats] for first in range(self.repeats)])
             yield from (keys[positions].tolist() for positions in self.positions)
 
@@ -158,21 +158,21 @@ def train_parts(
     each process reads a share of its own.
 
     Args:
-        dataset: map-style pairs of (PIL picture, label), or a `Stream`.
-        transform: picture -> image [C, H, W]; seeded for each picture.
+        dataset: map-style pairs of (PIL image, label), or a `Stream`.
+        transform: image -> tensor [C, H, W]; seeded for each image.
         batch_size: B, a multiple of `num_parts`. An epoch has len(dataset) // B steps; what is left over waits for
             another epoch's order.
         num_parts: processes times accumulated parts.
         parts: numbers, from 0, of this process's parts.
         first_step: of the epoch, to go on from.
-        repeats: repeated augmentation (Hoffer et al., arXiv 1901.09335; DeiT's RASampler): each picture so often in an
-            epoch, each time under another augmentation, over as many fewer pictures. 1 for a `Stream`.
+        repeats: repeated augmentation (Hoffer et al., arXiv 1901.09335; DeiT's RASampler): each image so often in an
+            epoch, each time under another augmentation, over as many fewer images. 1 for a `Stream`.
 
     Returns:
         Images [b, C, H, W] float32 and labels [b] int64, with b = B / num_parts.
 
     Raises:
-        DataError: while iterating, on a picture that cannot be read.
+        DataError: while iterating, on an image that cannot be read.
     """
     if not isinstance(dataset, Stream):
         keys = _PartKeys(len(dataset), batch_size, num_parts, parts, seed, epoch, first_step, repeats)
@@ -192,10 +192,10 @@ def train_parts(
 def eval_loader(
     dataset: Any, transform: Any, batch_size: int, num_workers: int = 0, rank: int = 0, world_size: int = 1
 ) -> Batches:
-    """Pictures `rank`, `rank + world_size`, ... in order, under a transform without chance; each once over all ranks.
+    """Images `rank`, `rank + world_size`, ... in order, under a transform without chance; each once over all ranks.
 
     Raises:
-        DataError: while iterating, on a picture that cannot be read, or fewer than a `Stream` promises.
+        DataError: while iterating, on an image that cannot be read, or fewer than a `Stream` promises.
     """
     if isinstance(dataset, Stream):
         stream = _StreamShare(dataset, transform, batch_size, rank, world_size)
@@ -223,16 +223,16 @@ class _StreamParts(IterableDataset[Any]):
         info = get_worker_info()
         worker, num_workers = (info.id, info.num_workers) if info else (0, 1)
         (seed, epoch), (rank, world_size) = self.state, self.place
-        pictures = self.stream.read(seed, epoch, self.size, rank, world_size)
+        images = self.stream.read(seed, epoch, self.size, rank, world_size)
         for number in range(worker, self.count, num_workers):
             try:
-                part = list(islice(pictures, self.size))
+                part = list(islice(images, self.size))
             except DataError as error:
                 yield error
                 return
             if len(part) < self.size:
                 yield DataError(
-                    f"{self.stream.name} has too few pictures for worker {worker + 1} of {num_workers} of process "
+                    f"{self.stream.name} has too few images for worker {worker + 1} of {num_workers} of process "
                     f"{rank + 1} of {world_size}; set ",
                     Argument("num_workers"),
                     " lower, to have a file or more for each",
@@ -242,16 +242,16 @@ class _StreamParts(IterableDataset[Any]):
                 yield ()  # trained on before the run was stopped
                 continue
             samples = []
-            for position, (picture, label) in enumerate(part):
+            for position, (image, label) in enumerate(part):
                 _seed_generators(seed, epoch, rank, number, position)
-                samples.append((self.transform(picture), label))
+                samples.append((self.transform(image), label))
             yield default_collate(samples)
 
 
 class _StreamShare(IterableDataset[Any]):
-    """Every `world_size`-th picture of what a worker reads, in batches; the last item is how many it read in all.
+    """Every `world_size`-th image of what a worker reads, in batches; the last item is how many it read in all.
 
-    Every process reads all pictures: timm's readers would give one some twice rather than another too few.
+    Every process reads all images: timm's readers would give one some twice rather than another too few.
     """
 
     def __init__(self, stream: Stream, transform: Any, batch_size: int, rank: int, world_size: int) -> None:
@@ -262,9 +262,9 @@ class _StreamShare(IterableDataset[Any]):
         samples = []
         number = -1
         try:
-            for number, (picture, label) in enumerate(self.stream.read(0, 0)):
+            for number, (image, label) in enumerate(self.stream.read(0, 0)):
                 if number % self.world_size == self.rank:
-                    samples.append((self.transform(picture), label))
+                    samples.append((self.transform(image), label))
                 if len(samples) == self.batch_size:
                     yield default_collate(samples)
                     samples = []

@@ -1,7 +1,7 @@
-"""One split of a data set by its name: `Pictures` where they can be had by index, else a `Stream` of them.
+"""One split of a data set by its name: `Images` where they can be had by index, else a `Stream` of them.
 
 `timm.data.create_dataset` opens what it names; mistakes that it would pass over in silence (a split that is not there,
-a picture that cannot be read, classes without names) are refused here. Knows nothing of training or batches.
+an image that cannot be read, classes without names) are refused here. Knows nothing of training or batches.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from PIL import Image, UnidentifiedImageError
 from ..errors import Argument, DataError, first_line
 from .fashion_mnist import FashionMNIST
 
-__all__ = ["KINDS", "Pictures", "Source", "Stream", "find_part", "is_folder", "open_source"]
+__all__ = ["KINDS", "Images", "Source", "Stream", "find_part", "is_folder", "open_source"]
 
 _PACKAGES = {"hfds": "datasets", "hfids": "datasets", "wds": "webdataset", "tfds": "tensorflow_datasets"}
 _STREAMED = ("hfids", "wds", "tfds")
@@ -28,13 +28,13 @@ KINDS = ("torch", *_PACKAGES)
 _SYNONYMS = (("train", "training"), ("validation", "val", "valid", "eval", "evaluation"))
 
 
-class Pictures:
-    """A map-style data set of timm or torchvision as pairs of (RGB PIL picture, label).
+class Images:
+    """A map-style data set of timm or torchvision as pairs of (RGB PIL image, label).
 
     Args:
         dataset: what `timm.data.create_dataset` returned.
         classes: their names in label order.
-        labels: of all pictures, where they are known without reading any; else None.
+        labels: of all images, where they are known without reading any; else None.
     """
 
     def __init__(self, dataset: Any, classes: tuple[str, ...], labels: list[int] | None) -> None:
@@ -47,38 +47,38 @@ class Pictures:
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        """Raises DataError if the picture is not whole or has no label of the data set's; names its file."""
+        """Raises DataError if the image is not whole or has no label of the data set's; names its file."""
         try:
-            picture, label = self._read(index)
+            image, label = self._read(index)
         except UnidentifiedImageError:
-            raise DataError(f"{self.filename(index)}: not a picture") from None
+            raise DataError(f"{self.filename(index)}: not an image") from None
         except Exception as error:  # decoders raise all sorts of things on damaged files
             raise DataError(f"{self.filename(index)}: cannot be read ({first_line(error)})") from None
         if label is None or not 0 <= int(label) < len(self.classes):
             raise DataError(
                 f"{self.filename(index)}: its label must be one of the {len(self.classes)} classes, got {label}"
             )
-        return picture, int(label)
+        return image, int(label)
 
     def filename(self, index: int) -> str:
-        """What to call the picture in a message: its file where the data set knows one."""
+        """What to call the image in a message: its file where the data set knows one."""
         if hasattr(self.dataset, "samples"):  # torchvision's folders
             return str(self.dataset.samples[index][0])
         name = self.dataset.filename(index, absolute=True) if hasattr(self.dataset, "filename") else None
-        return str(name or f"picture {index} of the data set")
+        return str(name or f"image {index} of the data set")
 
     def _read(self, index: int) -> tuple[Image.Image, Any]:
         if not hasattr(self.dataset, "reader"):
-            picture, label = self.dataset[index]
-            return picture.convert("RGB"), label
-        # Not through timm's own indexing: it takes the next picture for one that cannot be read.
+            image, label = self.dataset[index]
+            return image.convert("RGB"), label
+        # Not through timm's own indexing: it takes the next image for one that cannot be read.
         reader = self.dataset.reader
         if hasattr(reader, "tar_state") and self._process != os.getpid():
             self._process = os.getpid()
             _forget_open_files(reader)
         file, label = reader[index]
-        with file, Image.open(file) as picture:
-            return picture.convert("RGB"), label
+        with file, Image.open(file) as image:
+            return image.convert("RGB"), label
 
 
 def _forget_open_files(reader: Any) -> None:
@@ -89,11 +89,11 @@ def _forget_open_files(reader: Any) -> None:
 
 
 class Stream:
-    """The pictures of an iterable timm data set (WebDataset, TensorFlow Datasets, streamed Hugging Face data sets).
+    """The images of an iterable timm data set (WebDataset, TensorFlow Datasets, streamed Hugging Face data sets).
 
-    It has a length but no index: pictures come in an order that the library makes from (seed, epoch), the number of
+    It has a length but no index: images come in an order that the library makes from (seed, epoch), the number of
     processes and the number of workers, and that may have some twice and leave out others. An epoch that is resumed is
-    read again from its start and what was trained on is passed over; it has as many pictures as one that nothing
+    read again from its start and what was trained on is passed over; it has as many images as one that nothing
     interrupted, but where the library reads in parallel (TensorFlow Datasets) not bit for bit the same batches.
     """
 
@@ -108,7 +108,7 @@ class Stream:
         return int(self.dataset.reader.num_samples)
 
     def read(self, seed: int, epoch: int, part_size: int = 1, rank: int = 0, world_size: int = 1) -> Iterator[Any]:
-        """The pairs of (RGB PIL picture, label) that belong to process `rank` and to this worker of its loader.
+        """The pairs of (RGB PIL image, label) that belong to process `rank` and to this worker of its loader.
 
         Where the split was opened for training they come in a new order each epoch, again from the start rather than
         too few for whole parts of `part_size`.
@@ -120,17 +120,17 @@ class Stream:
         reader.common_seed, reader.worker_seed = int(state[0]) // 2, int(state[1]) // 2
         reader.set_epoch(epoch)
         try:
-            for picture, label in reader:
+            for image, label in reader:
                 if not 0 <= int(label) < len(self.classes):
                     raise DataError(f"{self.name}: a label must be one of the {len(self.classes)} classes, got {label}")
-                yield picture, int(label)
+                yield image, int(label)
         except DataError:
             raise
         except Exception as error:  # whatever the library raises, it is about the data
             raise DataError(f"{self.name} cannot be read: {first_line(error)}") from None
 
 
-Source = Pictures | Stream | FashionMNIST
+Source = Images | Stream | FashionMNIST
 
 
 def is_folder(name: str) -> bool:
@@ -167,7 +167,7 @@ def open_source(
         split: as the data set calls it. A folder without folders of splits in it is its own train split.
         training: let a stream come in a new order each epoch.
         download: let its library fetch it.
-        input_key: the column of the pictures, if a table has other columns than timm expects.
+        input_key: the column of the images, if a table has other columns than timm expects.
         target_key: likewise of the labels.
 
     Raises:
@@ -194,10 +194,10 @@ def open_source(
     dataset = _create(name, root, split, **options)
     names = _class_names(dataset, name, root)
     place = f"{name} {split}"
-    return Stream(dataset, names, place) if kind in _STREAMED else Pictures(dataset, names, None)
+    return Stream(dataset, names, place) if kind in _STREAMED else Images(dataset, names, None)
 
 
-def _open_folder(name: str, root: str | os.PathLike[str] | None, split: str) -> Pictures:
+def _open_folder(name: str, root: str | os.PathLike[str] | None, split: str) -> Images:
     if root is None or not os.path.exists(root):
         raise DataError(Argument("root"), f" {root}: no such folder")
     path = Path(root)
@@ -216,30 +216,30 @@ def _open_folder(name: str, root: str | os.PathLike[str] | None, split: str) -> 
         labels = [int(label) for label in (reader.targets if path.is_file() else (s[1] for s in reader.samples))]
     else:
         labels = [int(label) for label in dataset.targets]
-    pictures = Pictures(dataset, _class_names(dataset, name, path), labels)
+    images = Images(dataset, _class_names(dataset, name, path), labels)
     if path.is_dir():
-        _refuse_doubtful_classes(pictures, path)
-    return pictures
+        _refuse_doubtful_classes(images, path)
+    return images
 
 
-def _refuse_doubtful_classes(pictures: Pictures, folder: Path) -> None:
-    """timm calls a class by its innermost folder, takes pictures beside the folders for one more, and hidden ones."""
+def _refuse_doubtful_classes(images: Images, folder: Path) -> None:
+    """timm calls a class by its innermost folder, takes images beside the folders for one more, and hidden ones."""
     first_in: dict[str, str] = {}
-    for index in range(len(pictures)):
-        name = pictures.filename(index)
+    for index in range(len(images)):
+        name = images.filename(index)
         first_in.setdefault(os.path.dirname(name), name)
     homes: dict[str, Path] = {}
     for home, name in ((Path(home), name) for home, name in first_in.items()):
         if home == folder:
-            raise DataError(f"{name} lies in no class folder; pictures belong in {folder}/CLASS/")
+            raise DataError(f"{name} lies in no class folder; images belong in {folder}/CLASS/")
         if home.name.startswith("."):
-            raise DataError(f"{home} is hidden but holds pictures, which makes it a class; remove it")
+            raise DataError(f"{home} is hidden but holds images, which makes it a class; remove it")
         if homes.setdefault(home.name, home) != home:
             raise DataError(f"{home} and {homes[home.name]} are folders of one class; give a folder that holds one")
     used = {home.relative_to(folder).parts[0] for home in homes.values()}
     for child in sorted(folder.iterdir()):
         if child.is_dir() and child.name not in used and not child.name.startswith((".", "_")):
-            raise DataError(f"{child} holds no pictures; remove it, or put the pictures of that class there")
+            raise DataError(f"{child} holds no images; remove it, or put the images of that class there")
 
 
 def _require_package(kind: str, name: str) -> None:
@@ -258,13 +258,13 @@ def _create(name: str, root: str | os.PathLike[str] | None, split: str, **option
         return create_dataset(name, root=None if root is None else str(root), split=split, **options)
     except Exception as error:  # whatever the library raises, it is about the data
         if str(error).startswith("Found 0 images"):
-            raise DataError(f"{root} holds no pictures; they belong in {root}/CLASS/") from None
+            raise DataError(f"{root} holds no images; they belong in {root}/CLASS/") from None
         place = f"{name} {split}".strip() + (f" in {root}" if root is not None else "")
         text, advised, _ = first_line(error).partition("You can use download=True to download it")
         if advised:
             raise DataError(f"{place}: {text}set ", Argument("download", True), " to fetch it") from None
         if text.startswith("Dataset length is unknown"):
-            text = "how many pictures there are is not known before they are fetched; set "
+            text = "how many images there are is not known before they are fetched; set "
             raise DataError(f"{place}: {text}", Argument("download", True)) from None
         if name.startswith("wds/") and "not found in info (dict_keys([]))" in text:
             text = "no _info.json says its files; without one, give them as splits such as train-{0000..0009}.tar|5000"

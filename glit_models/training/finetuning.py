@@ -1,7 +1,7 @@
-"""Fine-tuning on a folder of pictures: what to train and how, each choice with its reason, and what the score is worth.
+"""Fine-tuning on a folder of images: what to train and how, each choice with its reason, and what the score is worth.
 
 It looks at the folder and makes a recipe; the trainer trains, the command line prints. The values that do not depend
-on the pictures are in `recipes/finetune.yaml`.
+on the images are in `recipes/finetune.yaml`.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from .setup import create_model
 __all__ = [
     "DEFAULT",
     "Plan",
-    "check_pictures",
+    "check_images",
     "choose_batch_size",
     "choose_epochs",
     "describe_score",
@@ -44,7 +44,7 @@ __all__ = [
     "wilson_interval",
 ]
 
-DEFAULT = "glit_tiny.fractal1k"  # pretrained on nothing but formulas, so no picture's licence comes with it
+DEFAULT = "glit_tiny.fractal1k"  # pretrained on nothing but formulas, so no image's licence comes with it
 
 _HOLD_OUT_SHARE = 0.2
 _MOST_HELD_OUT = 5000  # more would tell half a percent apart better than it matters
@@ -52,8 +52,8 @@ _STEPS = 1000  # at the least, where 100 epochs have so many
 _EPOCHS = (10, 100)
 _BATCH_SIZES = (8, 16, 32, 64, 128)
 _STEPS_PER_EPOCH = 12
-_MANY_PICTURES = 10_000
-_FEW_PICTURES = 1000
+_MANY_IMAGES = 10_000
+_FEW_IMAGES = 1000
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Plan:
 
 
 def plan(directory: str | os.PathLike[str], model: str | None, device: torch.device, overrides: Overrides = ()) -> Plan:
-    """Look at the pictures and decide.
+    """Look at the images and decide.
 
     Args:
         directory: holds `CLASS/*`, or `train/CLASS/*` with or without `val/CLASS/*` and `test/CLASS/*`.
@@ -75,7 +75,7 @@ def plan(directory: str | os.PathLike[str], model: str | None, device: torch.dev
         overrides: values by `section.key`, or texts `section.key=value`; they stand whatever the images are.
 
     Raises:
-        DataError: if there are too few pictures or classes, or the folders do not fit together.
+        DataError: if there are too few images or classes, or the folders do not fit together.
         RecipeError, WeightsError: on a model or an override that cannot be used.
     """
     given = dict(overrides) if isinstance(overrides, Mapping) else parse_overrides(overrides)
@@ -88,7 +88,7 @@ def plan(directory: str | os.PathLike[str], model: str | None, device: torch.dev
     counts = Counter(train.classes[label] for label in train.labels or ())
     if len(counts) < 2:
         raise DataError(f"{directory} has one class, {next(iter(counts))}; it takes two or more, each in its folder")
-    choices.lines.insert(0, Message(_describe_pictures(directory, counts)))
+    choices.lines.insert(0, Message(_describe_images(directory, counts)))
     splits = _choose_splits(choices, directory, counts)
     _choose_size(choices, name, device)
     _choose_length(choices, len(splits.train))
@@ -132,12 +132,12 @@ class _Choices:
 # ---- the choices ----
 
 
-def _describe_pictures(directory: Any, counts: Counter[str]) -> str:
+def _describe_images(directory: Any, counts: Counter[str]) -> str:
     listed = ", ".join(f"{name} {count}" for name, count in list(counts.items())[:5])
     if len(counts) > 5:
         listed += f", ...; from {min(counts.values())} to {max(counts.values())} each"
     place = "train" if find_part(directory, "train") else ""
-    return f"pictures: {counts.total():,} of {len(counts)} classes in {Path(directory) / place} ({listed})"
+    return f"images: {counts.total():,} of {len(counts)} classes in {Path(directory) / place} ({listed})"
 
 
 def _choose_splits(choices: _Choices, directory: Any, counts: Counter[str]) -> Splits:
@@ -148,7 +148,7 @@ def _choose_splits(choices: _Choices, directory: Any, counts: Counter[str]) -> S
         hold_out = _choose_hold_out(choices, directory, counts)
     else:
         hold_out = 0
-    # The recipe states how many pictures it is for, so that a run does not go on with other ones.
+    # The recipe states how many images it is for, so that a run does not go on with other ones.
     limit = choices.make("data.limit", total - hold_out)
     base = choices.base
     with naming_keys():
@@ -157,7 +157,7 @@ def _choose_splits(choices: _Choices, directory: Any, counts: Counter[str]) -> S
             validation_split=base.data.validation_split, test_split=choices.recipe().data.test_split,
         )  # fmt: skip
     if not hold_out:
-        choices.explain(f"validation: the {len(splits.validation):,} pictures in its folder")
+        choices.explain(f"validation: the {len(splits.validation):,} images in its folder")
     return splits
 
 
@@ -165,7 +165,7 @@ def _choose_hold_out(choices: _Choices, directory: Any, counts: Counter[str]) ->
     single = [name for name, count in counts.items() if count == 1]
     if single:
         raise DataError(
-            f"class {single[0]} in {directory} has one picture; it takes two, to train on one and validate on the other"
+            f"class {single[0]} in {directory} has one image; it takes two, to train on one and validate on the other"
         )
     share = min(round(_HOLD_OUT_SHARE * counts.total()), _MOST_HELD_OUT)
     hold_out = min(max(share, len(counts)), counts.total() - len(counts))
@@ -199,13 +199,13 @@ def _own_size(name: str) -> int:
         raise RecipeError(Argument("model", name), f" cannot be built: {first_line(error)}") from None
 
 
-def _choose_length(choices: _Choices, num_pictures: int) -> None:
-    """Batch, epochs, rate and mixing, from how many pictures there are to train on."""
-    batch = choose_batch_size(num_pictures)
-    line = f"batch: {batch} of {num_pictures:,} pictures ("
+def _choose_length(choices: _Choices, num_images: int) -> None:
+    """Batch, epochs, rate and mixing, from how many images there are to train on."""
+    batch = choose_batch_size(num_images)
+    line = f"batch: {batch} of {num_images:,} images ("
     batch = choices.make("optim.batch_size", batch, line, Argument("optim.batch_size"), ")")
-    epochs = choose_epochs(num_pictures, batch)
-    steps = num_pictures // max(batch, 1) * epochs
+    epochs = choose_epochs(num_images, batch)
+    steps = num_images // max(batch, 1) * epochs
     why = f"{steps:,} steps; {_STEPS:,} or more, but {_EPOCHS[0]} to {_EPOCHS[1]} epochs ("
     epochs = choices.make("optim.epochs", epochs, f"epochs: {epochs}, {why}", Argument("optim.epochs"), ")")
     choices.make("optim.warmup_epochs", round(0.1 * epochs, 1))
@@ -213,32 +213,32 @@ def _choose_length(choices: _Choices, num_pictures: int) -> None:
     lr = float(f"{of_recipe.lr * math.sqrt(batch / of_recipe.batch_size):.2g}")
     why = f"{of_recipe.lr:g} for a batch of {of_recipe.batch_size}, and by the root of the batch ("
     choices.make("optim.lr", lr, f"rate: {lr:g}, {why}", Argument("optim.lr", ...), ")")
-    if num_pictures >= _MANY_PICTURES and batch % 2 == 0:
+    if num_images >= _MANY_IMAGES and batch % 2 == 0:
         choices.make("augment.mixup", 0.2)
         why, other = "on, as there are many (", Argument("augment.cutmix", 0)
-        choices.make("augment.cutmix", 1.0, f"mixing of pictures: {why}", other, ")")
+        choices.make("augment.cutmix", 1.0, f"mixing of images: {why}", other, ")")
     else:
-        why = f"it helps from some {_MANY_PICTURES:,} pictures on ("
-        choices.make("augment.cutmix", 0.0, f"mixing of pictures: off, {why}", Argument("augment.cutmix", 1.0), ")")
+        why = f"it helps from some {_MANY_IMAGES:,} images on ("
+        choices.make("augment.cutmix", 0.0, f"mixing of images: off, {why}", Argument("augment.cutmix", 1.0), ")")
 
 
-def choose_batch_size(num_pictures: int) -> int:
+def choose_batch_size(num_images: int) -> int:
     """The largest usual one that leaves an epoch some steps."""
-    fitting = [size for size in _BATCH_SIZES if size * _STEPS_PER_EPOCH <= num_pictures]
-    return min(fitting[-1] if fitting else _BATCH_SIZES[0], num_pictures)
+    fitting = [size for size in _BATCH_SIZES if size * _STEPS_PER_EPOCH <= num_images]
+    return min(fitting[-1] if fitting else _BATCH_SIZES[0], num_images)
 
 
-def choose_epochs(num_pictures: int, batch_size: int) -> int:
-    """As many as give enough steps, within what is neither too little of a cosine nor the same pictures for ever."""
-    steps = max(1, num_pictures // max(batch_size, 1))
+def choose_epochs(num_images: int, batch_size: int) -> int:
+    """As many as give enough steps, within what is neither too little of a cosine nor the same images for ever."""
+    steps = max(1, num_images // max(batch_size, 1))
     return min(max(math.ceil(_STEPS / steps), _EPOCHS[0]), _EPOCHS[1])
 
 
-def _choose_machinery(choices: _Choices, num_pictures: int, device: torch.device) -> None:
+def _choose_machinery(choices: _Choices, num_images: int, device: torch.device) -> None:
     cores = _count_cores()
     on_cpu = device.type == "cpu"
     if on_cpu:
-        workers = min(cores - 1, 1) if num_pictures >= _FEW_PICTURES else 0
+        workers = min(cores - 1, 1) if num_images >= _FEW_IMAGES else 0
         why = "as the CPU has to train as well"
     else:
         workers, why = min(cores, 8), f"of {cores} cores"
@@ -256,18 +256,18 @@ def _count_cores() -> int:
 
 
 def _check_classifier(recipe: Recipe, num_classes: int) -> None:
-    """Build what the trainer will build, and ask it about one empty picture."""
+    """Build what the trainer will build, and ask it about one empty image."""
     model, size = create_model(recipe.model, num_classes), recipe.model.img_size
     try:
         with torch.inference_mode():
             shape = tuple(model.eval()(torch.zeros(1, 3, size, size)).shape)
     except Exception as error:
         raise RecipeError(
-            Argument("model", recipe.model.name), f" takes no pictures of {size} pixels: {first_line(error)}"
+            Argument("model", recipe.model.name), f" takes no images of {size} pixels: {first_line(error)}"
         ) from None
     if shape != (1, num_classes):
         raise RecipeError(
-            Argument("model", recipe.model.name), f" is no classifier: it makes {list(shape)} of one picture"
+            Argument("model", recipe.model.name), f" is no classifier: it makes {list(shape)} of one image"
         )
 
 
@@ -275,7 +275,7 @@ def _check_classifier(recipe: Recipe, num_classes: int) -> None:
 
 
 class _Readable:
-    """Empty pictures with label 1 in place of those that cannot be read, and 0 of the others."""
+    """Empty images with label 1 in place of those that cannot be read, and 0 of the others."""
 
     def __init__(self, dataset: Any) -> None:
         self.dataset = dataset
@@ -292,19 +292,19 @@ class _Readable:
         return empty, 0
 
 
-def _no_image(picture: Image.Image) -> torch.Tensor:
+def _no_image(image: Image.Image) -> torch.Tensor:
     return torch.zeros(0)
 
 
-def check_pictures(splits: Splits) -> None:
-    """Read every picture once, with a progress bar: better now than in the middle of an epoch.
+def check_images(splits: Splits) -> None:
+    """Read every image once, with a progress bar: better now than in the middle of an epoch.
 
     Raises:
         DataError: if some cannot be read; says how many, and the first.
     """
     broken, first, total = 0, "", 0
     for dataset in filter(None, (splits.train, splits.validation, splits.test)):
-        num_workers = min(_count_cores(), 8) if len(dataset) >= _FEW_PICTURES else 0
+        num_workers = min(_count_cores(), 8) if len(dataset) >= _FEW_IMAGES else 0
         batches = track(eval_loader(_Readable(dataset), _no_image, 16, num_workers), "reading the images")
         bad = torch.cat([labels for _, labels in batches]).nonzero().flatten().tolist()
         total += len(dataset)
@@ -315,7 +315,7 @@ def check_pictures(splits: Splits) -> None:
             except DataError as error:
                 first = first or str(error)
     if broken:
-        more = "" if broken == 1 else f" (one of {broken} broken pictures of {total:,})"
+        more = "" if broken == 1 else f" (one of {broken} broken images of {total:,})"
         raise DataError(f"{first}{more}; mend or remove it")
 
 
@@ -324,15 +324,15 @@ def describe_score(result: dict[str, Any], splits: Splits) -> list[str]:
     kind, scored = ("validation", splits.validation) if splits.test is None else ("test", splits.test)
     top1, count = result[f"{kind}_top1"], len(scored)
     correct = round(top1 * count / 100)
-    lines = [f"{kind} top-1: {top1:.2f} % ({correct:,} of {count:,} pictures), epoch {result['epoch']} was the best"]
-    if count < _FEW_PICTURES:
+    lines = [f"{kind} top-1: {top1:.2f} % ({correct:,} of {count:,} images), epoch {result['epoch']} was the best"]
+    if count < _FEW_IMAGES:
         low, high = wilson_interval(correct, count)
         lines.append(
-            f"{count} pictures say only so much: the rate on others like them may be {100 * low:.0f} % to "
+            f"{count} images say only so much: the rate on others like them may be {100 * low:.0f} % to "
             f"{100 * high:.0f} % (95 % confidence)"
         )
     if splits.test is None:
-        lines.append("these pictures also chose the epoch; pictures in a test folder would be scored once, at the end")
+        lines.append("these images also chose the epoch; images in a test folder would be scored once, at the end")
     return lines
 
 
@@ -345,11 +345,11 @@ def wilson_interval(correct: int, count: int, z: float = 1.96) -> tuple[float, f
 
 
 def next_commands(directory: str | os.PathLike[str], out: Path, splits: Splits) -> list[str]:
-    """What to type next: predict on a picture that was not trained on, score, publish."""
+    """What to type next: predict on an image that was not trained on, score, publish."""
     unseen, model = splits.test or splits.validation, str(out / "model")
     held_out = find_part(directory, "test") is None and find_part(directory, "validation") is None
     return [
         shlex.join(["glit", "predict", unseen.filename(0), "--model", model]),
-        shlex.join(["glit", "eval", model, "OTHER_PICTURES" if held_out else str(directory)]),
+        shlex.join(["glit", "eval", model, "OTHER_IMAGES" if held_out else str(directory)]),
         shlex.join(["glit", "publish", model, "--to-folder", str(out / "published"), "--license", "LICENSE"]),
     ]

@@ -25,7 +25,7 @@ class ModelSection:
     spec: dict[str, Any] | str | None = None  # a GLiTSpec's fields, or the path of its JSON file
     pretrained: bool = False
     img_size: int = 224
-    # Batches of other sizes than img_size, each with its share of the steps: cheap pretraining on small pictures.
+    # Batches of other sizes than img_size, each with its share of the steps: cheap pretraining on small images.
     img_size_shares: dict[int, float] | None = None
     drop_rate: float = 0.0
     drop_path_rate: float = 0.0
@@ -43,12 +43,12 @@ class DataSection:
     train_split: str = "train"
     validation_split: str = "validation"
     test_split: str | None = None  # scored once, at the end
-    hold_out: int = 0  # this many training pictures become the validation set
+    hold_out: int = 0  # this many training images become the validation set
     limit: int | None = None  # keep only so many of the others
     split_seed: int | None = None  # of the draw of both; the run's seed unless given
     train_on_validation: bool = False  # train on the validation images, too; nothing is scored on them then
     download: bool = False  # let the data set's own library fetch it
-    input_key: str | None = None  # names of the picture's and the label's columns, where they are not the usual ones
+    input_key: str | None = None  # names of the image's and the label's columns, where they are not the usual ones
     target_key: str | None = None
     fractals: FractalConfig = field(default_factory=FractalConfig)
     num_workers: int = 1
@@ -60,7 +60,7 @@ class DataSection:
 
 @dataclass(frozen=True)
 class AugmentSection:
-    """How training pictures are changed; keywords of `timm.data.create_transform` and `timm.data.Mixup`."""
+    """How training images are changed; keywords of `timm.data.create_transform` and `timm.data.Mixup`."""
 
     scale: tuple[float, float] = (0.08, 1.0)
     ratio: tuple[float, float] = (0.75, 1.3333)
@@ -71,7 +71,7 @@ class AugmentSection:
     train_interpolation: str | None = None  # of the random crop; 'random' takes bilinear or bicubic
     re_prob: float = 0.0
     re_mode: Literal["const", "rand", "pixel"] = "const"
-    repeats: int = 1  # repeated augmentation: each picture so often in an epoch, over as many fewer pictures
+    repeats: int = 1  # repeated augmentation: each image so often in an epoch, over as many fewer images
     mixup: float = 0.0
     cutmix: float = 0.0
     mixup_switch_prob: float = 0.5
@@ -177,7 +177,7 @@ class Recipe:
                 raise RecipeError(f"{key} must be {bound}, got {value!r}")
         self.check_parts(1)
         if data.dataset == "fractals" and data.hold_out:
-            raise RecipeError("data.hold_out cannot be set for fractals, which hold out pictures of their own")
+            raise RecipeError("data.hold_out cannot be set for fractals, which hold out images of their own")
         if data.dataset == "fractals" and augment.repeats > 1:
             raise RecipeError("augment.repeats cannot be set for fractals; data.fractals.instances repeats them")
         if data.train_on_validation and self.keep == "best":

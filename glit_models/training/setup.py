@@ -168,11 +168,11 @@ def create_train_transform(size: int, augment: AugmentSection, preprocessing: di
     return transform
 
 
-def _posterize(picture: Image.Image, bits: int, **_: Any) -> Image.Image:
+def _posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
     """As timm's, which asks for 0 bits at full strength: black until Pillow 13, which refuses it."""
     if bits == 0:
-        return Image.new(picture.mode, picture.size)
-    return picture if bits >= 8 else ImageOps.posterize(picture, bits)
+        return Image.new(image.mode, image.size)
+    return image if bits >= 8 else ImageOps.posterize(image, bits)
 
 
 def create_eval_transform(size: int, preprocessing: dict[str, Any]) -> Any:

@@ -115,7 +115,7 @@ class Trainer:
         self.steps_per_epoch = len(self.splits.train) // recipe.optim.batch_size
         if not self.steps_per_epoch:
             size, count = recipe.optim.batch_size, len(self.splits.train)
-            raise RecipeError(f"optim.batch_size={size} is more than the {count} pictures to train on")
+            raise RecipeError(f"optim.batch_size={size} is more than the {count} images to train on")
         self.total_steps = self.steps_per_epoch * recipe.optim.epochs
         self.reports = StepReports(self.accelerator, self.num_classes)
         self._build()

@@ -84,7 +84,7 @@ from PIL import Image
 
 model = timm.create_model("{source}", pretrained=True).eval()
 transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
-image = Image.open("picture.png").convert("{"L" if entry.input_size[0] == 1 else "RGB"}")
+image = Image.open("image.png").convert("{"L" if entry.input_size[0] == 1 else "RGB"}")
 with torch.inference_mode():
     probabilities = model(transform(image).unsqueeze(0)).softmax(dim=-1)
 ```
@@ -139,8 +139,8 @@ def _or_dash(value: Any) -> str:
 
 def _limits(entry: WeightEntry) -> str:
     limits = [
-        f"Trained for {entry.dataset} and measured there, if at all; on other pictures the scores say nothing.",
-        f"It always answers with one of its {entry.num_classes} classes, whatever the picture shows, and its "
+        f"Trained for {entry.dataset} and measured there, if at all; on other images the scores say nothing.",
+        f"It always answers with one of its {entry.num_classes} classes, whatever the image shows, and its "
         "probabilities are not calibrated.",
         f"Made for {entry.input_size[1]} x {entry.input_size[2]} pixels; at other sizes (`img_size=...`) the position "
         "embedding is resampled and accuracy falls.",

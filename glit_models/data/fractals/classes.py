@@ -1,6 +1,6 @@
-"""The search for the classes of `fractals`: random systems of maps that give a picture worth learning.
+"""The search for the classes of `fractals`: random systems of maps that give an image worth learning.
 
-As in FractalDB (Kataoka et al., ACCV 2020) a system is drawn at random and kept if it covers enough of its picture; as
+As in FractalDB (Kataoka et al., ACCV 2020) a system is drawn at random and kept if it covers enough of its image; as
 in its sequel PC-FractalDB (Yamada et al., CVPR 2022) its variance must also be large enough, which keeps thin shapes
 out. Unlike there, every map must be a contraction. It knows nothing of instances.
 
@@ -28,23 +28,23 @@ _DENSITY = 100_000 / 512**2  # points a pixel in FractalDB's own search
 _BATCH = 128
 _PATIENCE = 4096, 64  # candidates that may fail at first, and for each class that is found
 _DRAWS = 24  # of one map, until one is a contraction
-_LEAST_COVERAGE = 3  # sum of the maps' |det| for each unit of filling rate; with less, pictures hardly ever pass
+_LEAST_COVERAGE = 3  # sum of the maps' |det| for each unit of filling rate; with less, images hardly ever pass
 _COUNT, _MAPS = range(20, 22)  # what chance is for; `fractals` and `ifs` have the numbers below
 
 
 def measure(maps: Tensor, num_maps: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
-    """Filling rate and variance of systems [B, F, 6], [B] each, from a plain picture of 128 pixels.
+    """Filling rate and variance of systems [B, F, 6], [B] each, from a plain image of 128 pixels.
 
     It has as many points a pixel as FractalDB's search, which draws 100,000 on 512 x 512. The variance is the smaller
     one of the two axes, over the covered pixels, in coordinates from -1 to 1.
     """
     view = torch.tensor([0.0, 0.0, 1.0, 0.0]).expand(len(maps), 4)
-    picture = draw(maps, num_maps, keys, view, _SIZE, _DENSITY)[:, 0, 1:-1, 1:-1].to(torch.float64)
+    image = draw(maps, num_maps, keys, view, _SIZE, _DENSITY)[:, 0, 1:-1, 1:-1].to(torch.float64)
     position = torch.linspace(-1, 1, _SIZE, dtype=torch.float64)
-    total = picture.sum((1, 2))
+    total = image.sum((1, 2))
     variances = []
     for axis in (1, 2):
-        share = picture.sum(axis) / total.unsqueeze(-1)
+        share = image.sum(axis) / total.unsqueeze(-1)
         mean = (share * position).sum(-1, keepdim=True)
         variances.append((share * (position - mean) ** 2).sum(-1))
     return total / _SIZE**2, torch.minimum(*variances)
@@ -84,7 +84,7 @@ def _passing(
 def _candidates(
     keys: Tensor, config: FractalConfig, center: tuple[Tensor, Tensor] | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Systems by number: maps [B, F, 6], counts [B], and which of them are worth a picture.
+    """Systems by number: maps [B, F, 6], counts [B], and which of them are worth an image.
 
     Coefficients are uniform in [-1, 1], or around `center` within delta; each map is the first contraction of some.
     """

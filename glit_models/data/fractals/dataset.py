@@ -1,10 +1,10 @@
-"""Formula-driven pictures for pretraining: each class is a random fractal, each picture is made when it is asked for.
+"""Formula-driven images for pretraining: each class is a random fractal, each image is made when it is asked for.
 
 After FractalDB (Kataoka et al., ACCV 2020), OFDB, which shows that one instance a class is enough (Nakamura et al.,
 ICCV 2023, arXiv 2307.14710), and 1p-frac, where all classes are small changes of one fractal (Nakamura et al., ECCV
 2024, arXiv 2408.00677). It says what is drawn; how, is in `ifs`. Nothing is stored, downloaded or drawn ahead.
 
-Axes: B pictures, F maps, P colour planes.
+Axes: B images, F maps, P colour planes.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ __all__ = ["FractalConfig", "Fractals", "HeldOutFractals"]
 Integers = Tensor | Sequence[int]  # of 64 bits
 
 _GRAY = 127  # FractalDB's
-_NUM_COLORS = 4  # of a picture
-_HELD_OUT = 1 << 40  # pictures of a class from this index on are held out; training never gets so far
+_NUM_COLORS = 4  # of an image
+_HELD_OUT = 1 << 40  # images of a class from this index on are held out; training never gets so far
 _FACTORS, _VIEW, _PALETTE, _PATTERN = range(10, 14)  # what chance is for; `ifs` has the numbers below
 
 
@@ -36,23 +36,23 @@ class FractalConfig:
 
     Attributes:
         num_classes: classes.
-        instances: pictures of a class in one epoch.
-        held_out: pictures of a class in the validation set, and as many in the test set.
+        instances: images of a class in one epoch.
+        held_out: images of a class in the validation set, and as many in the test set.
         max_maps: a class has from 2 to so many maps; 8 is FractalDB's, fewer give sparser, more distinct shapes.
         perturbation: each coefficient of an instance is its class's times a factor from 1 - this to 1 + this. 0 leaves
             the class's own maps, as OFDB does; FractalDB goes to 0.2.
         single: make every class a change of one fractal (1p-frac) rather than a fractal of its own.
         delta: with `single`, how far a class's coefficients lie from that fractal's, at most.
         color: 'gray', one level as in FractalDB, or 'color': four parts of the fractal, each in a random colour.
-        render: 'point', or 'patch': at each point a 3 x 3 pattern, one drawn for each picture.
+        render: 'point', or 'patch': at each point a 3 x 3 pattern, one drawn for each image.
         density: points drawn for each pixel.
-        zoom_min: least size of the fractal, where 1 fills the picture.
-        zoom_max: largest; above 1 parts leave the picture.
-        rotation: degrees by which a picture may be turned either way, up to 180.
-        flip_prob: how often a picture is mirrored.
+        zoom_min: least size of the fractal, where 1 fills the image.
+        zoom_max: largest; above 1 parts leave the image.
+        rotation: degrees by which an image may be turned either way, up to 180.
+        flip_prob: how often an image is mirrored.
         filling_rate: least share of pixels that a class covers in the search, where no more than 0.38 can be; 0.2 in
             FractalDB.
-        variance: least variance of a class's pixels along either axis, the picture going from -1 to 1; 0.05 in
+        variance: least variance of a class's pixels along either axis, the image going from -1 to 1; 0.05 in
             PC-FractalDB.
 
     Raises:
@@ -100,11 +100,11 @@ class FractalConfig:
 
 @dataclass(frozen=True)
 class HeldOutFractals:
-    """Pictures of every class that training never sees.
+    """Images of every class that training never sees.
 
     Args:
-        fractals: whose pictures they are.
-        number: of the set, from 0; sets of different numbers share no picture.
+        fractals: whose images they are.
+        number: of the set, from 0; sets of different numbers share no image.
     """
 
     fractals: Fractals
@@ -114,7 +114,7 @@ class HeldOutFractals:
         return self.fractals.config.num_classes * self.fractals.config.held_out
 
     def members(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """The labels and indices [B] of the pictures at these positions [B]."""
+        """The labels and indices [B] of the images at these positions [B]."""
         num_classes, held_out = self.fractals.config.num_classes, self.fractals.config.held_out
         return positions % num_classes, _HELD_OUT + self.number * held_out + positions // num_classes
 
@@ -122,7 +122,7 @@ class HeldOutFractals:
 class Fractals:
     """`num_classes * instances` fractals an epoch, drawn in batches on the device that asks for them.
 
-    A picture is a function of the configuration, seed, class, index and size alone: not of the batch it is in, nor of
+    An image is a function of the configuration, seed, class, index and size alone: not of the batch it is in, nor of
     what was drawn before, nor of the device.
 
     Args:
@@ -152,7 +152,7 @@ class Fractals:
         return self.config.num_classes * self.config.instances
 
     def batch(self, labels: Integers, indices: Integers, size: int, device: torch.device | str = "cpu") -> Tensor:
-        """Draw one picture for each pair of label and index.
+        """Draw one image for each pair of label and index.
 
         Args:
             labels: [B] classes.
@@ -171,12 +171,12 @@ class Fractals:
         if not 8 <= size <= MAX_SIZE:
             raise DataError(f"size must be from 8 to {MAX_SIZE}, got {size}")
         label, index = label.to(device, non_blocking=True), index.to(device, non_blocking=True)
-        pictures = torch.empty(len(label), 3, size, size, dtype=torch.uint8, device=label.device)
+        images = torch.empty(len(label), 3, size, size, dtype=torch.uint8, device=label.device)
         step = images_at_once(size, self.config.density, label.device)
         for start in range(0, len(label), step):
             part = slice(start, start + step)
-            pictures[part] = self._draw(label[part], index[part], size)
-        return pictures
+            images[part] = self._draw(label[part], index[part], size)
+        return images
 
     def _draw(self, label: Tensor, index: Tensor, size: int) -> Tensor:
         config = self.config
@@ -189,9 +189,9 @@ class Fractals:
             sway = (2 * numbers(keys, _FACTORS, maps.shape[1] * 6) - 1).view_as(maps)
             maps = contract(maps * (1 + sway * config.perturbation))
         num_colors = _NUM_COLORS if config.color == "color" else 1
-        pictures = _packed(draw(maps, num_maps, keys, self._view(keys), size, config.density, num_colors))
-        pictures = _patched(pictures, keys) if config.render == "patch" else pictures[:, 1:-1, 1:-1]
-        return _colored(pictures, keys) if config.color == "color" else (pictures * _GRAY).unsqueeze(1)
+        images = _packed(draw(maps, num_maps, keys, self._view(keys), size, config.density, num_colors))
+        images = _patched(images, keys) if config.render == "patch" else images[:, 1:-1, 1:-1]
+        return _colored(images, keys) if config.color == "color" else (images * _GRAY).unsqueeze(1)
 
     def _view(self, keys: Tensor) -> Tensor:
         """[B, 4] for `draw`."""
@@ -223,29 +223,29 @@ def _checked(labels: Integers, indices: Integers, num_classes: int) -> tuple[Ten
 
 def _packed(planes: Tensor) -> Tensor:
     """[B, H, W] whose bit p is plane p of [B, P, H, W]."""
-    pictures = planes[:, 0].clone()
+    images = planes[:, 0].clone()
     for plane in range(1, planes.shape[1]):
-        pictures |= planes[:, plane] << plane
-    return pictures
+        images |= planes[:, plane] << plane
+    return images
 
 
-def _patched(pictures: Tensor, keys: Tensor) -> Tensor:
-    """Draw each picture's 3 x 3 pattern, never an empty one, around every point; takes the border of one pixel off."""
-    size = pictures.shape[-1] - 2
+def _patched(images: Tensor, keys: Tensor) -> Tensor:
+    """Draw each image's 3 x 3 pattern, never an empty one, around every point; takes the border of one pixel off."""
+    size = images.shape[-1] - 2
     pattern = (numbers(keys, _PATTERN, 1) * 511).to(torch.int64) + 1
     masks = (((pattern >> torch.arange(9, device=keys.device)) & 1) * 255).to(torch.uint8).view(-1, 9, 1, 1)
-    result = torch.zeros_like(pictures[:, :size, :size])
+    result = torch.zeros_like(images[:, :size, :size])
     for place in range(9):
         y, x = divmod(place, 3)
-        result |= pictures[:, y : y + size, x : x + size] & masks[:, place]
+        result |= images[:, y : y + size, x : x + size] & masks[:, place]
     return result
 
 
-def _colored(pictures: Tensor, keys: Tensor) -> Tensor:
+def _colored(images: Tensor, keys: Tensor) -> Tensor:
     """[B, 3, H, W] from packed [B, H, W]: a random colour for each bit; where they meet, each channel's largest."""
     device = keys.device
     palette = (64 + numbers(keys, _PALETTE, _NUM_COLORS * 3) * 192).to(torch.uint8).view(-1, 3, _NUM_COLORS)
     bits = (torch.arange(1 << _NUM_COLORS, device=device)[:, None] >> torch.arange(_NUM_COLORS, device=device)) & 1
     colors = (palette.unsqueeze(2) * bits.to(torch.uint8)).amax(-1)  # [B, 3, 16]
-    flat = pictures.flatten(1).to(torch.int64).unsqueeze(1).expand(-1, 3, -1)
-    return colors.gather(2, flat).unflatten(-1, pictures.shape[1:])
+    flat = images.flatten(1).to(torch.int64).unsqueeze(1).expand(-1, 3, -1)
+    return colors.gather(2, flat).unflatten(-1, images.shape[1:])

@@ -1,8 +1,8 @@
-"""From affine maps to pictures: how an iterated function system is drawn, with torch, on any device.
+"""From affine maps to images: how an iterated function system is drawn, with torch, on any device.
 
 It knows nothing of classes or data sets. Only operations whose result IEEE 754 fixes are used (products, sums,
 quotients, square roots, comparisons, integers), each as a kernel of its own, so that devices agree to the bit. Nothing
-is copied to a GPU or read back after its first picture, so that drawing does not hold up the work queued there.
+is copied to a GPU or read back after its first image, so that drawing does not hold up the work queued there.
 
 Axes: B images, F maps, T words (finite sequences of maps), G clouds, M points of a cloud, P colour planes.
 """
@@ -34,7 +34,7 @@ MAX_SIZE = 1024  # pixels a side; a float32 must be able to count the pixels of 
 MAX_STRETCH = 0.98  # the largest singular value that a map may have; 1 would be no contraction
 _NUM_CLOUDS = 4
 _WORD_STEPS, _CLOUD_STEPS = 12, 16
-_MARGIN = 2  # pixels around the picture: one for patches that reach in, one for the points that are outside
+_MARGIN = 2  # pixels around the image: one for patches that reach in, one for the points that are outside
 _ANGLES = 4096
 
 
@@ -149,7 +149,7 @@ def draw(
 
 
 def images_at_once(size: int, density: float, device: torch.device) -> int:
-    """How many pictures are best drawn together: what a core's cache holds on a CPU, a bound on memory on a GPU."""
+    """How many images are best drawn together: what a core's cache holds on a CPU, a bound on memory on a GPU."""
     num_points, num_words = _plan(size, density)
     return max(1, _held(device)[0] // (num_words + _NUM_CLOUDS * num_points))
 
@@ -160,7 +160,7 @@ def _held(device: torch.device) -> tuple[int, int]:
 
 
 def _plan(size: int, density: float) -> tuple[int, int]:
-    """Points a cloud and words, near the fewest walks: their product is the points of a picture."""
+    """Points a cloud and words, near the fewest walks: their product is the points of an image."""
     wanted = density * size * size
     num_points = max(1, round(math.sqrt(wanted / _NUM_CLOUDS)))
     return num_points, _NUM_CLOUDS * max(1, math.ceil(wanted / num_points / _NUM_CLOUDS))

@@ -31,8 +31,8 @@ def draw_sheet(fractals: Fractals, instances: int, size: int, out: Path) -> None
             f"must have 1 to {_SHEET_PIXELS} pixels"
         )
     labels = torch.arange(num_classes).repeat_interleave(instances)
-    pictures = fractals.batch(labels, torch.arange(instances).repeat(num_classes), size)
-    rows = pictures.unflatten(0, (num_classes, instances)).permute(0, 3, 1, 4, 2)  # [classes, H, instances, W, 3]
+    images = fractals.batch(labels, torch.arange(instances).repeat(num_classes), size)
+    rows = images.unflatten(0, (num_classes, instances)).permute(0, 3, 1, 4, 2)  # [classes, H, instances, W, 3]
     sheet = Image.new("RGB", (_CAPTION + instances * size, num_classes * size), "white")
     sheet.paste(Image.fromarray(rows.reshape(num_classes * size, instances * size, 3).numpy()), (_CAPTION, 0))
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=12)

@@ -1,4 +1,4 @@
-"""Commands that classify pictures: predict, demo, eval."""
+"""Commands that classify images: predict, demo, eval."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ __all__ = ["add_demo", "add_eval", "add_predict"]
 
 
 def add_predict(commands: Commands) -> None:
-    parser = add_command(commands, "predict", _run_predict, "Classify pictures: files, and folders with all they hold.")
-    parser.add_argument("pictures", nargs="+", metavar="IMAGE", help="a picture, or a folder of them")
+    parser = add_command(commands, "predict", _run_predict, "Classify images: files, and folders with all they hold.")
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="an image, or a folder of them")
     parser.add_argument("--model", help="MODEL.TAG, a weight folder or a repository (glit_tiny.fashion_mnist)")
     parser.add_argument("--onnx", metavar="FILE", help="a file that `glit export` wrote, instead of a model")
     parser.add_argument("--topk", type=int, default=5, metavar="K", help="how many classes to show (default 5)")
@@ -31,11 +31,11 @@ def add_predict(commands: Commands) -> None:
 
 
 def _run_predict(args: argparse.Namespace) -> int:
-    from ..predict import find_pictures
+    from ..predict import find_images
 
     if args.topk < 1:
         raise GlitError(f"--topk must be at least 1, got {args.topk}")
-    paths = find_pictures(args.pictures)
+    paths = find_images(args.images)
     title, classifier = _onnx_classifier(args) if args.onnx else _torch_classifier(args)
     predictions = list(classifier.predict(paths, args.topk))
     if args.json:
@@ -47,7 +47,7 @@ def _run_predict(args: argparse.Namespace) -> int:
             for rank, (name, probability) in enumerate(prediction.classes)
         ]
         if rows:
-            print_table(title, [("picture", "left"), ("class", "left"), ("probability", "right")], rows)
+            print_table(title, [("image", "left"), ("class", "left"), ("probability", "right")], rows)
     failed = [prediction for prediction in predictions if prediction.error is not None]
     for prediction in failed:
         print(f"glit: {prediction.error}", file=sys.stderr)
@@ -76,18 +76,16 @@ def _onnx_classifier(args: argparse.Namespace) -> tuple[str, Any]:
 
 def _prediction_dict(prediction: Prediction) -> dict[str, Any]:
     if prediction.error is not None:
-        return {"picture": str(prediction.path), "error": prediction.error}
+        return {"image": str(prediction.path), "error": prediction.error}
     classes = [{"class": name, "probability": round(value, 6)} for name, value in prediction.classes]
-    return {"picture": str(prediction.path), "classes": classes}
+    return {"image": str(prediction.path), "classes": classes}
 
 
 # ---- glit demo ----
 
 
 def add_demo(commands: Commands) -> None:
-    parser = add_command(
-        commands, "demo", _run_demo, "Classify the pictures that come with the package, and draw them."
-    )
+    parser = add_command(commands, "demo", _run_demo, "Classify the images that come with the package, and draw them.")
     parser.add_argument("--out", default="glit-demo.png", metavar="FILE", help="the contact sheet (glit-demo.png)")
 
 
@@ -104,8 +102,8 @@ def _run_demo(args: argparse.Namespace) -> int:
         )
         for prediction, label in results
     ]
-    columns = [("picture", "left"), ("first three", "left"), ("true label", "left"), ("right", "left")]
-    print_table(f"{DEMO_MODEL} on pictures of the Fashion-MNIST test set", columns, rows)
+    columns = [("image", "left"), ("first three", "left"), ("true label", "left"), ("right", "left")]
+    print_table(f"{DEMO_MODEL} on images of the Fashion-MNIST test set", columns, rows)
     print(f"{sum(row[-1] == 'yes' for row in rows)} of {len(rows)} right. Contact sheet: {args.out}")
     return 0
 
@@ -131,10 +129,10 @@ def add_eval(commands: Commands) -> None:
     parser.add_argument("--root", metavar="DIR", help="the folder of a data set that is given by name")
     parser.add_argument("--split", metavar="NAME", help="test unless given; of a folder without one, validation")
     parser.add_argument("--download", action="store_true", help="fetch the data set if it is not there")
-    parser.add_argument("--input-key", metavar="COLUMN", help="the pictures' column in a table, if timm cannot tell")
+    parser.add_argument("--input-key", metavar="COLUMN", help="the images' column in a table, if timm cannot tell")
     parser.add_argument("--target-key", metavar="COLUMN", help="the labels' column")
-    parser.add_argument("--batch-size", type=int, default=250, metavar="N", help="pictures at a time (default 250)")
-    parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes that load pictures (default 0)")
+    parser.add_argument("--batch-size", type=int, default=250, metavar="N", help="images at a time (default 250)")
+    parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes that load images (default 0)")
     add_device(parser)
     parser.add_argument("--confusion", type=Path, metavar="FILE.png", help="draw the confusion matrix")
     parser.add_argument("--json", action="store_true", help="print JSON, with every class and the confusion matrix")
@@ -176,16 +174,16 @@ def _run_eval(args: argparse.Namespace) -> int:
 
 def _print_evaluation(title: str, result: Evaluation, device: str) -> None:
     top5 = "" if result.top5 is None else f", top-5 {result.top5:.2f} % ({result.correct_top5})"
-    print(f"{title}: top-1 {result.top1:.2f} % ({result.correct} of {result.pictures}){top5}")
-    rows = [(index, row) for index, row in enumerate(result.classes) if row.pictures or row.predicted]
+    print(f"{title}: top-1 {result.top1:.2f} % ({result.correct} of {result.images}){top5}")
+    rows = [(index, row) for index, row in enumerate(result.classes) if row.images or row.predicted]
     shown = rows
     if len(rows) > _MOST_CLASSES:
         shown = sorted(rows, key=lambda pair: 101.0 if pair[1].recall is None else pair[1].recall)[:_MOST_CLASSES]
-    columns = [("class", "left"), *((name, "right") for name in ("pictures", "correct", "recall", "precision"))]
+    columns = [("class", "left"), *((name, "right") for name in ("images", "correct", "recall", "precision"))]
     table = [
         (
             row.name,
-            f"{row.pictures}",
+            f"{row.images}",
             f"{row.correct}",
             _percent(row.recall),
             _percent(row.precision),
@@ -196,8 +194,8 @@ def _print_evaluation(title: str, result: Evaluation, device: str) -> None:
     print_table(None, [*columns, ("most often taken for", "left")], table)
     if len(shown) < len(rows):
         print(f"These are the {len(shown)} classes of lowest recall; --json has all {len(rows)}.")
-    if empty := sum(not row.pictures for row in result.classes):
-        print(f"{empty} of the model's {len(result.classes)} classes have no pictures here.")
+    if empty := sum(not row.images for row in result.classes):
+        print(f"{empty} of the model's {len(result.classes)} classes have no images here.")
     print(
         f"{result.images_per_second:.0f} images/s by the model alone, "
         f"{result.images_per_second_with_loading:.0f} with loading, on {device}"
