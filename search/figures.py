@@ -19,6 +19,7 @@ from glit_models.errors import SearchError
 from .findings import StageFindings
 from .panels import (
     fill_costs,
+    fill_effects,
     fill_generations,
     fill_losses,
     fill_rank,
@@ -27,8 +28,9 @@ from .panels import (
     pairs_of,
 )
 from .ranking import Ranking
+from .surrogate import Surrogate
 
-__all__ = ["draw_costs", "draw_generations", "draw_losses", "draw_ranking", "draw_times"]
+__all__ = ["draw_costs", "draw_effects", "draw_generations", "draw_losses", "draw_ranking", "draw_times"]
 
 _STYLE = {
     "axes.axisbelow": True,
@@ -58,6 +60,18 @@ def draw_costs(
         fill_costs(axes, stage, cost, bounds, winners.get(stage.name))
 
     return _drawn(lambda figure: _fill_panels(figure, stages, fill), _size(stages, 4.6))
+
+
+def draw_effects(models: Sequence[tuple[StageFindings, Surrogate]]) -> bytes:
+    """What each value of each gene adds in each block, a panel for each stage."""
+    heights = [1 + 0.24 * len({feature[1:] for feature in model.effects()}) for _, model in models]
+
+    def fill(figure: Any) -> None:
+        panels = figure.subplots(len(models), 1, squeeze=False, height_ratios=heights)[:, 0]
+        for axes, (stage, model) in zip(panels, models, strict=True):
+            fill_effects(axes, model, stage)
+
+    return _drawn(fill, (7.5, sum(heights)))
 
 
 def draw_losses(stages: Sequence[StageFindings]) -> bytes:

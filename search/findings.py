@@ -18,6 +18,7 @@ from glit_models import Spec, parse_spec
 from glit_models.errors import SearchError, first_line
 from glit_models.spec import parse_json
 
+from .control import Control
 from .evolution import METHODS
 from .fitness import FITNESSES, Fitness, InheritedAccuracy
 from .named_spaces import load_space
@@ -52,7 +53,7 @@ class Network:
         standalone: accuracy on the search set after training from scratch, in percent.
         generation: in which it was evaluated.
         origin: how it was found.
-        num_images: on which `fitness` was measured.
+        num_images: on which it was scored; 0 where that was not written.
     """
 
     spec: Spec
@@ -100,6 +101,15 @@ class StageFindings:
             "stage2": "Stage 2: the sizes within the blocks",
         }.get(self.name, "One stage: heads and sizes at once")
 
+    @property
+    def measured(self) -> str:
+        """What candidates were compared by, without its unit."""
+        return self.measure.label.partition(",")[0]
+
+    def show(self, fitness: float | None) -> str:
+        """A candidate's fitness as text."""
+        return "-" if fitness is None else self.measure.show(fitness)
+
     def fully_scored(self) -> list[Network]:
         """The candidates that were not stopped early, on a part of the search set."""
         most = max((candidate.num_images for candidate in self.candidates), default=0)
@@ -121,6 +131,7 @@ class Findings:
         winner: the network that was found.
         result: numbers by name.
         times: seconds by (stage, part).
+        control: the winner beside random networks.
         ranks: how well cheap measures order networks as training does, of each stage that was ranked.
     """
 
@@ -133,6 +144,7 @@ class Findings:
     winner: Spec | None
     result: Mapping[str, float]
     times: Mapping[tuple[str, str], float]
+    control: Control | None
     ranks: tuple[Ranking, ...]
 
 
@@ -152,6 +164,7 @@ def read_findings(folder: Path) -> Findings:
         winner=_read(folder / "winner.json", _spec),
         result=_read(folder / "result.json", _result) or {},
         times=_read(folder / "times.json", _times) or {},
+        control=_read(folder / "control.json", lambda text: Control.from_dict(_mapping(json.loads(text)))),
         ranks=_ranks(folder, names),
     )
 
@@ -255,8 +268,11 @@ def _networks(text: str, accuracy: str) -> list[Network]:
 
 
 def _result(text: str) -> dict[str, float]:
-    numbers = ("macs", "params", "search_accuracy", "test_accuracy", "num_evaluated", "minutes")
-    return {key: _number(key, value) for key, value in _mapping(json.loads(text)).items() if key in numbers}
+    """The numbers that a report shows; those of the test set are null where there is none."""
+    numbers = ("macs", "params", "search_accuracy", "test_accuracy", "num_evaluated", "minutes", "search_images",
+               "test_images")  # fmt: skip
+    data = _mapping(json.loads(text))
+    return {key: _number(key, data[key]) for key in numbers if data.get(key) is not None}
 
 
 def _times(text: str) -> dict[tuple[str, str], float]:

@@ -14,18 +14,21 @@ from typing import Any
 from glit_models import Spec
 
 from .candidates import pareto_front
-from .correlation import Correlation
+from .correlation import Correlation, accuracy_interval
 from .findings import Network, StageFindings
 from .ranking import Ranked, Ranking
+from .surrogate import Surrogate
 
 __all__ = [
     "fill_costs",
+    "fill_effects",
     "fill_generations",
     "fill_losses",
     "fill_rank",
     "fill_retrained",
     "fill_times",
     "pairs_of",
+    "show_accuracy",
     "show_correlation",
     "show_count",
     "show_seconds",
@@ -51,6 +54,14 @@ def show_seconds(seconds: float) -> str:
         minutes = round(seconds / 60)
         return f"{minutes // 60} h {minutes % 60} min"
     return f"{whole // 60} min {whole % 60} s" if whole >= 60 else f"{whole} s"
+
+
+def show_accuracy(accuracy: float | None, num_images: int = 0) -> str:
+    """An accuracy in percent, with its interval where it is known on how many images it was measured."""
+    if accuracy is None or not num_images:
+        return "-" if accuracy is None else f"{accuracy:.2f} %"
+    low, high = accuracy_interval(accuracy, num_images)
+    return f"{accuracy:.2f} % ({low:.1f} to {high:.1f})"
 
 
 def show_correlation(correlation: Correlation) -> str:
@@ -108,6 +119,25 @@ def fill_costs(
     _mark_references(axes, [n for n in stage.references if cost in n.costs], at)
     _mark_budget(axes, bounds, factor)
     axes.set(xlabel=label, ylabel=stage.measure.label)
+
+
+def fill_effects(axes: Any, model: Surrogate, stage: StageFindings) -> None:
+    """Rows: the values of each gene that varies; columns: the whole network and its blocks."""
+    effects = model.effects()
+    values: dict[tuple[Any, str], list[Any]] = {}
+    for place, gene, value in effects:
+        values.setdefault((place, gene), []).append(value)
+    varied = {key for key, found in values.items() if len(found) > 1}
+    rows = sorted({(gene, value) for place, gene, value in effects if (place, gene) in varied})
+    columns = sorted({place for place, _ in varied}, key=lambda place: (isinstance(place, int), place))
+    table = [[effects.get((place, *row), float("nan")) for place in columns] for row in rows]
+    most = max((abs(value) for line in table for value in line if value == value), default=1) or 1
+    image = axes.imshow(table, cmap="RdBu", vmin=-most, vmax=most, aspect="auto")
+    axes.figure.colorbar(image, ax=axes, pad=0.02).set_label(stage.measure.label, size=8)
+    axes.set_yticks(range(len(rows)), [f"{gene} {value}" for gene, value in rows], fontsize=7)
+    axes.set_xticks(range(len(columns)), [place + 1 if isinstance(place, int) else place for place in columns])
+    axes.grid(False)
+    axes.set(xlabel="block", title=stage.title)
 
 
 def _scatter_by_generation(axes: Any, candidates: Sequence[Network], x: Sequence[float], y: Sequence[Any]) -> None:

@@ -1,10 +1,11 @@
-"""A whole search in one folder: its stages, the winner, and the one look at the test set.
+"""A whole search in one folder: its stages, the winner, its control, and the one look at the test set.
 
 The same command goes on from any moment to the same result. What a stage does is `stage`'s.
 """
 
 from __future__ import annotations
 
+import random
 import shutil
 import time
 from collections.abc import Mapping
@@ -20,6 +21,8 @@ from glit_models.runs.files import whole_folder, write_json, write_text
 from glit_models.runs.lock import lock_folder
 from glit_models.training import Trainer
 
+from .budget_sampler import BudgetSampler
+from .control import Control
 from .latency import Prepare
 from .recipe import SearchRecipe
 from .run_context import Interrupted, RunContext, read_json
@@ -108,8 +111,38 @@ class SearchRun:
         )  # fmt: skip
         return folder, 60 * float(context.train(trainer)["minutes"])
 
+    def _train_control(self, winner: Retrained) -> tuple[Control | None, float]:
+        """The winner beside random networks, None if the recipe asks for none, and the seconds of their trainings."""
+        context, recipe = self.context, self.recipe
+        rng = random.Random(f"{recipe.seed} control")
+        sampler = BudgetSampler(self.space, context.budgets, recipe.evolution.uniform_over)
+        networks, seconds = [], 0.0
+        for place in range(1, recipe.control.networks + 1):
+            spec, _ = sampler.sample(rng)
+            context.say(f"training random network {place} of {recipe.control.networks}, to compare the winner with")
+            folder = self.out / "control" / str(place)
+            result = context.train(Trainer(
+                recipe.retrain_recipe(spec), folder, context.device, context.stop.minutes_left, context.command,
+                score_test=False,
+            ))  # fmt: skip
+            seconds += 60 * float(result["minutes"])
+            test = context.test_accuracy(folder / "model")
+            networks.append((spec, float(result["validation_top1"]) if test is None else test))
+        if not networks:
+            return None, 0.0
+        test = context.test_accuracy(winner.folder / "model")
+        splits = context.splits
+        split, images = ("search", splits.validation) if splits.test is None else ("test", splits.test)
+        control = Control(split, len(images), winner.accuracy if test is None else test, tuple(networks))
+        if context.rank == 0:
+            write_json(self.out / "control.json", control.to_dict())
+        return control, seconds
+
     def _finish(self, winner: Retrained) -> dict[str, Any]:
-        """Leave the winner and its weights, and score them on the test set: this is the only time it is looked at."""
+        """Leave the winner and its weights, and score them on the test set, after the last decision.
+
+        The test set is looked at twice: for the networks of the control, and for the result.
+        """
         context = self.context
         run, final_seconds = self._train_final(winner)
         model = self.out / "model"
@@ -117,13 +150,21 @@ class SearchRun:
             with whole_folder(model) as folder:
                 shutil.copytree(run / "model", folder, dirs_exist_ok=True)
         context.wait()
+        control, control_seconds = self._train_control(winner)
         began = time.monotonic()
         test = context.test_accuracy(model)
         times: dict[str, Any] = {stage.name: dict(stage.seconds()) for stage in self.stages}
         times["test"] = round(time.monotonic() - began, 1)
         if final_seconds:
             times["final"] = final_seconds
-        seconds = times["test"] + final_seconds + sum(sum(times[stage.name].values()) for stage in self.stages)
+        if control_seconds:
+            times["control"] = control_seconds
+        seconds = (
+            times["test"]
+            + final_seconds
+            + control_seconds
+            + sum(sum(times[stage.name].values()) for stage in self.stages)
+        )
         costs = {budget.name: budget.cost(winner.spec) for budget in context.budgets}
         result = {
             "method": self.recipe.method,
@@ -133,6 +174,10 @@ class SearchRun:
             "search_accuracy": winner.accuracy,
             "trained_on_search_set": run != winner.folder,
             "test_accuracy": test,
+            "search_images": len(context.splits.validation),
+            "test_images": None if context.splits.test is None else len(context.splits.test),
+            "random_networks": 0 if control is None else len(control.networks),
+            "random_networks_beaten": 0 if control is None else control.num_beaten,
             "num_evaluated": sum(_count_lines(stage.folder / "candidates.jsonl") for stage in self.stages),
             "minutes": round(seconds / 60, 1),
         }

@@ -109,6 +109,14 @@ class FinalSection:
 
 @final
 @dataclass(frozen=True)
+class ControlSection:
+    """What the winner is compared with."""
+
+    networks: int = 3  # random networks within the budget that are trained as the winner was; 0 for none
+
+
+@final
+@dataclass(frozen=True)
 class SearchRecipe:
     """A whole search.
 
@@ -125,6 +133,7 @@ class SearchRecipe:
         train: a training recipe: the data, and what the supernet and the retrained networks have in common.
         supernet, evolution, evaluation, retrain: the parts of a stage.
         final: the winner's last training.
+        control: random networks to compare the winner with.
         seed: of everything random.
 
     Raises:
@@ -144,6 +153,7 @@ class SearchRecipe:
     standalone: StandaloneSection = field(default_factory=StandaloneSection)
     retrain: RetrainSection = field(default_factory=RetrainSection)
     final: FinalSection = field(default_factory=FinalSection)
+    control: ControlSection = field(default_factory=ControlSection)
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -155,6 +165,7 @@ class SearchRecipe:
             ("evaluation.calibration_batches", evaluation.calibration_batches, evaluation.calibration_batches >= 1,
              "at least 1"),
             ("evaluation.memory_mb", evaluation.memory_mb, evaluation.memory_mb > 0, "positive"),
+            ("control.networks", self.control.networks, self.control.networks >= 0, "at least 0"),
             ("standalone.epochs", self.standalone.epochs, self.standalone.epochs >= 1, "at least 1"),
             ("retrain.top", retrain.top, 1 <= retrain.top <= self.evolution.population,
              f"from 1 to evolution.population={self.evolution.population}"),

@@ -14,11 +14,12 @@ from glit_models import Spec
 from glit_models.figure import network_png
 
 from . import figures
+from .correlation import is_tie
+from .evidence import write_control, write_effects, write_ranking
 from .evolution import METHODS
 from .findings import COSTS, Findings, Network, StageFindings, read_findings
 from .page import Page
-from .panels import show_correlation, show_count, show_seconds
-from .ranking import Ranking
+from .panels import show_accuracy, show_count, show_seconds
 
 __all__ = ["write_report"]
 
@@ -30,8 +31,11 @@ _INTRODUCTION = (
 _WORDS = {
     "inherited": "measured with the supernet's weights, on the search set: cheap, and only good for comparing",
     "stand-alone accuracy": "of a network after training from scratch, on the search set",
+    "88.0 % (87.3 to 88.6)": "an accuracy and its 95 % interval, as if the images had been drawn at random; another "
+    "training of the same network would differ, too",
+    "a tie": "two networks whose difference is within its 95 % interval around 0",
     "search set": "images that were held out of the training set for the search",
-    "test set": "images that no decision has seen; only the winner is scored on them",
+    "test set": "images that no decision has seen; only the winner and its control are scored on them",
     "MACs": "multiply-adds that one image takes, a measure of computation",
     "Kendall's tau": "how far two orders agree: 1 the same, 0 unrelated, -1 opposite; in brackets the 95 % interval of "
     "a bootstrap over networks",
@@ -51,7 +55,9 @@ def write_report(folder: Path) -> Path:
     _write_result(page, findings)
     _write_winner(page, findings)
     _write_evolution(page, findings)
-    _write_ranking(page, findings)
+    write_effects(page, findings)
+    write_ranking(page, findings)
+    write_control(page, findings)
     _write_retrained(page, findings)
     _write_effort(page, findings)
     return page.save(f"Search: {findings.method}, seed {findings.seed}")
@@ -70,8 +76,14 @@ def _write_result(page: Page, findings: Findings) -> None:
     forms = {
         "macs": ("winner's MACs", show_count),
         "params": ("winner's parameters", show_count),
-        "search_accuracy": ("winner, stand-alone, on the search set", "{:.2f} %".format),
-        "test_accuracy": ("winner, stand-alone, on the test set", "{:.2f} %".format),
+        "search_accuracy": (
+            "winner, stand-alone, on the search set",
+            lambda accuracy: show_accuracy(accuracy, int(result.get("search_images", 0))),
+        ),
+        "test_accuracy": (
+            "winner, stand-alone, on the test set",
+            lambda accuracy: show_accuracy(accuracy, int(result.get("test_images", 0))),
+        ),
         "num_evaluated": ("candidates evaluated", "{:,.0f}".format),
         "minutes": ("time", lambda minutes: show_seconds(60 * minutes)),
     }
@@ -84,14 +96,17 @@ def _write_result(page: Page, findings: Findings) -> None:
 
 def _describe_stage(stage: StageFindings) -> dict[str, str]:
     origins = Counter(candidate.origin for candidate in stage.candidates if candidate.origin)
+    best_trained = stage.retrained[0] if stage.retrained else None
     best = max((c.fitness for c in stage.fully_scored() if c.fitness is not None), default=None)
     return {
         "stage": stage.title,
         "networks in the space": "-" if stage.space is None else f"{stage.space.size:.3g}",
         "evaluated": f"{len(stage.candidates):,}",
         "of these": ", ".join(f"{number} {origin}" for origin, number in origins.most_common()) or "-",
-        f"best {_name(stage)}": _show(stage, best),
-        "best stand-alone": _percent(stage.retrained[0].standalone if stage.retrained else None),
+        f"best {stage.measured}": stage.show(best),
+        "best stand-alone": "-"
+        if best_trained is None
+        else show_accuracy(best_trained.standalone, best_trained.num_images),
     }
 
 
@@ -145,7 +160,7 @@ def _write_evolution(page: Page, findings: Findings) -> None:
         if stage.references:
             page.text(f"{stage.title}, networks for comparison:")
             page.table(
-                [{"network": n.name, **_costs(n), _name(stage): _show(stage, n.fitness)} for n in stage.references]
+                [{"network": n.name, **_costs(n), stage.measured: stage.show(n.fitness)} for n in stage.references]
             )
 
 
@@ -171,59 +186,6 @@ _COSTS_CAPTION = (
 )
 
 
-def _write_ranking(page: Page, findings: Findings) -> None:
-    page.heading("Does the supernet order networks rightly?")
-    if not findings.ranks:
-        page.missing("networks of all qualities, trained from scratch to judge the supernet (rank.json).")
-    if not findings.ranks and any(n.fitness is not None for stage in findings.stages for n in stage.retrained):
-        page.figure("ranking", figures.draw_ranking(None, findings.stages), f"{_RANKING} {_BEST_ONLY}")
-    for number, rank in enumerate(findings.ranks):
-        if not any(rank.taus.values()):
-            page.text(f"No measure tells the networks of {rank.stage} apart.")
-            continue
-        stages = () if number else findings.stages
-        name = f"ranking-{number + 1}" if number else "ranking"
-        page.figure(name, figures.draw_ranking(rank, stages), f"{_RANKING} {_describe_ranking(rank)}")
-        page.table(_ranking_rows(rank))
-
-
-_RANKING = (
-    "Each point is a network that was trained from scratch; the further points follow a rising line, the better the "
-    "cheap measure below predicts the expensive one at the side."
-)
-_BEST_ONLY = "These are each stage's best, which lie close together and are the hardest to order."
-
-
-def _describe_ranking(rank: Ranking) -> str:
-    truth, taus = next(iter(rank.taus.items()))
-    name, tau = next(iter(taus.items()))
-    text = (
-        f"Of two networks, {rank.stage}'s {name} names the better one in about {50 * (1 + tau.value):.0f} of 100 cases"
-    )
-    if "MACs" in taus:
-        text += f"; whoever takes the one with more MACs is right in about {50 * (1 + taus['MACs'].value):.0f}"
-    text += ". The search pays where the first number is clearly the larger."
-    if truth in rank.ceilings:
-        ceiling = rank.ceilings[truth]
-        text += (
-            f" Two trainings of one network differ, too: even a measure without any error would have a tau of about "
-            f"{ceiling.value:.2f} ({ceiling.low:.2f} to {ceiling.high:.2f}) here."
-        )
-    return text
-
-
-def _ranking_rows(rank: Ranking) -> list[dict[str, str]]:
-    names = dict.fromkeys(name for taus in rank.taus.values() for name in taus)
-    rows = [{"order by": name} for name in names] + ([{"order by": "a measure without error"}] if rank.ceilings else [])
-    for truth, taus in rank.taus.items():
-        for row in rows:
-            tau = taus.get(row["order by"], rank.ceilings.get(truth) if row["order by"] not in names else None)
-            row[f"tau with {truth} after training"] = "-" if tau is None else show_correlation(tau)
-            regret = rank.regrets[truth].get(row["order by"])
-            row[f"best of its first five, {truth}"] = "-" if regret is None else f"{-regret:+.3g}"
-    return rows
-
-
 def _write_retrained(page: Page, findings: Findings) -> None:
     page.heading("Networks trained from scratch")
     for stage in findings.stages:
@@ -238,13 +200,20 @@ def _describe_retrained(stage: StageFindings, place: int, network: Network) -> d
     return {
         "": str(place),
         **_costs(network),
-        _name(stage): _show(stage, network.fitness),
-        "stand-alone": _percent(network.standalone),
+        stage.measured: stage.show(network.fitness),
+        "stand-alone": show_accuracy(network.standalone, network.num_images),
+        **({"beside the best": "" if place == 1 else _beside_the_best(stage, network)} if network.num_images else {}),
         "channels that each part of the blocks mixes": " ".join(
             "+".join(str(part.channels) for part in network.spec.block_parts(index).mixers) or "-"
             for index in range(network.spec.depth)
         ),
     }
+
+
+def _beside_the_best(stage: StageFindings, network: Network) -> str:
+    best, other = stage.retrained[0].standalone, network.standalone
+    tie = best is None or other is None or is_tie(best, other, network.num_images)
+    return "a tie" if tie else "worse"
 
 
 def _write_effort(page: Page, findings: Findings) -> None:
@@ -262,8 +231,9 @@ def _write_effort(page: Page, findings: Findings) -> None:
         page.figure(
             "times",
             figures.draw_times(findings.times),
-            "Time by part: training the supernet, evaluating candidates, training the best from scratch, and scoring "
-            f"the winner on the test set; {show_seconds(sum(findings.times.values()))} in all.",
+            "Time by part: training the supernet, evaluating candidates, training the best from scratch, training the "
+            "winner and its control, and scoring on the test set; "
+            f"{show_seconds(sum(findings.times.values()))} in all.",
         )
     else:
         page.missing("the times (times.json).")
@@ -285,16 +255,3 @@ def _costs(network: Network) -> dict[str, str]:
     costs = network.costs
     shown = {"MACs": show_count(costs["macs"]), "parameters": show_count(costs["params"])}
     return {**shown, "latency, ms": f"{costs['latency_ms']:.3g}"} if "latency_ms" in costs else shown
-
-
-def _name(stage: StageFindings) -> str:
-    """Of what candidates were compared by, without its unit."""
-    return stage.measure.label.partition(",")[0]
-
-
-def _show(stage: StageFindings, fitness: float | None) -> str:
-    return "-" if fitness is None else stage.measure.show(fitness)
-
-
-def _percent(accuracy: float | None) -> str:
-    return "-" if accuracy is None else f"{accuracy:.2f} %"

@@ -109,6 +109,7 @@ class Stage:
         retrained = self._retrain()
         if self.context.rank == 0:
             entries = [{**self._describe(r.spec), "inherited": r.inherited, "accuracy": r.accuracy,
+                        "images": len(self.context.splits.validation),
                         "folder": str(r.folder.relative_to(self.context.folder))} for r in retrained]  # fmt: skip
             write_json(self.folder / "winner.json", retrained[0].spec.to_dict())
             write_json(done, entries)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import yaml
 from glit_models.search import Evolution, RandomSearch, SearchSpace, extremes, glit, macs_budget
+from glit_models.search.control import Control
 from glit_models.search.ranking import Ranked, compare
 
 from glit_models import GLiTSpec, count_macs, count_params
@@ -56,8 +57,12 @@ def write_search(
     write(folder / "winner.json", winner.to_json())
     numbers = {key: value for key, value in describe(winner).items() if key != "spec"}
     accuracies = {"search_accuracy": quality(winner), "test_accuracy": quality(winner) - 0.4}
+    accuracies |= {"search_images": 10_000, "test_images": 5_000}
     result = {"method": method, "seed": 3, **numbers, **accuracies, "num_evaluated": 1000, "minutes": 318.5}
     write(folder / "result.json", json.dumps(result))
+    drawn = [space.sample(random.Random(seed)) for seed in range(3)]
+    control = Control("test", 5_000, quality(winner) - 0.5, tuple((spec, quality(spec) - 0.4) for spec in drawn))
+    write(folder / "control.json", json.dumps(control.to_dict()))
     write(folder / "times.json", json.dumps({**times, "test": 12.5}))
     write_rank(folder / ("stage2" if method == "hierarchical" else "joint"), glit(48, 3, depth, 4), num_ranked)
     return folder
@@ -90,7 +95,7 @@ def write_stage(folder: Path, space: SearchSpace, bounds: dict, settings: dict, 
     drawn = [{"name": name, **describe(space.sample(rng)), "accuracy": accuracy} for name, accuracy in names.items()]
     write(folder / "references.json", json.dumps(drawn))
     retrained = [
-        {**describe(c.spec), "inherited": c.accuracy, "accuracy": quality(c.spec) + rng.gauss(0, 0.3)}
+        {**describe(c.spec), "inherited": c.accuracy, "accuracy": quality(c.spec) + rng.gauss(0, 0.3), "images": 10_000}
         for c in search.top(5)
     ]
     retrained.sort(key=lambda network: network["accuracy"], reverse=True)

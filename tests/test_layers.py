@@ -39,7 +39,7 @@ correlation
 ranking choices
 space_definition
 space
-named_spaces candidates surrogate
+named_spaces candidates surrogate control
 budget
 budget_sampler latency
 ask_tell
@@ -56,6 +56,7 @@ rank
 findings
 panels
 figures page
+evidence
 report
 """
 EXPORT = """

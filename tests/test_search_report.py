@@ -17,6 +17,8 @@ import pytest
 import search_folders
 from glit_models.search import figures, findings, write_report
 from glit_models.search.candidates import pareto_front
+from glit_models.search.control import Control
+from glit_models.search.correlation import accuracy_interval
 from glit_models.search.findings import Network
 from glit_models.search.panels import show_count, show_seconds
 from PIL import Image
@@ -88,7 +90,7 @@ def test_the_page_stands_alone_and_its_figures_lie_beside_it(finished: Path) -> 
     page = Page(finished / "report" / "index.html")
     files = {path.name: path.read_bytes() for path in (finished / "report").glob("*.png")}
     assert set(files) == {
-        f"{n}.png" for n in ("network", "generations", "accuracy-macs", "ranking", "supernet", "times")
+        f"{n}.png" for n in ("network", "generations", "accuracy-macs", "effects", "ranking", "supernet", "times")
     }
     embedded = [base64.b64decode(source.removeprefix("data:image/png;base64,")) for source in page.sources]
     assert sorted(embedded) == sorted(files.values())
@@ -99,7 +101,8 @@ def test_the_page_stands_alone_and_its_figures_lie_beside_it(finished: Path) -> 
 def test_the_page_says_the_result_in_numbers(finished: Path) -> None:
     text = Page(finished / "report" / "index.html").text
     result = json.loads((finished / "result.json").read_text())
-    assert f"on the test set {result['test_accuracy']:.2f} %" in text
+    low, high = accuracy_interval(result["test_accuracy"], 5_000)
+    assert f"on the test set {result['test_accuracy']:.2f} % ({low:.1f} to {high:.1f})" in text
     assert f"winner's MACs {show_count(result['macs'])}" in text
     assert "time 5 h 18 min" in text
     assert "seed 3" in text
@@ -110,8 +113,26 @@ def test_the_page_says_the_result_in_numbers(finished: Path) -> None:
     assert "a measure without error" in text
     for stage in ("stage1", "stage2"):
         for network in json.loads((finished / stage / "retrained.json").read_text()):
-            assert f"{network['inherited']:.2f} % {network['accuracy']:.2f} %" in text
+            low, high = accuracy_interval(network["accuracy"], 10_000)
+            assert f"{network['inherited']:.2f} % {network['accuracy']:.2f} % ({low:.1f} to {high:.1f})" in text
     assert "Not there yet" not in text
+
+
+def test_the_winner_is_shown_beside_random_networks(search: Path, finished: Path) -> None:
+    control = Control.from_dict(json.loads((finished / "control.json").read_text()))
+    text = Page(finished / "report" / "index.html").text
+    assert f"On the test set the winner is better than {control.num_beaten} of 3 random networks" in text
+    edit(search / "control.json", lambda data: {**data, "networks": [{**n, "accuracy": 100} for n in data["networks"]]})
+    assert "better than 0 of 3 random networks" in Page(write_report(search)).text
+
+
+def test_retrained_networks_that_the_images_cannot_tell_apart_are_ties(search: Path) -> None:
+    edit(search / "stage2" / "retrained.json", lambda networks: [
+        {**network, "accuracy": accuracy} for network, accuracy in zip(networks, (88.0, 87.8, 80.0), strict=False)
+    ])  # fmt: skip
+    text = Page(write_report(search)).text
+    assert re.search(r"87\.80 % \(87\.1 to 88\.4\) a tie", text)
+    assert re.search(r"80\.00 % \(79\.2 to 80\.8\) worse", text)
 
 
 def test_every_image_has_its_explanation(finished: Path) -> None:
@@ -150,7 +171,7 @@ def test_searches_of_one_stage_have_a_report_too(method: str, tmp_path: Path) ->
     page = Page(write_report(write_search(tmp_path, method)))
     assert "One stage" in page.text
     assert ("drawn at random, so" in page.text) == (method == "random")
-    assert len(page.sources) == 6
+    assert len(page.sources) == 7
 
 
 def test_at_each_moment_of_a_search_there_is_a_report_of_what_there_is(search: Path, tmp_path: Path) -> None:
@@ -159,7 +180,7 @@ def test_at_each_moment_of_a_search_there_is_a_report_of_what_there_is(search: P
     arriving = [f"{stage}/{file}" for stage in ("stage1", "stage2") for file in STAGE_FILES]
     pictured, drawn_at = 0, {1, 2, 3, 5, 9}  # drawn where an image is new; each moment would take a minute
     for number, file in enumerate(
-        ["recipe.yaml", *arriving, "stage2/rank.json", "winner.json", "times.json", "result.json"]
+        ["recipe.yaml", *arriving, "stage2/rank.json", "winner.json", "control.json", "times.json", "result.json"]
     ):
         (under_way / file).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(search / file, under_way / file)
@@ -173,7 +194,14 @@ def test_at_each_moment_of_a_search_there_is_a_report_of_what_there_is(search: P
 
 @pytest.mark.parametrize(
     "file",
-    ["winner.json", "result.json", "times.json", "stage2/rank.json", *(f"stage1/{file}" for file in STAGE_FILES)],
+    [
+        "winner.json",
+        "result.json",
+        "times.json",
+        "control.json",
+        "stage2/rank.json",
+        *(f"stage1/{file}" for file in STAGE_FILES),
+    ],
 )
 @pytest.mark.usefixtures("undrawn")
 def test_a_part_that_is_not_there_is_named_and_left_out(search: Path, file: str) -> None:
@@ -326,6 +354,7 @@ def test_a_folder_that_is_no_search_is_named(tmp_path: Path) -> None:
             "value must be",
         ),
         ("stage2/rank.json", b'{"stage": "a", "networks": [], "taus": {}}', "it lacks 'loss'"),
+        ("control.json", b'{"split": "train", "images": 5, "winner": 3.0, "networks": []}', "it must name a split"),
         ("rank.json", b'{"kendall": {}, "networks": [{"spec": {}}]}', "it lacks 'inherited'"),
     ],
 )
