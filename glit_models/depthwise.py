@@ -16,7 +16,7 @@ from torch import Tensor
 __all__ = ["depthwise_conv", "is_narrow"]
 
 _MAX_TILE = 40  # tokens; of 16 to 100 about so many were the fastest at GLiT-Tiny's sizes
-_MAX_WHOLE = 64  # tokens that are one tile without padding
+_MAX_WHOLE = 32  # tokens that are one tile without padding; of many channels, more would fill the cache
 
 
 def is_narrow(channels: int, taps: int) -> bool:
