@@ -9,6 +9,7 @@ import copy
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, final
 
@@ -93,8 +94,25 @@ class StandaloneSection:
 class RetrainSection:
     """Which networks are trained by themselves at the end of a stage, and how."""
 
-    top: int = 5
+    top: int = 5  # networks that are trained in full
     train: TrainingKeys = field(default_factory=dict)  # keys of `train` that differ for them
+    # Successive halving: {8: 1, 3: 3} trains the best 8 for one epoch each, the better 3 of them for three epochs, and
+    # the best `top` of these in full, each time from scratch. Empty: the search's own best are trained in full at once.
+    rungs: dict[int, int] = field(default_factory=dict)
+
+    def check_rungs(self, population: int, epochs: int) -> None:
+        """Raises RecipeError on rungs that a stage cannot go through. `epochs`: of a training in full."""
+        counts, lengths = zip((self.top, epochs), *sorted(self.rungs.items()), strict=True)
+        if any(low >= high for low, high in pairwise(counts)) or counts[-1] > population:
+            raise RecipeError(
+                f"retrain.rungs must be of more networks than retrain.top={self.top}, and of at most "
+                f"evolution.population={population}, got {self.rungs}"
+            )
+        if any(high <= low for high, low in pairwise(lengths)) or lengths[-1] < 1:
+            raise RecipeError(
+                "retrain.rungs must have at least 1 epoch, the more the fewer networks there are, and fewer than a "
+                f"training in full, which has {epochs}; got {self.rungs}"
+            )
 
 
 @final
@@ -179,6 +197,7 @@ class SearchRecipe:
         FITNESSES.find(self.fitness)  # raises on what is none
         for recipe in (self.supernet_recipe(), self.retrain_recipe(None)):
             _check_training(recipe, space)
+        retrain.check_rungs(self.evolution.population, recipe.optim.epochs)
 
     @property
     def method_class(self) -> type[Search]:

@@ -20,11 +20,12 @@ from glit_models.errors import Argument, SearchError
 from glit_models.families import FAMILIES
 from glit_models.runs.files import write_json, write_text
 from glit_models.runs.state import StateFiles
-from glit_models.training import Trainer
+from glit_models.training import Recipe, Trainer
 
 from .ask_tell import Search
 from .budget import Budget
 from .budget_sampler import BudgetSampler
+from .candidates import Candidate
 from .fitness import FITNESSES, Fitness, Setting
 from .named_spaces import load_space
 from .run_context import RunContext, read_json
@@ -204,7 +205,10 @@ class Stage:
         self.context.check_stop(together=False)
 
     def _train_alone(self, spec: Spec, out: Path, epochs: int | None = None) -> float:
-        recipe = self.recipe.retrain_recipe(spec, epochs or self.recipe.standalone.epochs)
+        return self._train(self.recipe.retrain_recipe(spec, epochs or self.recipe.standalone.epochs), out)
+
+    def _train(self, recipe: Recipe, out: Path) -> float:
+        """Train a network by itself, from where it was stopped; returns its accuracy on the search set in percent."""
         context = self.context
         trainer = Trainer(recipe, out, context.device, context.stop.minutes_left, context.command, score_test=False)
         return float(context.train(trainer)["validation_top1"])
@@ -298,8 +302,9 @@ class Stage:
 
     def _retrain(self) -> list[Retrained]:
         """The best, and the networks that the stage began with: it never returns a worse one than it was given."""
-        best = self.search.top(self.recipe.retrain.top)
-        best += [c for c in self.search.candidates if c.spec in self._initial and c not in best]
+        given = [c for c in self.search.candidates if c.spec in self._initial]
+        best = self._pass_rungs(given) if self.recipe.retrain.rungs else self.search.top(self.recipe.retrain.top)
+        best += [c for c in given if c not in best]
         retrained = []
         for place, candidate in enumerate(best, 1):
             assert candidate.accuracy is not None
@@ -309,22 +314,36 @@ class Stage:
                 continue
             folder = self.folder / "retrain" / str(place)
             self.context.say(f"{self.name}: retraining network {place} of {len(best)}")
-            result = self.context.train(Trainer(
-                self.recipe.retrain_recipe(candidate.spec), folder, self.context.device, self.context.stop.minutes_left,
-                self.context.command, score_test=False,
-            ))  # fmt: skip
-            retrained.append(Retrained(candidate.spec, candidate.accuracy, result["validation_top1"], folder))
+            accuracy = self._train(self.recipe.retrain_recipe(candidate.spec), folder)
+            retrained.append(Retrained(candidate.spec, candidate.accuracy, accuracy, folder))
         return sorted(retrained, key=lambda network: -network.accuracy)
+
+    def _pass_rungs(self, given: Sequence[Candidate]) -> list[Candidate]:
+        """The best after short trainings, of which `given`, trained in full anyway, have none.
+
+        Each rung trains from scratch with a whole schedule of its length. A network halfway through a long schedule,
+        at a high learning rate, shows less of how it will end.
+        """
+        rungs = self.recipe.retrain.rungs
+        best = [candidate for candidate in self.search.top(max(rungs)) if candidate not in given]
+        for rung, (count, epochs) in enumerate(sorted(rungs.items(), reverse=True), 1):
+            best, scores = best[:count], {}
+            for place, candidate in enumerate(best, 1):
+                self.context.say(f"{self.name}: rung {rung}, training network {place} of {len(best)}, {epochs} epochs")
+                folder = self.folder / "retrain" / f"rung{rung}" / str(place)
+                scores[candidate.spec] = self._train_alone(candidate.spec, folder, epochs)
+            best = sorted(best, key=lambda candidate: -scores[candidate.spec])
+        return best[: self.recipe.retrain.top]
 
     def seconds(self) -> Mapping[str, float]:
         """What each part took, interruptions left out, as far as it is done."""
-        runs = [self.folder / "supernet", *sorted((self.folder / "retrain").glob("*"))]
-        minutes = [read_json(run / "result.json")["minutes"] for run in runs if (run / "result.json").is_file()]
-        return {
-            "supernet": 60 * sum(minutes[:1]),
-            "evolution": round(self._seconds or self._saved_seconds(), 1),
-            "retrain": 60 * sum(minutes[1:]),
-        }
+
+        def trained(part: str) -> float:
+            runs = sorted((self.folder / part).rglob("result.json"))
+            return 60 * float(sum(read_json(run)["minutes"] for run in runs))
+
+        evolution = round(self._seconds or self._saved_seconds(), 1)
+        return {"supernet": trained("supernet"), "evolution": evolution, "retrain": trained("retrain")}
 
     def _saved_seconds(self) -> float:
         path = self.state.newest
