@@ -3,13 +3,14 @@
 Imported as `glit_models.search`. It builds on the zoo, which never imports it; it never imports `glit_models.export`.
 """
 
-from .ask_tell import EvolutionConfig, Search
+from .ask_tell import Search
 from .budget import Budget, extremes, macs_budget, params_budget
 from .budget_sampler import BudgetSampler
 from .candidates import Candidate
 from .choices import BlockChoices
 from .correlation import Correlation, kendall
 from .evolution import METHODS, AutoFormerEvolution, Evolution, RandomSearch
+from .evolution_config import EvolutionConfig
 from .fitness import FITNESSES, Fitness, Setting
 from .latency import latency_budget
 from .named_spaces import (

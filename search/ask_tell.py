@@ -7,12 +7,10 @@ up to the method, a subclass of `Search`. The whole state is plain JSON at any m
 from __future__ import annotations
 
 import dataclasses
-import math
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar, Self, final
+from typing import Any, ClassVar, Self
 
 from glit_models import Spec, parse_spec
 from glit_models.errors import SearchError
@@ -20,72 +18,16 @@ from glit_models.errors import SearchError
 from .budget import Budget, show_cost
 from .budget_sampler import BudgetSampler
 from .candidates import Candidate, Candidates
-from .choices import UniformOver, check_keys, draw_below
+from .choices import check_keys, draw_below
+from .evolution_config import EvolutionConfig
 from .space import SearchSpace
+from .surrogate import Surrogate
 
-__all__ = ["EvolutionConfig", "Search"]
+__all__ = ["Search"]
 
 _DRAWS_PER_CANDIDATE = 20  # for each that is still wanted, before the next way of finding some is taken
+_SCORED_FOR_SURROGATE = 40  # networks, from which on it picks among proposals
 _SMALL_SPACE = 10_000  # members; such a space is gone through when draws find nothing new
-
-
-@final
-@dataclass(frozen=True)
-class EvolutionConfig:
-    """How a search goes on. The defaults are SPOS's (arXiv 1904.00420, section 3.4): 1000 networks in all.
-
-    Attributes:
-        population: networks of a generation; fewer where no more new ones are found.
-        generations: how many there are, the first one, which is random, included.
-        num_parents: the best networks so far, from which the next ones are made.
-        mutated_blocks: how many blocks of a network a mutation changes, in the mean; see `SearchSpace.redraw_blocks`.
-            SPOS changes 2 of 20. None: each gene changes with `mutation_prob` instead.
-        mutation_prob: of each gene, where `mutated_blocks` is None and for `autoformer`; see `SearchSpace.mutate`.
-        depth_prob: of the depth, for `autoformer`.
-        width_prob: of the embedding width, for `autoformer`.
-        num_mutation: networks of a generation that are made by mutation.
-        num_crossover: networks of a generation that are made by crossover of two different parents. What crossover
-            finds no new ones for is made by mutation; the rest is random.
-        uniform_over: what random networks are uniform over; see `SearchSpace.sample`.
-        max_draws: draws for one random network within budgets, where draws are needed.
-
-    A method ignores those that do not concern it: `random` uses population, generations, uniform_over and max_draws.
-
-    Raises:
-        SearchError: on a value that cannot be; names the key, the value and the bound.
-    """
-
-    population: int = 50
-    generations: int = 20
-    num_parents: int = 10
-    mutation_prob: float = 0.1
-    num_mutation: int = 25
-    num_crossover: int = 25
-    uniform_over: UniformOver = "choices"
-    max_draws: int = 1000
-    depth_prob: float = 0.4
-    width_prob: float = 0.4
-    mutated_blocks: float | None = 2.0
-
-    def __post_init__(self) -> None:
-        for key in ("population", "generations", "num_parents", "max_draws", "num_mutation", "num_crossover"):
-            value, minimum = getattr(self, key), 0 if key in ("num_mutation", "num_crossover") else 1
-            if type(value) is not int or value < minimum:
-                raise SearchError(f"{key} must be an integer of at least {minimum}, got {value!r}")
-        for key in ("mutation_prob", "depth_prob", "width_prob"):
-            value = getattr(self, key)
-            if not isinstance(value, (int, float)) or not 0 <= value <= 1:
-                raise SearchError(f"{key} must be from 0 to 1, got {value!r}")
-        blocks = self.mutated_blocks
-        if blocks is not None and (not isinstance(blocks, (int, float)) or not 0 < blocks < math.inf):
-            raise SearchError(f"mutated_blocks must be positive, or null, got {blocks!r}")
-        if self.num_mutation + self.num_crossover > self.population:
-            raise SearchError(
-                f"num_mutation + num_crossover must be at most population={self.population}, "
-                f"got {self.num_mutation} + {self.num_crossover}"
-            )
-        if self.uniform_over not in ("choices", "members"):
-            raise SearchError(f"uniform_over must be choices or members, got {self.uniform_over!r}")
 
 
 class Search(ABC):
@@ -98,6 +40,7 @@ class Search(ABC):
         method: name in saved states (class attribute).
         stages: names of a search's stages, and of their folders (class attribute).
         stage_work: how often a stage has the epochs and generations that the recipe gives (class attribute).
+        uses_surrogate: whether `proposals` concerns the method (class attribute).
         description: what the method does, a sentence for the report (class attribute).
         space: where networks are taken from.
         config: the settings.
@@ -118,6 +61,7 @@ class Search(ABC):
     method: ClassVar[str] = "own"
     stages: ClassVar[tuple[str, ...]] = ("joint",)
     stage_work: ClassVar[int] = 1
+    uses_surrogate: ClassVar[bool] = True
     description: ClassVar[str] = ""
 
     def __init__(
@@ -147,6 +91,7 @@ class Search(ABC):
         self.rng = random.Random(seed)
         self._candidates = Candidates()
         self._new: dict[Spec, Candidate] = {}  # of the generation that is being proposed
+        self._wanted = self.config.population  # how many there should be of them
         self._generation = -1
         self._exhausted: str | None = None
 
@@ -165,11 +110,27 @@ class Search(ABC):
         if not len(self._candidates):
             for spec in self._initial:
                 self._add(spec, "initial", self._sampler.within(spec) or {})
-        self.propose()
+        self._wanted = self.config.population
+        if self.config.proposals > 1 and self.uses_surrogate and len(self._candidates) >= _SCORED_FOR_SURROGATE:
+            self._propose_plenty()
+        else:
+            self.propose()
         for candidate in self._new.values():
             self._candidates.add(candidate)
         self._generation += bool(self._new)
         return list(self._new)
+
+    def _propose_plenty(self) -> None:
+        """Propose more networks than a generation has, and keep those of them that the surrogate says are the best."""
+        for _ in range(self.config.proposals):
+            self.propose()
+            self._wanted += self.config.population
+        if len(self._new) > self.config.population:
+            scored = self._candidates.ranked()
+            surrogate = Surrogate(self.space, [c.spec for c in scored], [c.accuracy or 0.0 for c in scored])
+            predicted = dict(zip(self._new, surrogate.predict(list(self._new)), strict=True))
+            best = set(sorted(predicted, key=lambda spec: -predicted[spec])[: self.config.population])
+            self._new = {spec: candidate for spec, candidate in self._new.items() if spec in best}
 
     def tell(self, spec: Spec, accuracy: float) -> None:
         """Say how good a network is that was asked about. The order in which a generation is told makes no difference.
@@ -241,7 +202,7 @@ class Search(ABC):
         """Fill the generation with random members within the budgets; if there are no more, the search ends."""
         failure = None
         for _ in range(_DRAWS_PER_CANDIDATE * self.config.population):
-            if len(self._new) == self.config.population:
+            if len(self._new) >= self._wanted:
                 break
             try:
                 spec, costs = self._sampler.sample(self.rng)
@@ -250,7 +211,7 @@ class Search(ABC):
                 break
             if self._is_new(spec):
                 self._add(spec, "random", costs)
-        if len(self._new) < self.config.population and self._is_small():
+        if len(self._new) < self._wanted and self._is_small():
             self._add_remaining()
         if not self._new and failure and not len(self._candidates):
             raise failure
@@ -270,7 +231,7 @@ class Search(ABC):
     def _add_remaining(self) -> None:
         """As `add_random`, by going through all members in random order."""
         left = [spec for spec in self.space if self._is_new(spec)]
-        while left and len(self._new) < self.config.population:
+        while left and len(self._new) < self._wanted:
             spec = left.pop(draw_below(self.rng, len(left)))
             if (costs := self._sampler.within(spec)) is not None:
                 self._add(spec, "random", costs)

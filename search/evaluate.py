@@ -9,6 +9,7 @@ Axes: B batch, N tokens, C channels, S images of the search set.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
@@ -122,7 +123,7 @@ class Evaluator:
     ) -> None:
         self.supernet = supernet.eval()
         self._images = {"calibration": calibration, "search": search_set}
-        self._inputs: dict[str, list[tuple[Tensor, Tensor]]] = {}  # embedded tokens and labels, if they fit
+        self._inputs: dict[str, list[tuple[Tensor, Tensor]]] = {}  # first batches: embedded tokens and labels
         self._memory = int(memory_mb * 1e6)
         self._share, self._bf16, self._on_batch = share, bf16, on_batch
         self._cache = _Cache(0)
@@ -141,12 +142,32 @@ class Evaluator:
         """
         if not self._share and len(specs) > 1:
             return {spec: score for each in specs for spec, score in self.evaluate([each]).items()}
+        return self._score(self._prepare(specs))
+
+    @torch.inference_mode()
+    def losses(self, specs: Sequence[Spec], num_batches: int) -> Tensor:
+        """The cross-entropy of each network on each image of the first batches of the search set, [networks, images].
+
+        Raises:
+            SearchError: as `evaluate`.
+        """
+        if not self._share and len(specs) > 1:
+            return torch.cat([self.losses([spec], num_batches) for spec in specs])
+        specs = self._prepare(specs)
+        tree, parts = _tree(specs), dict[Spec, list[Tensor]]()
+        for number, x, labels in self._embedded("search", num_batches):
+            for spec, y in self._walk(tree, x, ("search", number), None):
+                parts.setdefault(spec, []).append(F.cross_entropy(self._classify(y), labels, reduction="none"))
+        return torch.stack([torch.cat(parts[spec]) for spec in specs]).double().cpu()
+
+    def _prepare(self, specs: Sequence[Spec]) -> list[Spec]:
+        """These networks as members, with the statistics of their blocks."""
         if not self._share:
             self._cache.retain(set())
             self._statistics.clear()
-        specs = [self.supernet.space.canonical(spec) for spec in specs]
-        self._calibrate(specs)
-        return self._score(specs)
+        members = [self.supernet.space.canonical(spec) for spec in specs]
+        self._calibrate(members)
+        return members
 
     def retain(self, specs: Iterable[Spec]) -> None:
         """Make room, if it is scarce, by forgetting what these networks do not begin with."""
@@ -183,22 +204,22 @@ class Evaluator:
 
     # ---- how ----
 
-    def _embedded(self, kind: str) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """The batches of a kind: number, tokens [B, N, C] before the first block, labels [B]."""
-        if kind in self._inputs:
-            batches: Iterable[tuple[Tensor, Tensor]] = self._inputs[kind]
-        else:
-            batches = self._embed(kind)
+    def _embedded(self, kind: str, num_batches: int | None = None) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """The first batches of a kind, or all: number, tokens [B, N, C] before the first block, labels [B]."""
+        every = {name: images.num_batches for name, images in self._images.items()}
+        wanted = min(num_batches or every[kind], every[kind])
+        kept = self._inputs.get(kind, [])
+        batches = itertools.islice(kept, wanted) if len(kept) >= wanted else self._embed(kind, wanted)
         for number, (x, labels) in enumerate(batches):
             yield number, x, labels
-            done = number + 1 + (self._images["calibration"].num_batches if kind == "search" else 0)
-            self._on_batch(done, sum(images.num_batches for images in self._images.values()))
+            before = every["calibration"] if kind == "search" else 0
+            self._on_batch(number + 1 + before, sum({**every, kind: wanted}.values()))
 
-    def _embed(self, kind: str) -> Iterator[tuple[Tensor, Tensor]]:
-        """Reads and embeds the batches, and keeps them if all of them take at most a quarter of the memory."""
+    def _embed(self, kind: str, num_batches: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Reads and embeds the first batches, and keeps them if they take at most a quarter of the memory."""
         kept: list[tuple[Tensor, Tensor]] | None = []
         device = next(self.supernet.parameters()).device
-        for images, labels in self._images[kind].batches():
+        for images, labels in itertools.islice(self._images[kind].batches(), num_batches):
             with self._autocast(device):
                 x = self.supernet.embed(images.to(device), self.supernet.width)
             labels = labels.to(device)
@@ -280,9 +301,11 @@ class Evaluator:
 
     def _compare(self, x: Tensor, labels: Tensor) -> Tensor:
         """Tokens [B, N, C] after the last block, labels [B] -> [correct images, sum of cross-entropies], float64."""
+        return compare_logits(self._classify(x), labels)
+
+    def _classify(self, x: Tensor) -> Tensor:
         with self._autocast(x.device):
-            logits = self.supernet.classify(x)
-        return compare_logits(logits, labels)
+            return self.supernet.classify(x).float()
 
     def _autocast(self, device: torch.device) -> Any:
         return torch.autocast(device.type, torch.bfloat16) if self._bf16 else nullcontext()

@@ -26,6 +26,7 @@ class RandomSearch(Search):
 
     method = "random"
     stage_work = 2
+    uses_surrogate = False
     description = "Random search: the whole space at once, each candidate drawn at random."
 
     def propose(self) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import math
 import reprlib
+import statistics
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -71,6 +72,7 @@ class Fitness(ABC):
         needs_supernet: whether a supernet is trained before (class attribute).
         is_collective: whether all processes score each network together, as by training it, instead of each its own
             (class attribute).
+        can_screen: whether `screen` is there (class attribute).
         label: what the numbers are, for figures and messages (class attribute).
         setting: the search.
 
@@ -80,6 +82,7 @@ class Fitness(ABC):
 
     needs_supernet: ClassVar[bool] = False
     is_collective: ClassVar[bool] = False
+    can_screen: ClassVar[bool] = False
     label: ClassVar[str] = "fitness"
 
     def __init__(self, setting: Setting) -> None:
@@ -94,15 +97,16 @@ class Fitness(ABC):
         """A value for a message."""
         return f"{value:.4g}"
 
-    def evaluate(self, specs: Sequence[Spec]) -> dict[Spec, float]:
-        """The scores of these networks, checked.
+    def evaluate(self, specs: Sequence[Spec], num_batches: int | None = None) -> dict[Spec, float]:
+        """The scores of these networks, checked; with `num_batches` the means of `screen`.
 
         Raises:
-            SearchError: if `score` does not return one finite number for each network.
+            SearchError: if there is not one finite number for each network.
         """
-        name, scores = type(self).__name__, self.score(specs)
+        name = type(self).__name__
+        scores: Sequence[Any] = self.score(specs) if num_batches is None else self.screen(specs, num_batches)
         try:
-            values = [float(score) for score in scores]
+            values = [float(score) if num_batches is None else statistics.fmean(score) for score in scores]
         except (TypeError, ValueError):
             raise SearchError(f"fitness {name} must return numbers, got {reprlib.repr(scores)}") from None
         if len(values) != len(specs):
@@ -113,6 +117,13 @@ class Fitness(ABC):
             if not math.isfinite(value):
                 raise SearchError(f"fitness {name} must return finite numbers, got {value} for {spec.to_json(None)}")
         return dict(zip(specs, values, strict=True))
+
+    def screen(self, specs: Sequence[Spec], num_batches: int) -> Sequence[Sequence[float]]:
+        """How good networks are on each image of the first batches of the search set, [networks, images].
+
+        The larger, the better: the recipe's `evaluation.screen_images` compares networks by the mean.
+        """
+        raise SearchError(f"fitness {type(self).__name__} has can_screen, but lacks screen")
 
     def retain(self, specs: Iterable[Spec]) -> None:  # noqa: B027 - most have nothing to forget
         """Forget what is not of use for children of these networks, if memory is scarce."""
@@ -127,6 +138,7 @@ class _Accuracy(Fitness):
 
 class _Inherited(Fitness):
     needs_supernet = True
+    can_screen = True
 
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting)
@@ -135,6 +147,11 @@ class _Inherited(Fitness):
     def retain(self, specs: Iterable[Spec]) -> None:
         """See `Evaluator.retain`."""
         self.evaluator.retain(specs)
+
+    def screen(self, specs: Sequence[Spec], num_batches: int) -> Sequence[Sequence[float]]:
+        """The negative cross-entropies with inherited weights."""
+        losses: list[list[float]] = (-self.evaluator.losses(specs, num_batches)).tolist()
+        return losses
 
 
 @final

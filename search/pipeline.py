@@ -25,8 +25,9 @@ from .budget_sampler import BudgetSampler
 from .control import Control
 from .latency import Prepare
 from .recipe import SearchRecipe
+from .retraining import Retrained
 from .run_context import Interrupted, RunContext, read_json
-from .stage import Retrained, Stage
+from .stage import Stage
 
 __all__ = ["SearchRun", "read_recipe_of"]
 

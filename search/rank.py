@@ -126,7 +126,7 @@ def _predict(stage: Stage, specs: Sequence[Spec], positions: Sequence[int]) -> l
     """What is cheap to know of each network, by the measure's name; of accuracy and loss on these images."""
     measures: dict[str, Sequence[float]] = {}
     candidates = [json.loads(line) for line in (stage.folder / "candidates.jsonl").read_text().splitlines()]
-    known = {parse_spec(entry["spec"]): float(entry["accuracy"]) for entry in candidates}
+    known = {parse_spec(c["spec"]): float(c["accuracy"]) for c in candidates if c["accuracy"] is not None}
     others = [spec for spec in known if spec not in set(specs)][-_MOST_FOR_SURROGATE:]
     setting = stage.setting()
     if stage.fitness_class.needs_supernet:

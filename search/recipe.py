@@ -19,8 +19,9 @@ from glit_models.families import FAMILIES, family_of_architecture
 from glit_models.recipes import Overrides, build_recipe, read_recipe, to_yaml
 from glit_models.training.recipe import Recipe
 
-from .ask_tell import EvolutionConfig, Search
+from .ask_tell import Search
 from .evolution import METHODS
+from .evolution_config import EvolutionConfig
 from .fitness import FITNESSES
 from .named_spaces import load_space
 from .space import SearchSpace
@@ -79,6 +80,11 @@ class EvaluationSection:
     calibration_batches: int = 8  # training batches on which BatchNorm statistics are recomputed
     memory_mb: float = 2000.0  # for what networks share
     share: bool = True  # false: every network by itself, which is slower and gives the same
+    # The evolution compares networks by their loss on so many images, rounded up to whole batches of
+    # `train.eval_batch_size`. Then the better half is compared on twice as many, and so on, and the fitness on all
+    # images decides among the last `confirm`. Null: the fitness on all images compares all networks.
+    screen_images: int | None = None
+    confirm: int = 50
 
 
 @final
@@ -175,7 +181,8 @@ class SearchRecipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        evaluation, retrain = self.evaluation, self.retrain
+        evaluation, retrain, screen_images = self.evaluation, self.retrain, self.evaluation.screen_images
+        most_trained = max((retrain.top, *retrain.rungs))
         for key, value, valid, bound in (
             ("seed", self.seed, self.seed >= 0, "at least 0"),
             ("latency.batch_size", self.latency.batch_size, self.latency.batch_size >= 1, "at least 1"),
@@ -184,6 +191,10 @@ class SearchRecipe:
              "at least 1"),
             ("evaluation.memory_mb", evaluation.memory_mb, evaluation.memory_mb > 0, "positive"),
             ("control.networks", self.control.networks, self.control.networks >= 0, "at least 0"),
+            ("evaluation.screen_images", screen_images, screen_images is None or screen_images >= 1,
+             "at least 1, or null"),
+            ("evaluation.confirm", evaluation.confirm, screen_images is None or evaluation.confirm >= most_trained,
+             f"at least {most_trained}, as many as are trained by themselves"),
             ("standalone.epochs", self.standalone.epochs, self.standalone.epochs >= 1, "at least 1"),
             ("retrain.top", retrain.top, 1 <= retrain.top <= self.evolution.population,
              f"from 1 to evolution.population={self.evolution.population}"),
@@ -194,7 +205,12 @@ class SearchRecipe:
         object.__setattr__(self, "fixed", {**(space.spec_class.first_stage or {}), **self.fixed})
         if len(self.method_class.stages) > 1:
             space.stage_one(**self.fixed)
-        FITNESSES.find(self.fitness)  # raises on what is none
+        fitness = FITNESSES.find(self.fitness)  # raises on what is none
+        if screen_images is not None and not fitness.can_screen:
+            raise RecipeError(
+                f"evaluation.screen_images must be null for fitness {self.fitness}, which says nothing of single "
+                f"images, got {screen_images}"
+            )
         for recipe in (self.supernet_recipe(), self.retrain_recipe(None)):
             _check_training(recipe, space)
         retrain.check_rungs(self.evolution.population, recipe.optim.epochs)

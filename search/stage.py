@@ -7,9 +7,10 @@ is taken up again from the files of the parts before.
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, final
 
@@ -25,31 +26,18 @@ from glit_models.training import Recipe, Trainer
 from .ask_tell import Search
 from .budget import Budget
 from .budget_sampler import BudgetSampler
-from .candidates import Candidate
+from .candidates import Candidates
 from .fitness import FITNESSES, Fitness, Setting
 from .named_spaces import load_space
+from .retraining import Retrained, retrain
 from .run_context import RunContext, read_json
+from .screening import Confirmation, describe_noise
 from .space import SearchSpace
 from .supernet_training import SupernetTrainee
 
-__all__ = ["Retrained", "Stage"]
+__all__ = ["Stage"]
 
-
-@final
-@dataclass(frozen=True)
-class Retrained:
-    """A network that was trained by itself.
-
-    Attributes:
-        spec: the network. inherited: its accuracy under the supernet's weights, in percent.
-        accuracy: on the search set, in percent.
-        folder: of its run.
-    """
-
-    spec: Spec
-    inherited: float
-    accuracy: float
-    folder: Path
+_NUM_FOR_NOISE = 8  # networks whose losses say how often their order is wrong
 
 
 @final
@@ -78,6 +66,7 @@ class Stage:
         self.recipe = context.recipe
         self._initial, self._known = initial, known
         self._seconds = 0.0  # of the evolution
+        self._rounds: list[dict[int, float]] = []  # scores of the rounds on more images, by the candidates' numbers
         self._fitness: Fitness | None = None
         self.fitness_class = FITNESSES.find(self.recipe.fitness)
         self._on_batch: Callable[[int, int], None] = lambda done, total: None
@@ -107,7 +96,9 @@ class Stage:
         if self.fitness_class.needs_supernet:
             self._train_supernet()
         self._evolve()
-        retrained = self._retrain()
+        retrained = retrain(
+            self.recipe, self.folder, self.candidates, self._initial, self._known, self._train, self._say
+        )
         if self.context.rank == 0:
             entries = [{**self._describe(r.spec), "inherited": r.inherited, "accuracy": r.accuracy,
                         "images": len(self.context.splits.validation),
@@ -116,6 +107,9 @@ class Stage:
             write_json(done, entries)
         self.context.wait()
         return retrained
+
+    def _say(self, line: str) -> None:
+        self.context.say(f"{self.name}: {line}")
 
     def _describe(self, spec: Spec) -> dict[str, Any]:
         costs = {budget.name: budget.cost(spec) for budget in self.context.budgets if budget.additive}
@@ -144,7 +138,7 @@ class Stage:
         recipe = self.recipe.supernet_recipe()
         if (self.folder / "supernet" / "result.json").is_file() and self.weights.is_file():
             return
-        self.context.say(f"{self.name}: training the supernet, {self.space.size:.4g} networks in one")
+        self._say(f"training the supernet, {self.space.size:.4g} networks in one")
         sampler = None
         if self.recipe.supernet.sampling == "budget":
             sampler = BudgetSampler(self.space, self.context.budgets, self.recipe.evolution.uniform_over)
@@ -167,20 +161,21 @@ class Stage:
                 )
                 while search.outcome is None and (specs := search.ask()):
                     self._evaluate_generation(specs)
+                self._confirm()
                 self._write_references()
             self._fitness = None  # gives its memory back
         if context.rank == 0:
             write_json(self.folder / "front.json", {budget.name: self._front(budget) for budget in context.budgets})
-        context.say(f"{self.name}: {search.outcome}; best {self._best()} ({self.fitness_class.label})")
+        self._say(f"{search.outcome}; best {self._best()} ({self.fitness_class.label})")
         context.wait()
 
     def _front(self, budget: Budget) -> list[dict[str, Any]]:
         """The networks that no other one beats in accuracy without costing more, cheapest first."""
-        fields = (candidate.to_dict() for candidate in self.search.front(budget.name))
+        fields = (candidate.to_dict() for candidate in self.candidates.front(budget.name))
         return [{"spec": c["spec"], **c["costs"], "accuracy": c["accuracy"]} for c in fields]
 
     def _best(self) -> str:
-        best = self.search.best
+        best = next(iter(self.candidates.ranked()), None)
         assert best is not None  # a search without candidates has raised
         assert best.accuracy is not None
         return self.fitness_class.show(best.accuracy)
@@ -220,27 +215,66 @@ class Stage:
         config = self.recipe.evolution_config()
         top = self.search.top(max(config.num_parents, self.recipe.retrain.top))
         fitness.retain([candidate.spec for candidate in top])
-        scores = self._evaluate_shared(fitness, specs)
+        batches = self._screen_batches
+        if batches and not self.search.generation and self.context.rank == 0:
+            self._say(describe_noise(np.array(fitness.screen(specs[:_NUM_FOR_NOISE], batches))))
+        scores = self._score(specs, batches)
         for spec in specs:
             self.search.tell(spec, scores[spec])
         self._seconds += time.monotonic() - began
         self._save()
+        show = "{:.4g}".format if batches else fitness.show
         done = sorted(scores[spec] for spec in specs)
-        self.context.say(
-            f"{self.name}: generation {self.search.generation + 1}/{config.generations}, {len(specs)} networks: "
-            f"median {fitness.show(done[len(done) // 2])}, best {fitness.show(done[-1])}, best so far {self._best()}"
+        best = self.search.top(1)[0].accuracy or 0.0
+        self._say(
+            f"generation {self.search.generation + 1}/{config.generations}, {len(specs)} networks: "
+            f"median {show(done[len(done) // 2])}, best {show(done[-1])}, best so far {show(best)}"
         )
 
-    def _evaluate_shared(self, fitness: Fitness, specs: Sequence[Spec]) -> dict[Spec, float]:
-        """Each process evaluates networks that begin alike; all get to know all scores."""
+    @property
+    def _screen_batches(self) -> int | None:
+        """On how many batches the evolution compares networks; None for all, by the fitness."""
+        num_images = self.recipe.evaluation.screen_images
+        return None if num_images is None else math.ceil(num_images / self.context.training.eval_batch_size)
+
+    def _confirmation(self) -> Confirmation | None:
+        """The rounds on more images, where the evolution has few."""
+        if (batches := self._screen_batches) is None:
+            return None
+        every = math.ceil(len(self.context.splits.validation) / self.context.training.eval_batch_size)
+        confirm, candidates = self.recipe.evaluation.confirm, self.search.candidates
+        return Confirmation(candidates, batches, every, confirm, self._initial, self._rounds)
+
+    def _confirm(self) -> None:
+        confirmation = self._confirmation()
+        while confirmation and (asked := confirmation.ask()):
+            began = time.monotonic()
+            self.context.check_stop(together=True)
+            specs, batches = asked
+            images = f"{batches * self.context.training.eval_batch_size} images" if batches else "all images"
+            self._say(f"comparing {len(specs)} networks on {images}")
+            confirmation.tell(self._score(specs, batches))
+            self._rounds = confirmation.scores
+            self._seconds += time.monotonic() - began
+            self._save()
+
+    @property
+    def candidates(self) -> Candidates:
+        """What was evaluated, with its fitness; by few images, only the networks that were confirmed have one."""
+        confirmation = self._confirmation()
+        return confirmation.confirmed() if confirmation else Candidates(self.search.candidates)
+
+    def _score(self, specs: Sequence[Spec], batches: int | None) -> dict[Spec, float]:
+        """Each process evaluates networks that begin alike; all get to know all scores. `batches`: None for all."""
+        fitness = self.fitness()
         if fitness.is_collective:
-            return fitness.evaluate(specs)
+            return fitness.evaluate(specs, batches)
         places = [options.index for options in self.space.block_options]
         ordered = sorted(
             specs, key=lambda spec: (spec.embed_dim, [place[b] for place, b in zip(places, spec.blocks, strict=False)])
         )
         share = np.array_split(np.arange(len(ordered)), self.context.world_size)[self.context.rank]
-        mine = fitness.evaluate([ordered[index] for index in share]) if len(share) else {}
+        mine = fitness.evaluate([ordered[index] for index in share], batches) if len(share) else {}
         gathered = self.context.gather([(spec.to_dict(), value) for spec, value in mine.items()])
         return {parse_spec(data): value for data, value in gathered}
 
@@ -268,14 +302,15 @@ class Stage:
     def _save(self) -> None:
         if self.context.rank:
             return
-        state = {"search": self.search.state_dict(), "seconds": self._seconds}
+        rounds = [list(scores.items()) for scores in self._rounds]
+        state = {"search": self.search.state_dict(), "seconds": self._seconds, "rounds": rounds}
         text = json.dumps(state)
         self.state.save(lambda path: path.write_text(text))
         self._write_candidates()
 
     def _write_candidates(self) -> None:
         lines = []
-        for candidate in self.search.candidates:
+        for candidate in self.candidates:
             fields = candidate.to_dict()
             entry = {
                 "spec": fields["spec"], **candidate.costs, "accuracy": candidate.accuracy,
@@ -289,51 +324,17 @@ class Stage:
         found = self.state.load(self._read_state)
         if found is None:
             return
-        self.search, self._seconds = found
+        self.search, self._seconds, self._rounds = found
         if self.context.rank == 0:
             self._write_candidates()
 
-    def _read_state(self, path: Path) -> tuple[Search, float]:
+    def _read_state(self, path: Path) -> tuple[Search, float, list[dict[int, float]]]:
         state = json.loads(path.read_text())
         search = type(self.search).from_state(state["search"], self.space, self.context.budgets)
-        return search, float(state["seconds"])
+        rounds = [{int(index): float(score) for index, score in scores} for scores in state.get("rounds", [])]
+        return search, float(state["seconds"]), rounds
 
     # ---- retraining ----
-
-    def _retrain(self) -> list[Retrained]:
-        """The best, and the networks that the stage began with: it never returns a worse one than it was given."""
-        given = [c for c in self.search.candidates if c.spec in self._initial]
-        best = self._pass_rungs(given) if self.recipe.retrain.rungs else self.search.top(self.recipe.retrain.top)
-        best += [c for c in given if c not in best]
-        retrained = []
-        for place, candidate in enumerate(best, 1):
-            assert candidate.accuracy is not None
-            known = next((other for other in self._known if other.spec == candidate.spec), None)
-            if known is not None:
-                retrained.append(Retrained(candidate.spec, candidate.accuracy, known.accuracy, known.folder))
-                continue
-            folder = self.folder / "retrain" / str(place)
-            self.context.say(f"{self.name}: retraining network {place} of {len(best)}")
-            accuracy = self._train(self.recipe.retrain_recipe(candidate.spec), folder)
-            retrained.append(Retrained(candidate.spec, candidate.accuracy, accuracy, folder))
-        return sorted(retrained, key=lambda network: -network.accuracy)
-
-    def _pass_rungs(self, given: Sequence[Candidate]) -> list[Candidate]:
-        """The best after short trainings, of which `given`, trained in full anyway, have none.
-
-        Each rung trains from scratch with a whole schedule of its length. A network halfway through a long schedule,
-        at a high learning rate, shows less of how it will end.
-        """
-        rungs = self.recipe.retrain.rungs
-        best = [candidate for candidate in self.search.top(max(rungs)) if candidate not in given]
-        for rung, (count, epochs) in enumerate(sorted(rungs.items(), reverse=True), 1):
-            best, scores = best[:count], {}
-            for place, candidate in enumerate(best, 1):
-                self.context.say(f"{self.name}: rung {rung}, training network {place} of {len(best)}, {epochs} epochs")
-                folder = self.folder / "retrain" / f"rung{rung}" / str(place)
-                scores[candidate.spec] = self._train_alone(candidate.spec, folder, epochs)
-            best = sorted(best, key=lambda candidate: -scores[candidate.spec])
-        return best[: self.recipe.retrain.top]
 
     def seconds(self) -> Mapping[str, float]:
         """What each part took, interruptions left out, as far as it is done."""

@@ -208,6 +208,30 @@ def test_the_order_of_telling_makes_no_difference(method: type[Search]) -> None:
     assert forth.top(10) == back.top(10)
 
 
+def test_a_surrogate_picks_better_children_than_none_and_chance_stays_chance() -> None:
+    accuracy, _ = separable(glit(), 0)
+    settings = {"population": 20, "generations": 6, "num_parents": 5, "num_mutation": 10, "num_crossover": 10}
+    plain, picked = (run(Evolution(glit(), MIDDLE, seed=0, proposals=k, **settings), accuracy) for k in (1, 6))
+    assert len(picked.candidates) == len(plain.candidates) == 120
+    assert picked.candidates[:40] == plain.candidates[:40]  # nothing is predicted from so few
+    assert picked.best.accuracy > plain.best.accuracy + 0.5
+    assert all(MIDDLE[0].admits(candidate.costs["macs"]) for candidate in picked.candidates)
+    drawn = (RandomSearch(glit(), MIDDLE, seed=0, proposals=k, **settings) for k in (1, 6))
+    assert len({str([c.spec for c in run(search, accuracy).candidates]) for search in drawn}) == 1
+
+
+@pytest.mark.parametrize("method", [m for m in METHODS.values() if m.uses_surrogate])
+def test_a_search_with_a_surrogate_goes_on_from_its_state(method: type[Search]) -> None:
+    accuracy, _ = separable(glit_released(depth=4), 0)
+    space, settings = glit_released(depth=4), {**SMALL, "generations": 8, "proposals": 3}
+    whole = run(method(space, seed=7, **settings), accuracy)
+    search = method(space, seed=7, **settings)
+    while specs := search.ask():
+        search.tell(specs[0], accuracy(specs[0]))
+        search = method.from_state(json.loads(json.dumps(search.state_dict())), space)
+    assert search.candidates == whole.candidates
+
+
 @methods
 def test_a_search_goes_on_from_its_state_as_if_it_had_never_stopped(method: type[Search]) -> None:
     accuracy, _ = separable(TIED, 0)
@@ -381,6 +405,7 @@ def test_the_front_holds_what_nothing_beats() -> None:
         ({"num_mutation": -1}, "num_mutation must be an integer of at least 0, got -1"),
         ({"population": 40}, "num_mutation + num_crossover must be at most population=40, got 25 + 25"),
         ({"uniform_over": "paths"}, "uniform_over must be choices or members, got 'paths'"),
+        ({"proposals": 0}, "proposals must be an integer of at least 1, got 0"),
         ({"max_draws": 0}, "max_draws must be an integer of at least 1, got 0"),
         ({"seed": "0"}, "seed must be an integer, got '0'"),
     ],

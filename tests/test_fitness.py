@@ -136,3 +136,14 @@ def test_what_is_no_finite_number_for_each_network_is_refused(
 def test_an_error_inside_a_fitness_of_ones_own_is_shown_as_it_is(setting: Setting) -> None:
     with pytest.raises(TypeError, match="unsupported operand"):
         own(lambda specs: [1 + "1" for _ in specs])(setting).evaluate(SPECS)
+
+
+def test_a_fitness_that_screens_is_compared_by_its_mean_over_images(setting: Setting) -> None:
+    fitness = type("Own", (Fitness,), {"can_screen": True, "score": lambda self, specs: [0.0] * len(specs)})(setting)
+    with pytest.raises(SearchError, match=r"^fitness Own has can_screen, but lacks screen$"):
+        fitness.evaluate(SPECS, 1)
+    type(fitness).screen = lambda self, specs, num_batches: [[spec.depth, num_batches] for spec in specs]
+    assert fitness.evaluate(SPECS, 4) == {spec: (spec.depth + 4) / 2 for spec in SPECS}
+    type(fitness).screen = lambda self, specs, num_batches: [math.nan, "few", 1]
+    with pytest.raises(SearchError, match=r"^fitness Own must return numbers, got \[nan, 'few', 1\]$"):
+        fitness.evaluate(SPECS, 4)

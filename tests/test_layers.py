@@ -37,10 +37,10 @@ __main__
 SEARCH = """
 correlation
 ranking choices
-space_definition
+space_definition evolution_config
 space
 named_spaces candidates surrogate control
-budget
+budget screening
 budget_sampler latency
 ask_tell
 evolution super_block
@@ -48,7 +48,7 @@ supernet
 evaluate
 fitness
 recipe
-supernet_training
+supernet_training retraining
 run_context
 stage
 pipeline

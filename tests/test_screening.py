@@ -1,64 +1,50 @@
 """Promises of what makes a search cheaper: short trainings before long ones, and few images before all."""
 
+import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from glit_models.search import SearchRun, load_search_recipe
+from glit_models.search import SearchRun, load_search_recipe, write_report
+from glit_models.search.candidates import Candidate
+from glit_models.search.evaluate import Evaluator
 from glit_models.search.recipe import SearchRecipe
-from glit_models.search.stage import Retrained, Stage
+from glit_models.search.retraining import Retrained
+from glit_models.search.screening import Confirmation, describe_noise, wrong_order
+from glit_models.search.stage import Stage
 
-from glit_models import GLiTSpec, count_macs
+from glit_models import GLiTSpec, count_macs, parse_spec
 from glit_models.errors import RecipeError
 from glit_models.training import Recipe
+from tests.spaces import TIED
 
 FIXTURES = Path(__file__).parent / "fixtures"
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 SHARED = (f"train.data.root={FIXTURES / 'fashion-mnist'}", "train.data.limit=60", "train.optim.epochs=3")
-DIE = """
+SCREEN = (
+    "method=evolution", "fixed={}", "evaluation.screen_images=30", "evaluation.confirm=3", "evolution.proposals=3",
+    "train.optim.epochs=1", "supernet.train.optim.epochs=1", "train.checkpoint_minutes=10", "retrain.top=1",
+    "final.all_data=false", "train.eval_batch_size=20",
+)  # fmt: skip
+KILLED_IN_THE_LAST_ROUND = """
 import os, signal, sys
 from glit_models import cli
-from {module} import {owner}
-original, left = {owner}.{name}, {after}
-def deadly(*args, **keywords):
-    global left
-    left -= 1
-    if not left:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return original(*args, **keywords)
-{owner}.{name} = deadly
+from glit_models.search.evaluate import Evaluator
+Evaluator._score = lambda *arguments: os.kill(os.getpid(), signal.SIGKILL)
 cli.main(sys.argv[1:])
 """
 
 
 def _recipe(*overrides: str) -> SearchRecipe:
     return load_search_recipe(str(FIXTURES / "search.yaml"), [*SHARED, *overrides])
-
-
-def _search(out: Path, *overrides: str) -> dict[str, Any]:
-    torch.set_num_threads(1)
-    result = SearchRun(_recipe(*overrides), out, device="cpu", command="glit search").run()
-    assert result is not None
-    return result
-
-
-def _kill(out: Path, overrides: tuple[str, ...], module: str, owner: str, name: str, after: int) -> None:
-    """Search until a method is called for this time, and kill the process there."""
-    program = DIE.format(module=module, owner=owner, name=name, after=after)
-    settings = [word for text in (*SHARED, *overrides) for word in ("--set", text)]
-    command = [sys.executable, "-c", program, "search", str(FIXTURES / "search.yaml"), *settings, "--out", str(out)]
-    killed = subprocess.run(command, env=ENVIRONMENT, capture_output=True, timeout=200)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
-
-
-def _read(path: Path) -> Any:
-    return json.loads(path.read_text())
 
 
 # ---- retraining by successive halving ----
@@ -143,3 +129,145 @@ def test_the_seconds_of_every_rung_count(tmp_path: Path) -> None:
 def test_rungs_that_cannot_be_are_named(rungs: str, message: str) -> None:
     with pytest.raises(RecipeError, match=message.replace("{", r"\{")):
         _recipe("retrain.top=1", f"retrain.rungs={rungs}")
+
+
+# ---- few images first ----
+
+
+def _candidates(count: int) -> list[Candidate]:
+    specs = list(itertools.islice(TIED, count))
+    return [Candidate(spec, 0, "random", {}, float(place % 7)) for place, spec in enumerate(specs)]
+
+
+def test_each_round_has_half_the_networks_and_twice_the_images_and_the_last_one_all() -> None:
+    rounds = [
+        Confirmation(_candidates(1) * count, batches, every, confirm).rounds
+        for count, batches, every, confirm in ((1000, 1, 20, 50), (200, 1, 8, 50), (30, 1, 8, 50), (200, 8, 8, 50))
+    ]
+    assert rounds == [
+        [(500, 2), (250, 4), (125, 8), (62, 16), (50, None)], [(100, 2), (50, None)], [(50, None)], [(50, None)]
+    ]  # fmt: skip
+
+
+def test_the_best_of_each_round_go_on_and_the_given_network_always_does() -> None:
+    candidates = _candidates(40)
+    given = candidates[0].spec  # of the worst
+    confirmation = Confirmation(candidates, 1, 8, 5, [given])
+    asked = []
+    while (ask := confirmation.ask()) is not None:
+        specs, batches = ask
+        asked.append((len(specs), batches))
+        assert given in specs
+        before = confirmation.scores[-1] if confirmation.scores else {i: c.accuracy for i, c in enumerate(candidates)}
+        place = {candidate.spec: index for index, candidate in enumerate(candidates)}
+        kept = [before[place[spec]] for spec in specs if spec != given]
+        left = [score for index, score in before.items() if candidates[index].spec not in specs]
+        assert min(kept) >= max(left)
+        assert not any(candidate.accuracy is not None for candidate in confirmation.confirmed())
+        confirmation.tell({spec: float(place[spec]) for spec in reversed(specs)})
+    assert asked == [(21, 2), (11, 4), (6, None)]
+    confirmed = {c.spec: c.accuracy for c in confirmation.confirmed() if c.accuracy is not None}
+    assert confirmed == {candidates[index].spec: score for index, score in confirmation.scores[-1].items()}
+    again = Confirmation(candidates, 1, 8, 5, [given], confirmation.scores[:2])
+    assert again.ask() == (specs, None)
+
+
+def test_the_noise_of_few_images_is_said_as_it_is() -> None:
+    rng = np.random.default_rng(0)
+    true, hard = rng.normal(0, 0.05, (60, 1)), rng.normal(0, 1, (1, 400))
+    losses = true + hard + rng.normal(0, 0.7, (60, 400))  # what is hard for all is no noise of a difference
+    error, share = wrong_order(losses)
+    assert error == pytest.approx(0.7 * np.sqrt(2 / 400), rel=0.05)
+    pairs = list(itertools.combinations(range(60), 2))
+    means = losses.mean(axis=1)
+    wrong = sum((means[a] < means[b]) != (true[a, 0] < true[b, 0]) for a, b in pairs) / len(pairs)
+    assert share == pytest.approx(wrong, abs=0.04)
+    assert "compared by their loss on 400 images; a difference has a standard error of 0.0" in describe_noise(losses)
+
+
+@pytest.fixture(scope="module")
+def screened(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A search that compares networks on few images, and what it said."""
+    torch.set_num_threads(1)
+    out = tmp_path_factory.mktemp("screened") / "run"
+    said: list[str] = []
+    run = SearchRun(_recipe(*SCREEN), out, device="cpu", command="glit search")
+    run.context.say = said.append  # type: ignore[method-assign]
+    assert run.run() is not None
+    return out, "\n".join(said)
+
+
+def test_only_networks_that_were_confirmed_on_all_images_have_an_accuracy(screened: tuple[Path, str]) -> None:
+    out, said = screened
+    lines = [json.loads(line) for line in (out / "joint" / "candidates.jsonl").read_text().splitlines()]
+    assert len(lines) == 18
+    confirmed = {json.dumps(line["spec"]): line["accuracy"] for line in lines if line["accuracy"] is not None}
+    assert len(confirmed) == 3
+    stage = SearchRun(_recipe(*SCREEN), out, "cpu").stages[0]
+    scores = stage.fitness().evaluate([GLiTSpec.from_json(spec) for spec in confirmed])
+    assert list(scores.values()) == list(confirmed.values())
+    best = max(confirmed.values())
+    assert json.loads((out / "joint" / "retrained.json").read_text())[0]["inherited"] == best
+    assert json.loads((out / "joint" / "front.json").read_text())["macs"][-1]["accuracy"] == best
+    assert "networks are compared by their loss on 40 images; a difference has a standard error of" in said
+    assert said.index("standard error") < said.index("generation 1/3")
+    assert "comparing 9 networks on 80 images" in said
+    assert "comparing 3 networks on all images" in said
+    assert "inherited accuracy" in write_report(out).read_text()
+
+
+def test_a_screened_search_stopped_anywhere_goes_on_to_the_same_end(
+    screened: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, _ = screened
+    shutil.copytree(out / "joint" / "supernet", tmp_path / "joint" / "supernet")
+    calls = []
+
+    def interrupt(self: Evaluator, specs: Any, num_batches: int, losses: Any = Evaluator.losses) -> Any:
+        calls.append(specs)
+        if len(calls) == 4:  # the noise and two generations before
+            raise InterruptedError
+        return losses(self, specs, num_batches)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Evaluator, "losses", interrupt)
+        with pytest.raises(InterruptedError):
+            SearchRun(_recipe(*SCREEN), tmp_path, device="cpu").run()
+    settings = [word for text in (*SHARED, *SCREEN) for word in ("--set", text)]
+    command = [sys.executable, "-c", KILLED_IN_THE_LAST_ROUND, "search", str(FIXTURES / "search.yaml"), *settings]
+    killed = subprocess.run([*command, "--out", str(tmp_path)], env=ENVIRONMENT, capture_output=True, timeout=200)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    state = json.loads((tmp_path / "joint" / "evolution.json").read_text())
+    assert [len(scores) for scores in state["rounds"]] == [9]
+    assert SearchRun(_recipe(*SCREEN), tmp_path, device="cpu").run() is not None
+    for name in ("joint/candidates.jsonl", "joint/retrained.json", "winner.json"):
+        assert (tmp_path / name).read_text() == (out / name).read_text()
+
+
+def test_several_processes_screen_the_same(
+    screened: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, _ = screened
+    stage = SearchRun(_recipe(*SCREEN), out, "cpu").stages[0]
+    specs = list(itertools.islice(stage.space, 7))
+    alone = stage._score(specs, 2)
+    shares: list[Any] = []
+    monkeypatch.setattr(stage.context, "world_size", 3)
+    for rank in (2, 0, 1):
+        monkeypatch.setattr(stage.context, "rank", rank)
+        monkeypatch.setattr(stage.context, "gather", lambda items: shares.extend(items) or items)
+        stage._score(specs, 2)
+    assert {parse_spec(spec): score for spec, score in shares} == alone
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("evaluation.screen_images=0", "evaluation.screen_images must be at least 1, or null, got 0"),
+        ("evaluation.confirm=1", "evaluation.confirm must be at least 2, as many as are trained by themselves, got 1"),
+        ("fitness=macs", "evaluation.screen_images must be null for fitness macs, which says nothing of single images"),
+    ],
+)
+def test_what_cannot_be_screened_is_named(override: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        _recipe("evaluation.screen_images=40", override)

@@ -127,3 +127,15 @@ def test_progress_is_told_within_an_evaluation():
     evaluator._on_batch = lambda done, total: told.append((done, total))
     evaluator.evaluate(_population())
     assert told == [(done, 7) for done in range(1, 8)]
+
+
+@pytest.mark.parametrize("share", [True, False])
+def test_losses_are_those_of_single_images_on_the_first_batches(share: bool):
+    evaluator, fresh = _evaluator(share=share), _evaluator()
+    population = _population()
+    few, all_images = evaluator.losses(population, 2), evaluator.losses(population, BATCHES)
+    assert few.shape == (len(population), 2 * BATCH)
+    assert torch.equal(few, all_images[:, : 2 * BATCH])
+    scores = fresh.evaluate(population)
+    torch.testing.assert_close(all_images.mean(1).tolist(), [scores[spec].loss for spec in population])
+    assert evaluator.evaluate(population) == scores  # also after a part was embedded and kept

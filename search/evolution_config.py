@@ -1,0 +1,84 @@
+"""The settings of a search method, which are the keys of a recipe's `evolution`."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import final
+
+from glit_models.errors import SearchError
+
+from .choices import UniformOver
+
+__all__ = ["EvolutionConfig"]
+
+
+@final
+@dataclass(frozen=True)
+class EvolutionConfig:
+    """How a search goes on. The defaults are SPOS's (arXiv 1904.00420, section 3.4): 1000 networks in all.
+
+    Attributes:
+        population: networks of a generation; fewer where no more new ones are found.
+        generations: how many there are, the first one, which is random, included.
+        num_parents: the best networks so far, from which the next ones are made.
+        mutated_blocks: how many blocks of a network a mutation changes, in the mean; see `SearchSpace.redraw_blocks`.
+            SPOS changes 2 of 20. None: each gene changes with `mutation_prob` instead.
+        mutation_prob: of each gene, where `mutated_blocks` is None and for `autoformer`; see `SearchSpace.mutate`.
+        depth_prob: of the depth, for `autoformer`.
+        width_prob: of the embedding width, for `autoformer`.
+        num_mutation: networks of a generation that are made by mutation.
+        num_crossover: networks of a generation that are made by crossover of two different parents. What crossover
+            finds no new ones for is made by mutation; the rest is random.
+        proposals: networks that are proposed for each one of a generation, once some are scored. A linear surrogate,
+            fitted to all scores so far, picks among them. 1: those that are proposed are evaluated.
+        uniform_over: what random networks are uniform over; see `SearchSpace.sample`.
+        max_draws: draws for one random network within budgets, where draws are needed.
+
+    A method ignores those that do not concern it: `random` uses population, generations, uniform_over and max_draws.
+
+    Raises:
+        SearchError: on a value that cannot be; names the key, the value and the bound.
+    """
+
+    population: int = 50
+    generations: int = 20
+    num_parents: int = 10
+    mutation_prob: float = 0.1
+    num_mutation: int = 25
+    num_crossover: int = 25
+    uniform_over: UniformOver = "choices"
+    max_draws: int = 1000
+    depth_prob: float = 0.4
+    width_prob: float = 0.4
+    mutated_blocks: float | None = 2.0
+    proposals: int = 1
+
+    def __post_init__(self) -> None:
+        numbers = (
+            "population",
+            "generations",
+            "num_parents",
+            "max_draws",
+            "proposals",
+            "num_mutation",
+            "num_crossover",
+        )
+        for key in numbers:
+            value, minimum = getattr(self, key), 0 if key in ("num_mutation", "num_crossover") else 1
+            if type(value) is not int or value < minimum:
+                raise SearchError(f"{key} must be an integer of at least {minimum}, got {value!r}")
+        for key in ("mutation_prob", "depth_prob", "width_prob"):
+            value = getattr(self, key)
+            if not isinstance(value, (int, float)) or not 0 <= value <= 1:
+                raise SearchError(f"{key} must be from 0 to 1, got {value!r}")
+        blocks = self.mutated_blocks
+        if blocks is not None and (not isinstance(blocks, (int, float)) or not 0 < blocks < math.inf):
+            raise SearchError(f"mutated_blocks must be positive, or null, got {blocks!r}")
+        if self.num_mutation + self.num_crossover > self.population:
+            raise SearchError(
+                f"num_mutation + num_crossover must be at most population={self.population}, "
+                f"got {self.num_mutation} + {self.num_crossover}"
+            )
+        if self.uniform_over not in ("choices", "members"):
+            raise SearchError(f"uniform_over must be choices or members, got {self.uniform_over!r}")
