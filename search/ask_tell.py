@@ -121,10 +121,21 @@ class Search(ABC):
         return list(self._new)
 
     def _propose_plenty(self) -> None:
-        """Propose more networks than a generation has, and keep those of them that the surrogate says are the best."""
-        for _ in range(self.config.proposals):
-            self.propose()
-            self._wanted += self.config.population
+        """Propose more networks than a generation has, and keep those of them that the surrogate says are the best.
+
+        A small space is gone through as a whole: its best network is then missed only if the surrogate misjudges it.
+        It is not evaluated as a whole, so that methods stay comparable by their number of evaluations; where these are
+        enough for the whole space, every method comes to its end by itself.
+        """
+        if self._is_small():
+            self._wanted = self.space.size
+            self._add_remaining()
+            if not self._new:
+                self._exhausted = self._explain()
+        else:
+            for _ in range(self.config.proposals):
+                self.propose()
+                self._wanted += self.config.population
         if len(self._new) > self.config.population:
             scored = self._candidates.ranked()
             surrogate = Surrogate(self.space, [c.spec for c in scored], [c.accuracy or 0.0 for c in scored])

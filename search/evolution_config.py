@@ -31,7 +31,8 @@ class EvolutionConfig:
         num_crossover: networks of a generation that are made by crossover of two different parents. What crossover
             finds no new ones for is made by mutation; the rest is random.
         proposals: networks that are proposed for each one of a generation, once some are scored. A linear surrogate,
-            fitted to all scores so far, picks among them. 1: those that are proposed are evaluated.
+            fitted to all scores so far, picks among them. Of a small space every network that is left is proposed,
+            which predictions make cheap. 1: those that are proposed are evaluated.
         uniform_over: what random networks are uniform over; see `SearchSpace.sample`.
         max_draws: draws for one random network within budgets, where draws are needed.
 

@@ -19,6 +19,7 @@ from glit_models.search import (
     macs_budget,
     params_budget,
 )
+from glit_models.search.surrogate import Surrogate
 from spaces import AUTOFORMER, PRODUCT, SMALL_SPACES, TIED, random_space
 
 from glit_models import GLIT_TINY, GLiTSpec, count_macs, count_params
@@ -218,6 +219,23 @@ def test_a_surrogate_picks_better_children_than_none_and_chance_stays_chance() -
     assert all(MIDDLE[0].admits(candidate.costs["macs"]) for candidate in picked.candidates)
     drawn = (RandomSearch(glit(), MIDDLE, seed=0, proposals=k, **settings) for k in (1, 6))
     assert len({str([c.spec for c in run(search, accuracy).candidates]) for search in drawn}) == 1
+
+
+def test_a_surrogate_looks_at_every_network_of_a_small_space_and_no_more_are_evaluated() -> None:
+    accuracy, _ = separable(TIED, 1)
+    budget = params_budget(high=sorted(map(count_params, TIED))[TIED.size // 2])
+    within = [spec for spec in TIED if budget.admits(count_params(spec))]
+    settings = {"population": 20, "generations": 3, "num_parents": 5, "num_mutation": 10, "num_crossover": 10}
+    search = run(Evolution(TIED, [budget], proposals=2, **settings), accuracy)
+    assert len(search.candidates) == 60 < len(within)
+    scored = search.candidates[:40]
+    surrogate = Surrogate(TIED, [c.spec for c in scored], [c.accuracy for c in scored])
+    left = [spec for spec in within if spec not in {c.spec for c in scored}]
+    best = sorted(surrogate.predict(left))[-20:]
+    assert sorted(surrogate.predict([c.spec for c in search.candidates[40:]])) == pytest.approx(best)
+    everything = run(Evolution(TIED, [budget], proposals=2, **{**settings, "generations": 1000}), accuracy)
+    assert len(everything.candidates) == len(within)
+    assert everything.outcome.startswith("every network within the budgets is evaluated")
 
 
 @pytest.mark.parametrize("method", [m for m in METHODS.values() if m.uses_surrogate])
