@@ -27,7 +27,7 @@ from glit_models.errors import SearchError
 
 from .supernet import Supernet
 
-__all__ = ["Evaluator", "Images", "Score", "compare_logits", "prefixes_of"]
+__all__ = ["Evaluator", "Images", "Score", "check_memory", "compare_logits", "prefixes_of"]
 
 Prefix = tuple[Any, ...]  # how a network begins: its width, then its first blocks
 
@@ -216,7 +216,7 @@ class Evaluator:
             self._on_batch(number + 1 + before, sum({**every, kind: wanted}.values()))
 
     def _embed(self, kind: str, num_batches: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Reads and embeds the first batches, and keeps them if they take at most a quarter of the memory."""
+        """Reads and embeds the first batches, and keeps them if they take at most a third of the memory."""
         kept: list[tuple[Tensor, Tensor]] | None = []
         device = next(self.supernet.parameters()).device
         for images, labels in itertools.islice(self._images[kind].batches(), num_batches):
@@ -224,7 +224,7 @@ class Evaluator:
                 x = self.supernet.embed(images.to(device), self.supernet.width)
             labels = labels.to(device)
             self._size_cache(x)
-            if kept is not None and (len(kept) + 1) * x.nbytes <= self._memory / 4:
+            if kept is not None and (len(kept) + 1) * x.nbytes <= self._memory / 3:
                 kept.append((x, labels))
             else:
                 kept = None
@@ -236,12 +236,7 @@ class Evaluator:
         if self._sized:
             return
         self._sized = True
-        stack = (self.supernet.space.depth + 1) * x.nbytes  # one output at each branch on the way to a network
-        if stack > self._memory:
-            raise SearchError(
-                f"evaluation.memory_mb must be at least {math.ceil(stack / 1e6)} for batches of {len(x)} images, "
-                f"got {self._memory / 1e6:g}"
-            )
+        stack = check_memory(self._memory / 1e6, self.supernet.space.depth, len(x), x[0].nbytes)
         self._cache.max_bytes = max(self._memory // 2 - stack, 0) if self._share else 0
 
     def _walk(
@@ -309,6 +304,27 @@ class Evaluator:
 
     def _autocast(self, device: torch.device) -> Any:
         return torch.autocast(device.type, torch.bfloat16) if self._bf16 else nullcontext()
+
+
+def check_memory(memory_mb: float, depth: int, batch_size: int, image_bytes: int) -> int:
+    """The bytes that one batch takes on its way through networks of a depth: one output at each branch.
+
+    Args:
+        memory_mb: what there is, in units of 10**6 bytes.
+        depth: blocks of the deepest network.
+        batch_size: images.
+        image_bytes: of the tokens of an image.
+
+    Raises:
+        SearchError: if there is less.
+    """
+    stack = (depth + 1) * batch_size * image_bytes
+    if stack > memory_mb * 1e6:
+        raise SearchError(
+            f"evaluation.memory_mb must be at least {math.ceil(stack / 1e6)} for batches of {batch_size} images, "
+            f"got {memory_mb:g}"
+        )
+    return stack
 
 
 def compare_logits(logits: Tensor, labels: Tensor) -> Tensor:

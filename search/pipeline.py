@@ -68,6 +68,8 @@ class SearchRun:
         self._names = recipe.method_class.stages
         first = space.stage_one(**recipe.fixed) if len(self._names) > 1 else space
         self.stages = [Stage(self._names[0], first, self.context)]
+        if self.stages[0].fitness_class.needs_supernet:
+            self.context.check_memory(space)
 
     def run(self) -> dict[str, Any] | None:
         """Search to the end and return the result, or None if stopped before it (by signal or `max_minutes`).

@@ -27,7 +27,7 @@ from glit_models.training.feed import Feed, open_data
 from glit_models.weights.loading import load_model
 
 from .budget import Budget, macs_budget, params_budget
-from .evaluate import Evaluator, Images, Score, compare_logits
+from .evaluate import Evaluator, Images, Score, check_memory, compare_logits
 from .latency import Prepare, latency_budget
 from .recipe import SearchRecipe
 from .space import SearchSpace
@@ -197,6 +197,12 @@ class RunContext:
         order = np.random.default_rng((self.recipe.seed, 1)).permutation(len(self.splits.validation))
         positions: list[int] = order.tolist()
         return positions
+
+    def check_memory(self, space: SearchSpace) -> None:
+        """Raises SearchError if `evaluation.memory_mb` is too little to score networks of this space."""
+        tokens = self.create_model(next(iter(space))).pos_embed.shape[1]
+        batch_size = min(self.training.eval_batch_size, len(self.splits.validation))
+        check_memory(self.recipe.evaluation.memory_mb, space.depth, batch_size, 4 * tokens * max(space.embed_dims))
 
     def evaluator(
         self,
