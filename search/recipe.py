@@ -69,6 +69,7 @@ class SupernetSection:
 
     sharing: Sharing = "entangled"
     sampling: Literal["uniform", "budget"] = "uniform"  # which path a step takes: any, or one within the budget
+    paths: int = 1  # of a step: so many parts of its batch go through another network each
     train: TrainingKeys = field(default_factory=dict)  # keys of `train` that differ for the supernet
 
 
@@ -187,6 +188,7 @@ class SearchRecipe:
             ("seed", self.seed, self.seed >= 0, "at least 0"),
             ("latency.batch_size", self.latency.batch_size, self.latency.batch_size >= 1, "at least 1"),
             ("latency.threads", self.latency.threads, self.latency.threads >= 1, "at least 1"),
+            ("supernet.paths", self.supernet.paths, self.supernet.paths >= 1, "at least 1"),
             ("evaluation.calibration_batches", evaluation.calibration_batches, evaluation.calibration_batches >= 1,
              "at least 1"),
             ("evaluation.memory_mb", evaluation.memory_mb, evaluation.memory_mb > 0, "positive"),
@@ -227,8 +229,13 @@ class SearchRecipe:
     def supernet_recipe(self) -> Recipe:
         """The training recipe of one stage's supernet."""
         recipe = self._training_recipe("supernet.train", self.supernet.train)
-        epochs = recipe.optim.epochs * self.method_class.stage_work
-        return dataclasses.replace(recipe, optim=dataclasses.replace(recipe.optim, epochs=epochs))
+        epochs, paths = recipe.optim.epochs * self.method_class.stage_work, self.supernet.paths
+        parts = recipe.optim.grad_accumulation * paths
+        optim = dataclasses.replace(recipe.optim, epochs=epochs, grad_accumulation=parts)
+        try:
+            return dataclasses.replace(recipe, optim=optim)
+        except RecipeError as error:
+            raise RecipeError(f"supernet.paths={paths} cuts each batch into parts: {error}") from None
 
     def retrain_recipe(self, spec: Spec | None, epochs: int | None = None) -> Recipe:
         """The training recipe of a network by itself, for its own number of epochs unless another is given.

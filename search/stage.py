@@ -29,6 +29,7 @@ from .budget_sampler import BudgetSampler
 from .candidates import Candidates
 from .fitness import FITNESSES, Fitness, Setting
 from .named_spaces import load_space
+from .path_sampling import path_sampling
 from .retraining import Retrained, retrain
 from .run_context import RunContext, read_json
 from .screening import Confirmation, describe_noise
@@ -139,10 +140,12 @@ class Stage:
         if (self.folder / "supernet" / "result.json").is_file() and self.weights.is_file():
             return
         self._say(f"training the supernet, {self.space.size:.4g} networks in one")
-        sampler = None
-        if self.recipe.supernet.sampling == "budget":
+        supernet = self.recipe.supernet
+        sampler = BudgetSampler(self.space)
+        if supernet.sampling == "budget":
             sampler = BudgetSampler(self.space, self.context.budgets, self.recipe.evolution.uniform_over)
-        trainee = SupernetTrainee(self.space, self.recipe.supernet.sharing, recipe, sampler)
+        draw_paths = path_sampling(sampler, supernet.paths, recipe.seed)
+        trainee = SupernetTrainee(self.space, supernet.sharing, recipe, draw_paths)
         self.context.train(Trainer(
             recipe, self.folder / "supernet", self.context.device, self.context.stop.minutes_left, trainee=trainee,
         ))  # fmt: skip

@@ -102,11 +102,11 @@ class SuperBlock(nn.Module):
         """The state dict of a block: parameters as slices that gradients flow through, buffers as views."""
         return {taken.name: taken.get() for taken in self._plan(parts)}
 
-    def partly_used(self) -> Iterator[tuple[nn.Parameter, Slice]]:
-        """The parameters of which the active block takes a part only, each with what that is."""
-        for entry in self._plan(self.active) if self.active is not None else ():
+    def used(self, parts: BlockParts) -> Iterator[tuple[nn.Parameter, Slice | None]]:
+        """The parameters that a block uses, each with what is taken of it; None for all."""
+        for entry in self._plan(parts):
             parameter = getattr(entry.owner, entry.leaf)
-            if entry.taken is not None and isinstance(parameter, nn.Parameter):
+            if isinstance(parameter, nn.Parameter):
                 yield parameter, entry.taken
 
     def template(self, parts: BlockParts) -> Block:

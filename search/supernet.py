@@ -8,7 +8,7 @@ Axes: B batch, N tokens, C channels of a token.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast, final
 
 import timm
@@ -17,7 +17,6 @@ import torch.nn.functional as F
 from timm.layers import trunc_normal_
 from timm.models import checkpoint_seq
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from glit_models import Spec, SpecTransformer
 from glit_models.errors import SearchError
@@ -27,7 +26,7 @@ from glit_models.parts import BlockParts, Slice
 from .space import SearchSpace
 from .super_block import SHARINGS, Sharing, SuperBlock
 
-__all__ = ["SHARINGS", "Sharing", "Supernet", "keep_outside_path"]
+__all__ = ["SHARINGS", "Sharing", "Supernet"]
 
 
 @final
@@ -88,6 +87,7 @@ class Supernet(nn.Module):
         self.net.blocks = nn.Sequential(*blocks)
         self._initialise()
         self.active: Spec | None = None
+        self.paths: tuple[Spec, ...] = ()
         self.num_classes = num_classes
         # What timm's data configuration is resolved from.
         config = timm.get_pretrained_cfg(self._architecture)
@@ -140,13 +140,18 @@ class Supernet(nn.Module):
         for block in self.blocks:
             block.set_prepare(prepare)
 
-    def activate(self, spec: Spec) -> None:
+    def activate(self, spec: Spec, paths: Sequence[Spec] = ()) -> None:
         """Make `spec` the network that `forward` computes.
 
+        Args:
+            spec: the network.
+            paths: all networks that the next step of an optimiser trains, where that is more than `spec`.
+
         Raises:
-            SearchError: if it is no member of the space.
+            SearchError: if one is no member of the space.
         """
         spec = self.space.canonical(spec)
+        self.paths = tuple(map(self.space.canonical, paths)) or (spec,)
         for index, block in enumerate(self.blocks):
             block.active = self.parts_of(index, spec.blocks[index], spec.embed_dim) if index < spec.depth else None
         self.active = spec
@@ -228,14 +233,21 @@ class Supernet(nn.Module):
         model.load_state_dict(state)
         return model.to(state["pos_embed"].device).train(self.training)
 
-    def partly_used(self) -> Iterator[tuple[nn.Parameter, Slice]]:
-        """The parameters of which the active network takes a part only, each with what that is."""
-        assert self.active is not None
-        for name, taken in self._common_slices(self.active.embed_dim).items():
-            if not taken.is_whole:
-                yield self.net.get_parameter(name), taken
-        for block in self.blocks[: self.active.depth]:
-            yield from block.partly_used()
+    def partly_used(self) -> dict[nn.Parameter, tuple[Slice, ...]]:
+        """The parameters of which this step's paths take a part only, each with the distinct parts that they take."""
+        taken: dict[nn.Parameter, dict[Slice | None, None]] = {}
+        for spec in self.paths:
+            for parameter, part in self._used(spec):
+                taken.setdefault(parameter, {})[part] = None
+        parts = {parameter: tuple(part for part in found if part is not None) for parameter, found in taken.items()}
+        return {parameter: found for parameter, found in parts.items() if len(found) == len(taken[parameter])}
+
+    def _used(self, spec: Spec) -> Iterator[tuple[nn.Parameter, Slice | None]]:
+        """The parameters that a network uses, each with what it takes; None for all."""
+        for name, taken in self._common_slices(spec.embed_dim).items():
+            yield self.net.get_parameter(name), None if taken.is_whole else taken
+        for index, block in enumerate(spec.blocks):
+            yield from self.blocks[index].used(self.parts_of(index, block, spec.embed_dim))
 
     def num_params(self) -> int:
         """How many parameters all networks have together."""
@@ -248,29 +260,3 @@ def _norm(module: nn.Module, x: Tensor) -> Tensor:
         return module(x)
     C = x.shape[-1]
     return F.layer_norm(x, (C,), module.weight[:C], module.bias[:C], module.eps)
-
-
-def keep_outside_path(optimizer: Optimizer, supernet: Supernet) -> None:
-    """Let steps of `optimizer` change nothing but the active network's weights and their moments.
-
-    Parameters without a gradient are left alone by every optimiser. Of one that is used in part, the rest has a
-    gradient of zero, and would be moved by momentum and by weight decay: it is put back after the step.
-    """
-    kept: list[tuple[Tensor, Tensor]] = []  # a part and its values before the step
-
-    @torch.no_grad()
-    def before(*_: Any) -> None:
-        for parameter, taken in supernet.partly_used():
-            state = optimizer.state.get(parameter, {}).values()
-            moments = (value for value in state if isinstance(value, Tensor) and value.shape == parameter.shape)
-            for tensor in (parameter.detach(), *moments):
-                kept.extend((rest, rest.clone()) for rest in taken.outside(tensor))
-
-    @torch.no_grad()
-    def after(*_: Any) -> None:
-        for rest, values in kept:
-            rest.copy_(values)
-        kept.clear()
-
-    optimizer.register_step_pre_hook(before)
-    optimizer.register_step_post_hook(after)

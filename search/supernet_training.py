@@ -1,8 +1,7 @@
-"""A supernet as the trainer's trainee: each step trains one path, the same in every process."""
+"""A supernet as the trainer's trainee: each step trains one path or several, the same in every process."""
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable
 from typing import Any, final
 
@@ -11,9 +10,10 @@ from torch.optim import Optimizer
 
 from glit_models.training import Recipe, Trainee
 
-from .budget_sampler import BudgetSampler
+from .path_optimizer import keep_outside_paths
+from .path_sampling import DrawPaths
 from .space import SearchSpace
-from .supernet import Sharing, Supernet, keep_outside_path
+from .supernet import Sharing, Supernet
 
 __all__ = ["SupernetTrainee", "create_supernet"]
 
@@ -29,19 +29,21 @@ def create_supernet(space: SearchSpace, sharing: Sharing, recipe: Recipe, num_cl
 
 @final
 class SupernetTrainee(Trainee):
-    """Trains the supernet of `space`, a path a step (SPOS, arXiv 1904.00420, section 3.2).
+    """Trains the supernet of `space`, one path a step (SPOS, arXiv 1904.00420, section 3.2) or several.
+
+    With several, part i of a step's batch goes through path i modulo their number, and the optimiser takes the mean of
+    the gradients.
 
     Args:
         space: whose members share weights.
         sharing: see `Supernet`.
         recipe: of the training.
-        sampler: draws the paths within budgets; None draws any, uniformly over choices.
+        draw_paths: the paths of each step; their number divides that of the parts into which each process cuts its
+            share of a batch.
     """
 
-    def __init__(
-        self, space: SearchSpace, sharing: Sharing, recipe: Recipe, sampler: BudgetSampler | None = None
-    ) -> None:
-        self.space, self.sharing, self.recipe, self.sampler = space, sharing, recipe, sampler
+    def __init__(self, space: SearchSpace, sharing: Sharing, recipe: Recipe, draw_paths: DrawPaths) -> None:
+        self.space, self.sharing, self.recipe, self.draw_paths = space, sharing, recipe, draw_paths
 
     def create_model(self, num_classes: int) -> Supernet:
         """The supernet, initialised."""
@@ -51,12 +53,12 @@ class SupernetTrainee(Trainee):
         return supernet
 
     def begin(self, model: Any, optimizer: Optimizer, prepare: Callable[[nn.Module], object]) -> None:
-        """Keep steps to the path, and give every block the trainer's operators."""
+        """Keep steps to their paths, and give every block the trainer's operators."""
         model.prepare_blocks(prepare)
         if self.sharing == "entangled":
-            keep_outside_path(optimizer, model)
+            keep_outside_paths(optimizer, model)
 
-    def begin_step(self, model: Any, step: int) -> None:
-        """Draw the step's path from (seed, step)."""
-        rng = random.Random(f"{self.recipe.seed} {step}")
-        model.activate(self.sampler.sample(rng)[0] if self.sampler else self.space.sample(rng))
+    def begin_part(self, model: Any, step: int, part: int) -> None:
+        """Make this part's path the active one."""
+        paths = self.draw_paths(step)
+        model.activate(paths[part % len(paths)], paths)

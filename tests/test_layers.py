@@ -42,10 +42,10 @@ space
 named_spaces candidates surrogate control
 budget screening
 budget_sampler latency
-ask_tell
+ask_tell path_sampling
 evolution super_block
 supernet
-evaluate
+evaluate path_optimizer
 fitness
 recipe
 supernet_training retraining

@@ -120,17 +120,11 @@ class Slice(NamedTuple):
 
     def of(self, tensor: Tensor) -> Tensor:
         """The smaller tensor; it shares memory with `tensor` where its values lie in one run."""
-        return tensor.view(self.view)[tuple(slice(*bounds) for bounds in self.box)].reshape(self.shape)
+        return self.inside(tensor).reshape(self.shape)
 
-    def outside(self, tensor: Tensor) -> Iterator[Tensor]:
-        """All other values, as views that do not overlap."""
-        view = tensor.view(self.view)
-        inside: tuple[slice, ...] = ()
-        for size, (start, stop) in zip(self.view, self.box, strict=True):
-            for rest in (slice(0, start), slice(stop, size)):
-                if rest.start < rest.stop:
-                    yield view[(*inside, rest)]
-            inside = (*inside, slice(start, stop))
+    def inside(self, tensor: Tensor) -> Tensor:
+        """The same values as a part of `tensor`, in the form of the box."""
+        return tensor.view(self.view)[tuple(slice(*bounds) for bounds in self.box)]
 
 
 @dataclass(frozen=True)

@@ -62,8 +62,11 @@ class Trainee(ABC):
         """Called once before the first step. `prepare` does to a module what is done to a model before training."""
 
     @abstractmethod
-    def begin_step(self, model: Any, step: int) -> None:
-        """Called before the forward pass of every step, in every process with the same number."""
+    def begin_part(self, model: Any, step: int, part: int) -> None:
+        """Called before the forward pass of every part of a step's batch.
+
+        The parts of a step are numbered over all processes; each process takes as many, one after the other.
+        """
 
 
 class Trainer:
@@ -263,12 +266,12 @@ class Trainer:
         self.schedule.step_update(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] *= 0.5**self.progress.retries_used
-        if self.trainee is not None:
-            self.trainee.begin_step(self.model, self.step)
         mean = torch.zeros((), device=self.device)
         for number, (images, labels) in zip(self.parts, parts, strict=True):
             seed_part(self.recipe.seed, self.step, number, self.device)
             images, targets = self.objective.mix(images, labels)
+            if self.trainee is not None:
+                self.trainee.begin_part(self.model, self.step, number)
             last = number == self.parts[-1]
             with nullcontext() if last else self.accelerator.no_sync(self.wrapped):
                 loss = self.objective.loss(self.wrapped(images), images, targets) / len(self.parts)

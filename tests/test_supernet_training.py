@@ -1,0 +1,108 @@
+"""Promises of how a supernet is trained: which networks a step trains, on what, and that it goes on from anywhere."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from glit_models.search import Supernet, load_search_recipe
+from glit_models.search.budget_sampler import BudgetSampler
+from glit_models.search.path_sampling import path_sampling
+from glit_models.search.recipe import SearchRecipe
+from glit_models.search.supernet_training import SupernetTrainee
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from glit_models import Spec
+from glit_models.errors import RecipeError
+from glit_models.training import Trainer
+
+FIXTURES = Path(__file__).parent / "fixtures"
+DATA = (f"train.data.root={FIXTURES / 'fashion-mnist'}", "train.data.limit=90", "supernet.train.optim.epochs=1")
+
+
+@pytest.fixture(autouse=True)
+def _without_curves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing them takes longer than these trainings."""
+    monkeypatch.setattr(Trainer, "_draw", lambda self, is_wanted: None)
+
+
+def _recipe(*overrides: str) -> SearchRecipe:
+    return load_search_recipe(str(FIXTURES / "search.yaml"), [*DATA, *overrides])
+
+
+def _trainee(recipe: SearchRecipe, stop_before: int | None = None) -> SupernetTrainee:
+    supernet, training = recipe.supernet, recipe.supernet_recipe()
+    draw = path_sampling(BudgetSampler(recipe.load_space()), supernet.paths, training.seed)
+
+    def draw_until(step: int) -> Sequence[Spec]:
+        if step == stop_before:
+            raise KeyboardInterrupt
+        return draw(step)
+
+    return SupernetTrainee(recipe.load_space(), supernet.sharing, training, draw_until)
+
+
+def _train(recipe: SearchRecipe, out: Path, stop_before: int | None = None) -> dict[str, Tensor]:
+    torch.set_num_threads(1)
+    trainee = _trainee(recipe, stop_before)
+    assert Trainer(trainee.recipe, out, device="cpu", trainee=trainee).run() is not None
+    return load_file(out / "model.safetensors")
+
+
+def test_each_part_of_a_step_goes_through_its_own_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    recipe = _recipe("supernet.paths=3", "supernet.train.optim.grad_accumulation=2")
+    sizes, seen = [], []
+    forward = Supernet.forward
+
+    def note(self: Supernet, x: Tensor) -> Tensor:
+        sizes.append(len(x))
+        seen.append((self.active, self.paths))
+        return forward(self, x)
+
+    monkeypatch.setattr(Supernet, "forward", note)
+    _train(recipe, tmp_path)
+    assert sizes == [5] * 18  # three steps of 30 images in six parts
+    for step in range(3):
+        paths = tuple(_trainee(recipe).draw_paths(step))
+        assert len(paths) == 3
+        assert seen[6 * step : 6 * step + 6] == [(path, paths) for path in paths * 2]
+
+
+def test_the_gradients_of_a_step_are_the_mean_over_its_paths():
+    recipe = _recipe("supernet.paths=2")
+    trainee = _trainee(recipe)
+    torch.manual_seed(0)
+    supernet = trainee.create_model(5).train()
+    images, labels = torch.randn(8, 3, 32, 32), torch.arange(8) % 5
+
+    def grads(*halves: int) -> list[Tensor]:
+        supernet.zero_grad()
+        for half in halves:
+            trainee.begin_part(supernet, 0, half)
+            cross_entropy(supernet(images[half::2]), labels[half::2]).div(2).backward()
+        return [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in supernet.parameters()]
+
+    for first, second, both in zip(grads(0), grads(1), grads(0, 1), strict=True):
+        torch.testing.assert_close(first + second, both)
+
+
+def test_a_training_of_several_paths_that_dies_goes_on_to_the_same_weights(tmp_path: Path):
+    recipe = _recipe("supernet.paths=2")
+    whole = _train(recipe, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        _train(recipe, tmp_path / "killed", stop_before=2)
+    resumed = _train(recipe, tmp_path / "killed")
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_paths_that_do_not_fit_a_batch_and_unknown_samplings_are_refused():
+    with pytest.raises(RecipeError, match=r"^supernet.paths must be at least 1, got 0$"):
+        _recipe("supernet.paths=0")
+    for paths in (4, 31):
+        message = rf"^supernet.paths={paths} cuts each batch into parts: optim.batch_size must be a multiple of {paths}"
+        with pytest.raises(RecipeError, match=message):
+            _recipe(f"supernet.paths={paths}")
+    with pytest.raises(RecipeError, match=r"supernet.sampling must be .*budget.*, got 'fair'"):
+        _recipe("supernet.sampling=fair")
