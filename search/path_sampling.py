@@ -2,29 +2,109 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any, Literal, final
 
 from glit_models import Spec
 
 from .budget_sampler import BudgetSampler
+from .space import SearchSpace
 
-__all__ = ["DrawPaths", "path_sampling"]
+__all__ = ["BalancedSampler", "DrawPaths", "Sampling", "path_sampling"]
 
+Sampling = Literal["uniform", "budget", "balanced"]
 DrawPaths = Callable[[int], Sequence[Spec]]  # step -> its paths
 
 
-def path_sampling(sampler: BudgetSampler, num_paths: int, seed: int) -> DrawPaths:
+def path_sampling(sampler: BudgetSampler, sampling: Sampling, num_paths: int, seed: int) -> DrawPaths:
     """The paths of each step.
 
     Args:
-        sampler: draws the paths within its budgets.
+        sampler: draws the paths within its budgets; of 'balanced' its space alone counts.
+        sampling: 'balanced' for `BalancedSampler`; any other draws each path by itself.
         num_paths: of a step.
         seed: of all draws.
     """
+    if sampling == "balanced":
+        balanced = BalancedSampler(sampler.space, seed)
+        return lambda step: [balanced.draw(step * num_paths + place) for place in range(num_paths)]
 
     def draw(step: int) -> list[Spec]:
         rng = random.Random(f"{seed} {step}")
         return [sampler.sample(rng)[0] for _ in range(num_paths)]
 
     return draw
+
+
+@final
+class BalancedSampler:
+    """Members of a space in which each value of each gene of each block is drawn equally often.
+
+    A value is drawn without replacement until all values of its gene have been (strict fairness: FairNAS, arXiv
+    1907.01845, section 3). Depth and width are genes like the others. A block of several products of choices takes each
+    in proportion to its combinations. A gene's draw counts where the gene does not matter, too: the kernel of a block
+    without local heads. Budgets do not apply.
+
+    Args:
+        space: whose members are drawn.
+        seed: of all draws.
+    """
+
+    def __init__(self, space: SearchSpace, seed: int) -> None:
+        self.space = space
+        self._widths = _Deck(f"{seed} embed_dim", space.embed_dims)
+        self._depths = _Deck(f"{seed} depth", space.depths)
+        self._products = []
+        self._genes = []
+        for index, products in enumerate(space.blocks):
+            values = [
+                {gene: product.of(gene) for gene in product.known_genes(space.spec_class) if product.of(gene)}
+                for product in products
+            ]
+            sizes = [math.prod(map(len, of_gene.values())) for of_gene in values]
+            cards = [place for place, size in enumerate(sizes) for _ in range(size // math.gcd(*sizes))]
+            self._products.append(_Deck(f"{seed} {index}", cards))
+            self._genes.append([
+                {gene: _Deck(f"{seed} {index} {place} {gene}", cards) for gene, cards in of_gene.items()}
+                for place, of_gene in enumerate(values)
+            ])  # fmt: skip
+
+    def draw(self, number: int) -> Spec:
+        """The member of this number, from 0 on."""
+        depth = self._depths.card(number)
+        blocks = []
+        for index in range(depth):
+            drawn = self._depths.count(number, [other for other in self.space.depths if other > index])
+            place = self._products[index].card(drawn)
+            drawn = self._products[index].count(drawn, (place,))
+            genes = {gene: deck.card(drawn) for gene, deck in self._genes[index][place].items()}
+            blocks.append(self.space.spec_class.block_from_genes(genes, self.space.network))
+        return self.space.make_spec(blocks, self._widths.card(number))
+
+
+@final
+class _Deck:
+    """Cards that are drawn without replacement, and shuffled anew when all have been drawn."""
+
+    def __init__(self, seed: str, cards: Sequence[Any]) -> None:
+        self._seed, self._cards = seed, cards
+        self._shuffled = lru_cache(maxsize=1)(self._shuffle)
+
+    def _shuffle(self, turn: int) -> list[Any]:
+        rng = random.Random(f"{self._seed} {turn}")
+        keys = [rng.random() for _ in self._cards]
+        return [self._cards[place] for place in sorted(range(len(keys)), key=keys.__getitem__)]
+
+    def card(self, number: int) -> Any:
+        """The card of this number, from 0 on."""
+        turn, place = divmod(number, len(self._cards))
+        return self._shuffled(turn)[place]
+
+    def count(self, number: int, wanted: Sequence[Any]) -> int:
+        """How many of the cards before this number are wanted ones."""
+        turn, place = divmod(number, len(self._cards))
+        before = self._shuffled(turn)[:place]
+        return sum(turn * self._cards.count(card) + before.count(card) for card in wanted)

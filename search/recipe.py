@@ -24,6 +24,7 @@ from .evolution import METHODS
 from .evolution_config import EvolutionConfig
 from .fitness import FITNESSES
 from .named_spaces import load_space
+from .path_sampling import Sampling
 from .space import SearchSpace
 from .supernet import Sharing
 
@@ -68,7 +69,7 @@ class SupernetSection:
     """How weights are shared and trained."""
 
     sharing: Sharing = "entangled"
-    sampling: Literal["uniform", "budget"] = "uniform"  # which path a step takes: any, or one within the budget
+    sampling: Sampling = "uniform"  # which path a step takes: any, one within the budget, or see `BalancedSampler`
     paths: int = 1  # of a step: so many parts of its batch go through another network each
     train: TrainingKeys = field(default_factory=dict)  # keys of `train` that differ for the supernet
 

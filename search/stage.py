@@ -144,7 +144,7 @@ class Stage:
         sampler = BudgetSampler(self.space)
         if supernet.sampling == "budget":
             sampler = BudgetSampler(self.space, self.context.budgets, self.recipe.evolution.uniform_over)
-        draw_paths = path_sampling(sampler, supernet.paths, recipe.seed)
+        draw_paths = path_sampling(sampler, supernet.sampling, supernet.paths, recipe.seed)
         trainee = SupernetTrainee(self.space, supernet.sharing, recipe, draw_paths)
         self.context.train(Trainer(
             recipe, self.folder / "supernet", self.context.device, self.context.stop.minutes_left, trainee=trainee,

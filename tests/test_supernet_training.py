@@ -1,13 +1,14 @@
 """Promises of how a supernet is trained: which networks a step trains, on what, and that it goes on from anywhere."""
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
-from glit_models.search import Supernet, load_search_recipe
+from glit_models.search import SearchSpace, Supernet, load_search_recipe
 from glit_models.search.budget_sampler import BudgetSampler
-from glit_models.search.path_sampling import path_sampling
+from glit_models.search.path_sampling import BalancedSampler, path_sampling
 from glit_models.search.recipe import SearchRecipe
 from glit_models.search.supernet_training import SupernetTrainee
 from safetensors.torch import load_file
@@ -17,6 +18,7 @@ from torch.nn.functional import cross_entropy
 from glit_models import Spec
 from glit_models.errors import RecipeError
 from glit_models.training import Trainer
+from tests.spaces import AUTOFORMER, SCATTERED, TIED
 
 FIXTURES = Path(__file__).parent / "fixtures"
 DATA = (f"train.data.root={FIXTURES / 'fashion-mnist'}", "train.data.limit=90", "supernet.train.optim.epochs=1")
@@ -34,7 +36,7 @@ def _recipe(*overrides: str) -> SearchRecipe:
 
 def _trainee(recipe: SearchRecipe, stop_before: int | None = None) -> SupernetTrainee:
     supernet, training = recipe.supernet, recipe.supernet_recipe()
-    draw = path_sampling(BudgetSampler(recipe.load_space()), supernet.paths, training.seed)
+    draw = path_sampling(BudgetSampler(recipe.load_space()), supernet.sampling, supernet.paths, training.seed)
 
     def draw_until(step: int) -> Sequence[Spec]:
         if step == stop_before:
@@ -52,7 +54,7 @@ def _train(recipe: SearchRecipe, out: Path, stop_before: int | None = None) -> d
 
 
 def test_each_part_of_a_step_goes_through_its_own_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    recipe = _recipe("supernet.paths=3", "supernet.train.optim.grad_accumulation=2")
+    recipe = _recipe("supernet.paths=3", "supernet.train.optim.grad_accumulation=2", "supernet.sampling=balanced")
     sizes, seen = [], []
     forward = Supernet.forward
 
@@ -89,7 +91,7 @@ def test_the_gradients_of_a_step_are_the_mean_over_its_paths():
 
 
 def test_a_training_of_several_paths_that_dies_goes_on_to_the_same_weights(tmp_path: Path):
-    recipe = _recipe("supernet.paths=2")
+    recipe = _recipe("supernet.paths=2", "supernet.sampling=balanced")
     whole = _train(recipe, tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
         _train(recipe, tmp_path / "killed", stop_before=2)
@@ -104,5 +106,24 @@ def test_paths_that_do_not_fit_a_batch_and_unknown_samplings_are_refused():
         message = rf"^supernet.paths={paths} cuts each batch into parts: optim.batch_size must be a multiple of {paths}"
         with pytest.raises(RecipeError, match=message):
             _recipe(f"supernet.paths={paths}")
-    with pytest.raises(RecipeError, match=r"supernet.sampling must be .*budget.*, got 'fair'"):
+    with pytest.raises(RecipeError, match=r"supernet.sampling must be .*balanced.*, got 'fair'"):
         _recipe("supernet.sampling=fair")
+
+
+@pytest.mark.parametrize(("space", "turn"), [(AUTOFORMER, 4), (TIED, 18), (SCATTERED, 12)])
+def test_balanced_draws_take_each_value_of_each_gene_equally_often(space: SearchSpace, turn: int):
+    draws = [BalancedSampler(space, 0).draw(number) for number in range(4 * turn)]
+    assert all(spec in space for spec in draws)
+    assert len({BalancedSampler(space, seed).draw(0) for seed in range(20)}) > 1
+    for part in (draws[:turn], draws[turn : 2 * turn], draws):  # of every turn, not only in the mean
+        for values in ([spec.depth for spec in part], [spec.embed_dim for spec in part]):
+            assert len(set(Counter(values).values())) == 1
+        for index in range(max(space.depths)):
+            blocks = [spec.blocks[index] for spec in part if spec.depth > index]
+            leading = [space.spec_class.genes_of(block)[space.spec_class.leading_genes[0]] for block in blocks]
+            drawn, expected = Counter(leading), Counter()
+            for block, count in zip(space.block_options[index].blocks, space.block_options[index].counts, strict=True):
+                expected[space.spec_class.genes_of(block)[space.spec_class.leading_genes[0]]] += count
+            assert {value: drawn[value] * sum(expected.values()) for value in expected} == {
+                value: count * len(blocks) for value, count in expected.items()
+            }
