@@ -49,9 +49,10 @@ def write_control(page: Page, findings: Findings) -> None:
     number, beaten, images = len(control.networks), control.num_beaten, control.num_images
     ties = sum(is_tie(control.winner, accuracy, images) for _, accuracy in control.networks)
     page.text(
-        f"On the {control.split} set the winner is better than {beaten} of {number} random networks within the same "
-        f"budget, after the same training; {ties} of the {number} are ties. By chance alone it would be better than "
-        f"all {number} in one of {number + 1} searches: more of them (control.networks) make a stronger case."
+        f"Random networks within the same budget had the same training as the winner. On the {control.split} set the "
+        f"winner is better than {beaten} of {number}; {ties} of these {number} comparisons count as a tie. By chance "
+        f"alone the winner would beat all of {number} in one of {number + 1} searches: more random networks "
+        "(control.networks) make a stronger case."
     )
     named = [("winner", control.winner), *((f"random {place}", a) for place, (_, a) in enumerate(control.networks, 1))]
     page.table([{"network": name, "accuracy": show_accuracy(accuracy, images)} for name, accuracy in named])
