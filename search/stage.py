@@ -95,7 +95,7 @@ class Stage:
             write_text(path, self.space.to_yaml())
         self.context.wait()
         if self.fitness_class.needs_supernet:
-            self._train_supernet()
+            self.train_supernet()
         self._evolve()
         retrained = retrain(
             self.recipe, self.folder, self.candidates, self._initial, self._known, self._train, self._say
@@ -135,7 +135,8 @@ class Stage:
         """The supernet's."""
         return self.folder / "supernet" / "model.safetensors"
 
-    def _train_supernet(self) -> None:
+    def train_supernet(self) -> None:
+        """Train it, as far as that is not done."""
         recipe = self.recipe.supernet_recipe()
         if (self.folder / "supernet" / "result.json").is_file() and self.weights.is_file():
             return

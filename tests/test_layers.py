@@ -39,7 +39,7 @@ correlation
 ranking choices
 space_definition evolution_config
 space
-named_spaces candidates surrogate control
+named_spaces candidates surrogate control table
 budget screening
 budget_sampler latency
 ask_tell path_sampling

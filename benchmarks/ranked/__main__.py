@@ -55,20 +55,22 @@ def main() -> None:
 
 def draw_networks() -> dict[str, list[GLiTSpec]]:
     """The networks of both spaces, in their order; the same at every call."""
-    recipe = load_search_recipe(str(RECIPE))
-    joint = recipe.load_space()
-    winner = GLiTSpec.from_dict(json.loads(WINNER.read_text()))
-    bounds = recipe.budget.macs
+    bounds = load_search_recipe(str(RECIPE)).budget.macs
     budget = Budget("macs", lambda spec: count_macs(spec, 28, 10), bounds.low, bounds.high)
-    spaces: dict[str, SearchSpace] = {"joint": joint, "stage2": joint.stage_two(winner)}
     networks = {}
-    for name, space in spaces.items():
+    for name, space in load_spaces().items():
         sampler, rng = BudgetSampler(space, [budget]), random.Random(f"ranked {name}")
         drawn: dict[Any, None] = {}
         while len(drawn) < NETWORKS:
             drawn[sampler.sample(rng)[0]] = None
         networks[name] = list(drawn)
     return networks
+
+
+def load_spaces() -> dict[str, SearchSpace]:
+    """The spaces that the networks are drawn from, by their names in the table."""
+    joint = load_search_recipe(str(RECIPE)).load_space()
+    return {"joint": joint, "stage2": joint.stage_two(GLiTSpec.from_dict(json.loads(WINNER.read_text())))}
 
 
 def read_table() -> list[dict[str, Any]]:
@@ -91,7 +93,7 @@ def _train(options: argparse.Namespace, name: str, spec: GLiTSpec, seed: int) ->
         return True  # another process has the folder
     model = load_model(run / "model").model.to(trainer.device)
     scores: dict[str, Any] = {"name": name, "space": name.partition("-")[0], "seed": seed, "spec": spec.to_dict()}
-    scores |= {"macs": count_macs(spec, 28, 10), "params": count_params(spec, 10)}
+    scores |= {"macs": count_macs(spec, 28, 10), "params": count_params(spec, 10, 28)}
     for split, images in (("search", trainer.splits.validation), ("test", trainer.splits.test)):
         scores[f"{split}_top1"], scores[f"{split}_loss"] = _score(model, trainer, images)
     write_json(run / "scores.json", scores)
