@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from glit_models.search import NAMED_SPACES, SearchSpace, Supernet, load_space
 from glit_models.search.evaluate import Evaluator, Score, prefixes_of
-from glit_models.search.path_optimizer import keep_outside_paths
+from glit_models.search.path_optimizer import keep_to_paths
 from glit_models.search.pipeline import read_recipe_of
 from glit_models.search.run_context import RunContext
 from glit_models.search.supernet import SHARINGS
@@ -183,7 +183,7 @@ def supernet_rows(
         if isinstance(model, Supernet):
             model.prepare_blocks(lambda block: setup.prepare_for_device(block, torch.device(device).type))
             if model.sharing == "entangled":
-                keep_outside_paths(optimizer, model)
+                keep_to_paths(optimizer, model)
             model.activate(network)
         steps[name] = _step(model, optimizer, images, labels, bf16)
     seconds = report.interleaved(steps, rounds, clock)

@@ -2,25 +2,37 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, final
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
+from torch.optim import AdamW, Optimizer
 
 from glit_models.parts import Slice
 
 from .supernet import Supernet
 
-__all__ = ["keep_outside_paths"]
+__all__ = ["PathAdamW", "keep_to_paths"]
+
+_AVERAGES = ("exp_avg", "exp_avg_sq", "bias_correction1", "bias_correction2")
+_NEVER = 1e-20  # of a bias correction before the first step: above 0, so that nothing is divided by it
 
 
-def keep_outside_paths(optimizer: Optimizer, supernet: Supernet) -> None:
+def keep_to_paths(optimizer: Optimizer, supernet: Supernet) -> None:
     """Let steps of `optimizer` change nothing but the weights of `supernet.paths`, and their moments.
 
     Parameters without a gradient are left alone by every optimiser. Of one that is used in part, the rest has a
-    gradient of zero, and would be moved by momentum and by weight decay: it is put back after the step.
+    gradient of zero, and would be moved by momentum and by weight decay.
     """
+    if isinstance(optimizer, AdamW):
+        optimizer.register_step_pre_hook(PathAdamW(supernet))
+    else:
+        _put_back(optimizer, supernet)
+
+
+def _put_back(optimizer: Optimizer, supernet: Supernet) -> None:
+    """Let `optimizer` move all of a parameter, and put back what it should not have moved."""
     kept: list[tuple[Tensor, Tensor, tuple[Slice, ...]]] = []  # a tensor, its values before the step, its used parts
 
     @torch.no_grad()
@@ -40,3 +52,111 @@ def keep_outside_paths(optimizer: Optimizer, supernet: Supernet) -> None:
 
     optimizer.register_step_pre_hook(before)
     optimizer.register_step_post_hook(after)
+
+
+@final
+class PathAdamW:
+    """Does AdamW's step (arXiv 1711.05101) on parameters that paths use in part, and takes their gradients away.
+
+    Moments start at zero, and AdamW divides them by 1 - beta^n after n steps (Adam, arXiv 1412.6980, section 3). Here n
+    is the number of steps that had the element on a path; the optimiser's own count is that of the whole parameter, and
+    makes the steps of rarely used elements too large. 1 - beta^n is the moving average of n ones, and is kept as such:
+    `bias_correction1` and `bias_correction2`, beside `exp_avg` and `exp_avg_sq` in the optimiser's state.
+
+    A parameter is taken over in the first step that uses a part of it. Until then all its elements have the same n.
+
+    Args:
+        supernet: whose parameters they are.
+
+    Attributes:
+        at_once: whether all parameters are moved together, some fifteen operators over all of their elements, which
+            suits a GPU; or one after the other within what the paths use, which suits a CPU. None to choose by device.
+    """
+
+    def __init__(self, supernet: Supernet) -> None:
+        self.supernet = supernet
+        self.at_once: bool | None = None
+        self._masks: dict[tuple[Slice, torch.device], Tensor] = {}
+
+    @torch.no_grad()
+    def __call__(self, optimizer: Optimizer, *_: Any) -> None:
+        """Before each step of the optimiser."""
+        used = self.supernet.partly_used()
+        rows, parts, groups = [], [], []
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                is_ours = parameter in used or "bias_correction1" in optimizer.state.get(parameter, ())
+                if parameter.grad is None or not is_ours:
+                    continue
+                averages = _averages(parameter, optimizer.state[parameter], group["betas"])
+                rows.append([parameter, parameter.grad, *averages])
+                parts.append(used.get(parameter, ()))
+                groups.append(group)
+                parameter.grad = None
+        if not rows:
+            return
+        at_once = rows[0][0].device.type != "cpu" if self.at_once is None else self.at_once
+        if at_once:
+            _step(rows, self._all_masks(rows, parts), groups)
+            return
+        for row, taken, group in zip(rows, parts, groups, strict=True):
+            if len(taken) == 1:
+                row = [taken[0].inside(tensor) for tensor in row]
+            _step([row], self._all_masks([row], [taken]) if len(taken) > 1 else None, [group])
+
+    def _all_masks(self, rows: Sequence[Sequence[Tensor]], parts: Sequence[tuple[Slice, ...]]) -> list[Tensor]:
+        """For each parameter 1 where paths use it, else 0."""
+        masks = [self._mask(row[0], taken[0] if taken else None) for row, taken in zip(rows, parts, strict=True)]
+        for place in range(1, max(map(len, parts))):
+            more = [taken[min(place, len(taken) - 1)] if taken else None for taken in parts]
+            others = [self._mask(row[0], part) for row, part in zip(rows, more, strict=True)]
+            masks = list(torch._foreach_maximum(masks, others))
+        return masks
+
+    def _mask(self, parameter: Tensor, part: Slice | None) -> Tensor:
+        part = part or Slice.first(parameter.shape, parameter.shape)
+        key = part, parameter.device
+        if key not in self._masks:
+            mask = self._masks[key] = torch.zeros_like(parameter)
+            part.inside(mask).fill_(1)
+        return self._masks[key].view_as(parameter)
+
+
+def _averages(parameter: Tensor, state: dict[str, Any], betas: Sequence[float]) -> list[Tensor]:
+    """The averages of a parameter, which are made of the optimiser's own state the first time."""
+    if "bias_correction1" not in state:
+        steps = float(state.setdefault("step", torch.zeros(())))  # AdamW cannot load a state without
+        for name in _AVERAGES:
+            state.setdefault(name, torch.zeros_like(parameter))
+        for name, beta in zip(_AVERAGES[2:], betas, strict=True):
+            state[name].fill_(max(1 - beta**steps, _NEVER))
+    return [state[name] for name in _AVERAGES]
+
+
+def _step(rows: Sequence[Sequence[Tensor]], masks: list[Tensor] | None, groups: Sequence[dict[str, Any]]) -> None:
+    """One step of AdamW.
+
+    Args:
+        rows: of each parameter its values, its gradient, and its averages in the order of `_AVERAGES`.
+        masks: of each parameter 1 where it may change, else 0; None where all of it may.
+        groups: of each parameter the optimiser's group.
+    """
+    values, grads, first, second, correction1, correction2 = map(list, zip(*rows, strict=True))
+    beta1, beta2 = groups[0]["betas"]
+    weights: list[Any] = [1 - beta1, 1 - beta2]
+    ones = masks or [value.new_ones(()).expand_as(value) for value in values]
+    if masks is not None:
+        weights = [torch._foreach_mul(masks, weight) for weight in weights]
+    squares = list(torch._foreach_mul(grads, grads))
+    for averages, new, weight in zip(
+        (first, second, correction1, correction2), (grads, squares, ones, ones), weights * 2, strict=True
+    ):
+        torch._foreach_lerp_(averages, new, weight)
+    scales = torch._foreach_div(second, correction2)
+    torch._foreach_sqrt_(scales)
+    torch._foreach_add_(scales, groups[0]["eps"])
+    torch._foreach_mul_(scales, correction1)
+    decays = [-group["lr"] * group["weight_decay"] for group in groups]
+    torch._foreach_addcmul_(values, values, ones, decays)
+    directions = first if masks is None else torch._foreach_mul(first, masks)
+    torch._foreach_addcdiv_(values, directions, scales, [-group["lr"] for group in groups])

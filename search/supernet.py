@@ -131,7 +131,7 @@ class Supernet(nn.Module):
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Parameters by depth, for layer-wise learning rates."""
         return {
-            "stem": r"^net\.(cls_token|pos_embed|patch_embed)",
+            "stem": r"^net\.(?:cls_token|pos_embed|patch_embed)",
             "blocks": [(r"^net\.blocks\.(\d+)", None), (r"^net\.norm", (99999,))],
         }
 

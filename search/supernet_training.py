@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from glit_models.training import Recipe, Trainee
 
-from .path_optimizer import keep_outside_paths
+from .path_optimizer import keep_to_paths
 from .path_sampling import DrawPaths
 from .space import SearchSpace
 from .supernet import Sharing, Supernet
@@ -56,7 +56,7 @@ class SupernetTrainee(Trainee):
         """Keep steps to their paths, and give every block the trainer's operators."""
         model.prepare_blocks(prepare)
         if self.sharing == "entangled":
-            keep_outside_paths(optimizer, model)
+            keep_to_paths(optimizer, model)
 
     def begin_part(self, model: Any, step: int, part: int) -> None:
         """Make this part's path the active one."""

@@ -9,13 +9,12 @@ import pytest
 import timm
 import torch
 from glit_models.search import SearchSpace, Supernet, autoformer, glit
-from glit_models.search.path_optimizer import keep_outside_paths
 from glit_models.search.supernet import SHARINGS, Sharing
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from glit_models import BlockSpec, GLiTSpec, Spec
+from glit_models import BlockSpec, GLiTSpec
 from glit_models.autoformer.spec import AutoFormerBlock, AutoFormerSpec
 from glit_models.errors import SearchError
 from glit_models.parts import BuildOptions, Part, TokenGrid
@@ -100,66 +99,6 @@ def test_independent_options_share_nothing_but_norms():
     }  # fmt: skip
     assert {name.split(".")[2] for name in common if name.startswith("blocks.")} == {"norm1", "norm2"}
     assert supernet.num_params() > _supernet().num_params()
-
-
-def _step(supernet: Supernet, optimizer: torch.optim.Optimizer, *paths: Spec) -> None:
-    for spec in paths:
-        supernet.activate(spec, paths)
-        cross_entropy(supernet(_images(supernet.space)), torch.arange(4)).backward()
-    optimizer.step()
-    optimizer.zero_grad()
-
-
-def _copy(supernet: Supernet) -> dict[str, Tensor]:
-    return {name: parameter.detach().clone() for name, parameter in supernet.named_parameters()}
-
-
-SMALL = GLiTSpec((BlockSpec(1, 2, 1, 0.5, 3, 1), BlockSpec(3, 0, 1, 0.5)), 24, 3, 8)
-NARROW = AutoFormerSpec((AutoFormerBlock(2, 2.0),) * 3, 24, 8, head_dim=8, max_relative_position=2)
-WIDE = AutoFormerSpec((AutoFormerBlock(1, 1.0),) * 2, 32, 8, head_dim=8, max_relative_position=2)
-STEPS: dict[str, tuple[SearchSpace, Sharing, list[Spec]]] = {
-    "independent": (SPACE, "independent", [SMALL]),
-    "entangled": (SPACE, "entangled", [SMALL]),
-    "narrow and short": (AUTOFORMER, "entangled", [next(iter(AUTOFORMER))]),
-    "paths of which none holds the other": (AUTOFORMER, "entangled", [NARROW, WIDE]),
-}
-
-
-@pytest.mark.parametrize("case", STEPS)
-def test_a_step_changes_and_decays_nothing_outside_its_paths(case: str):
-    space, sharing, paths = STEPS[case]
-    supernet = _supernet(space, sharing)
-    optimizer = torch.optim.AdamW(supernet.parameters(), lr=0.1, weight_decay=0.5)
-    keep_outside_paths(optimizer, supernet)
-    rng = random.Random(0)
-    for _ in range(6):
-        _step(supernet, optimizer, space.sample(rng))  # momentum everywhere
-    inside = {name: torch.zeros_like(parameter) for name, parameter in supernet.named_parameters()}
-    # The paths' own elements are those that their networks read.
-    values = _copy(supernet)
-    for parameter in supernet.parameters():
-        parameter.data.zero_()
-    for tensor in (tensor for spec in paths for tensor in supernet.state_of(spec).values()):
-        if tensor.requires_grad:
-            tensor.sum().backward()
-    for name, parameter in supernet.named_parameters():
-        if parameter.grad is not None:
-            inside[name] = parameter.grad.clone()
-        parameter.grad = None
-        parameter.data.copy_(values[name])
-    moments = {
-        name: optimizer.state[parameter]["exp_avg"].clone()
-        for name, parameter in supernet.named_parameters()
-        if parameter in optimizer.state
-    }
-    _step(supernet, optimizer, *paths)
-    for name, parameter in supernet.named_parameters():
-        outside = inside[name] == 0
-        assert torch.equal(parameter.detach()[outside], values[name][outside]), name
-        assert not torch.equal(parameter.detach()[~outside], values[name][~outside]) or outside.all(), name
-        if name in moments:
-            assert torch.equal(optimizer.state[parameter]["exp_avg"][outside], moments[name][outside]), name
-    assert any((tensor == 0).any() and (tensor != 0).any() for tensor in inside.values()) == (sharing == "entangled")
 
 
 def test_training_a_path_is_training_the_network_by_itself():
