@@ -296,6 +296,7 @@ class SearchRecipe:
         values["train"] = retrain
         values["supernet"]["train"] = _difference(retrain, supernet)
         del values["train"]["seed"], values["retrain"]["train"]  # said elsewhere
+        del values["control"]  # comes after the search, and changes nothing of it
         return values
 
 
