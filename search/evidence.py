@@ -107,5 +107,5 @@ def _ranking_rows(rank: Ranking) -> list[dict[str, str]]:
             tau = taus.get(row["order by"], rank.ceilings.get(truth) if row["order by"] not in names else None)
             row[f"tau with {truth} after training"] = "-" if tau is None else show_correlation(tau)
             regret = rank.regrets[truth].get(row["order by"])
-            row[f"best of its first five, {truth}"] = "-" if regret is None else f"{-regret:+.3g}"
+            row[f"best of its first five, {truth}"] = "-" if regret is None else f"{0.0 - regret:+.3g}"
     return rows

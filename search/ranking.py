@@ -116,7 +116,7 @@ class Ranking:
             head = f"Kendall's tau with {truth} after training (95 %)"
             lines.append(f"{head}, and the best of the first {_TOP} against the best of all:")
             lines += [
-                f"    {name:<16} {show_tau(tau)}   {-self.regrets[truth][name]:+.3g}" for name, tau in taus.items()
+                f"    {name:<16} {show_tau(tau)}   {0.0 - self.regrets[truth][name]:+.3g}" for name, tau in taus.items()
             ]
             if truth in self.ceilings:
                 lines.append(f"    {'without error':<16} {show_tau(self.ceilings[truth])}")
