@@ -1,5 +1,7 @@
 """What every long job stands on: files written whole, a state with a spare, a lock, and stop requests."""
 
+import errno
+import fcntl
 import os
 import signal
 import subprocess
@@ -180,6 +182,17 @@ def test_a_locked_folder_is_refused_until_it_is_free(tmp_path: Path) -> None:
     ):
         lock_folder(tmp_path / "run")
     lock_folder(tmp_path / "run").close()
+
+
+def test_a_file_system_that_cannot_lock_is_told_from_a_folder_in_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def flock(file: object, operation: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(WriteError, match=r"cannot lock files \(No locks available\); choose a folder on another one$"):
+        lock_folder(tmp_path / "run")
 
 
 # ---- stopping ----

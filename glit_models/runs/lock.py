@@ -15,7 +15,7 @@ def lock_folder(folder: Path) -> IO[str]:
     """Make `folder` and keep other processes out of it until the file that is returned is closed, or the process ends.
 
     Raises:
-        WriteError: if it cannot be made or written to.
+        WriteError: if it cannot be made or written to, or lies on a file system without `flock`.
         RunError: if another process is at work in it.
     """
     try:
@@ -25,7 +25,12 @@ def lock_folder(folder: Path) -> IO[str]:
         raise WriteError(f"{folder} cannot be made or written to: {error.strerror}") from None
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         file.close()
         raise RunError(f"{folder} is in use by another process; wait for it, or choose another folder") from None
+    except OSError as error:
+        file.close()
+        raise WriteError(
+            f"{folder} is on a file system that cannot lock files ({error.strerror}); choose a folder on another one"
+        ) from None
     return file
