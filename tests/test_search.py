@@ -27,10 +27,11 @@ from glit_models.search import (
     shipped_search_recipes,
     write_report,
 )
+from glit_models.search.control import Control
 from glit_models.search.recipe import SearchRecipe
 from safetensors.torch import load_file
 
-from glit_models import GLiT, GLiTSpec, cli
+from glit_models import GLiT, GLiTSpec, cli, count_macs
 from glit_models.errors import RecipeError, RunError, SearchError
 from glit_models.runs.lock import lock_folder
 from glit_models.training import load_recipe
@@ -127,6 +128,21 @@ def test_the_second_stage_never_returns_a_worse_network_than_the_first_one_gave(
     assert given["accuracy"] == first[0]["accuracy"]
     assert given["folder"] == first[0]["folder"]  # it is not trained again
     assert second[0]["accuracy"] >= first[0]["accuracy"]
+
+
+def test_the_control_is_a_random_network_within_the_budget_with_the_winners_training(finished: Path):
+    control = Control.from_dict(json.loads((finished / "control.json").read_text()))
+    ((spec, accuracy),) = control.networks
+    assert spec in _recipe().load_space()
+    assert count_macs(spec, 32, 10) <= 400000
+    recipe, winners = (
+        load_recipe(str(path))
+        for path in (finished / "control/1/recipe.yaml", finished / "stage2/retrain/1/recipe.yaml")
+    )
+    assert recipe.meaning() == {**winners.meaning(), "model": recipe.meaning()["model"]}
+    result = json.loads((finished / "result.json").read_text())
+    assert (control.split, control.num_images) == ("test", result["test_images"])
+    assert result["random_networks_beaten"] == int(accuracy < control.winner)
 
 
 def test_the_final_model_is_trained_on_training_and_search_images_and_the_last_epoch_counts(finished: Path):
