@@ -8,6 +8,7 @@ Axes: B batch, K classes of the model.
 
 from __future__ import annotations
 
+import math
 import os
 import time
 import warnings
@@ -26,7 +27,17 @@ from .predict import Classifier
 from .runs.console import track
 from .runs.files import whole_file
 
-__all__ = ["ClassScore", "Evaluation", "check_can_draw", "draw_confusion", "evaluate"]
+__all__ = [
+    "ClassScore",
+    "Evaluation",
+    "accuracy_interval",
+    "check_can_draw",
+    "draw_confusion",
+    "evaluate",
+    "is_tie",
+]
+
+_Z = 1.959964  # of 95 % of a normal distribution
 
 _TOP = 5
 _MOST_NAMED = 40  # classes; with more, their names would be too small to read
@@ -296,3 +307,30 @@ def _number_cells(axes: Any, percent: np.ndarray) -> None:
         value = percent[row, column]
         colour = "white" if value > 40 else "black"
         axes.text(column, row, f"{int(value + 0.5)}", ha="center", va="center", color=colour, fontsize=8)
+
+
+def accuracy_interval(accuracy: float, num_images: int) -> tuple[float, float]:
+    """The 95 % confidence interval of an accuracy, in percent, for images drawn at random.
+
+    It does not cover the difference that another training of the same model would make.
+
+    Args:
+        accuracy: in percent.
+        num_images: on which it was measured.
+
+    Source: E. B. Wilson, Journal of the American Statistical Association 22 (1927).
+    """
+    p, n = accuracy / 100, num_images
+    centre, scale = p + _Z**2 / (2 * n), 1 + _Z**2 / n
+    half = _Z * math.sqrt(p * (1 - p) / n + _Z**2 / (4 * n**2))
+    return 100 * (centre - half) / scale, 100 * (centre + half) / scale
+
+
+def is_tie(a: float, b: float, num_images: int) -> bool:
+    """Whether two accuracies in percent on so many images each are too near for the images to tell them apart.
+
+    The difference is then within its 95 % interval around 0. Two networks that are scored on the same images differ
+    less by chance than this assumes.
+    """
+    variance = sum(value / 100 * (1 - value / 100) for value in (a, b)) / num_images
+    return abs(a - b) / 100 <= _Z * math.sqrt(variance)

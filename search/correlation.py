@@ -1,4 +1,7 @@
-"""Numbers with their uncertainty: rank correlations and accuracies. It knows no network, and not what was measured."""
+"""How well one order of networks predicts another: rank correlations with intervals.
+
+Numbers only: it knows no network, and not what was measured.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +14,8 @@ import numpy as np
 
 from glit_models.errors import SearchError
 
-__all__ = ["Correlation", "accuracy_interval", "is_tie", "kendall"]
+__all__ = ["Correlation", "kendall"]
 
-_Z = 1.959964  # of 95 % of a normal distribution
 _FEWEST = 3  # pairs; two are always in perfect order, or in perfect disorder
 
 
@@ -67,29 +69,6 @@ def kendall(
         raise SearchError(f"a correlation of {pairs.shape[1]} pairs needs more resamples, got {num_resamples}")
     low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
     return Correlation(float(kendalltau(*pairs).statistic), float(low), float(high), pairs.shape[1])
-
-
-def accuracy_interval(accuracy: float, num_images: int) -> tuple[float, float]:
-    """The 95 % interval of an accuracy on so many images, all in percent, as if the images had been drawn at random.
-
-    It leaves out that another training of the same network gives another accuracy.
-
-    Source: E. B. Wilson, Journal of the American Statistical Association 22 (1927).
-    """
-    p, n = accuracy / 100, num_images
-    centre, scale = p + _Z**2 / (2 * n), 1 + _Z**2 / n
-    half = _Z * math.sqrt(p * (1 - p) / n + _Z**2 / (4 * n**2))
-    return 100 * (centre - half) / scale, 100 * (centre + half) / scale
-
-
-def is_tie(a: float, b: float, num_images: int) -> bool:
-    """Whether two accuracies in percent on so many images each are too near for the images to tell them apart.
-
-    The difference is then within its 95 % interval around 0. Two networks that are scored on the same images differ
-    less by chance than this assumes.
-    """
-    variance = sum(value / 100 * (1 - value / 100) for value in (a, b)) / num_images
-    return abs(a - b) / 100 <= _Z * math.sqrt(variance)
 
 
 def _pairs(a: Sequence[float], b: Sequence[float]) -> np.ndarray:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from glit_models.evaluate import is_tie
+
 from . import figures
-from .correlation import is_tie
 from .findings import Findings, StageFindings
 from .page import Page
 from .panels import show_accuracy, show_correlation
@@ -27,8 +28,8 @@ def write_effects(page: Page, findings: Findings) -> None:
 
 _EFFECTS = (
     "What each value of each choice adds to the {} of a network, block by block, by a linear model of all candidates "
-    "(ridge regression). Blue adds, red takes away; empty is what no candidate had. The candidates are what the search "
-    "chose to look at and no random sample, and a larger choice costs more, so part of an effect may be that of size."
+    "(ridge regression). Blue adds, red takes away; empty is what no candidate had. The search chose these "
+    "candidates, so they are not a random sample. Larger choices cost more, and part of an effect may be due to size."
 )
 
 

@@ -12,9 +12,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from glit_models import Spec
+from glit_models.evaluate import accuracy_interval
 
 from .candidates import pareto_front
-from .correlation import Correlation, accuracy_interval
+from .correlation import Correlation
 from .findings import Network, StageFindings
 from .ranking import Ranked, Ranking
 from .surrogate import Surrogate

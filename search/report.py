@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from glit_models import Spec
+from glit_models.evaluate import is_tie
 from glit_models.figure import network_png
 
 from . import figures
-from .correlation import is_tie
 from .evidence import write_control, write_effects, write_ranking
 from .evolution import METHODS
 from .findings import COSTS, Findings, Network, StageFindings, read_findings

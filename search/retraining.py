@@ -28,7 +28,8 @@ class Retrained:
     """A network that was trained by itself.
 
     Attributes:
-        spec: the network. inherited: its accuracy under the supernet's weights, in percent.
+        spec: the network. inherited: its fitness in the search; by default its accuracy in percent with weights that it
+            inherits from the supernet.
         accuracy: on the search set, in percent.
         folder: of its run.
     """

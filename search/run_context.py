@@ -201,7 +201,9 @@ class RunContext:
     def check_memory(self, space: SearchSpace) -> None:
         """Raises SearchError if `evaluation.memory_mb` is too little to score networks of this space."""
         tokens = self.create_model(next(iter(space))).pos_embed.shape[1]
-        batch_size = min(self.training.eval_batch_size, len(self.splits.validation))
+        batch_size = max(
+            self.training.optim.batch_size, min(self.training.eval_batch_size, len(self.splits.validation))
+        )
         check_memory(self.recipe.evaluation.memory_mb, space.depth, batch_size, 4 * tokens * max(space.embed_dims))
 
     def evaluator(

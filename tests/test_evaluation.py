@@ -22,7 +22,7 @@ from glit_models import predict
 from glit_models.cli import main
 from glit_models.data.fashion_mnist import FashionMNIST
 from glit_models.data.labelled import match_classes, open_labelled
-from glit_models.evaluate import Evaluation, evaluate
+from glit_models.evaluate import Evaluation, accuracy_interval, evaluate, is_tie
 from glit_models.predict import Classifier, load_model
 
 FASHION_MNIST = Path(__file__).parent / "fixtures" / "fashion-mnist"
@@ -398,3 +398,16 @@ def test_a_disk_that_fails_leaves_nothing_behind_and_the_old_image_whole(
     assert err == f"glit: {image} cannot be written: No space left on device\n"
     assert image.read_text() == "the old one"
     assert sorted(path.name for path in image.parent.iterdir()) == ["animals", "matrix.png"]
+
+
+def test_the_interval_of_an_accuracy_covers_the_true_one_about_as_often_as_it_says() -> None:
+    correct = np.random.default_rng(0).binomial(500, 0.9, size=2000)
+    intervals = [accuracy_interval(100 * number / 500, 500) for number in correct]
+    assert 0.93 < np.mean([low <= 90 <= high for low, high in intervals]) < 0.97
+    assert accuracy_interval(100, 50)[0] < 100
+
+
+def test_equally_good_networks_are_ties_in_95_of_100_cases() -> None:
+    correct = np.random.default_rng(0).binomial(500, 0.9, size=(2000, 2)) / 5
+    assert 0.93 < np.mean([is_tie(a, b, 500) for a, b in correct]) < 0.97
+    assert not is_tie(90, 80, 500)

@@ -18,7 +18,6 @@ import search_folders
 from glit_models.search import figures, findings, write_report
 from glit_models.search.candidates import pareto_front
 from glit_models.search.control import Control
-from glit_models.search.correlation import accuracy_interval
 from glit_models.search.findings import Network
 from glit_models.search.panels import show_count, show_seconds
 from PIL import Image
@@ -26,6 +25,7 @@ from search_folders import write_search
 
 from glit_models import GLIT_TINY
 from glit_models.errors import SearchError, WriteError
+from glit_models.evaluate import accuracy_interval
 
 STAGE_FILES = findings._STAGE_FILES
 

@@ -192,7 +192,7 @@ def train_parts(
 def eval_loader(
     dataset: Any, transform: Any, batch_size: int, num_workers: int = 0, rank: int = 0, world_size: int = 1
 ) -> Batches:
-    """Images `rank`, `rank + world_size`, ... in order, under a transform without chance; each once over all ranks.
+    """Images `rank`, `rank + world_size`, ... in order, under a deterministic transform; each once over all ranks.
 
     Raises:
         DataError: while iterating, on an image that cannot be read, or fewer than a `Stream` promises.

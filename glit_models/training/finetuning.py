@@ -24,6 +24,7 @@ from ..data import Splits, open_splits
 from ..data.loading import eval_loader
 from ..data.sources import find_part, open_source
 from ..errors import Argument, DataError, GlitError, Message, RecipeError, first_line
+from ..evaluate import accuracy_interval
 from ..recipes import Overrides, parse_overrides
 from ..runs.console import track
 from ..runs.processes import multiplies_bf16
@@ -41,7 +42,6 @@ __all__ = [
     "describe_score",
     "next_commands",
     "plan",
-    "wilson_interval",
 ]
 
 DEFAULT = "glit_tiny.fractal1k"  # pretrained on nothing but formulas, so no image's licence comes with it
@@ -326,22 +326,14 @@ def describe_score(result: dict[str, Any], splits: Splits) -> list[str]:
     correct = round(top1 * count / 100)
     lines = [f"{kind} top-1: {top1:.2f} % ({correct:,} of {count:,} images), epoch {result['epoch']} was the best"]
     if count < _FEW_IMAGES:
-        low, high = wilson_interval(correct, count)
+        low, high = accuracy_interval(top1, count)
         lines.append(
-            f"{count} images say only so much: the rate on others like them may be {100 * low:.0f} % to "
-            f"{100 * high:.0f} % (95 % confidence)"
+            f"{count} images say only so much: the rate on others like them may be {low:.0f} % to "
+            f"{high:.0f} % (95 % confidence)"
         )
     if splits.test is None:
         lines.append("these images also chose the epoch; images in a test folder would be scored once, at the end")
     return lines
-
-
-def wilson_interval(correct: int, count: int, z: float = 1.96) -> tuple[float, float]:
-    """The 95 % interval of a rate seen as `correct` of `count` (Wilson, JASA 22, 1927)."""
-    rate, shrink = correct / count, 1 + z**2 / count
-    middle = (rate + z**2 / (2 * count)) / shrink
-    half = z / shrink * math.sqrt(rate * (1 - rate) / count + z**2 / (4 * count**2))
-    return middle - half, middle + half
 
 
 def next_commands(directory: str | os.PathLike[str], out: Path, splits: Splits) -> list[str]:
