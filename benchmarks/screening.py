@@ -94,11 +94,11 @@ def _evolve(options: argparse.Namespace, keys: list[str], seed: int) -> dict[str
         context.splits = dataclasses.replace(context.splits, validation=search_set)
         rest = order[options.images :]
         score = open_evaluator(stage.space, stage.weights, lambda done, total: None, rest).evaluate([best.spec])
-        assert best.accuracy is not None
+        assert best.fitness is not None
         return {
             "networks": len(stage.search.candidates),
             "blocks": sum(each.block_images for each in evaluators),
-            "best": best.accuracy,
+            "best": best.fitness,
             "others": score[best.spec].accuracy,
             "loss": score[best.spec].loss,
         }

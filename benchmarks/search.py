@@ -125,7 +125,7 @@ def _scored(path: Path) -> list[list[tuple[Spec, float]]]:
     generations: dict[int, list[tuple[Spec, float]]] = {}
     for line in path.read_text().splitlines():
         entry = json.loads(line)
-        generations.setdefault(entry["generation"], []).append((parse_spec(entry["spec"]), entry["accuracy"]))
+        generations.setdefault(entry["generation"], []).append((parse_spec(entry["spec"]), entry["fitness"]))
     return list(generations.values())
 
 

@@ -96,7 +96,7 @@ class Search(ABC):
         self._exhausted: str | None = None
 
     def ask(self) -> list[Spec]:
-        """The networks whose accuracy is wanted next: a generation, or what is left of it; none when it is over.
+        """The networks whose fitness is wanted next: a generation, or what is left of it; none when it is over.
 
         No network is ever proposed twice, nor one that computes the same as another.
 
@@ -138,18 +138,18 @@ class Search(ABC):
                 self._wanted += self.config.population
         if len(self._new) > self.config.population:
             scored = self._candidates.ranked()
-            surrogate = Surrogate(self.space, [c.spec for c in scored], [c.accuracy or 0.0 for c in scored])
+            surrogate = Surrogate(self.space, [c.spec for c in scored], [c.fitness or 0.0 for c in scored])
             predicted = dict(zip(self._new, surrogate.predict(list(self._new)), strict=True))
             best = set(sorted(predicted, key=lambda spec: -predicted[spec])[: self.config.population])
             self._new = {spec: candidate for spec, candidate in self._new.items() if spec in best}
 
-    def tell(self, spec: Spec, accuracy: float) -> None:
+    def tell(self, spec: Spec, fitness: float) -> None:
         """Say how good a network is that was asked about. The order in which a generation is told makes no difference.
 
         Raises:
-            SearchError: if it was not asked about, was told before, or the accuracy is not finite.
+            SearchError: if it was not asked about, was told before, or the fitness is not finite.
         """
-        self._candidates.tell(spec, accuracy)
+        self._candidates.tell(spec, fitness)
 
     @property
     def outcome(self) -> str | None:
@@ -180,7 +180,7 @@ class Search(ABC):
         return self._candidates.ranked()[:k]
 
     def front(self, cost: str) -> list[Candidate]:
-        """The Pareto front of accuracy against a budget's cost, cheapest first. Raises SearchError on another name."""
+        """The Pareto front of fitness against a budget's cost, cheapest first. Raises SearchError on another name."""
         return self._candidates.front(cost)
 
     @abstractmethod

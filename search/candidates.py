@@ -17,6 +17,9 @@ from glit_models.errors import SearchError
 __all__ = ["Candidate", "Candidates", "pareto_front"]
 
 
+_FIELDS_OF_0_1 = {"accuracy": "fitness"}
+
+
 @final
 @dataclass(frozen=True)
 class Candidate:
@@ -27,14 +30,14 @@ class Candidate:
         generation: in which it was asked about, from 0.
         origin: how it was found: 'initial', 'random', 'mutation', 'crossover', or what a method calls it.
         costs: what it costs, by the budgets' names.
-        accuracy: what was told of it, None until then. Larger is better; any finite number will do.
+        fitness: what was told of it, None until then. Larger is better; any finite number will do.
     """
 
     spec: Spec
     generation: int
     origin: str
     costs: Mapping[str, float]
-    accuracy: float | None = None
+    fitness: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as they stand in JSON."""
@@ -44,7 +47,8 @@ class Candidate:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Candidate:
         """The inverse of `to_dict`. Raises SpecError, KeyError or TypeError on anything else."""
-        return cls(**{**data, "spec": parse_spec(data["spec"])})
+        fields = {_FIELDS_OF_0_1.get(name, name): value for name, value in data.items()}
+        return cls(**{**fields, "spec": parse_spec(data["spec"])})
 
 
 @final
@@ -71,34 +75,34 @@ class Candidates:
         self._index[candidate.spec] = len(self._all)
         self._all.append(candidate)
 
-    def tell(self, spec: Spec, accuracy: float) -> Candidate:
-        """Enter the accuracy of a network that was asked about, once.
+    def tell(self, spec: Spec, fitness: float) -> Candidate:
+        """Enter the fitness of a network that was asked about, once.
 
         Raises:
-            SearchError: if it was not asked about or its accuracy is known, or the number is not finite.
+            SearchError: if it was not asked about or its fitness is known, or the number is not finite.
         """
         if spec not in self._index:
             raise SearchError(f"tell takes a network that was asked about, got {spec.to_json(indent=None)}")
         index = self._index[spec]
-        known = self._all[index].accuracy
+        known = self._all[index].fitness
         if known is not None:
-            raise SearchError(f"tell takes a network once, got {accuracy} where {known} is known: candidate {index}")
-        if isinstance(accuracy, bool) or not isinstance(accuracy, (int, float)) or not math.isfinite(accuracy):
-            raise SearchError(f"accuracy must be a finite number, got {accuracy!r} for candidate {index}")
-        self._all[index] = dataclasses.replace(self._all[index], accuracy=accuracy)
+            raise SearchError(f"tell takes a network once, got {fitness} where {known} is known: candidate {index}")
+        if isinstance(fitness, bool) or not isinstance(fitness, (int, float)) or not math.isfinite(fitness):
+            raise SearchError(f"fitness must be a finite number, got {fitness!r} for candidate {index}")
+        self._all[index] = dataclasses.replace(self._all[index], fitness=fitness)
         return self._all[index]
 
     def pending(self) -> list[Spec]:
-        """The networks whose accuracy is not known yet."""
-        return [candidate.spec for candidate in self._all if candidate.accuracy is None]
+        """The networks whose fitness is not known yet."""
+        return [candidate.spec for candidate in self._all if candidate.fitness is None]
 
     def ranked(self) -> list[Candidate]:
-        """Those with an accuracy, the best first."""
-        known = [candidate for candidate in self._all if candidate.accuracy is not None]
-        return sorted(known, key=_accuracy, reverse=True)  # stable: the earlier first where they are equal
+        """Those with a fitness, the best first."""
+        known = [candidate for candidate in self._all if candidate.fitness is not None]
+        return sorted(known, key=_fitness, reverse=True)  # stable: the earlier first where they are equal
 
     def front(self, cost: str) -> list[Candidate]:
-        """Those that no other one beats in accuracy without costing more: cheapest, and worst, first.
+        """Those that no other one beats in fitness without costing more: cheapest, and worst, first.
 
         Raises:
             SearchError: if no budget is named so.
@@ -106,7 +110,7 @@ class Candidates:
         ranked = self.ranked()
         if ranked and cost not in ranked[0].costs:
             raise SearchError(f"no budget is named {cost!r}; there are {', '.join(ranked[0].costs) or 'none'}")
-        return pareto_front(ranked, _accuracy, lambda candidate: candidate.costs[cost])
+        return pareto_front(ranked, _fitness, lambda candidate: candidate.costs[cost])
 
 
 T = TypeVar("T")
@@ -121,6 +125,6 @@ def pareto_front(items: Iterable[T], quality: Callable[[T], float], cost: Callab
     return front[::-1]
 
 
-def _accuracy(candidate: Candidate) -> float:
-    assert candidate.accuracy is not None
-    return candidate.accuracy
+def _fitness(candidate: Candidate) -> float:
+    assert candidate.fitness is not None
+    return candidate.fitness

@@ -50,7 +50,7 @@ class Network:
         costs: multiply-adds, parameters and perhaps milliseconds, by the names in `COSTS`.
         name: of a reference.
         fitness: what the search compared it by: an accuracy in percent, a loss, ...
-        standalone: accuracy on the search set after training from scratch, in percent.
+        accuracy: on the search set after training from scratch, in percent.
         generation: in which it was evaluated.
         origin: how it was found.
         num_images: on which it was scored; 0 where that was not written.
@@ -60,7 +60,7 @@ class Network:
     costs: Mapping[str, float]
     name: str = ""
     fitness: float | None = None
-    standalone: float | None = None
+    accuracy: float | None = None
     generation: int = 0
     origin: str = ""
     num_images: int = 0
@@ -176,10 +176,10 @@ def _read_stage(folder: Path, name: str, measure: type[Fitness]) -> StageFinding
         _read(path / "space.yaml", lambda text: load_space(_mapping(yaml.safe_load(text)))),
         tuple(_read(path / "supernet/metrics.jsonl", _losses) or ()),
         tuple(
-            _read(path / "candidates.jsonl", lambda text: [_network(line, "fitness") for line in _lines(text)]) or ()
+            _read(path / "candidates.jsonl", lambda text: [_network(line, "accuracy") for line in _lines(text)]) or ()
         ),
-        tuple(_read(path / "references.json", lambda text: _networks(text, "fitness")) or ()),
-        tuple(_read(path / "retrained.json", lambda text: _networks(text, "standalone")) or ()),
+        tuple(_read(path / "references.json", lambda text: _networks(text, "accuracy")) or ()),
+        tuple(_read(path / "retrained.json", lambda text: _networks(text, "inherited")) or ()),
         _read(path / "winner.json", _spec),
         tuple(f"{name}/{file}" for file in _STAGE_FILES if not (path / file).is_file()),
         measure,
@@ -245,26 +245,26 @@ def _losses(text: str) -> list[tuple[float, float]]:
     return [(_number("step", line["step"]), float(line["loss"])) for line in _lines(text) if "loss" in line]
 
 
-def _network(data: Mapping[str, Any], accuracy: str) -> Network:
-    """Args: `accuracy`: which field of a `Network` the file calls "accuracy"."""
-    data = {accuracy: data.get("accuracy"), **_mapping(data)}
+def _network(data: Mapping[str, Any], fitness: str) -> Network:
+    """Args: `fitness`: what 0.1 called the fitness in this file."""
+    accuracy = None if fitness == "accuracy" else data.get("accuracy")
     return Network(
         parse_spec(_mapping(data["spec"])),
         {name: _number(name, data[name]) for name in COSTS if name in data or name != "latency_ms"},
         str(data.get("name", "")),
-        _number("fitness", data.get("fitness", data.get("inherited")), or_none=True),
-        _number("stand-alone accuracy", data.get("standalone"), or_none=True),
+        _number("fitness", data.get("fitness", data.get(fitness)), or_none=True),
+        _number("accuracy", accuracy, or_none=True),
         int(_number("generation", data.get("generation", 0))),
         str(data.get("origin", "")),
         int(_number("images", data.get("images", 0))),
     )
 
 
-def _networks(text: str, accuracy: str) -> list[Network]:
+def _networks(text: str, fitness: str) -> list[Network]:
     data = json.loads(text)
     if not isinstance(data, list):
         raise ValueError(f"it must hold a list, not {type(data).__name__}")
-    return [_network(_mapping(network), accuracy) for network in data]
+    return [_network(_mapping(network), fitness) for network in data]
 
 
 def _result(text: str) -> dict[str, float]:

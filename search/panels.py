@@ -168,7 +168,7 @@ def _mark_budget(axes: Any, bounds: tuple[float | None, float | None], factor: f
 
 
 def _mark_references(axes: Any, references: Sequence[Network], at: Callable[[Sequence[Network]], Any]) -> None:
-    """Those of one name but for a number together; without an accuracy, a line where they would stand."""
+    """Those of one name but for a number together; without a fitness, a line where they would stand."""
     groups: dict[str, list[Network]] = {}
     for network in references:
         groups.setdefault(re.sub(r"[\s#_-]*\d+$", "", network.name) or network.name, []).append(network)
@@ -239,7 +239,7 @@ def fill_times(axes: Any, times: Mapping[tuple[str, str], float]) -> None:
 
 def pairs_of(networks: Sequence[Network]) -> list[tuple[float, float]]:
     """(fitness, accuracy after training from scratch, in percent) of those that have both."""
-    return [(n.fitness, n.standalone) for n in networks if n.fitness is not None and n.standalone is not None]
+    return [(n.fitness, n.accuracy) for n in networks if n.fitness is not None and n.accuracy is not None]
 
 
 def _cost_axis(cost: str, networks: Iterable[Network | Ranked]) -> tuple[float, str]:

@@ -125,8 +125,11 @@ def _draw(stage: Stage, num_networks: int) -> list[Spec]:
 def _predict(stage: Stage, specs: Sequence[Spec], positions: Sequence[int]) -> list[dict[str, float]]:
     """What is cheap to know of each network, by the measure's name; of accuracy and loss on these images."""
     measures: dict[str, Sequence[float]] = {}
-    candidates = [json.loads(line) for line in (stage.folder / "candidates.jsonl").read_text().splitlines()]
-    known = {parse_spec(c["spec"]): float(c["accuracy"]) for c in candidates if c["accuracy"] is not None}
+    known = {}
+    for line in (stage.folder / "candidates.jsonl").read_text().splitlines():
+        fitness = json.loads(line).get("fitness", json.loads(line).get("accuracy"))  # as 0.1 called it
+        if fitness is not None:
+            known[parse_spec(json.loads(line)["spec"])] = float(fitness)
     others = [spec for spec in known if spec not in set(specs)][-_MOST_FOR_SURROGATE:]
     setting = stage.setting()
     if stage.fitness_class.needs_supernet:

@@ -106,7 +106,7 @@ def _describe_stage(stage: StageFindings) -> dict[str, str]:
         f"best {stage.measured}": stage.show(best),
         "best stand-alone": "-"
         if best_trained is None
-        else show_accuracy(best_trained.standalone, best_trained.num_images),
+        else show_accuracy(best_trained.accuracy, best_trained.num_images),
     }
 
 
@@ -201,7 +201,7 @@ def _describe_retrained(stage: StageFindings, place: int, network: Network) -> d
         "": str(place),
         **_costs(network),
         stage.measured: stage.show(network.fitness),
-        "stand-alone": show_accuracy(network.standalone, network.num_images),
+        "stand-alone": show_accuracy(network.accuracy, network.num_images),
         **({"beside the best": "" if place == 1 else _beside_the_best(stage, network)} if network.num_images else {}),
         "channels that each part of the blocks mixes": " ".join(
             "+".join(str(part.channels) for part in network.spec.block_parts(index).mixers) or "-"
@@ -211,7 +211,7 @@ def _describe_retrained(stage: StageFindings, place: int, network: Network) -> d
 
 
 def _beside_the_best(stage: StageFindings, network: Network) -> str:
-    best, other = stage.retrained[0].standalone, network.standalone
+    best, other = stage.retrained[0].accuracy, network.accuracy
     tie = best is None or other is None or is_tie(best, other, network.num_images)
     return "a tie" if tie else "worse"
 

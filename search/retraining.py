@@ -28,14 +28,14 @@ class Retrained:
     """A network that was trained by itself.
 
     Attributes:
-        spec: the network. inherited: its fitness in the search; by default its accuracy in percent with weights that it
-            inherits from the supernet.
+        spec: the network.
+        fitness: in the search; by default its accuracy in percent with weights that it inherits from the supernet.
         accuracy: on the search set, in percent.
         folder: of its run.
     """
 
     spec: Spec
-    inherited: float
+    fitness: float
     accuracy: float
     folder: Path
 
@@ -56,7 +56,7 @@ def retrain(
     Args:
         recipe: of the search.
         folder: of the stage; a training's folder follows from the scores alone, so that it is found again.
-        candidates: of the stage, those with an accuracy; among them all of `initial`.
+        candidates: of the stage, those with a fitness; among them all of `initial`.
         initial: networks that the stage began with.
         known: what was trained in full before; it is not trained again.
     """
@@ -68,15 +68,15 @@ def retrain(
     best += [candidate for candidate in given if candidate not in best]
     retrained = []
     for place, candidate in enumerate(best, 1):
-        spec, inherited = candidate.spec, candidate.accuracy
-        assert inherited is not None
+        spec, fitness = candidate.spec, candidate.fitness
+        assert fitness is not None
         other = next((other for other in known if other.spec == spec), None)
         if other is not None:
-            retrained.append(Retrained(spec, inherited, other.accuracy, other.folder))
+            retrained.append(Retrained(spec, fitness, other.accuracy, other.folder))
             continue
         say(f"retraining network {place} of {len(best)}")
         run = folder / "retrain" / str(place)
-        retrained.append(Retrained(spec, inherited, train(recipe.retrain_recipe(spec), run), run))
+        retrained.append(Retrained(spec, fitness, train(recipe.retrain_recipe(spec), run), run))
     return sorted(retrained, key=lambda network: -network.accuracy)
 
 

@@ -25,7 +25,7 @@ __all__ = ["Confirmation", "describe_noise", "wrong_order"]
 class Confirmation:
     """The rounds after an evolution by few images: each has half the networks and twice the images.
 
-    The last round has all images, and its networks alone get an accuracy: scores on different images, or of different
+    The last round has all images, and its networks alone get a fitness: scores on different images, or of different
     measures, are not compared.
 
     Args:
@@ -59,7 +59,7 @@ class Confirmation:
         """The networks of the next round and on how many batches; None for all, by the fitness. None when over."""
         if len(self.scores) == len(self.rounds):
             return None
-        last = {i: c.accuracy or 0.0 for i, c in enumerate(self._candidates)} if not self.scores else self.scores[-1]
+        last = {i: c.fitness or 0.0 for i, c in enumerate(self._candidates)} if not self.scores else self.scores[-1]
         count, batches = self.rounds[len(self.scores)]
         best = sorted(last, key=lambda index: -last[index])
         kept = [i for place, i in enumerate(best) if place < count or self._candidates[i].spec in self._given]
@@ -72,7 +72,7 @@ class Confirmation:
     def confirmed(self) -> Candidates:
         """The candidates with the fitness of those of the last round; the others have none."""
         final = self.scores[-1] if len(self.scores) == len(self.rounds) else {}
-        return Candidates(dataclasses.replace(c, accuracy=final.get(i)) for i, c in enumerate(self._candidates))
+        return Candidates(dataclasses.replace(c, fitness=final.get(i)) for i, c in enumerate(self._candidates))
 
 
 def wrong_order(losses: NDArray[np.float64]) -> tuple[float, float]:

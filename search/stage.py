@@ -101,7 +101,7 @@ class Stage:
             self.recipe, self.folder, self.candidates, self._initial, self._known, self._train, self._say
         )
         if self.context.rank == 0:
-            entries = [{**self._describe(r.spec), "inherited": r.inherited, "accuracy": r.accuracy,
+            entries = [{**self._describe(r.spec), "fitness": r.fitness, "accuracy": r.accuracy,
                         "images": len(self.context.splits.validation),
                         "folder": str(r.folder.relative_to(self.context.folder))} for r in retrained]  # fmt: skip
             write_json(self.folder / "winner.json", retrained[0].spec.to_dict())
@@ -120,7 +120,7 @@ class Stage:
         try:
             return [
                 Retrained(
-                    parse_spec(entry["spec"]), entry["inherited"], entry["accuracy"],
+                    parse_spec(entry["spec"]), entry.get("fitness", entry.get("inherited")), entry["accuracy"],
                     self.context.folder / entry["folder"],
                 )
                 for entry in entries
@@ -174,15 +174,15 @@ class Stage:
         context.wait()
 
     def _front(self, budget: Budget) -> list[dict[str, Any]]:
-        """The networks that no other one beats in accuracy without costing more, cheapest first."""
+        """The networks that no other one beats in fitness without costing more, cheapest first."""
         fields = (candidate.to_dict() for candidate in self.candidates.front(budget.name))
-        return [{"spec": c["spec"], **c["costs"], "accuracy": c["accuracy"]} for c in fields]
+        return [{"spec": c["spec"], **c["costs"], "fitness": c["fitness"]} for c in fields]
 
     def _best(self) -> str:
         best = next(iter(self.candidates.ranked()), None)
         assert best is not None  # a search without candidates has raised
-        assert best.accuracy is not None
-        return self.fitness_class.show(best.accuracy)
+        assert best.fitness is not None
+        return self.fitness_class.show(best.fitness)
 
     def fitness(self) -> Fitness:
         """What networks are compared by, ready to score them."""
@@ -229,7 +229,7 @@ class Stage:
         self._save()
         show = "{:.4g}".format if batches else fitness.show
         done = sorted(scores[spec] for spec in specs)
-        best = self.search.top(1)[0].accuracy or 0.0
+        best = self.search.top(1)[0].fitness or 0.0
         self._say(
             f"generation {self.search.generation + 1}/{config.generations}, {len(specs)} networks: "
             f"median {show(done[len(done) // 2])}, best {show(done[-1])}, best so far {show(best)}"
@@ -291,7 +291,7 @@ class Stage:
             entries = []
             for name, spec in specs.items():
                 score = scores.get(self.space.canonical(spec)) if spec in self.space else None
-                entries.append({"name": name, **self._describe(spec), "accuracy": score})
+                entries.append({"name": name, **self._describe(spec), "fitness": score})
             write_json(self.folder / "references.json", entries)
         self.context.wait()
 
@@ -317,7 +317,7 @@ class Stage:
         for candidate in self.candidates:
             fields = candidate.to_dict()
             entry = {
-                "spec": fields["spec"], **candidate.costs, "accuracy": candidate.accuracy,
+                "spec": fields["spec"], **candidate.costs, "fitness": candidate.fitness,
                 "generation": candidate.generation, "origin": candidate.origin,
             }  # fmt: skip
             lines.append(json.dumps(entry) + "\n")

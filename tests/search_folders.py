@@ -86,16 +86,16 @@ def write_stage(folder: Path, space: SearchSpace, bounds: dict, settings: dict, 
             accuracies[spec] = (quality(spec) - 6 + rng.gauss(0, 0.4), quality(spec) > 66 or rng.random() < 0.8)
             search.tell(spec, accuracies[spec][0] if accuracies[spec][1] else accuracies[spec][0] - 2)
     candidates = [
-        {**describe(c.spec), "accuracy": c.accuracy, "images": 10_000 if accuracies[c.spec][1] else 2_000}
+        {**describe(c.spec), "fitness": c.fitness, "images": 10_000 if accuracies[c.spec][1] else 2_000}
         | {"generation": c.generation, "origin": c.origin}
         for c in search.candidates
     ]
     write(folder / "candidates.jsonl", lines(candidates))
     names = {"all global (DeiT)": 69.0, "GLiT-Tiny's table": None, "random 1": 62.5, "random 2": 63.5, "random 3": 61.5}
-    drawn = [{"name": name, **describe(space.sample(rng)), "accuracy": accuracy} for name, accuracy in names.items()]
+    drawn = [{"name": name, **describe(space.sample(rng)), "fitness": accuracy} for name, accuracy in names.items()]
     write(folder / "references.json", json.dumps(drawn))
     retrained = [
-        {**describe(c.spec), "inherited": c.accuracy, "accuracy": quality(c.spec) + rng.gauss(0, 0.3), "images": 10_000}
+        {**describe(c.spec), "fitness": c.fitness, "accuracy": quality(c.spec) + rng.gauss(0, 0.3), "images": 10_000}
         for c in search.top(5)
     ]
     retrained.sort(key=lambda network: network["accuracy"], reverse=True)

@@ -58,9 +58,9 @@ def test_evolution_comes_within_a_hundredth_of_the_best_of_a_million_networks_an
     accuracy, largest = separable(space, seed)
     evolved = run(Evolution(space, seed=seed), accuracy).best
     drawn = run(RandomSearch(space, seed=seed), accuracy)
-    assert evolved.accuracy > largest - 0.01
+    assert evolved.fitness > largest - 0.01
     assert evolved.generation < 15
-    assert drawn.best.accuracy < largest - 0.1
+    assert drawn.best.fitness < largest - 0.1
     assert len(drawn.candidates) == 1000
 
 
@@ -70,7 +70,7 @@ def test_evolution_goes_further_than_chance_in_the_paper_s_space_within_a_budget
     settings = {"population": 20, "generations": 10, "num_parents": 5, "num_mutation": 10, "num_crossover": 10}
     searches = (search(glit(), MIDDLE, seed=seed, **settings) for search in (Evolution, RandomSearch))
     evolved, drawn = (run(search, accuracy) for search in searches)
-    assert evolved.best.accuracy > drawn.best.accuracy + 1
+    assert evolved.best.fitness > drawn.best.fitness + 1
     assert all(1.3e9 <= count_macs(c.spec) <= 1.4e9 for search in (evolved, drawn) for c in search.candidates)
 
 
@@ -215,7 +215,7 @@ def test_a_surrogate_picks_better_children_than_none_and_chance_stays_chance() -
     plain, picked = (run(Evolution(glit(), MIDDLE, seed=0, proposals=k, **settings), accuracy) for k in (1, 6))
     assert len(picked.candidates) == len(plain.candidates) == 120
     assert picked.candidates[:40] == plain.candidates[:40]  # nothing is predicted from so few
-    assert picked.best.accuracy > plain.best.accuracy + 0.5
+    assert picked.best.fitness > plain.best.fitness + 0.5
     assert all(MIDDLE[0].admits(candidate.costs["macs"]) for candidate in picked.candidates)
     drawn = (RandomSearch(glit(), MIDDLE, seed=0, proposals=k, **settings) for k in (1, 6))
     assert len({str([c.spec for c in run(search, accuracy).candidates]) for search in drawn}) == 1
@@ -229,7 +229,7 @@ def test_a_surrogate_looks_at_every_network_of_a_small_space_and_no_more_are_eva
     search = run(Evolution(TIED, [budget], proposals=2, **settings), accuracy)
     assert len(search.candidates) == 60 < len(within)
     scored = search.candidates[:40]
-    surrogate = Surrogate(TIED, [c.spec for c in scored], [c.accuracy for c in scored])
+    surrogate = Surrogate(TIED, [c.spec for c in scored], [c.fitness for c in scored])
     left = [spec for spec in within if spec not in {c.spec for c in scored}]
     best = sorted(surrogate.predict(left))[-20:]
     assert sorted(surrogate.predict([c.spec for c in search.candidates[40:]])) == pytest.approx(best)
@@ -397,12 +397,12 @@ def test_the_front_holds_what_nothing_beats() -> None:
     search = RandomSearch(TIED, [params_budget(), macs_budget(img_size=64)], population=200, generations=1)
     run(search, lambda spec: round(2 * accuracy(spec)) / 2)  # many are equal
     for name in ("params", "macs"):
-        points = {(c.costs[name], c.accuracy) for c in search.candidates}
+        points = {(c.costs[name], c.fitness) for c in search.candidates}
         best = {
             point for point in points
             if not any(other != point and other[0] <= point[0] and other[1] >= point[1] for other in points)
         }  # fmt: skip
-        front = [(c.costs[name], c.accuracy) for c in search.front(name)]
+        front = [(c.costs[name], c.fitness) for c in search.front(name)]
         assert front == sorted(best)
         assert len(front) > 2
     with pytest.raises(SearchError, match=r"^no budget is named 'ms'; there are params, macs$"):
@@ -440,7 +440,7 @@ def test_an_answer_that_makes_no_sense_is_refused_and_changes_nothing() -> None:
     spec = search.ask()[0]
     before = json.dumps(search.state_dict())
     for value in (float("nan"), float("inf"), None, True, "0.5"):
-        with pytest.raises(SearchError, match=r"^accuracy must be a finite number, got .* for candidate 0$"):
+        with pytest.raises(SearchError, match=r"^fitness must be a finite number, got .* for candidate 0$"):
             search.tell(spec, value)
     with pytest.raises(SearchError, match=r"^tell takes a network that was asked about, got {"):
         search.tell(GLIT_TINY, 0.5)

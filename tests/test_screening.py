@@ -158,15 +158,15 @@ def test_the_best_of_each_round_go_on_and_the_given_network_always_does() -> Non
         specs, batches = ask
         asked.append((len(specs), batches))
         assert given in specs
-        before = confirmation.scores[-1] if confirmation.scores else {i: c.accuracy for i, c in enumerate(candidates)}
+        before = confirmation.scores[-1] if confirmation.scores else {i: c.fitness for i, c in enumerate(candidates)}
         place = {candidate.spec: index for index, candidate in enumerate(candidates)}
         kept = [before[place[spec]] for spec in specs if spec != given]
         left = [score for index, score in before.items() if candidates[index].spec not in specs]
         assert min(kept) >= max(left)
-        assert not any(candidate.accuracy is not None for candidate in confirmation.confirmed())
+        assert not any(candidate.fitness is not None for candidate in confirmation.confirmed())
         confirmation.tell({spec: float(place[spec]) for spec in reversed(specs)})
     assert asked == [(21, 2), (11, 4), (6, None)]
-    confirmed = {c.spec: c.accuracy for c in confirmation.confirmed() if c.accuracy is not None}
+    confirmed = {c.spec: c.fitness for c in confirmation.confirmed() if c.fitness is not None}
     assert confirmed == {candidates[index].spec: score for index, score in confirmation.scores[-1].items()}
     again = Confirmation(candidates, 1, 8, 5, [given], confirmation.scores[:2])
     assert again.ask() == (specs, None)
@@ -201,14 +201,14 @@ def test_only_networks_that_were_confirmed_on_all_images_have_an_accuracy(screen
     out, said = screened
     lines = [json.loads(line) for line in (out / "joint" / "candidates.jsonl").read_text().splitlines()]
     assert len(lines) == 18
-    confirmed = {json.dumps(line["spec"]): line["accuracy"] for line in lines if line["accuracy"] is not None}
+    confirmed = {json.dumps(line["spec"]): line["fitness"] for line in lines if line["fitness"] is not None}
     assert len(confirmed) == 3
     stage = SearchRun(_recipe(*SCREEN), out, "cpu").stages[0]
     scores = stage.fitness().evaluate([GLiTSpec.from_json(spec) for spec in confirmed])
     assert list(scores.values()) == list(confirmed.values())
     best = max(confirmed.values())
-    assert json.loads((out / "joint" / "retrained.json").read_text())[0]["inherited"] == best
-    assert json.loads((out / "joint" / "front.json").read_text())["macs"][-1]["accuracy"] == best
+    assert json.loads((out / "joint" / "retrained.json").read_text())[0]["fitness"] == best
+    assert json.loads((out / "joint" / "front.json").read_text())["macs"][-1]["fitness"] == best
     assert "networks are compared by their loss on 40 images; a difference has a standard error of" in said
     assert said.index("standard error") < said.index("generation 1/3")
     assert "comparing 9 networks on 80 images" in said

@@ -114,7 +114,7 @@ def test_the_page_says_the_result_in_numbers(finished: Path) -> None:
     for stage in ("stage1", "stage2"):
         for network in json.loads((finished / stage / "retrained.json").read_text()):
             low, high = accuracy_interval(network["accuracy"], 10_000)
-            assert f"{network['inherited']:.2f} % {network['accuracy']:.2f} % ({low:.1f} to {high:.1f})" in text
+            assert f"{network['fitness']:.2f} % {network['accuracy']:.2f} % ({low:.1f} to {high:.1f})" in text
     assert "Not there yet" not in text
 
 
@@ -156,7 +156,7 @@ def test_a_thousand_candidates_a_stage_stay_a_small_page(search: Path) -> None:
         entries = [json.loads(line) for line in path.read_text().splitlines()]
         many = [rng.choice(entries) for _ in range(1000)]
         scattered = [
-            {**c, "accuracy": rng.gauss(60, 5), "macs": rng.uniform(25e6, 40e6), "generation": i // 50}
+            {**c, "fitness": rng.gauss(60, 5), "macs": rng.uniform(25e6, 40e6), "generation": i // 50}
             for i, c in enumerate(many)
         ]
         path.write_text(search_folders.lines(scattered))
@@ -222,10 +222,18 @@ def test_the_first_candidates_of_a_search_are_drawn(search: Path) -> None:
     assert "1 random" in page.text
 
 
+def test_folders_of_0_1_read_the_same(search: Path) -> None:
+    read = findings.read_findings(search)
+    named = {"candidates.jsonl": "accuracy", "references.json": "accuracy", "retrained.json": "inherited"}
+    for path in [search / stage / file for stage in ("stage1", "stage2") for file in named]:
+        path.write_text(path.read_text().replace('"fitness"', f'"{named[path.name]}"'))
+    assert findings.read_findings(search) == read
+
+
 def test_those_that_were_stopped_early_are_never_the_best(search: Path) -> None:
     path = search / "stage2" / "candidates.jsonl"
     entries = [json.loads(line) for line in path.read_text().splitlines()]
-    entries[3] |= {"accuracy": 99.5, "images": 100}
+    entries[3] |= {"fitness": 99.5, "images": 100}
     path.write_text(search_folders.lines(entries))
     assert "99.5" not in Page(write_report(search)).text
 
@@ -266,9 +274,7 @@ def test_a_ranking_in_which_no_measure_tells_networks_apart_says_so(search: Path
 def test_a_ranking_that_0_1_wrote_is_shown(search: Path) -> None:
     (search / "stage2" / "rank.json").unlink()
     candidates = [json.loads(line) for line in (search / "stage2" / "candidates.jsonl").read_text().splitlines()]
-    networks = [
-        {**c, "inherited": c["accuracy"], "standalone": c["accuracy"] + i} for i, c in enumerate(candidates[:5])
-    ]
+    networks = [{**c, "inherited": c["fitness"], "standalone": c["fitness"] + i} for i, c in enumerate(candidates[:5])]
     tau = {"value": 0.42, "low": -0.23, "high": 0.87, "samples": 5}
     old = {"stage": "stage2", "networks": networks, "kendall": tau, "spearman": tau, "kendall_macs": tau}
     (search / "rank.json").write_text(json.dumps(old))
@@ -281,7 +287,7 @@ def test_a_ranking_that_0_1_wrote_is_shown(search: Path) -> None:
 def test_candidates_are_shown_by_the_measure_they_were_compared_by(search: Path) -> None:
     (search / "recipe.yaml").write_text((search / "recipe.yaml").read_text() + "fitness: inherited_loss\n")
     best = max(
-        json.loads(line)["accuracy"] for line in (search / "stage1" / "candidates.jsonl").read_text().splitlines()
+        json.loads(line)["fitness"] for line in (search / "stage1" / "candidates.jsonl").read_text().splitlines()
     )
     text = Page(write_report(search)).text
     assert "best negative inherited loss" in text
