@@ -154,8 +154,9 @@ def test_glit_tiny_gives_the_logits_of_pytorch(tiny: OnnxArtifact) -> None:
         assert difference(tiny, _named("glit_tiny"), batch) < TOLERANCE
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["glit_small", "glit_base"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("glit_small", marks=pytest.mark.slow), pytest.param("glit_base", marks=pytest.mark.extended)]
+)
 def test_larger_networks_give_the_logits_of_pytorch(name: str, tmp_path: Path) -> None:
     artifact = export_onnx(_named(name), tmp_path / "model.onnx", verify=2)
     for batch in (1, 3):

@@ -134,11 +134,11 @@ def test_the_form_of_every_part_gives_the_logits_of_the_model(name: str, attenti
 
 FILES = ("autoformer", "vitas", "local_conv2d, token", "window_attention, avg", "shift, token")
 # Each part in one opset and each opset with two parts; relative attention, the most intricate, with and without the
-# operator `Attention`. The rest of the cross is slow.
+# operator `Attention`. The rest of the cross is extended.
 CHOSEN = {("autoformer", 23), ("autoformer", 18), ("vitas", 20), ("local_conv2d, token", 18),
           ("window_attention, avg", 23), ("shift, token", 20)}  # fmt: skip
 CROSS = [
-    pytest.param(name, opset, marks=() if (name, opset) in CHOSEN else pytest.mark.slow)
+    pytest.param(name, opset, marks=() if (name, opset) in CHOSEN else pytest.mark.extended)
     for name in FILES
     for opset in (23, 20, 18)
 ]
@@ -173,7 +173,7 @@ def test_relative_attention_is_one_operator_and_the_file_holds_no_vector_for_eac
         ("autoformer", {"precision": "fp16"}),
         ("autoformer", {"dynamic_int8": True}),
         ("window_attention, avg", {"precision": "fp16", "opset": 18}),
-        *(pytest.param(*case, marks=pytest.mark.slow) for case in (
+        *(pytest.param(*case, marks=pytest.mark.extended) for case in (
             ("autoformer", {"precision": "fp16", "opset": 18}),
             ("window_attention, avg", {"precision": "fp16"}),
             ("window_attention, avg", {"dynamic_int8": True}),
@@ -209,7 +209,7 @@ def test_another_size_has_a_grid_of_its_own(name: str) -> None:
     "name",
     [
         "autoformer",
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("local_conv2d, avg", "window_attention, token")),
+        *(pytest.param(name, marks=pytest.mark.extended) for name in ("local_conv2d, avg", "window_attention, token")),
     ],
 )
 def test_another_size_is_exported_with_its_grid(name: str, tmp_path: Path) -> None:

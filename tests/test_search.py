@@ -205,7 +205,7 @@ def test_the_winner_is_a_model_like_any_other(finished: Path, tmp_path: Path, ca
     assert trained.spec == model.spec
 
 
-@pytest.mark.parametrize("method", ["spos", pytest.param("random", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("method", ["spos", pytest.param("random", marks=pytest.mark.extended)])
 def test_methods_of_one_level_have_one_stage_with_the_work_of_two(method: str, tmp_path: Path):
     result = _search(tmp_path, f"method={method}", "retrain.top=1", "supernet.train.optim.epochs=1")
     assert result["num_evaluated"] == 36
@@ -223,6 +223,7 @@ def test_independent_weights_and_paths_within_the_budget_are_a_key_away(tmp_path
     assert any(".conv.2-" in name or ".conv.3-" in name or ".conv.1-" in name for name in weights)
 
 
+@pytest.mark.slow
 def test_networks_are_ranked_by_training_them(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     out = tmp_path / "run"
     shutil.copytree(finished, out)
@@ -313,10 +314,13 @@ REACHED = {  # what there is after each kill, and what there is not yet
     "second": ("stage2/evolution.json", "stage2/retrain"),
     "end": ("stage2/retrain/1", "stage2/retrain/1/result.json"),
 }
-SLOW = [pytest.param([where], marks=pytest.mark.slow) for where in ("supernet", "evolution", "second", "end")]
+MORE = [
+    *(pytest.param([where], marks=pytest.mark.slow) for where in ("evolution", "end")),
+    *(pytest.param([where], marks=pytest.mark.extended) for where in ("supernet", "second")),
+]
 
 
-@pytest.mark.parametrize("places", [["evaluation", "retraining"], *SLOW], ids=" and ".join)
+@pytest.mark.parametrize("places", [["evaluation", "retraining"], *MORE], ids=" and ".join)
 def test_a_search_killed_in_any_part_goes_on_to_the_same_end(places: list[str], finished: Path, tmp_path: Path):
     for where in places:
         command = [sys.executable, "-c", PROGRAM, where, *_command(tmp_path)]
@@ -439,7 +443,7 @@ def test_damaged_weights_of_a_supernet_are_named_and_made_again(finished: Path, 
     _same_end(out, finished)
 
 
-@pytest.mark.slow
+@pytest.mark.extended  # .ci/run runs `make search-demo`, all of this recipe
 def test_the_smoke_recipe_searches_fractals_in_both_stages_and_is_reported(tmp_path: Path):
     shorter = ["supernet.train.optim.epochs=2", "train.optim.epochs=1", "evolution.generations=2", "retrain.top=1"]
     result = SearchRun(load_search_recipe("smoke", shorter), tmp_path, device="cpu").run()

@@ -434,7 +434,7 @@ def test_a_mistake_leaves_no_folder_that_would_refuse_the_corrected_command(tmp_
     assert not out.exists()
 
 
-@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.extended)])
 def test_a_signal_to_the_whole_group_saves_and_leaves(processes: int, tmp_path: Path):
     started = _start(tmp_path, "data.num_workers=1", "optim.epochs=500", "optim.batch_size=60", processes=processes)
     _wait_for_checkpoint(tmp_path, started[0])
