@@ -216,17 +216,22 @@ def test_an_extension_that_cannot_be_used_is_one_line(tmp_path: Path, monkeypatc
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda y: y[:, :2], "family 'plain': its model must return [2, 10], got [2, 2]"),
-        (lambda y: [y], "family 'plain': its model must return [2, 10], got list"),
+        (lambda _, y: y[:, :2], "family 'plain': its model must return [2, 10], got [2, 2]"),
+        (lambda _, y: [y], "family 'plain': its model must return [2, 10], got list"),
         (
-            lambda y: y.gone,
+            lambda _, y: y.gone,
             "family 'plain': its model fails on [2, 3, 32, 32]: 'Tensor' object has no attribute 'gone'",
         ),
+        (
+            lambda model, y: y.gone if model.training else y,
+            "family 'plain': its model fails on [2, 3, 32, 32] in training mode: "
+            "'Tensor' object has no attribute 'gone'",
+        ),
     ],
-    ids=["shape", "type", "exception"],
+    ids=["shape", "type", "exception", "training"],
 )
 def test_a_family_whose_forward_pass_is_wrong_is_named_in_one_line_by_every_command(
-    change: Callable[[torch.Tensor], Any],
+    change: Callable[[torch.nn.Module, torch.Tensor], Any],
     message: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -236,7 +241,7 @@ def test_a_family_whose_forward_pass_is_wrong_is_named_in_one_line_by_every_comm
 
     class Broken(plain_family.Plain):
         def forward(self, x: torch.Tensor) -> Any:
-            return change(super().forward(x))
+            return change(self, super().forward(x))
 
     save_folder(timm.create_model("plain_nano", img_size=32, num_classes=10), tmp_path / "model")
     monkeypatch.setattr(plain_family, "FAMILY", plain_family.FAMILY._replace(model=Broken))

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from glit_models import BlockSpec, GLiT, GLiTSpec, count_macs, count_params
 from glit_models.errors import SpecError
-from glit_models.parts import BuildOptions, LocalConv2dPart, TokenGrid, WindowAttentionPart
+from glit_models.parts import BuildOptions, LocalConv2dPart, TokenGrid, WindowAttentionPart, try_module
 
 BLOCKS: dict[str, dict[str, Any]] = {
     "local_conv2d": {"local_part": "local_conv2d", "kernel_size": 3, "expand_ratio": 2},
@@ -181,3 +181,16 @@ def test_a_block_round_trips_as_json() -> None:
 def test_impossible_sizes_are_named(sizes: dict[str, Any], message: str) -> None:
     with pytest.raises(SpecError, match=message):
         make_spec(sizes)
+
+
+def test_trying_a_module_leaves_it_and_the_random_numbers_as_they_were() -> None:
+    module = torch.nn.Sequential(torch.nn.Dropout(), torch.nn.BatchNorm1d(3)).train()
+    module[0].eval()
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    try_module("this", module, torch.ones(4, 3), (4, 3))
+    torch.testing.assert_close(torch.rand(3), expected)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
+    assert [child.training for child in module.modules()] == [True, False, True]

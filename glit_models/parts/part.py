@@ -261,24 +261,37 @@ def is_from_outside(cls: type) -> bool:
 
 @torch.no_grad()
 def try_module(name: str, module: nn.Module, x: Tensor, shape: tuple[int, ...]) -> None:
-    """Run a module once, in evaluation mode, on an input for which it must return a tensor of this shape.
+    """Run a module once in evaluation and once in training mode, on an input for which it must return this shape.
+
+    The module and the random number generator are left as they were.
 
     Raises:
         SpecError: if it fails or returns something else; begins with `name`.
     """
     modes = {child: child.training for child in module.modules()}
+    buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
     try:
-        y = module.eval()(x)
+        for training in (False, True):
+            _try_mode(name, module.train(training), x, shape)
+    finally:
+        for child, was_training in modes.items():
+            child.training = was_training
+        for buffer_name, buffer in module.named_buffers():
+            buffer.copy_(buffers[buffer_name])
+
+
+def _try_mode(name: str, module: nn.Module, x: Tensor, shape: tuple[int, ...]) -> None:
+    mode = " in training mode" if module.training else ""
+    try:
+        with torch.random.fork_rng(devices=[]):
+            y = module(x)
     except GlitError:
         raise
     except Exception as error:
-        raise SpecError(f"{name} fails on {list(x.shape)}: {first_line(error)}") from error
-    finally:
-        for child, training in modes.items():
-            child.training = training
+        raise SpecError(f"{name} fails on {list(x.shape)}{mode}: {first_line(error)}") from error
     if not isinstance(y, Tensor) or y.shape != shape:
         got = list(y.shape) if isinstance(y, Tensor) else type(y).__name__
-        raise SpecError(f"{name} must return {list(shape)}, got {got}")
+        raise SpecError(f"{name} must return {list(shape)}, got {got}{mode}")
 
 
 @dataclass(frozen=True)
