@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from glit_models import __version__
 from glit_models.errors import Argument, ExportError, first_line
 
 from .extras import require
@@ -36,10 +37,20 @@ def clean(model: onnx.ModelProto) -> onnx.ModelProto:
         item.ClearField("metadata_props")
         item.ClearField("doc_string")
     graph.name = "glit"
+    _drop_allowzero(graph)
     model.producer_name, model.producer_version = "", ""
     # The lowest version that has what is used here: a server of the opset's time reads no later one.
     model.ir_version = require("onnx").helper.find_min_ir_version_for(model.opset_import)
     return model
+
+
+def _drop_allowzero(graph: onnx.GraphProto) -> None:
+    """Drop `allowzero` of reshapes to shapes without a zero, which it does nothing for: some converters lack it."""
+    to_array = require("onnx").numpy_helper.to_array
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "Reshape" and (shape := constants.get(node.input[1])) and to_array(shape).all():
+            node.ClearField("attribute")
 
 
 def _rename(graph: onnx.GraphProto) -> None:
@@ -103,7 +114,7 @@ def join(first: onnx.GraphProto, model: onnx.ModelProto, link: tuple[str, str]) 
 def set_metadata(model: onnx.ModelProto, texts: Mapping[str, str]) -> None:
     """Replace the model's metadata, and say who made it."""
     require("onnx").helper.set_model_props(model, dict(texts))
-    model.producer_name = "glit-models"
+    model.producer_name, model.producer_version = "glit-models", __version__
 
 
 def check(model: onnx.ModelProto) -> None:

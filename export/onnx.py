@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,9 +36,9 @@ if TYPE_CHECKING:
 
     Built = tuple[onnx.ModelProto, list[str]]  # and what was chosen, in words
 
-__all__ = ["OPSETS", "OnnxArtifact", "OnnxOptions", "OnnxTarget", "build_graph", "export_onnx", "newest_graph"]
+__all__ = ["OPSETS", "OnnxArtifact", "OnnxOptions", "OnnxTarget", "build_graph", "checked_graph", "export_onnx"]
 
-OPSETS = (23, 20, 18)  # `Attention` came with 23, `Gelu` with 20, `Resize` as Pillow does it with 18
+OPSETS = (20, 23, 18)  # the default first. `Resize` as Pillow does it came with 18, `Gelu` with 20, `Attention` with 23
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "int8": torch.float32}
 
 
@@ -69,10 +69,12 @@ class OnnxOptions(TargetOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.opset is not None and self.opset not in OPSETS:
+        if self.opset not in (None, *OPSETS):
             raise ExportError(Argument("opset"), f" must be one of {', '.join(map(str, OPSETS))}, got {self.opset}")
         if self.precision not in _DTYPES:
             raise ExportError(Argument("precision"), f" must be one of {', '.join(_DTYPES)}, got {self.precision!r}")
+        if self.precision == "bf16" and self.opset not in (None, 23):
+            raise ExportError(f"bf16 needs opset 23; {self.opset} has no convolution of it")
         if self.batch is not None and self.batch < 1:
             raise ExportError(Argument("batch"), f" must be at least 1, or None for any number, got {self.batch}")
         if self.preprocess and self.image_size == "dynamic":
@@ -87,6 +89,11 @@ class OnnxOptions(TargetOptions):
         if self.precision != "int8" and (is_calibrated or self.dynamic_int8):
             raise ExportError(f"calibration is for int8, not for {self.precision}")
 
+    @property
+    def opset_number(self) -> int:
+        """The opset, chosen where none was given."""
+        return self.opset or (23 if self.precision == "bf16" else OPSETS[0])
+
 
 @register_target
 class OnnxTarget(Target):
@@ -100,15 +107,8 @@ class OnnxTarget(Target):
     def export(self, source: ModelSource, path: Path, options: Any) -> OnnxArtifact:
         """See `export_onnx`."""
 
-        def build(number: int) -> Built:
-            if options.precision == "int8":
-                return _int8(source, options, number)
-            return build_graph(source, options, number), [f"opset {number}"]
-
-        if options.verify:
-            proto, notes = _runnable(build, source, options)
-        else:  # it may be for a machine that can do more than this one
-            proto, notes = build(options.opset or OPSETS[0])
+        # An unverified file may be for a machine that can do more than this one.
+        proto, notes = checked_graph(source, options) if options.verify else _build(source, options)
         content, num_nodes = graph.to_bytes(proto), len(proto.graph.node)
         info = ExportInfo.from_texts({item.key: item.value for item in proto.metadata_props}, str(path))
 
@@ -142,7 +142,8 @@ def export_onnx(
     Args:
         model: a model of any family, which is not changed; 'model.tag', a weight folder, or a Hub repository.
         path: of the file.
-        opset: 23, 20 or 18; None takes the newest that ONNX Runtime can run here.
+        opset: 20, which runtimes of the last years take; 23, whose attention is one operator; or 18. None takes 20, or
+            23 for bf16.
         precision: 'fp32'; 'fp16' or 'bf16', where norms and softmax stay in float32; 'int8', of matrix products and
             convolutions.
         batch: images at a time; None for any number.
@@ -174,23 +175,20 @@ def export_onnx(
 # ---- the graph ----
 
 
-def _runnable(
-    build: Callable[[int], Built],
-    source: ModelSource,
-    options: OnnxOptions,
-) -> Built:
-    """The graph, of the newest opset that opens here, or of the one that was asked for."""
-    refused: dict[int, str] = {}
-    for candidate in OPSETS if options.opset is None else (options.opset,):
-        try:
-            proto, notes = build(candidate)
-            _open(proto, options, candidate)
-        except UnrunnableError as error:
-            refused[candidate] = str(error)
-            continue
-        return proto, [*(f"opset {number} was refused: {why}" for number, why in refused.items()), *notes]
-    reason = next(iter(refused.values()))
-    raise ExportError(f"{reason}; {_what_works(source, options)}; verify 0 exports it unverified")
+def checked_graph(source: ModelSource, options: OnnxOptions) -> Built:
+    """The graph, which ONNX Runtime can run here, and what was chosen. Raises as `export_onnx`."""
+    try:
+        proto, notes = _build(source, options)
+        _open(proto, options, options.opset_number)
+    except UnrunnableError as error:
+        raise ExportError(f"{error}; {_what_works(source, options)}; verify 0 exports it unverified") from None
+    return proto, notes
+
+
+def _build(source: ModelSource, options: OnnxOptions) -> Built:
+    if options.precision == "int8":
+        return _int8(source, options, options.opset_number)
+    return build_graph(source, options, options.opset_number), [f"opset {options.opset_number}"]
 
 
 def _open(proto: onnx.ModelProto, options: OnnxOptions, opset: int) -> None:
@@ -201,30 +199,18 @@ def _open(proto: onnx.ModelProto, options: OnnxOptions, opset: int) -> None:
 
 def _what_works(source: ModelSource, options: OnnxOptions) -> str:
     """Another opset or precision that can be run here, whichever is likelier to be the trouble first."""
-    opset = options.opset
-    precisions: tuple[Precision, ...] = ("fp16", "fp32")
-    lower = [(opset or OPSETS[0], precision) for precision in precisions if precision != options.precision]
-    # Another opset in eight bits would have to be calibrated anew.
-    may_be_older = opset is not None and options.precision != "int8"
-    older = [(number, options.precision) for number in OPSETS if may_be_older and number != opset]
-    others = older + lower if options.precision == "fp32" else lower + older
-    for number, precision in others:
-        other = dataclasses.replace(options, precision=precision, calibration=None, dynamic_int8=False)
+    opset, precision = options.opset_number, options.precision
+    lower: list[tuple[int, Any]] = [(opset, other) for other in ("fp16", "fp32") if other != precision]
+    # Another opset in eight bits would have to be calibrated anew, and bf16 has but one.
+    others: list[tuple[int, Any]] = [(n, precision) for n in OPSETS if precision in ("fp32", "fp16") and n != opset]
+    for number, lesser in others + lower if precision == "fp32" else lower + others:
+        other = dataclasses.replace(options, precision=lesser, calibration=None, dynamic_int8=False)
         try:
             _open(build_graph(source, other, number), other, number)
         except UnrunnableError:
             continue
-        return f"opset {number} with {precision} can be run"
+        return f"opset {number} with {lesser} can be run"
     return "nothing else can be run either"
-
-
-def newest_graph(source: ModelSource, options: OnnxOptions) -> Built:
-    """The graph in the newest opset that opens on the provider, and what was chosen. Raises as `export_onnx`."""
-
-    def build(number: int) -> Built:
-        return build_graph(source, options, number), [f"opset {number}"]
-
-    return _runnable(build, source, options)
 
 
 def build_graph(source: ModelSource, options: OnnxOptions, opset: int) -> onnx.ModelProto:

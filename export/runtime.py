@@ -36,6 +36,8 @@ _CUDA = PROVIDERS[1]
 class OnnxClassifier:
     """A classifier from a file that `glit export` wrote. Threads may share one.
 
+    Calling it is `classify`. A copy of it in another process (`pickle`) opens the file again.
+
     Args:
         path: the file.
         providers: by preference, 'cuda' or 'CUDAExecutionProvider'; None takes TensorRT, CUDA or the CPU, the first
@@ -67,6 +69,7 @@ class OnnxClassifier:
         path = Path(path)
         if not path.is_file():
             raise ExportError(f"{path}: no such file")
+        self._arguments = (path, providers, strict, threads, cuda_graph)
         options = {_CUDA: {"enable_cuda_graph": "1"}} if cuda_graph else {}
         opened = open_session(path, providers, strict=strict, threads=threads, options=options)
         self.session, self.provider = opened.session, opened.provider
@@ -93,13 +96,25 @@ class OnnxClassifier:
         assert info.batch is not None
         return Binding(self.session, (info.batch, *info.input_size), self.input_dtype, (info.batch, info.num_classes))
 
+    def __repr__(self) -> str:
+        info = self.info
+        size = "any size" if info.preprocess else " x ".join(map(str, info.input_size[1:]))
+        return (
+            f"OnnxClassifier({str(self.path)!r}: {info.source}, {info.precision}, images of {size}, "
+            f"{info.num_classes} classes, {self.provider})"
+        )
+
+    def __reduce__(self) -> Any:
+        return _open, self._arguments
+
     # ---- from images ----
 
-    def probabilities(self, images: Iterable[AnyImage]) -> np.ndarray:
+    def probabilities(self, images: AnyImage | Iterable[AnyImage]) -> np.ndarray:
         """Probabilities [B, K] in float32.
 
         Args:
-            images: file names, PIL images, or uint8 arrays [h, w, 3], [h, w, 1] or [h, w].
+            images: file names, PIL images, or uint8 arrays [h, w, 3], [h, w, 1] or [h, w]; or one of them, which
+                makes a batch of one. An array [B, h, w, 3] is B images.
 
         Raises:
             DataError: if a file cannot be read, or an array is not an image.
@@ -107,15 +122,15 @@ class OnnxClassifier:
         logits = self.logits_of(images)
         return _softmax(logits) if len(logits) else logits
 
-    def logits_of(self, images: Iterable[AnyImage]) -> np.ndarray:
+    def logits_of(self, images: AnyImage | Iterable[AnyImage]) -> np.ndarray:
         """Logits [B, K] of what `probabilities` takes."""
-        opened = [_as_image(image) for image in images]
+        opened = [_as_image(image) for image in _as_several(images)]
         if self._transform is None:
             return self._logits_of_raw([as_array(image, self.info.input_size[0]) for image in opened])
         prepared = [self._transform(image).numpy().astype(self.input_dtype) for image in opened]
         return self.logits(np.stack(prepared)) if prepared else self._nothing()
 
-    def classify(self, images: Iterable[AnyImage], top_k: int = 5) -> list[tuple[tuple[str, float], ...]]:
+    def classify(self, images: AnyImage | Iterable[AnyImage], top_k: int = 5) -> list[tuple[tuple[str, float], ...]]:
         """For each image the `top_k` most probable (class name, probability) pairs, most probable first."""
         rows = self.probabilities(images)
         order = np.argsort(-rows, axis=1, kind="stable")[:, :top_k]
@@ -123,6 +138,8 @@ class OnnxClassifier:
             tuple((self.class_names[index], float(row[index])) for index in indices)
             for row, indices in zip(rows, order, strict=True)
         ]
+
+    __call__ = classify
 
     def predict(self, paths: Iterable[Path], top_k: int = 5) -> Iterator[Prediction]:
         """One `Prediction` a file, in order; a file that cannot be read gives one with its error."""
@@ -196,6 +213,11 @@ class OnnxClassifier:
             raise DataError(f"{self.path} takes images of sides that {patch} divides, got {images.shape[2:]}")
 
 
+def _open(path: Path, providers: Any, strict: bool, threads: int | None, cuda_graph: bool) -> OnnxClassifier:
+    """The same classifier again, in another process."""
+    return OnnxClassifier(path, providers, strict=strict, threads=threads, cuda_graph=cuda_graph)
+
+
 def _input_dtype(session: Any, path: Path) -> np.dtype:
     names = [(value.name, value.type) for value in session.get_inputs()]
     types = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(uint8)": np.uint8}
@@ -209,6 +231,13 @@ def _input_dtype(session: Any, path: Path) -> np.dtype:
 def _transform(info: ExportInfo) -> Any:
     transform = create_transform(**info.data_config)
     return transform if info.input_size[0] == 3 else Compose([Grayscale(), transform])
+
+
+def _as_several(images: AnyImage | Iterable[AnyImage]) -> Iterable[AnyImage]:
+    """One image as a list of one."""
+    if isinstance(images, np.ndarray):
+        return [images] if images.ndim in (2, 3) else images
+    return [images] if isinstance(images, (str, os.PathLike, Image.Image)) else images
 
 
 def _as_image(image: AnyImage) -> Image.Image:

@@ -14,7 +14,7 @@ from glit_models import SpecTransformer
 from . import graph, sessions
 from .extras import require
 from .metadata import INPUT
-from .onnx import OnnxOptions, newest_graph
+from .onnx import OnnxOptions, checked_graph
 from .source import open_source
 
 __all__ = ["onnx_runner"]
@@ -37,7 +37,7 @@ def onnx_runner(model: SpecTransformer, batch_size: int, threads: int = 1, devic
     for package in ("onnx", "onnxscript", "onnxruntime"):
         require(package)
     providers = [device.partition(":")[0]]
-    proto, _ = newest_graph(open_source(model), OnnxOptions(batch=batch_size, providers=providers))
+    proto, _ = checked_graph(open_source(model), OnnxOptions(batch=batch_size, providers=providers))
     session = sessions.open_session(graph.to_bytes(proto), providers, strict=True, threads=threads).session
     shape = (batch_size, model.in_chans, *model.patch_embed.img_size)
     images = np.random.default_rng(0).normal(size=shape).astype(np.float32)

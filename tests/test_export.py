@@ -25,7 +25,7 @@ from specs import MIXED, TINY48
 from weight_folders import CLASSES as NAMES
 from weight_folders import small_model
 
-from glit_models import SpecTransformer
+from glit_models import SpecTransformer, __version__
 from glit_models.cli import main
 from glit_models.errors import GlitError
 from glit_models.weights.files import sha256_of
@@ -88,7 +88,6 @@ def test_a_rectangular_size_resamples_the_position_embedding_as_timm_does() -> N
     assert difference(artifact, model, 3) < TOLERANCE
 
 
-@pytest.mark.skipif(not NEWER, reason="torch's exporter resamples the position embedding otherwise before 2.15")
 def test_a_dynamic_size_takes_every_size_that_the_patch_divides() -> None:
     artifact = exported("one block", image_size="dynamic")
     assert artifact.agreement is not None
@@ -113,7 +112,7 @@ def test_a_fixed_batch_is_fixed_and_the_runtime_fills_it_up() -> None:
 
 
 def test_half_precision_is_half_the_size_and_agrees() -> None:
-    whole, half = exported(), exported(precision="fp16")
+    whole, half = exported(opset=23), exported(precision="fp16", opset=23)
     assert half.num_bytes < 0.6 * whole.num_bytes
     assert half.agreement is not None
     assert half.agreement.top1_agreement == 100
@@ -141,7 +140,7 @@ def test_the_model_that_was_given_stays_as_it_was(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> OnnxArtifact:
     """GLiT-Tiny as it is."""
-    return export_onnx(_named("glit_tiny"), tmp_path_factory.mktemp("tiny") / "model.onnx", verify=2)
+    return export_onnx(_named("glit_tiny"), tmp_path_factory.mktemp("tiny") / "model.onnx", opset=23, verify=2)
 
 
 def _named(name: str) -> SpecTransformer:
@@ -158,7 +157,7 @@ def test_glit_tiny_gives_the_logits_of_pytorch(tiny: OnnxArtifact) -> None:
     "name", [pytest.param("glit_small", marks=pytest.mark.slow), pytest.param("glit_base", marks=pytest.mark.extended)]
 )
 def test_larger_networks_give_the_logits_of_pytorch(name: str, tmp_path: Path) -> None:
-    artifact = export_onnx(_named(name), tmp_path / "model.onnx", verify=2)
+    artifact = export_onnx(_named(name), tmp_path / "model.onnx", opset=23, verify=2)
     for batch in (1, 3):
         assert difference(artifact, _named(name), batch) < TOLERANCE
     assert operators(artifact.path)["Attention"] == 8
@@ -186,11 +185,20 @@ def test_the_file_tells_nothing_of_the_machine_that_made_it() -> None:
             assert trace not in content, trace
         model = onnx.load(artifact.path)
         assert all(prop.key.startswith("glit.") for prop in model.metadata_props)
+        assert (model.producer_name, model.producer_version) == ("glit-models", __version__)
         assert not any(node.metadata_props or node.doc_string for node in model.graph.node)
 
 
+def test_the_file_asks_no_more_of_a_runtime_than_its_opset_does() -> None:
+    for opset, ir_version in ((18, 8), (20, 9), (23, 11)):
+        model = onnx.load(exported(opset=opset).path)
+        assert (model.opset_import[0].version, model.ir_version) == (opset, ir_version)
+        assert not any(a.name == "allowzero" for node in model.graph.node for a in node.attribute)
+    assert exported().info.opset == 20
+
+
 def test_nodes_and_weights_are_called_as_in_the_model() -> None:
-    graph = onnx.load(exported().path).graph
+    graph = onnx.load(exported(opset=23).path).graph
     names = [node.name for node in graph.node]
     assert "blocks.0.mixer.attn/Attention" in names
     assert "blocks.1.mixer.conv.dwconv/Conv" in names
@@ -327,7 +335,7 @@ def test_the_command_says_what_it_chose_and_found(
     arguments = ["export", str(folder), "--out", str(path), "--batch", "2", "--image-size", "64,32", "--preprocess"]
     assert main([*arguments, "--data", "fashion-mnist", "--root", FASHION_MNIST, "--verify", "10"]) == 0
     out = capsys.readouterr().out
-    for part in (str(path), "opset 23", "10 images (fashion-mnist test) by CPUExecutionProvider", "100.00 %"):
+    for part in (str(path), "opset 20", "10 images (fashion-mnist test) by CPUExecutionProvider", "100.00 %"):
         assert part in out
     assert OnnxClassifier(path).info.input_size == (3, 64, 32)
 
@@ -354,7 +362,7 @@ def test_bad_input_is_one_line_and_writes_nothing(
         "there.onnx exists; --force replaces it": [str(folder), "--out", "there.onnx"],
         "empty is a folder; give the file to write": [str(folder), "--out", "empty"],
         "there.onnx is no folder": [str(folder), "--out", "there.onnx/x.onnx"],
-        "--opset must be one of 23, 20, 18, got 17": [str(folder), "--out", "x.onnx", "--opset", "17"],
+        "--opset must be one of 20, 23, 18, got 17": [str(folder), "--out", "x.onnx", "--opset", "17"],
         "--precision must be one of fp32, fp16, bf16, int8": [str(folder), "--out", "x.onnx", "--precision", "fp8"],
         "--batch must be 'dynamic' or a number": [str(folder), "--out", "x.onnx", "--batch", "0"],
         "--image-size must be HEIGHT,WIDTH": [str(folder), "--out", "x.onnx", "--image-size", "big"],
@@ -382,13 +390,18 @@ def test_bad_input_is_one_line_and_writes_nothing(
     assert (tmp_path / "there.onnx").read_text() == "something"
 
 
+def test_bf16_has_one_opset(tmp_path: Path) -> None:
+    with pytest.raises(GlitError, match="bf16 needs opset 23; 20 has no convolution of it"):
+        export_onnx(small_glit(), tmp_path / "model.onnx", precision="bf16", opset=20)
+
+
 def test_a_precision_that_cannot_be_run_here_is_named_with_one_that_can(tmp_path: Path) -> None:
     with pytest.raises(GlitError, match="CPUExecutionProvider of onnxruntime .* cannot run it: .*; opset 23 with fp16"):
         export_onnx(small_glit(), tmp_path / "model.onnx", precision="bf16", opset=23, providers=["cpu"])
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_older_opset_is_taken_where_the_newest_cannot_be_run_and_it_is_said(
+def test_an_opset_that_cannot_be_run_here_is_named_with_one_that_can(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = export_module.sessions.open_session
@@ -399,9 +412,10 @@ def test_an_older_opset_is_taken_where_the_newest_cannot_be_run_and_it_is_said(
         return real(model, *args, **kwargs)
 
     monkeypatch.setattr(export_module.sessions, "open_session", old_runtime)
-    artifact = export_onnx(small_glit(), tmp_path / "model.onnx", verify=2)
-    assert artifact.info.opset == 20
-    assert artifact.notes == ("opset 23 was refused: opset 23 is not known here", "opset 20")
+    with pytest.raises(GlitError, match="opset 23 is not known here; opset 20 with fp32 can be run; verify 0 exports"):
+        export_onnx(small_glit(), tmp_path / "model.onnx", opset=23, verify=2)
+    assert list(tmp_path.iterdir()) == []
+    assert export_onnx(small_glit(), tmp_path / "model.onnx", verify=2).info.opset == 20
 
 
 def test_models_that_cannot_be_exported_are_refused_with_the_reason(tmp_path: Path) -> None:

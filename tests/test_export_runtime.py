@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -46,6 +47,29 @@ def test_classes_come_by_name_the_most_probable_first(classifier: OnnxClassifier
     names, values = zip(*first, strict=True)
     assert set(names) <= set(CLASSES)
     assert list(values) == sorted(values, reverse=True)
+
+
+def test_one_image_is_one_image(classifier: OnnxClassifier) -> None:
+    path = sorted(IMAGES.glob("*.png"))[0]
+    image = predict.open_image(path)
+    expected = classifier.classify([path])
+    for one in (path, str(path), image, np.asarray(image)):
+        assert classifier.classify(one) == classifier(one) == expected
+    batch = np.random.default_rng(0).integers(0, 256, (3, 28, 28, 3), dtype=np.uint8)
+    assert classifier.classify(batch) == classifier.classify(list(batch))
+    assert len(classifier.classify(np.zeros((28, 28, 3), np.uint8))) == 1
+    for wrong in (np.zeros((4, 28, 28), np.uint8), np.zeros((2, 4, 28, 28), np.uint8)):
+        with pytest.raises(DataError, match=r"an array is an image if it is uint8 \[h, w, 3\]"):
+            classifier.classify(wrong)
+
+
+def test_a_classifier_says_what_it_is_and_can_be_sent_to_another_process(classifier: OnnxClassifier) -> None:
+    text = repr(classifier)
+    assert str(classifier.path) in text
+    assert "fp32, images of 32 x 32, 5 classes, CPUExecutionProvider" in text
+    again = pickle.loads(pickle.dumps(classifier))
+    images = generated_images(2, (30, 30))
+    np.testing.assert_array_equal(again.probabilities(images), classifier.probabilities(images))
 
 
 def test_grey_arrays_are_images_too(classifier: OnnxClassifier) -> None:

@@ -44,7 +44,7 @@ def add_export(commands: Commands) -> None:
         "--max-batch", dest="max_batch_size", type=int, metavar="N", help="triton: images put together (64)"
     )
     parser.add_argument("--instances", type=int, metavar="N", help="triton: copies of the model (1)")
-    parser.add_argument("--opset", type=int, metavar="N", help="23, 20 or 18; the newest that can be run here")
+    parser.add_argument("--opset", type=int, metavar="N", help="20 (the default; 23 for bf16), 23 or 18")
     parser.add_argument("--precision", metavar="P", help="fp32 (the default), fp16, bf16 or int8")
     parser.add_argument("--batch", metavar="N", help="images at a time; any number unless given")
     parser.add_argument(
