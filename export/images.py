@@ -15,10 +15,10 @@ from PIL import Image
 from timm.data import create_transform
 from torchvision.transforms import Compose, Grayscale
 
+from glit_models.data.image_files import find_images, open_image
 from glit_models.data.labelled import LabelledSplit, open_labelled
 from glit_models.data.sources import Stream
 from glit_models.errors import DataError
-from glit_models.predict import find_images, open_image
 
 from .metadata import ExportInfo
 
@@ -68,7 +68,7 @@ class ImageSource:
         if isinstance(split.source, Stream):
             raise DataError(f"{self.name} is read as a stream, from which images cannot be picked; give a folder")
         pairs = [split.source[index] for index in _evenly(len(split.source), count)]
-        return [image.convert("RGB") for image, _ in pairs], np.array([label for _, label in pairs]), split
+        return [image for image, _ in pairs], np.array([label for _, label in pairs]), split
 
 
 def _evenly(total: int, count: int) -> list[int]:

@@ -19,8 +19,9 @@ from PIL import Image
 from timm.data import create_transform
 from torchvision.transforms import Compose, Grayscale
 
+from glit_models.data.image_files import open_image, to_rgb
 from glit_models.errors import Argument, DataError, ExportError, first_line
-from glit_models.predict import Prediction, open_image, predict_files
+from glit_models.predict import Prediction, predict_files
 
 from .binding import Binding
 from .metadata import INPUT, OUTPUT, ExportInfo
@@ -242,7 +243,7 @@ def _as_several(images: AnyImage | Iterable[AnyImage]) -> Iterable[AnyImage]:
 
 def _as_image(image: AnyImage) -> Image.Image:
     if isinstance(image, Image.Image):
-        return image.convert("RGB")
+        return to_rgb(image)
     if not isinstance(image, np.ndarray):
         return open_image(Path(image))
     array = image[..., 0] if image.ndim == 3 and image.shape[2] == 1 else image

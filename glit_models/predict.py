@@ -8,16 +8,18 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
+from PIL import Image, ImageDraw, ImageFont
 from timm.data import create_transform, resolve_input_data_config
 from timm.utils import reparameterize_model
 from torch import Tensor, nn
 from torchvision.transforms import Compose, Grayscale
 
+from .data.image_files import open_image
 from .errors import DataError, GlitError, first_line
 from .runs.files import whole_file
 from .weights import loading
@@ -27,9 +29,7 @@ __all__ = [
     "Classifier",
     "Prediction",
     "count_correct",
-    "find_images",
     "load_model",
-    "open_image",
     "pick_device",
     "predict_files",
     "run_demo",
@@ -67,41 +67,6 @@ def load_model(name: str) -> Any:
         WeightsError: if there is no such model, or its weights are missing or damaged.
     """
     return loading.load_model(name, any_timm=True).model
-
-
-def find_images(paths: Iterable[str]) -> list[Path]:
-    """The image files that `paths` name: files as they are, folders searched through in order of name.
-
-    Raises:
-        DataError: on a URL, a path that does not exist, or a folder without images.
-    """
-    found: list[Path] = []
-    extensions = tuple(Image.registered_extensions())
-    for text in paths:
-        path = Path(text)
-        if "://" in text:
-            raise DataError(f"{text}: URLs are not fetched; download the image and give its path")
-        if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in extensions and p.is_file())
-            if not inside:
-                raise DataError(f"{path}: no images in this folder")
-            found.extend(inside)
-        elif path.is_file():
-            found.append(path)
-        else:
-            raise DataError(f"{path}: no such file or folder")
-    return found
-
-
-def open_image(path: Path) -> Image.Image:
-    """The image in RGB. Raises DataError if the file is not a whole image; names it."""
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except UnidentifiedImageError:
-        raise DataError(f"{path}: not an image") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path}: cannot be read ({error})") from None
 
 
 @dataclass(frozen=True)
@@ -164,19 +129,23 @@ def predict_files(
 def _predict_batch(
     probabilities: Callable[[Iterable[Image.Image]], Tensor], class_names: Sequence[str], paths: list[Path], top_k: int
 ) -> Iterator[Prediction]:
-    images: dict[Path, Image.Image] = {}
     errors: dict[Path, str] = {}
-    for path in paths:
-        try:
-            images[path] = open_image(path)
-        except DataError as error:
-            errors[path] = str(error)
-    rows = dict(zip(images, probabilities(images.values()), strict=True)) if images else {}
+
+    def opened() -> Iterator[Image.Image]:  # one at a time: 32 photographs take gigabytes
+        for path in paths:
+            try:
+                yield open_image(path)
+            except DataError as error:
+                errors[path] = str(error)
+
+    images = opened()
+    first = next(images, None)
+    rows = iter(() if first is None else probabilities(chain([first], images)))
     for path in paths:
         if path in errors:
             yield Prediction(path, error=errors[path])
         else:
-            values, indices = rows[path].topk(min(top_k, len(class_names)))
+            values, indices = next(rows).topk(min(top_k, len(class_names)))
             pairs = zip(indices.tolist(), values.tolist(), strict=True)
             yield Prediction(path, tuple((class_names[index], value) for index, value in pairs))
 

@@ -184,6 +184,11 @@ def _broken_images(root: Path) -> None:
         (lambda root: root.write_text(""), (), "DIR images: neither a folder nor a .tar file"),
         (lambda root: root.mkdir(), (), "images holds no images; they belong in images/CLASS/"),
         (_one_class, (), "images has one class, red; it takes two or more"),
+        (
+            lambda root: fill(root / "all", 2),
+            (),
+            "one class, all; it takes two or more, each in its folder; give images/all",
+        ),
         (_single_image, (), "class red in images has one image; it takes two, to train on one"),
         (_broken_images, (), "images/blue/1.jpg: cannot be read ("),
         (_broken_images, (), "(one of 2 broken images of 18); mend or remove it"),

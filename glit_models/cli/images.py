@@ -31,7 +31,7 @@ def add_predict(commands: Commands) -> None:
 
 
 def _run_predict(args: argparse.Namespace) -> int:
-    from ..predict import find_images
+    from ..data.image_files import find_images
 
     if args.topk < 1:
         raise GlitError(f"--topk must be at least 1, got {args.topk}")

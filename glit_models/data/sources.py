@@ -11,14 +11,17 @@ import importlib.util
 import logging
 import os
 from collections.abc import Iterator
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
+from timm.utils.misc import natural_key
 
 from ..errors import Argument, DataError, first_line
 from .fashion_mnist import FashionMNIST
+from .image_files import list_images, open_image, to_rgb
 
 __all__ = ["KINDS", "Images", "Source", "Stream", "find_part", "is_folder", "open_source"]
 
@@ -32,7 +35,7 @@ class Images:
     """A map-style data set of timm or torchvision as pairs of (RGB PIL image, label).
 
     Args:
-        dataset: what `timm.data.create_dataset` returned.
+        dataset: what `timm.data.create_dataset` returned, or a `ClassFolder`.
         classes: their names in label order.
         labels: of all images, where they are known without reading any; else None.
     """
@@ -50,8 +53,8 @@ class Images:
         """Raises DataError if the image is not whole or has no label of the data set's; names its file."""
         try:
             image, label = self._read(index)
-        except UnidentifiedImageError:
-            raise DataError(f"{self.filename(index)}: not an image") from None
+        except DataError:
+            raise
         except Exception as error:  # decoders raise all sorts of things on damaged files
             raise DataError(f"{self.filename(index)}: cannot be read ({first_line(error)})") from None
         if label is None or not 0 <= int(label) < len(self.classes):
@@ -62,23 +65,26 @@ class Images:
 
     def filename(self, index: int) -> str:
         """What to call the image in a message: its file where the data set knows one."""
-        if hasattr(self.dataset, "samples"):  # torchvision's folders
+        if isinstance(self.dataset, ClassFolder):
             return str(self.dataset.samples[index][0])
         name = self.dataset.filename(index, absolute=True) if hasattr(self.dataset, "filename") else None
         return str(name or f"image {index} of the data set")
 
     def _read(self, index: int) -> tuple[Image.Image, Any]:
+        if isinstance(self.dataset, ClassFolder):
+            path, label = self.dataset.samples[index]
+            return open_image(path), label
         if not hasattr(self.dataset, "reader"):
             image, label = self.dataset[index]
-            return image.convert("RGB"), label
+            return to_rgb(image), label
         # Not through timm's own indexing: it takes the next image for one that cannot be read.
         reader = self.dataset.reader
         if hasattr(reader, "tar_state") and self._process != os.getpid():
             self._process = os.getpid()
             _forget_open_files(reader)
         file, label = reader[index]
-        with file, Image.open(file) as image:
-            return image.convert("RGB"), label
+        with file:
+            return open_image(file, self.filename(index)), label
 
 
 def _forget_open_files(reader: Any) -> None:
@@ -123,7 +129,7 @@ class Stream:
             for image, label in reader:
                 if not 0 <= int(label) < len(self.classes):
                     raise DataError(f"{self.name}: a label must be one of the {len(self.classes)} classes, got {label}")
-                yield image, int(label)
+                yield to_rgb(image), int(label)
         except DataError:
             raise
         except Exception as error:  # whatever the library raises, it is about the data
@@ -191,6 +197,8 @@ def open_source(
     options = keys if kind == "hfds" else {**keys, "download": download}
     if kind in _STREAMED:
         options["is_training"] = training
+    if kind in ("hfids", "wds"):
+        options["input_img_mode"] = ""  # as the file has it, for `to_rgb`
     dataset = _create(name, root, split, **options)
     names = _class_names(dataset, name, root)
     place = f"{name} {split}"
@@ -210,36 +218,72 @@ def _open_folder(name: str, root: str | os.PathLike[str] | None, split: str) -> 
         path = part or path
     elif path.suffix != ".tar":
         raise DataError(Argument("root"), f" {root}: neither a folder nor a .tar file")
-    dataset = _create("" if name == "folder" else name, path, split, search_split=False)
-    if name == "folder":
-        reader = dataset.reader
-        labels = [int(label) for label in (reader.targets if path.is_file() else (s[1] for s in reader.samples))]
-    else:
-        labels = [int(label) for label in dataset.targets]
-    images = Images(dataset, _class_names(dataset, name, path), labels)
     if path.is_dir():
-        _refuse_doubtful_classes(images, path)
-    return images
+        dataset = ClassFolder(path, natural=name == "folder")
+        return Images(dataset, dataset.classes, [label for _, label in dataset.samples])
+    dataset = _create("", path, split)
+    labels = _label_by_first_folder(dataset.reader)
+    return Images(dataset, _class_names(dataset, name, path), labels)
 
 
-def _refuse_doubtful_classes(images: Images, folder: Path) -> None:
-    """timm calls a class by its innermost folder, takes images beside the folders for one more, and hidden ones."""
-    first_in: dict[str, str] = {}
-    for index in range(len(images)):
-        name = images.filename(index)
-        first_in.setdefault(os.path.dirname(name), name)
-    homes: dict[str, Path] = {}
-    for home, name in ((Path(home), name) for home, name in first_in.items()):
-        if home == folder:
-            raise DataError(f"{name} lies in no class folder; images belong in {folder}/CLASS/")
-        if home.name.startswith("."):
-            raise DataError(f"{home} is hidden but holds images, which makes it a class; remove it")
-        if homes.setdefault(home.name, home) != home:
-            raise DataError(f"{home} and {homes[home.name]} are folders of one class; give a folder that holds one")
-    used = {home.relative_to(folder).parts[0] for home in homes.values()}
-    for child in sorted(folder.iterdir()):
-        if child.is_dir() and child.name not in used and not child.name.startswith((".", "_")):
-            raise DataError(f"{child} holds no images; remove it, or put the images of that class there")
+class ClassFolder:
+    """A folder of class folders: image files with their labels.
+
+    A class is a folder in it; the folders below that one belong to it. Attributes: `classes`, their names in label
+    order; `samples`, pairs of path and label.
+
+    Args:
+        natural: order classes and files as timm does, 'class 2' before 'class 10'; else as torchvision does.
+
+    Raises:
+        DataError: if an image lies in no class folder, a class folder holds none, or there are none at all.
+    """
+
+    def __init__(self, folder: Path, natural: bool = True) -> None:
+        found: dict[str, list[Path]] = {}
+        for path in list_images(folder):
+            first, *rest = path.relative_to(folder).parts
+            if not rest:
+                raise DataError(f"{path} lies in no class folder; images belong in {folder}/CLASS/")
+            found.setdefault(first, []).append(path)
+        if not found:
+            raise DataError(f"{folder} holds no images; they belong in {folder}/CLASS/")
+        for child in sorted(folder.iterdir()):
+            if child.is_dir() and child.name not in found and not child.name.startswith((".", "_")):
+                raise DataError(f"{child} holds no images; remove it, or put the images of that class there")
+        self.classes = tuple(sorted(found, key=natural_key if natural else None))
+        pairs = [(str(path), label) for label, name in enumerate(self.classes) for path in found[name]]
+        self.samples = sorted(pairs, key=lambda pair: natural_key(pair[0]) if natural else (pair[1], *_split(pair[0])))
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+
+def _split(path: str) -> tuple[str, str]:
+    return os.path.split(path)
+
+
+def _label_by_first_folder(reader: Any) -> list[int]:
+    """Name the classes of timm's tar reader as `ClassFolder` does: timm takes the innermost folders for them.
+
+    What all images lie in (`train/` before `train/CLASS/`) is no class. Hidden files are left out.
+    """
+    folders, is_shown = [], []
+    for member, _, inner in reader.samples:
+        inside = Path(os.path.normpath(member.path))
+        is_shown.append(not any(part.startswith(".") for part in inside.parts))
+        if is_shown[-1]:
+            outside = () if inner is None else Path(inner.path).with_suffix("").parts
+            folders.append((*outside, *inside.parent.parts))
+    reader.samples = reader.samples[is_shown]
+    shared = sum(1 for _ in takewhile(lambda level: len(set(level)) == 1, zip(*folders, strict=False)))
+    if any(len(folder) == shared for folder in folders) and shared:
+        shared -= 1
+    names = [folder[shared] if folder else "" for folder in folders]
+    classes = sorted(set(names), key=natural_key)
+    reader.class_name_to_idx = {name: label for label, name in enumerate(classes)}
+    reader.targets = np.array([reader.class_name_to_idx[name] for name in names])
+    return [int(label) for label in reader.targets]
 
 
 def _require_package(kind: str, name: str) -> None:
@@ -257,8 +301,6 @@ def _create(name: str, root: str | os.PathLike[str] | None, split: str, **option
     try:
         return create_dataset(name, root=None if root is None else str(root), split=split, **options)
     except Exception as error:  # whatever the library raises, it is about the data
-        if str(error).startswith("Found 0 images"):
-            raise DataError(f"{root} holds no images; they belong in {root}/CLASS/") from None
         place = f"{name} {split}".strip() + (f" in {root}" if root is not None else "")
         text, advised, _ = first_line(error).partition("You can use download=True to download it")
         if advised:

@@ -87,7 +87,10 @@ def plan(directory: str | os.PathLike[str], model: str | None, device: torch.dev
         train = open_source("folder", directory, "train")
     counts = Counter(train.classes[label] for label in train.labels or ())
     if len(counts) < 2:
-        raise DataError(f"{directory} has one class, {next(iter(counts))}; it takes two or more, each in its folder")
+        only = next(iter(counts))
+        inner = (find_part(directory, "train") or Path(directory)) / only
+        hint = f"; give {inner} if its folders are the classes" if any(map(Path.is_dir, inner.glob("*"))) else ""
+        raise DataError(f"{directory} has one class, {only}; it takes two or more, each in its folder{hint}")
     choices.lines.insert(0, Message(_describe_images(directory, counts)))
     splits = _choose_splits(choices, directory, counts)
     _choose_size(choices, name, device)
