@@ -161,6 +161,14 @@ def test_what_is_asked_for_stands(small: str):
     assert (recipe.augment.mixup, recipe.seed) == (0.2, 3)
 
 
+def test_splits_of_other_names_are_used_as_they_are_named(small: str):
+    for split, count in (("learn", 6), ("dev", 2), ("val", 1)):
+        fill(Path("colours") / split, count)
+    plan_ = plan("colours", small, CPU, ["data.train_split=learn", "data.validation_split=dev"])
+    assert (len(plan_.splits.train), len(plan_.splits.validation)) == (18, 6)
+    assert "images: 18 of 3 classes in colours/learn" in str(plan_.lines[0])
+
+
 def _one_class(root: Path) -> None:
     fill(root, 4, ("red",))
 
@@ -201,6 +209,13 @@ def _broken_images(root: Path) -> None:
         (fill, ("--batch-size", "0"), "optim.batch_size must be at least 1, got 0"),
         (fill, ("--batch-size", "100"), "optim.batch_size=100 is more than the 48 images to train on"),
         (fill, ("--set", "data.hold_out=1"), "data.hold_out must be from 3 to 57"),
+        (fill, ("--set", "data.root=images"), "data.root cannot be set: the images are the folder images, scored on"),
+        (fill, ("--set", "data.train_on_validation=true"), "data.train_on_validation cannot be set"),
+        (fill, ("--set", "data.fractals.num_classes=2"), "data.fractals.num_classes cannot be set"),
+        (fill, ("--epochs", "2", "--set", "optim.epochs=3"), "--epochs and --set optim.epochs say the same"),
+        (fill, ("--model", "a", "--set", "model.name=b"), "--model and --set model.name say the same"),
+        (fill, ("--set", "data.validation_split=dev"), "images has no dev folder, no folders of splits"),
+        (fill, ("--set", "data.validation_split=dev", "--set", "data.hold_out=6"), "exclude each other; set one"),
         (fill, ("--set", "optim.rate=1"), "unknown key optim.rate; did you mean optim."),
     ],
 )

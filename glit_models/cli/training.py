@@ -8,7 +8,7 @@ import os
 import shlex
 from pathlib import Path
 
-from ..errors import GlitError
+from ..errors import Argument, GlitError
 from .common import Commands, add_command, add_run_options, spelled
 
 __all__ = ["add_finetune", "add_fractals", "add_train"]
@@ -53,6 +53,7 @@ def add_finetune(commands: Commands) -> None:
         "Fine-tune a model on a folder of images; again goes on.",
         {
             "data.root": "folder",
+            "model.name": "model",
             "optim.epochs": "epochs",
             "model.img_size": "img_size",
             "optim.batch_size": "batch_size",
@@ -73,9 +74,14 @@ def _run_finetune(args: argparse.Namespace) -> int:
     from ..training.finetuning import check_images, describe_score, next_commands, plan
 
     device = pick_device(args.device)
-    sizes = {"optim.epochs": args.epochs, "model.img_size": args.img_size, "optim.batch_size": args.batch_size}
-    asked_for = {key: value for key, value in sizes.items() if value is not None}
-    plan_ = plan(args.folder, args.model, device, parse_overrides(args.set) | asked_for)
+    given = parse_overrides(args.set)
+    for key, dest in args.options.items():
+        value = getattr(args, dest)
+        if key in given and value is not None and dest != "folder":
+            raise GlitError(Argument(key), f" and --set {key} say the same; give one of them")
+        if value is not None and dest not in ("folder", "model"):
+            given[key] = value
+    plan_ = plan(args.folder, args.model, device, given)
     out = args.out or Path("runs") / Path(args.folder).resolve().name
     first = os.environ.get("RANK", "0") == "0"
     if first:

@@ -54,6 +54,10 @@ _BATCH_SIZES = (8, 16, 32, 64, 128)
 _STEPS_PER_EPOCH = 12
 _MANY_IMAGES = 10_000
 _FEW_IMAGES = 1000
+_FIXED = (
+    "data.dataset", "data.root", "data.download", "data.input_key", "data.target_key", "data.fractals",
+    "data.train_on_validation",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -79,19 +83,21 @@ def plan(directory: str | os.PathLike[str], model: str | None, device: torch.dev
         RecipeError, WeightsError: on a model or an override that cannot be used.
     """
     given = dict(overrides) if isinstance(overrides, Mapping) else parse_overrides(overrides)
+    _refuse_fixed_keys(given, directory)
     model = given.get("model.name", model)
     name = timm_name(model) if model is not None else DEFAULT
     choices = _Choices({**given, "model.name": name, "data.dataset": "folder", "data.root": str(directory)})
     choices.explain(f"model: {name}, as asked" if model else f"model: {name}, the default (", Argument("model"), ")")
     with naming_keys():
-        train = open_source("folder", directory, "train")
+        train = open_source("folder", directory, choices.base.data.train_split)
+    place = find_part(directory, choices.base.data.train_split) or Path(directory)
     counts = Counter(train.classes[label] for label in train.labels or ())
     if len(counts) < 2:
         only = next(iter(counts))
-        inner = (find_part(directory, "train") or Path(directory)) / only
+        inner = place / only
         hint = f"; give {inner} if its folders are the classes" if any(map(Path.is_dir, inner.glob("*"))) else ""
         raise DataError(f"{directory} has one class, {only}; it takes two or more, each in its folder{hint}")
-    choices.lines.insert(0, Message(_describe_images(directory, counts)))
+    choices.lines.insert(0, Message(_describe_images(place, counts)))
     splits = _choose_splits(choices, directory, counts)
     _choose_size(choices, name, device)
     _choose_length(choices, len(splits.train))
@@ -99,6 +105,18 @@ def plan(directory: str | os.PathLike[str], model: str | None, device: torch.dev
     recipe = choices.recipe()
     _check_classifier(recipe, len(counts))
     return Plan(recipe, tuple(choices.lines), splits)
+
+
+def _refuse_fixed_keys(given: Mapping[str, Any], directory: Any) -> None:
+    """Refuse keys that would do nothing here, rather than ignore them."""
+    for key in given:
+        if key.startswith(_FIXED):
+            raise RecipeError(
+                f"{key} cannot be set: the images are the folder {directory}, scored on its validation images; "
+                "`glit train finetune` takes every key"
+            )
+    if "data.validation_split" in given and given.get("data.hold_out"):
+        raise RecipeError("data.validation_split and data.hold_out exclude each other; set one")
 
 
 class _Choices:
@@ -135,19 +153,19 @@ class _Choices:
 # ---- the choices ----
 
 
-def _describe_images(directory: Any, counts: Counter[str]) -> str:
+def _describe_images(place: Any, counts: Counter[str]) -> str:
     listed = ", ".join(f"{name} {count}" for name, count in list(counts.items())[:5])
     if len(counts) > 5:
         listed += f", ...; from {min(counts.values())} to {max(counts.values())} each"
-    place = "train" if find_part(directory, "train") else ""
-    return f"images: {counts.total():,} of {len(counts)} classes in {Path(directory) / place} ({listed})"
+    return f"images: {counts.total():,} of {len(counts)} classes in {place} ({listed})"
 
 
 def _choose_splits(choices: _Choices, directory: Any, counts: Counter[str]) -> Splits:
     if find_part(directory, "test") is not None:
         choices.make("data.test_split", "test", "test: its folder, scored once at the end")
     total = counts.total()
-    if find_part(directory, "validation") is None or "data.hold_out" in choices.given:
+    has_validation = find_part(directory, choices.base.data.validation_split) is not None
+    if "data.hold_out" in choices.given or not (has_validation or "data.validation_split" in choices.given):
         hold_out = _choose_hold_out(choices, directory, counts)
     else:
         hold_out = 0
