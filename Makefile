@@ -14,7 +14,7 @@ LOWEST = torch==2.11.0 torchvision==0.26.0 timm==1.0.31 huggingface_hub==1.0.0 s
          pillow==10.3.0 pyyaml==6.0.1 rich==14.3.0 accelerate==1.5.0 matplotlib==3.11.0 scipy==1.12.0 \
          onnx==1.20.0 onnxscript==0.7.0 onnxruntime==1.28.0
 
-.PHONY: help demo search-demo test test-slow test-extended test-lowest lint format types timm-tests transformers-test bench gpu gpu-rehearsal clean
+.PHONY: wheel help demo search-demo test test-slow test-extended test-lowest lint format types timm-tests transformers-test bench gpu gpu-rehearsal clean
 
 help:
 	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed 's/:.*## /\t/' | expand -t 20
@@ -78,6 +78,10 @@ gpu: $(VENV)/.dev  ## everything that only a GPU can tell, in nine minutes on on
 
 gpu-rehearsal: $(VENV)/.dev  ## the same in miniature, on a CPU
 	$(VENV)/bin/python -m benchmarks.gpu --rehearse
+
+wheel: $(VENV)/.core  ## one file in dist/ that pip installs: pip install "dist/glit_models-VERSION-py3-none-any.whl[train]"
+	$(VENV)/bin/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+	ls dist/*.whl
 
 clean:  ## remove what was built, but for the environments
 	rm -rf .types .cache build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

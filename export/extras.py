@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from glit_models.errors import ExportError
+from glit_models.errors import ExportError, pip_install
 
 __all__ = ["require"]
 
@@ -22,6 +22,4 @@ def require(module: str) -> Any:
     except ImportError as error:
         package = module.partition(".")[0]
         hint = _HINTS.get(package, "")
-        raise ExportError(
-            f'{package} cannot be imported ({error}); `pip install "glit-models[export]"` installs it{hint}'
-        ) from None
+        raise ExportError(f"{package} cannot be imported ({error}): {pip_install('export')}{hint}") from None

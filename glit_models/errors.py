@@ -93,6 +93,15 @@ class ExportError(GlitError, RuntimeError):
     """A model that cannot be exported so, an exported file that cannot be used, or a provider that is not there."""
 
 
+# What pip installs: "." is the checkout. CONTRIBUTING says what becomes of it with the release on PyPI.
+DISTRIBUTION = "."
+
+
+def pip_install(extra: str) -> str:
+    """The command that installs this package with one of its extras."""
+    return f'pip install "{DISTRIBUTION}[{extra}]"{" in the checkout" if DISTRIBUTION == "." else ""}'
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an error's text, or its type's name where it has none."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -12,7 +12,7 @@ from typing import final
 
 import numpy as np
 
-from glit_models.errors import SearchError
+from glit_models.errors import SearchError, pip_install
 
 __all__ = ["Correlation", "kendall"]
 
@@ -60,7 +60,7 @@ def kendall(
     try:
         from scipy.stats import kendalltau
     except ImportError:
-        raise SearchError('rank correlations are computed by scipy: pip install "glit-models[search]"') from None
+        raise SearchError(f"rank correlations are computed by scipy: {pip_install('search')}") from None
     pairs = _pairs(a, b)
     rng = np.random.default_rng(seed)
     drawn = (pairs[:, rng.integers(pairs.shape[1], size=pairs.shape[1])] for _ in range(num_resamples))

@@ -91,5 +91,5 @@ def test_without_scipy_the_message_says_what_to_install(monkeypatch: pytest.Monk
         return imported(name, *args, **keywords)
 
     monkeypatch.setattr(builtins, "__import__", without_scipy)
-    with pytest.raises(SearchError, match=r'pip install "glit-models\[search\]"$'):
+    with pytest.raises(SearchError, match=r'pip install "\.\[search\]" in the checkout$'):
         kendall([1, 2, 3], [1, 2, 3])

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import glit_models
+from glit_models.errors import DISTRIBUTION, pip_install
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -53,6 +54,17 @@ def test_the_wheel_holds_every_module_and_every_data_file(wheel: zipfile.ZipFile
     assert set(files_of_the_package()) - set(wheel.namelist()) == set()
 
 
+def test_documents_install_what_errors_tell_to_install() -> None:
+    wrong = [
+        f"{path.relative_to(ROOT)}: {command}"
+        for path in (*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"))
+        for command, distribution in re.findall(r'(pip install "([^"\[]*)\[[^"]*")', path.read_text())
+        if distribution in {".", "glit-models"} - {DISTRIBUTION}
+    ]
+    assert wrong == []
+    assert pip_install("train").startswith(f'pip install "{DISTRIBUTION}[train]"')
+
+
 def test_the_wheel_holds_nothing_but_the_package(wheel: zipfile.ZipFile) -> None:
     info = f"glit_models-{glit_models.__version__}.dist-info/"
     assert [name for name in wheel.namelist() if not name.startswith(("glit_models/", info))] == []
@@ -75,6 +87,7 @@ import sys
 import timm
 before = set(sys.modules)
 import glit_models
+from glit_models.errors import DISTRIBUTION, pip_install
 print(*sorted({name for name in set(sys.modules) - before if not name.startswith("glit_models")}))
 print(*sorted(name for name in sys.modules if name.startswith("glit_models")))
 """

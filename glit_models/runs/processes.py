@@ -12,7 +12,7 @@ import torch.distributed.nn.functional as dist
 from torch import Tensor, nn
 from torch.distributed import get_world_size
 
-from ..errors import RunError
+from ..errors import RunError, pip_install
 
 __all__ = ["make_accelerator", "multiplies_bf16", "synchronise_batchnorm"]
 
@@ -32,7 +32,7 @@ def make_accelerator(device: str | torch.device | None, precision: str, some_unu
         RunError: if what training needs is not installed.
     """
     if any(find_spec(name) is None for name in ("accelerate", "matplotlib")):
-        raise RunError('training needs more than the core package: pip install "glit-models[train]"')
+        raise RunError(f"training needs more than the core package: {pip_install('train')}")
     from accelerate import Accelerator, DistributedDataParallelKwargs
     from accelerate.state import AcceleratorState
 
