@@ -23,6 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from glit_models import GLIT_TINY, GLiTSpec, count_macs
 from glit_models.errors import first_line
+from glit_models.runs.figures import new_figure
 
 from . import report
 from .depthwise_forms import FORMS, use_form
@@ -243,14 +244,12 @@ def activations(spec: GLiTSpec) -> int:
 
 def _draw(rows: list[report.Row], options: argparse.Namespace) -> None:
     """A panel for each use, type and batch size."""
-    from matplotlib.figure import Figure
-
     kinds = sorted({(str(row["use"]), str(row["type"])) for row in rows})
     panels = [(*kind, batch) for kind in kinds for batch in options.batch_sizes]
     columns = len(options.batch_sizes)
     lines = len(panels) // columns
     bars = max(sum((row["use"], row["type"]) == kind for row in rows) for kind in kinds)
-    figure = Figure(figsize=(5 * columns + 1, (0.8 + 0.26 * bars) * lines), layout="constrained")
+    figure = new_figure(figsize=(5 * columns + 1, (0.8 + 0.26 * bars) * lines))
     for axes, (use, precision, batch) in zip(figure.subplots(lines, columns, squeeze=False).flat, panels, strict=True):
         shown = [row for row in rows if (row["use"], row["type"]) == (use, precision) and f"batch {batch}, ms" in row]
         names = [f"{row['network']}, {row['how']}" for row in shown]

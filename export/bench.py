@@ -25,6 +25,7 @@ from timm.utils import reparameterize_model
 
 from glit_models import SpecTransformer
 from glit_models.errors import ExportError, WriteError, first_line
+from glit_models.runs.figures import new_figure
 from glit_models.runs.files import whole_file
 
 from .extras import require
@@ -177,12 +178,8 @@ def machine() -> dict[str, str]:
 
 def draw_bench(rows: Sequence[BenchRow], title: str, path: Path) -> None:
     """Draw images a second as bars, a panel for each batch size. Raises GlitError if the file cannot be written."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ExportError('the figure needs matplotlib; `pip install "glit-models[train]"`') from None
     batches = sorted({row.batch for row in rows})
-    figure = Figure(figsize=(8, 1.2 + 0.4 * len(rows)), layout="constrained")
+    figure = new_figure(figsize=(8, 1.2 + 0.4 * len(rows)))
     figure.suptitle(title)
     for axes, batch in zip(figure.subplots(len(batches), 1, squeeze=False)[:, 0], batches, strict=True):
         chosen = [row for row in rows if row.batch == batch]

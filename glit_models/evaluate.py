@@ -22,9 +22,10 @@ import torch
 
 from .data.labelled import LabelledSplit, match_classes
 from .data.loading import eval_loader
-from .errors import GlitError, WeightsError
+from .errors import GlitError, WeightsError, first_line
 from .predict import Classifier
 from .runs.console import track
+from .runs.figures import import_matplotlib, new_figure
 from .runs.files import whole_file
 
 __all__ = [
@@ -233,7 +234,7 @@ class _Tally:
 
 def check_can_draw(path: Path) -> None:
     """Raise GlitError if the image could not be drawn or written: before an hour of scoring, not after it."""
-    _figure_class()
+    import_matplotlib()
     if path.suffix.lower() != ".png":
         raise GlitError(f"{path}: the confusion matrix is a PNG; give a name that ends in .png")
     if path.is_dir() or not path.parent.is_dir():
@@ -248,28 +249,23 @@ def draw_confusion(evaluation: Evaluation, path: Path, title: str) -> None:
     Classes have their names up to 40, and their numbers beyond; cells have their percentages up to 20 classes.
 
     Raises:
-        GlitError: if matplotlib is missing.
+        GlitError: if matplotlib is missing or fails.
         WriteError: if `path` cannot be written; what stood there is untouched.
     """
-    figure = _figure(evaluation, title)
+    try:
+        figure = _figure(evaluation, title)
+    except Exception as error:  # of matplotlib, its settings, a font
+        raise GlitError(f"{path} cannot be drawn: {first_line(error)}") from None
     with whole_file(path) as temporary, warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # a name in a script that the font lacks
         figure.savefig(temporary, format="png", dpi=150, bbox_inches="tight", pad_inches=0.15)
-
-
-def _figure_class() -> Any:
-    try:
-        from matplotlib.figure import Figure  # without pyplot, which would choose a window system
-    except ImportError:
-        raise GlitError('the confusion matrix is drawn with matplotlib: pip install "glit-models[train]"') from None
-    return Figure
 
 
 def _figure(evaluation: Evaluation, title: str) -> Any:
     percent = _percent(evaluation.confusion)
     num_classes = len(percent)
     side = min(max(4.0, 0.42 * num_classes), 12.0)  # inches of the matrix itself
-    figure = _figure_class()(figsize=(side + 3.0, side + 2.2), layout="constrained")
+    figure = new_figure(figsize=(side + 3.0, side + 2.2))
     axes = figure.add_subplot()
     # The square root lets a few mistakes be seen beside many right answers.
     image = axes.imshow(np.sqrt(percent), cmap="Blues", vmin=0, vmax=10, interpolation="nearest")

@@ -14,7 +14,7 @@ from typing import Any
 from PIL import Image
 
 from glit_models import Spec
-from glit_models.errors import SearchError
+from glit_models.runs.figures import import_matplotlib, new_figure
 
 from .findings import StageFindings
 from .panels import (
@@ -103,15 +103,11 @@ def draw_times(times: Mapping[tuple[str, str], float]) -> bytes:
 
 def _drawn(fill: Callable[[Any], None], size: tuple[float, float]) -> bytes:
     """The PNG of a figure that `fill` fills, whatever the user's own settings of matplotlib are."""
-    try:
-        import matplotlib.style  # without pyplot, which would choose a window system
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise SearchError('a report is drawn with matplotlib: pip install "glit-models[search]"') from None
+    matplotlib = import_matplotlib("search")
     drawn = io.BytesIO()
     with matplotlib.style.context(["default", _STYLE]), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # a name in a script that the font lacks
-        figure = Figure(figsize=size, layout="constrained")
+        figure = new_figure("search", figsize=size)
         fill(figure)
         figure.savefig(drawn, dpi=130, metadata={"Software": None}, bbox_inches="tight", pad_inches=0.1)
     return _with_palette(drawn.getvalue())

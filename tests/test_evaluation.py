@@ -378,7 +378,7 @@ def test_an_image_that_cannot_be_drawn_is_refused_before_scoring(
         assert message in complaint(capsys, cats_and_dogs, "--confusion", folder / name)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     message = complaint(capsys, cats_and_dogs, "--confusion", folder / "m.png")
-    assert 'pip install "glit-models[train]"' in message
+    assert 'which is missing: pip install ".[train]"' in message
 
 
 def test_a_disk_that_fails_leaves_nothing_behind_and_the_old_image_whole(

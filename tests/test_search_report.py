@@ -24,7 +24,7 @@ from PIL import Image
 from search_folders import write_search
 
 from glit_models import GLIT_TINY
-from glit_models.errors import SearchError, WriteError
+from glit_models.errors import GlitError, SearchError, WriteError
 from glit_models.evaluate import accuracy_interval
 
 STAGE_FILES = findings._STAGE_FILES
@@ -396,7 +396,7 @@ def test_without_matplotlib_the_message_says_what_to_install(search: Path, monke
         return imported(name, *args, **keywords)
 
     monkeypatch.setattr(builtins, "__import__", without_matplotlib)
-    with pytest.raises(SearchError, match=r'pip install "glit-models\[search\]"$'):
+    with pytest.raises(GlitError, match=r'is missing: pip install "\.\[search\]" in the checkout$'):
         write_report(search)
 
 

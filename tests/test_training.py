@@ -18,6 +18,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
+import glit_models
 from glit_models.errors import GlitError, RecipeError, RunError, TrainingError, WriteError
 from glit_models.runs.lock import lock_folder
 from glit_models.runs.state import StateFiles, read_tensors, write_tensors
@@ -352,6 +353,31 @@ def test_a_run_draws_its_curves_and_writes_events_where_tensorboard_is(finished:
         assert curves.size[0] > 600
     pytest.importorskip("tensorboard")
     assert list((finished / "tensorboard").glob("events*"))
+
+
+def test_a_figure_that_cannot_be_drawn_stops_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    records = Records(tmp_path)
+    records.write({"step": 1, "epoch": 1, "train_loss": 2.0})
+    with monkeypatch.context() as patch:
+        patch.setattr("glit_models.training.records.new_figure", lambda **options: 1 / 0)
+        records.draw()
+        records.draw()
+    assert capsys.readouterr().err == (
+        f"glit: curves.png is not drawn (division by zero); the numbers are in {tmp_path}/metrics.jsonl\n"
+    )
+    records.draw()
+    assert (tmp_path / "curves.png").is_file()
+
+
+def test_a_backend_of_a_notebook_is_not_imported(tmp_path: Path):
+    package = f"p = sys.modules['glit_models'] = types.ModuleType('p'); p.__path__ = {glit_models.__path__!r}"
+    draw = "from glit_models.runs.figures import new_figure; new_figure().savefig('figure.png')"
+    code = f"import sys, types; {package}; {draw}"  # without torch, which takes seconds to import
+    environment = os.environ | {"MPLBACKEND": "module://of_a_notebook"}
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, check=True, timeout=60)
+    assert (tmp_path / "figure.png").is_file()
 
 
 def test_curves_are_drawn_at_most_every_half_minute_and_whenever_a_run_ends(

@@ -13,7 +13,9 @@ from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, TextColumn, TimeRemainingColumn
 
-from ..errors import WriteError
+from ..errors import WriteError, first_line
+from ..runs.console import say
+from ..runs.figures import new_figure
 from ..runs.files import whole_file, write_text
 
 __all__ = ["Records", "progress_columns"]
@@ -41,6 +43,7 @@ class Records:
         self.board: Any = None
         self.drawn = time.monotonic()
         self.has_undrawn_epoch = False
+        self.can_draw = True
 
     def begin(self, step: int, epochs_done: int) -> None:
         """Go on after `step`: entries of later steps and epochs, left by a run that was killed, are dropped."""
@@ -82,11 +85,22 @@ class Records:
             self.draw()
 
     def draw(self) -> None:
-        """Write `curves.png`: loss, learning rate and validation accuracy over the steps."""
-        from matplotlib.figure import Figure
+        """Write `curves.png`: loss, learning rate and validation accuracy over the steps.
 
+        What keeps it from being drawn is said, once, and stops nothing.
+        """
+        self.drawn = time.monotonic()
+        self.has_undrawn_epoch = False
+        try:
+            self._draw()
+        except Exception as error:  # of matplotlib, its settings, a font
+            if self.can_draw:
+                say(f"glit: curves.png is not drawn ({first_line(error)}); the numbers are in {self.path}")
+            self.can_draw = False
+
+    def _draw(self) -> None:
         entries = self.entries(lambda entry: True)
-        figure = Figure(figsize=(12, 3.5), layout="constrained")
+        figure = new_figure(figsize=(12, 3.5))
         panels = (("loss", "train_loss"), ("lr", None), ("validation_top1", None))
         titles = ("training loss", "learning rate", "validation top-1, %")
         for axes, keys, title in zip(figure.subplots(1, 3), panels, titles, strict=True):
@@ -98,8 +112,6 @@ class Records:
             axes.grid(alpha=0.3)
         with whole_file(self.folder / "curves.png") as path:
             figure.savefig(path, format="png", dpi=80)
-        self.drawn = time.monotonic()
-        self.has_undrawn_epoch = False
 
     def close(self) -> None:
         """Finish TensorBoard's file."""
