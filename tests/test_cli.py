@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import timm
-from test_publishing import save_official
+from test_publishing import save_official, trained
 from weight_folders import SPEC, small_folder, small_model
 
 import glit_models
@@ -176,7 +176,7 @@ def test_python_m_glit_models_is_the_command_and_a_reader_that_leaves_is_no_erro
 
 
 def test_torch_hub_loads_from_a_checkout_that_is_not_installed(tmp_path: Path) -> None:
-    model = timm.create_model("glit_tiny")
+    model = trained(timm.create_model("glit_tiny"))
     convert(save_official(tmp_path / "glit_tiny.pth.tar", model), "glit_tiny", install=True)
     script = (
         "import sys, torch\n"

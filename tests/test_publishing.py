@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,11 @@ from test_hub import assert_is_small, point_client_at
 from weight_folders import CLASSES, FACTS, SPEC, create_registered, register, small_folder, small_model
 
 import glit_models
+from glit_models.cli import main
 from glit_models.errors import WeightsError
 from glit_models.glit.checkpoint import to_official
 from glit_models.weights import resolve
+from glit_models.weights.files import sha256_of
 from glit_models.weights.folder import load_folder, open_folder, save_folder
 from glit_models.weights.publish import convert, publish, ship
 from glit_models.weights.registry import read_registry
@@ -132,6 +135,14 @@ def test_a_damaged_folder_is_one_line(tmp_path: Path) -> None:
 # ---- converting ----
 
 
+def trained(model: torch.nn.Module) -> torch.nn.Module:
+    """The model with norms other than they are initialised, as those of trained weights are."""
+    for name, tensor in model.state_dict().items():
+        if name.endswith(("norm.weight", "norm1.weight", "norm2.weight", "bn.weight", "var")):
+            tensor += 0.1 * torch.rand_like(tensor)
+    return model
+
+
 def save_official(path: Path, model: torch.nn.Module) -> Path:
     """A checkpoint as the authors' training script writes it."""
     args = argparse.Namespace(model="glit_tiny", lr=5e-4)
@@ -154,8 +165,10 @@ def test_the_authors_checkpoint_converts_to_a_folder_with_the_same_logits(tmp_pa
 
 
 def test_convert_install_makes_pretrained_in1k_work(tmp_path: Path) -> None:
-    model = timm.create_model("glit_tiny").eval()
-    convert(save_official(tmp_path / "glit_tiny.pth.tar", model), "glit_tiny", install=True)
+    model = trained(timm.create_model("glit_tiny").eval())
+    file = save_official(tmp_path / "glit_tiny.pth.tar", model)
+    convert(file, "glit_tiny", install=True, sha256=sha256_of(file))
+    assert not resolve.is_unverified(resolve.get_entry("glit_tiny.in1k"))
     image = torch.rand(1, 3, 224, 224)
     loaded = timm.create_model("glit_tiny.in1k", pretrained=True).eval()
     with torch.inference_mode():
@@ -164,9 +177,37 @@ def test_convert_install_makes_pretrained_in1k_work(tmp_path: Path) -> None:
     assert resolve.get_entry("glit_tiny").tag == "fractal1k"  # what a bare name gives is the same on every machine
     assert resolve.where(resolve.get_entry("glit_tiny.in1k")) == "installed"
     publish("glit_tiny.in1k", folder=tmp_path / "card")
+    assert "converted from glit_tiny.pth.tar, unverified" not in (tmp_path / "card" / "README.md").read_text()
     assert "as published: the authors' repository" in (tmp_path / "card" / "README.md").read_text()
     assert agreements("glit_tiny.in1k") == ALL_AGREE
     assert timm.create_model("glit_tiny.in1k", pretrained=True, num_classes=7).num_classes == 7
+
+
+def test_weights_of_an_unknown_file_are_unverified_wherever_they_are_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = save_official(tmp_path / "some.pth", trained(timm.create_model("glit_tiny")))
+    assert main(["convert", str(file), "--model", "glit_tiny", "--install"]) == 0
+    assert "unverified: nothing says that this is the published file" in capsys.readouterr().out
+    assert main(["list"]) == 0
+    listed = capsys.readouterr().out
+    assert re.search(r"glit_tiny.in1k +unverified ", listed)
+    assert "76.4 (as published: the authors' repository; the installed file is unverified)" in listed
+    assert main(["info", "glit_tiny.in1k"]) == 0
+    assert "installed, unverified: the hash of the file was not compared" in capsys.readouterr().out
+    publish("glit_tiny.in1k", folder=tmp_path / "card")
+    card = (tmp_path / "card" / "README.md").read_text()
+    assert "converted from some.pth, unverified" in card
+    assert "None were measured" in card
+
+
+def test_weights_as_they_are_initialised_or_of_another_hash_are_not_installed(tmp_path: Path) -> None:
+    file = save_official(tmp_path / "random.pth", timm.create_model("glit_tiny"))
+    with pytest.raises(WeightsError, match=r"random.pth: these weights were never trained, all norms"):
+        convert(file, "glit_tiny", install=True)
+    with pytest.raises(WeightsError, match=r"random.pth: refused, its sha256 is [0-9a-f]{64} and not 00"):
+        convert(file, "glit_tiny", install=True, sha256="00")
+    assert resolve.where(resolve.get_entry("glit_tiny.in1k")) == "none"
 
 
 def test_published_scores_are_not_claimed_for_other_weights(tmp_path: Path) -> None:

@@ -28,12 +28,18 @@ def _run_list(args: argparse.Namespace) -> int:
 
     entries = list(resolve.registry().values())
     if args.json:
-        print_json([{"name": entry.name, "where": resolve.where(entry), **entry.to_dict()} for entry in entries])
+        print_json(
+            [
+                {"name": entry.name, "where": resolve.where(entry), "unverified": resolve.is_unverified(entry)}
+                | entry.to_dict()
+                for entry in entries
+            ]
+        )
         return 0
     rows = [
         (
             entry.name,
-            resolve.where(entry),
+            "unverified" if resolve.is_unverified(entry) else resolve.where(entry),
             entry.dataset,
             f"{entry.input_size[1]}",
             f"{entry.params / 1e6:.2f} M",
@@ -46,7 +52,8 @@ def _run_list(args: argparse.Namespace) -> int:
     print_table(None, [*columns, ("MACs", "right"), ("score", "right")], rows)
     for entry in entries:
         for metric in entry.metrics:
-            print(f"{entry.name}: {metric.name} {metric.value:g} ({metric.source})")
+            unverified = "; the installed file is unverified" if resolve.is_unverified(entry) else ""
+            print(f"{entry.name}: {metric.name} {metric.value:g} ({metric.source}{unverified})")
     return 0
 
 
@@ -142,6 +149,7 @@ def _describe(model: str) -> tuple[Spec, dict[str, Any], str]:
     task = {"img_size": (height, width), "num_classes": entry.num_classes, "in_chans": channels}
     place = resolve.where(entry)
     weights = place if place != "none" else f"none on this machine; {entry.note or ''}".rstrip("; ")
+    weights += ", unverified: the hash of the file was not compared" if resolve.is_unverified(entry) else ""
     return named_specs()[entry.architecture], task, f"{entry.name}, {weights}"
 
 
@@ -159,6 +167,7 @@ def add_convert(commands: Commands) -> None:
     parser.add_argument("--spec", metavar="FILE", help="JSON file of its architecture, if not the model's own")
     parser.add_argument("--num-classes", type=int, metavar="N", help="its classes, if not the model's own")
     parser.add_argument("--img-size", type=int, metavar="PIXELS", help="its image size, if not the model's own")
+    parser.add_argument("--sha256", metavar="HEX", help="of the file as it was published; another one is refused")
 
 
 def _run_convert(args: argparse.Namespace) -> int:
@@ -172,12 +181,17 @@ def _run_convert(args: argparse.Namespace) -> int:
         spec=args.spec,
         num_classes=args.num_classes,
         img_size=args.img_size,
+        sha256=args.sha256,
     )
     for folder in folders:
         print(f"wrote {folder}")
     if args.install:
         name = args.model if "." in args.model else f"{args.model}.in1k"
         print(f'timm.create_model("{name}", pretrained=True) now works on this machine, after import glit_models')
+        if args.sha256 is None:
+            print(
+                "unverified: nothing says that this is the published file; --sha256 compares it with a published hash"
+            )
     return 0
 
 

@@ -70,7 +70,8 @@ def save_folder(
             `model.pretrained_cfg`.
         dtype: of the floating-point tensors in the file.
         name: `model.tag` of these weights.
-        facts: what a registry entry says of them: `dataset`, `license`, `recipe`, `origin`, `metrics`.
+        facts: what a registry entry says of them: `dataset`, `license`, `recipe`, `origin`, `metrics`;
+            and `checkpoint_sha256`, of the published file that they were converted from.
 
     Returns:
         The registry entry as far as it is known, as it stands in `entry.json`.
@@ -148,7 +149,7 @@ def describe(
     cfg = config["pretrained_cfg"]
     entry: dict[str, Any] = {
         "name": name,
-        **{key: facts.get(key) for key in ("dataset", "license", "recipe", "origin")},
+        **{key: facts.get(key) for key in ("dataset", "license", "recipe", "origin", "checkpoint_sha256")},
         "metrics": list(facts.get("metrics") or ()),
         "params": sum(parameter.numel() for parameter in model.parameters()),
         "macs": count_macs(

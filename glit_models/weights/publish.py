@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import timm
+from torch import nn
 
 from ..errors import Argument, WeightsError
 from ..families import check_layout, family_of_architecture, named_specs
@@ -51,6 +52,7 @@ def convert(
     spec: str | Spec | None = None,
     num_classes: int | None = None,
     img_size: int | None = None,
+    sha256: str | None = None,
 ) -> list[Path]:
     """Turn a checkpoint, in the authors' layout or ours, into weight folders.
 
@@ -60,12 +62,15 @@ def convert(
         out: a folder to write.
         install: also put it into the store, for `timm.create_model(name, pretrained=True)` on this machine.
         spec, num_classes, img_size: of the checkpoint, where they are not the model's own; not with `install`.
+        sha256: that the checkpoint must have, as its authors published it. Without it, the weights count as unverified,
+            and the published scores are not taken for theirs.
 
     Returns:
         The folders written.
 
     Raises:
-        WeightsError: on an unreadable checkpoint, one that does not fit the model, or a name that cannot be installed.
+        WeightsError: on an unreadable checkpoint, one that does not fit the model or has another hash, a name that
+            cannot be installed, or weights to install that were never trained.
     """
     if not install and out is None:
         raise WeightsError("nothing to do: give ", Argument("install", True), ", ", Argument("out", ...), ", or both")
@@ -75,6 +80,8 @@ def convert(
     if install:
         _check_installable(_with_tag(name), custom=bool(given))
     family = family_of_architecture(architecture)
+    if sha256 is not None and Path(checkpoint).is_file() and sha256_of(checkpoint) != sha256.lower():
+        raise WeightsError(f"{checkpoint}: refused, its sha256 is {sha256_of(checkpoint)} and not {sha256}")
     state = read_state_dict(checkpoint)
     check_layout(state, family, where=str(checkpoint))
     facts: dict[str, Any] = {"origin": f"converted from {Path(checkpoint).name}"}
@@ -82,16 +89,38 @@ def convert(
         state = family.model.convert_foreign(state, family.spec.parse(spec or family.named[architecture]))
         registered = resolve.registry().get(_with_tag(name))
         # Only the authors' code writes this layout, and of the named network they released one checkpoint.
-        facts = registered.to_dict() if registered is not None and not given else facts
+        if registered is not None and not given:
+            facts = _facts_of(registered, Path(checkpoint), sha256)
     registered_name = _with_tag(name) if _with_tag(name) in resolve.registry() else architecture
     model: SpecTransformer = timm.create_model(registered_name, **given)
     check_fits(state, model, where=str(checkpoint))
     model.load_state_dict(state)
+    if install:
+        _refuse_untrained(model, str(checkpoint))
     folders = [installed_folder(_with_tag(name))] if install else []
     folders += [Path(out)] if out is not None else []
     for folder in folders:
         save_folder(model, folder, name=name if tag or given else _with_tag(name), facts=facts)
     return folders
+
+
+def _facts_of(registered: WeightEntry, checkpoint: Path, sha256: str | None) -> dict[str, Any]:
+    """What the registry says of the published checkpoint, as far as it may be said of this one."""
+    facts = registered.to_dict() | {"checkpoint_sha256": sha256 and sha256.lower()}
+    if sha256 is None:
+        facts["metrics"] = ()
+        facts["origin"] = f"converted from {checkpoint.name}, unverified: it is to be {registered.origin}"
+    return facts
+
+
+def _refuse_untrained(model: SpecTransformer, where: str) -> None:
+    """Refuse weights as they are initialised: norms that scale by 1 and shift by 0, statistics of no image."""
+    norms = [module for module in model.modules() if isinstance(module, (nn.LayerNorm, nn.BatchNorm2d))]
+    spreads = [norm.running_var for norm in norms if isinstance(norm, nn.BatchNorm2d)]
+    if any(
+        values and all(bool((value == 1).all()) for value in values) for values in ([n.weight for n in norms], spreads)
+    ):
+        raise WeightsError(f"{where}: these weights were never trained, all norms in them are as initialised")
 
 
 def _with_tag(name: str) -> str:
@@ -205,14 +234,17 @@ def _stage(source: str, staged: Path, repo: str | None, facts: Mapping[str, Any]
 def _complete_entry(found: WeightFolder, model: SpecTransformer, facts: Mapping[str, Any]) -> WeightEntry:
     config = found.config()
     registered = found.entry
-    known = {"name": registered.name, **registered.to_dict()} if registered else _read_entry(found.path)
+    if registered is not None and resolve.where(registered) == "installed":
+        known = {**_read_entry(found.path), "name": registered.name}
+    else:
+        known = {"name": registered.name, **registered.to_dict()} if registered else _read_entry(found.path)
     known |= {key: value for key, value in facts.items() if value not in (None, [], ())}
     name = known.pop("name", None) or config["architecture"]
     name = name if "." in name else f"{name}.custom"
     if name.partition(".")[0] != config["architecture"]:
         raise WeightsError(f"{name}: the name must begin with the architecture, {config['architecture']}")
     entry = known | describe(model, config, None, known)
-    for key in ("file", "repo", "revision", "note", "default"):
+    for key in ("file", "repo", "revision", "note", "default", "checkpoint_sha256"):
         entry.pop(key, None)
     entry["sha256"] = sha256_of(found.weights)
     for key in ("dataset", "license"):

@@ -22,7 +22,18 @@ from . import download
 from .files import ENTRY_FILE, WEIGHTS_FILE, installed_folder, read_state_dict, sha256_checked_before
 from .registry import WeightEntry, read_registry
 
-__all__ = ["Located", "default_cfgs", "find", "find_unverified", "get_entry", "locate", "registry", "warn_of", "where"]
+__all__ = [
+    "Located",
+    "default_cfgs",
+    "find",
+    "find_unverified",
+    "get_entry",
+    "is_unverified",
+    "locate",
+    "registry",
+    "warn_of",
+    "where",
+]
 
 SHIPPED = Path(__file__).parent
 
@@ -92,7 +103,7 @@ def find_unverified(entry: WeightEntry) -> tuple[Path, str | None]:
         return SHIPPED / str(entry.file), entry.sha256
     if place == "installed":
         folder = installed_folder(entry.name)
-        return folder / WEIGHTS_FILE, entry.sha256 or _installed_sha256(folder)
+        return folder / WEIGHTS_FILE, entry.sha256 or _installed_fact(folder, "sha256")
     if place == "hub":
         return download.fetch(str(entry.repo), WEIGHTS_FILE, entry.revision), entry.sha256
     others = [
@@ -104,12 +115,17 @@ def find_unverified(entry: WeightEntry) -> tuple[Path, str | None]:
     raise WeightsError(f"{entry.name}: no weights on this machine; {entry.note or 'use pretrained=False'}{ready}")
 
 
-def _installed_sha256(folder: Path) -> str | None:
+def _installed_fact(folder: Path, key: str) -> str | None:
     try:
-        sha256 = json.loads((folder / ENTRY_FILE).read_text(encoding="utf-8")).get("sha256")
+        fact = json.loads((folder / ENTRY_FILE).read_text(encoding="utf-8")).get(key)
     except (OSError, ValueError, AttributeError):
-        sha256 = None
-    return sha256 if isinstance(sha256, str) else None
+        fact = None
+    return fact if isinstance(fact, str) else None
+
+
+def is_unverified(entry: WeightEntry) -> bool:
+    """Whether the weights are installed from a file of which nobody said that it has the hash of the published one."""
+    return where(entry) == "installed" and _installed_fact(installed_folder(entry.name), "checkpoint_sha256") is None
 
 
 def _verified(name: str, path: Path, expected: str | None, way_out: str) -> Path:
