@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from glit_models.cli import main
 from glit_models.cli.common import add_command, add_run_options, spelled
 from glit_models.data import open_splits
 from glit_models.errors import Argument, DataError, Message, WriteError
@@ -70,3 +71,24 @@ def test_the_data_name_their_arguments_and_a_recipe_its_keys(tmp_path: Path) -> 
 
 def test_a_message_is_its_parts() -> None:
     assert str(Message("a ", Argument("b", 1), " c")) == "a b=1 c"
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (["train", "finetune", "--out", "run"], "folder needs --set data.root=VALUE, the folder where it is"),
+        (["search", "smoke", "--out", "run", "--set", "train.data.dataset=folder", "--set", "train.data.root=gone"],
+         "train.data.root gone: no such folder"),
+        (["train", "smoke", "--out", "run", "--set", "optim.epochs=0"], "optim.epochs must be at least 1, got 0"),
+    ],
+)  # fmt: skip
+def test_a_message_names_the_options_and_keys_of_its_own_command(
+    command: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main([*command, "--device", "cpu"]) == 2
+    assert capsys.readouterr().err == f"glit: {message}\n"

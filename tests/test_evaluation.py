@@ -269,7 +269,7 @@ def test_data_that_are_none_are_one_line(
         "plain is a folder, which is all that is needed; leave out --root": ["plain", "--root", "elsewhere"],
         "torch/cifar10 needs --root": ["torch/cifar10"],
         "torch/cifar10 test in plain: Dataset not found": ["torch/cifar10", "--root", "plain"],
-        "set --download to fetch it": ["torch/mnist", "--root", "plain"],
+        "Give --download to fetch it": ["torch/mnist", "--root", "plain"],
         "--workers must be 0 or more, got -1": ["plain", "--workers", "-1"],
         "--batch-size must be at least 1, got 0": ["plain", "--batch-size", "0"],
     }

@@ -198,16 +198,16 @@ def _broken_images(root: Path) -> None:
             "one class, all; it takes two or more, each in its folder; give images/all",
         ),
         (_single_image, (), "class red in images has one image; it takes two, to train on one"),
-        (_broken_images, (), "images/blue/1.jpg: cannot be read ("),
-        (_broken_images, (), "(one of 2 broken images of 18); mend or remove it"),
+        (_broken_images, (), "2 of 18 images cannot be used, mend or remove them: images/blue/1.jpg: cannot be read ("),
+        (_broken_images, (), "; images/red/2.jpg: cannot be read ("),
         (lambda root: fill(root / "val"), (), "images has no train folder, only val"),
         (fill, ("--model", "glit_huge"), "no model 'glit_huge'; `glit list` shows what there is"),
         (fill, ("--model", "tests"), "no model 'tests'"),
         (fill, ("--model", "."), ".: no model folder, config.json is missing"),
         (fill, ("--model", "glit_small"), "glit_small: no weights on this machine"),
         (fill, ("--img-size", "50"), "img_size must be a multiple of patch_size=16, got 50 x 50"),
-        (fill, ("--batch-size", "0"), "optim.batch_size must be at least 1, got 0"),
-        (fill, ("--batch-size", "100"), "optim.batch_size=100 is more than the 48 images to train on"),
+        (fill, ("--batch-size", "0"), "glit: --batch-size must be at least 1, got 0"),
+        (fill, ("--batch-size", "100"), "--batch-size 100 is more than the 48 images to train on"),
         (fill, ("--set", "data.hold_out=1"), "data.hold_out must be from 3 to 57"),
         (fill, ("--set", "data.root=images"), "data.root cannot be set: the images are the folder images, scored on"),
         (fill, ("--set", "data.train_on_validation=true"), "data.train_on_validation cannot be set"),
@@ -229,6 +229,17 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     assert message in err
     assert err.count("\n") == 1
     assert sorted(Path().rglob("*")) == before
+
+
+def test_many_broken_images_are_all_in_a_list(small: str, capsys: pytest.CaptureFixture[str]):
+    fill(Path("images"), 6)
+    for path in Path("images/red").iterdir():
+        path.write_bytes(b"")
+    assert finetune("images", "--model", small) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("glit: 6 of 18 images cannot be used, mend or remove them: images/red/0.jpg: not an image")
+    assert line.endswith("; ...; all are listed in runs/images/broken-images.txt")
+    assert len(Path("runs/images/broken-images.txt").read_text().splitlines()) == 6
 
 
 def test_a_model_that_does_not_classify_is_refused(small: str, monkeypatch: pytest.MonkeyPatch):

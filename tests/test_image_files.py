@@ -145,7 +145,7 @@ def test_the_first_frame_of_an_animation_is_taken_and_said_once(
 def test_a_file_of_another_format_is_refused_whatever_its_suffix(tmp_path: Path) -> None:
     path = tmp_path / "cat.jpg"
     path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n")
-    with pytest.raises(DataError, match="cat.jpg: not an image, or of another format than JPEG, PNG, WebP"):
+    with pytest.raises(DataError, match="cat.jpg: not an image of a known format"):
         open_image(path)
 
 

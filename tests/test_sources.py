@@ -162,7 +162,7 @@ def test_images_are_rgb_whatever_the_files_are(root: Path):
 @pytest.mark.parametrize(("name", "message"), [
     ("fashion_mnist", "no data set 'fashion_mnist'; there are fashion-mnist, folder, torch/NAME"),
     ("torch/nothing", "torch/nothing train in .*: Unknown torchvision dataset nothing"),
-    ("torch/cifar10", "torch/cifar10 train in .*: Dataset not found or corrupted. set download=True to fetch it"),
+    ("torch/cifar10", "torch/cifar10 train in .*: Dataset not found or corrupted. Give download=True to fetch it"),
 ])  # fmt: skip
 def test_an_unknown_data_set_is_one_line(root: Path, name: str, message: str):
     with pytest.raises(DataError, match=message) as error:

@@ -25,7 +25,8 @@ def add_command(
     """A command's parser, whose `run` is called with what it reads.
 
     Args:
-        options: the option's `dest` for each argument of the library that has another name; for messages.
+        options: the option's `dest`, or the recipe's key, for each argument of the library that has another name; for
+            messages.
     """
     parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text)
     parser.set_defaults(run=run, parser=parser, options=options)
@@ -46,6 +47,7 @@ def _option(argument: Argument, args: argparse.Namespace) -> str:
     action = next((action for action in args.parser._actions if action.dest == dest), None)
     value = argument.value
     if action is None:
+        argument = argument._replace(name=dest)
         if "." not in argument.name or value is None:
             return str(argument)
         text = "VALUE" if value is ... else value if isinstance(value, str) else json.dumps(value)

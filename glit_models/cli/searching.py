@@ -23,6 +23,7 @@ def add_search(commands: Commands) -> None:
         commands, "search", _run_search,
         "Search for a network; the same command again goes on where it stopped. `glit search report DIR` shows a "
         "search in a page, `glit search rank DIR` measures how far its supernet can be trusted.",
+        {f"data.{key}": f"train.data.{key}" for key in ("root", "download", "hold_out", "num_workers")},
     )  # fmt: skip
     parser.add_argument("what", metavar="RECIPE", help="name of a shipped recipe, path of a YAML file; report; rank")
     parser.add_argument("folder", metavar="DIR", nargs="?", type=Path, help="of the search, after report and rank")

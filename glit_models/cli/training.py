@@ -88,7 +88,7 @@ def _run_finetune(args: argparse.Namespace) -> int:
         print("\n".join(spelled(line, args) for line in plan_.lines))
         print(f"run: {out}; the same command goes on where it stopped", flush=True)
         if not (out / "recipe.yaml").exists():
-            check_images(plan_.splits)
+            check_images(plan_.splits, out / "broken-images.txt")
     words = [("--model", args.model), ("--epochs", args.epochs), ("--img-size", args.img_size)]
     words += [("--batch-size", args.batch_size), *(("--set", text) for text in args.set)]
     asked = [str(word) for pair in words if pair[1] is not None for word in pair]

@@ -125,7 +125,7 @@ def open_image(source: str | Path | IO[bytes], name: str | None = None) -> Image
     except DataError:
         raise
     except UnidentifiedImageError:
-        raise DataError(f"{name}: not an image, or of another format than {', '.join(FORMATS)}") from None
+        raise DataError(f"{name}: not an image of a known format") from None
     except Exception as error:  # decoders raise all sorts of things on damaged files
         reason = error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)
         raise DataError(f"{name}: cannot be read ({reason})") from None

@@ -190,7 +190,7 @@ def open_source(
         )
     _require_package(kind, name)
     if root is None and kind in ("torch", "wds"):
-        raise DataError(f"{name} needs ", Argument("root"), ", the folder where it is")
+        raise DataError(f"{name} needs ", Argument("root", ...), ", the folder where it is")
     keys: dict[str, Any] = {"input_key": input_key, "target_key": target_key} if kind != "torch" else {}
     if kind in ("hfds", "hfids"):
         keys = _columns_of_table(name, root, keys, download or kind == "hfds")
@@ -206,7 +206,9 @@ def open_source(
 
 
 def _open_folder(name: str, root: str | os.PathLike[str] | None, split: str) -> Images:
-    if root is None or not os.path.exists(root):
+    if root is None:
+        raise DataError(f"{name} needs ", Argument("root", ...), ", the folder where it is")
+    if not os.path.exists(root):
         raise DataError(Argument("root"), f" {root}: no such folder")
     path = Path(root)
     if path.is_dir():
@@ -304,9 +306,9 @@ def _create(name: str, root: str | os.PathLike[str] | None, split: str, **option
         place = f"{name} {split}".strip() + (f" in {root}" if root is not None else "")
         text, advised, _ = first_line(error).partition("You can use download=True to download it")
         if advised:
-            raise DataError(f"{place}: {text}set ", Argument("download", True), " to fetch it") from None
+            raise DataError(f"{place}: {text}Give ", Argument("download", True), " to fetch it") from None
         if text.startswith("Dataset length is unknown"):
-            text = "how many images there are is not known before they are fetched; set "
+            text = "how many images there are is not known before they are fetched; give "
             raise DataError(f"{place}: {text}", Argument("download", True)) from None
         if name.startswith("wds/") and "not found in info (dict_keys([]))" in text:
             text = "no _info.json says its files; without one, give them as splits such as train-{0000..0009}.tar|5000"

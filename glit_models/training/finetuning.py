@@ -27,6 +27,7 @@ from ..errors import Argument, DataError, GlitError, Message, RecipeError, first
 from ..evaluate import accuracy_interval
 from ..recipes import Overrides, parse_overrides
 from ..runs.console import track
+from ..runs.files import write_text
 from ..runs.processes import multiplies_bf16
 from ..weights.loading import timm_name
 from .feed import naming_keys
@@ -54,6 +55,7 @@ _BATCH_SIZES = (8, 16, 32, 64, 128)
 _STEPS_PER_EPOCH = 12
 _MANY_IMAGES = 10_000
 _FEW_IMAGES = 1000
+_MOST_NAMED = 5  # broken images in a message
 _FIXED = (
     "data.dataset", "data.root", "data.download", "data.input_key", "data.target_key", "data.fractals",
     "data.train_on_validation",
@@ -317,27 +319,35 @@ def _no_image(image: Image.Image) -> torch.Tensor:
     return torch.zeros(0)
 
 
-def check_images(splits: Splits) -> None:
+def check_images(splits: Splits, listing: Path) -> None:
     """Read every image once, with a progress bar: better now than in the middle of an epoch.
 
+    Args:
+        listing: a file for the names of broken images, if they are too many for a message.
+
     Raises:
-        DataError: if some cannot be read; says how many, and the first.
+        DataError: if some cannot be read; names them.
     """
-    broken, first, total = 0, "", 0
+    broken: list[str] = []
+    total = 0
     for dataset in filter(None, (splits.train, splits.validation, splits.test)):
         num_workers = min(_count_cores(), 8) if len(dataset) >= _FEW_IMAGES else 0
         batches = track(eval_loader(_Readable(dataset), _no_image, 16, num_workers), "reading the images")
         bad = torch.cat([labels for _, labels in batches]).nonzero().flatten().tolist()
         total += len(dataset)
-        broken += len(bad)
-        for index in bad[:1]:
+        for index in bad:
             try:
                 dataset[index]
             except DataError as error:
-                first = first or str(error)
-    if broken:
-        more = "" if broken == 1 else f" (one of {broken} broken images of {total:,})"
-        raise DataError(f"{first}{more}; mend or remove it")
+                broken.append(str(error))
+    if not broken:
+        return
+    broken.sort()
+    named = "; ".join(broken[:_MOST_NAMED])
+    if len(broken) > _MOST_NAMED:
+        write_text(listing, "\n".join(broken) + "\n", parents=True)
+        named += f"; ...; all are listed in {listing}"
+    raise DataError(f"{len(broken)} of {total:,} images cannot be used, mend or remove them: {named}")
 
 
 def describe_score(result: dict[str, Any], splits: Splits) -> list[str]:

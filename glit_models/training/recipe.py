@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..data.fractals import FractalConfig
-from ..errors import RecipeError
+from ..errors import Argument, RecipeError
 from ..recipes import Overrides, build_recipe, read_recipe, to_yaml
 
 __all__ = ["Recipe", "load_recipe", "shipped_recipes"]
@@ -174,7 +174,7 @@ class Recipe:
             ("eval_batch_size", self.eval_batch_size, self.eval_batch_size >= 1, "at least 1"),
         ):  # fmt: skip
             if not valid:
-                raise RecipeError(f"{key} must be {bound}, got {value!r}")
+                raise RecipeError(Argument(key), f" must be {bound}, got {value!r}")
         self.check_parts(1)
         if data.dataset == "fractals" and data.hold_out:
             raise RecipeError("data.hold_out cannot be set for fractals, which hold out images of their own")
@@ -202,8 +202,9 @@ class Recipe:
         even = 2 if self.augment.mixup or self.augment.cutmix else 1
         if self.optim.batch_size % (parts * even):
             raise RecipeError(
-                f"optim.batch_size must be a multiple of {parts * even} (processes x accumulated parts"
-                f"{' x 2 for mixup and cutmix' if even == 2 else ''}), got {self.optim.batch_size}"
+                Argument("optim.batch_size"),
+                f" must be a multiple of {parts * even} (processes x accumulated parts"
+                f"{' x 2 for mixup and cutmix' if even == 2 else ''}), got {self.optim.batch_size}",
             )
         return parts
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..data import Splits
-from ..errors import RecipeError, TrainingError
+from ..errors import Argument, RecipeError, TrainingError
 from ..recipes import RECIPE_FILE, refuse_other_recipe
 from ..runs.console import progress_bar, say
 from ..runs.files import whole_file, write_json, write_text
@@ -118,7 +118,7 @@ class Trainer:
         self.steps_per_epoch = len(self.splits.train) // recipe.optim.batch_size
         if not self.steps_per_epoch:
             size, count = recipe.optim.batch_size, len(self.splits.train)
-            raise RecipeError(f"optim.batch_size={size} is more than the {count} images to train on")
+            raise RecipeError(Argument("optim.batch_size", size), f" is more than the {count} images to train on")
         self.total_steps = self.steps_per_epoch * recipe.optim.epochs
         self.reports = StepReports(self.accelerator, self.num_classes)
         self._build()

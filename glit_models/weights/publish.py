@@ -116,7 +116,7 @@ def _facts_of(registered: WeightEntry, checkpoint: Path, sha256: str | None) -> 
 def _refuse_untrained(model: SpecTransformer, where: str) -> None:
     """Refuse weights as they are initialised: norms that scale by 1 and shift by 0, statistics of no image."""
     norms = [module for module in model.modules() if isinstance(module, (nn.LayerNorm, nn.BatchNorm2d))]
-    spreads = [norm.running_var for norm in norms if isinstance(norm, nn.BatchNorm2d)]
+    spreads: list[Any] = [norm.running_var for norm in norms if isinstance(norm, nn.BatchNorm2d)]
     if any(
         values and all(bool((value == 1).all()) for value in values) for values in ([n.weight for n in norms], spreads)
     ):
