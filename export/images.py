@@ -35,11 +35,16 @@ class ImageSource:
         name: a folder, with or without class folders, or a data set of `glit eval`.
         root: the named data set's folder.
         training: take them from the training split, where there is one.
+        fifth: True takes every fifth image alone, False all others, None all.
     """
 
     name: str
     root: str | None = None
     training: bool = False
+    fifth: bool | None = None
+
+    def __str__(self) -> str:
+        return f"a fifth of {self.name}, held out" if self.fifth else self.name
 
     def labelled(self) -> LabelledSplit | None:
         """The data set with its labels; None for a folder of images without class folders.
@@ -64,18 +69,18 @@ class ImageSource:
         split = self.labelled()
         if split is None:
             paths = find_images([self.name])
-            return [open_image(paths[index]) for index in _evenly(len(paths), count)], None, None
+            return [open_image(paths[index]) for index in self._evenly(len(paths), count)], None, None
         if isinstance(split.source, Stream):
             raise DataError(f"{self.name} is read as a stream, from which images cannot be picked; give a folder")
-        pairs = [split.source[index] for index in _evenly(len(split.source), count)]
+        pairs = [split.source[index] for index in self._evenly(len(split.source), count)]
         return [image for image, _ in pairs], np.array([label for _, label in pairs]), split
 
-
-def _evenly(total: int, count: int) -> list[int]:
-    if total == 0:
-        raise DataError("no images in the data set")
-    count = min(total, count)
-    return [index * total // count for index in range(count)]
+    def _evenly(self, total: int, count: int) -> list[int]:
+        members = [index for index in range(total) if self.fifth is None or (index % 5 == 4) == self.fifth]
+        if not members:
+            raise DataError(f"{self.name}: no images to take")
+        count = min(len(members), count)
+        return [members[index * len(members) // count] for index in range(count)]
 
 
 def generated_images(count: int, size: tuple[int, int], seed: int = _SEED) -> list[Image.Image]:

@@ -8,6 +8,7 @@ Axes: B batch, C channels, H/W image height and width, K classes.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from glit_models import SpecTransformer
-from glit_models.errors import Argument, ExportError
+from glit_models.errors import Argument, DataError, ExportError
 
 from . import graph, sessions
 from .form import ExportForm
@@ -106,6 +107,8 @@ class OnnxTarget(Target):
 
     def export(self, source: ModelSource, path: Path, options: Any) -> OnnxArtifact:
         """See `export_onnx`."""
+        if options.verify and options.calibration is not None and options.images is None:
+            options = _hold_out(options)
 
         # An unverified file may be for a machine that can do more than this one.
         proto, notes = checked_graph(source, options) if options.verify else _build(source, options)
@@ -152,7 +155,8 @@ def export_onnx(
         calibration: images like those that an int8 network will see.
         dynamic_int8: choose the scales of activations at run time, without calibration.
         verify: on how many images to compare; 0 for none, which leaves the file marked `.unverified`.
-        images: to compare on, rather than generated ones.
+        images: to compare on, rather than generated ones; of int8, rather than every fifth calibration image, which the
+            calibration then does without.
         providers: to verify with, the first of them and no other; None takes the fastest that works.
         force: replace an existing file.
 
@@ -170,6 +174,17 @@ def export_onnx(
     )  # fmt: skip
     assert isinstance(artifact, OnnxArtifact)
     return artifact
+
+
+def _hold_out(options: OnnxOptions) -> OnnxOptions:
+    """Compare on every fifth of the calibration images, if they are that many: generated ones lie between classes."""
+    assert options.calibration is not None
+    held_out = dataclasses.replace(options.calibration, fifth=True)
+    with contextlib.suppress(DataError):  # too few
+        held_out.pick(1)
+        rest = dataclasses.replace(options.calibration, fifth=False)
+        return dataclasses.replace(options, calibration=rest, images=held_out)
+    return options
 
 
 # ---- the graph ----

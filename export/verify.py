@@ -18,6 +18,7 @@ from PIL import Image
 
 from glit_models import SpecTransformer
 from glit_models.data.labelled import match_classes
+from glit_models.errors import DataError
 
 from .images import ImageSource, generated_images, prepare
 from .metadata import INPUT, ExportInfo
@@ -142,9 +143,14 @@ def _shown(
         return generated_images(count, info.input_size[1:]), None, "generated"
     shown, labels, split = images.pick(count)
     if split is None or labels is None:
-        return shown, None, images.name
-    classes, _ = match_classes(split.name, split.class_names, info.class_names, info.num_classes)
-    return shown, np.array(classes)[labels], str(split)
+        return shown, None, str(images)
+    try:
+        classes, _ = match_classes(split.name, split.class_names, info.class_names, info.num_classes)
+    except DataError:
+        if images.fifth is None:
+            raise
+        return shown, None, str(images)  # images to calibrate with need no labels of the model's
+    return shown, np.array(classes)[labels], str(split) if images.fifth is None else str(images)
 
 
 def _sizes(info: ExportInfo) -> list[tuple[int, int]]:

@@ -91,6 +91,9 @@ def test_preprocessing_stands_in_front_of_an_int8_network_with_a_fixed_batch(
     assert artifact.agreement is not None
     assert artifact.agreement.levels is not None
     assert artifact.agreement.levels <= 1.0
+    # Compared on images that did not calibrate, rather than on generated ones.
+    assert (artifact.agreement.origin, artifact.agreement.num_images) == (f"a fifth of {source.name}, held out", 8)
+    assert any("calibrated on 32 images" in note for note in artifact.notes)
     assert OnnxClassifier(path).probabilities(generated_images(4, (50, 60))).shape == (4, 5)
 
 
