@@ -92,6 +92,16 @@ def test_the_commands_to_try_next_work_as_they_are_printed(small: str, capsys: p
     assert [shlex.split(command)[:2] for command in commands] == [["glit", c] for c in ("predict", "eval", "publish")]
     for command in (commands[0], commands[2]):
         assert main(shlex.split(command.replace("LICENSE", "mit"))[1:]) == 0
+    card = Path("run/published/README.md").read_text()
+    for line in (
+        "Data: my colours.",
+        f"Origin: Fine-tuned from local-dir:{small} at 64 x 64 pixels: 24 images of 3 classes "
+        "(blue 8, green 8, red 8), epochs 1, batch 8; the weights are of the best epoch on 6 validation images.",
+        "| top-1 on 6 validation images, which also chose the epoch, % |",
+        "| top-1 on 9 test images, which were scored once, % |",
+        f"| `glit finetune 'my colours' --model {small} --epochs 1` |",
+    ):
+        assert line in card
 
 
 def test_the_same_command_goes_on_and_notices_other_images(small: str, capsys: pytest.CaptureFixture[str]):

@@ -29,6 +29,7 @@ from ..recipes import Overrides, parse_overrides
 from ..runs.console import track
 from ..runs.files import write_text
 from ..runs.processes import multiplies_bf16
+from ..weights.files import ENTRY_FILE
 from ..weights.loading import timm_name
 from .feed import naming_keys
 from .recipe import Recipe, load_recipe
@@ -371,8 +372,10 @@ def next_commands(directory: str | os.PathLike[str], out: Path, splits: Splits) 
     """What to type next: predict on an image that was not trained on, score, publish."""
     unseen, model = splits.test or splits.validation, str(out / "model")
     held_out = find_part(directory, "test") is None and find_part(directory, "validation") is None
-    return [
-        shlex.join(["glit", "predict", unseen.filename(0), "--model", model]),
-        shlex.join(["glit", "eval", model, "OTHER_IMAGES" if held_out else str(directory)]),
-        shlex.join(["glit", "publish", model, "--to-folder", str(out / "published"), "--license", "LICENSE"]),
+    commands = [
+        ["glit", "predict", unseen.filename(0), "--model", model],
+        ["glit", "eval", model, "OTHER_IMAGES" if held_out else str(directory)],
     ]
+    if (out / "model" / ENTRY_FILE).is_file():  # of this package, not any of timm's
+        commands.append(["glit", "publish", model, "--to-folder", str(out / "published"), "--license", "LICENSE"])
+    return [shlex.join(command) for command in commands]

@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from timm.models import save_for_hf
 
+from ..data import Splits, Subset
+from ..data.sources import is_folder
 from ..model import SpecTransformer
-from ..runs.files import whole_folder
-from ..weights.folder import save_folder
+from ..runs.files import whole_folder, write_text
+from ..weights.files import ENTRY_FILE
+from ..weights.folder import save_folder, to_json
 from .recipe import Recipe
 
-__all__ = ["save_model"]
+__all__ = ["record_scores", "save_model"]
+
+_MOST_COUNTED = 10  # classes whose images are counted one by one
 
 
 def save_model(
-    model: Any,
-    folder: Path,
-    class_names: Sequence[str],
-    preprocessing: dict[str, Any],
-    recipe: Recipe,
-    command: str | None,
+    model: Any, folder: Path, splits: Splits, preprocessing: dict[str, Any], recipe: Recipe, command: str | None
 ) -> None:
     """Write `model` as it is; a GLiT with its golden tensors and what is known of its training.
 
@@ -31,11 +32,60 @@ def save_model(
         WriteError: if the folder cannot be written.
     """
     if isinstance(model, SpecTransformer):
-        facts = {"dataset": recipe.data.dataset, "recipe": command}
-        save_folder(
-            model, folder, class_names=class_names, data_config=preprocessing, dtype=recipe.save_dtype, facts=facts
-        )
+        facts = {"dataset": _data_name(recipe), "origin": _describe_training(recipe, splits), "recipe": command}
+        names, dtype = splits.class_names, recipe.save_dtype
+        save_folder(model, folder, class_names=names, data_config=preprocessing, dtype=dtype, facts=facts)
         return
     model.pretrained_cfg.update(preprocessing)
     with whole_folder(folder) as temporary:
-        save_for_hf(model, temporary, model_config={"label_names": list(class_names)}, safe_serialization=True)
+        save_for_hf(model, temporary, model_config={"label_names": list(splits.class_names)}, safe_serialization=True)
+
+
+def record_scores(folder: Path, result: dict[str, Any], splits: Splits, recipe: Recipe, command: str | None) -> None:
+    """Add the scores of a run to what is known of the weights in `folder`, where anything is."""
+    path = folder / ENTRY_FILE
+    if not path.is_file():  # a model of timm's
+        return
+    chose = ", which also chose the epoch" if recipe.keep == "best" else ""
+    scored: tuple[tuple[str, Any, str], ...] = (
+        ("validation_top1", splits.validation, f"validation images{chose}"),
+        ("test_top1", splits.test, "test images, which were scored once"),
+    )
+    source = command or "the training itself"
+    metrics = [
+        {"name": f"top-1 on {len(images):,} {what}, %", "value": round(result[key], 2), "source": source}
+        for key, images, what in scored
+        if key in result
+    ]
+    write_text(path, to_json(json.loads(path.read_text(encoding="utf-8")) | {"metrics": metrics}))
+
+
+def _data_name(recipe: Recipe) -> str:
+    data = recipe.data
+    if data.root is None or not is_folder(data.dataset):
+        return data.dataset
+    return Path(data.root).resolve().name.removesuffix(".tar")
+
+
+def _describe_training(recipe: Recipe, splits: Splits) -> str:
+    """How the weights came about, in a sentence."""
+    model, optim = recipe.model, recipe.optim
+    start = f"Fine-tuned from {model.name}" if model.pretrained else f"{model.name} trained from scratch"
+    kept = f"of the best epoch on {len(splits.validation):,} validation images" if recipe.keep == "best" else "the last"
+    return (
+        f"{start} at {model.img_size} x {model.img_size} pixels: {len(splits.train):,} images of "
+        f"{len(splits.class_names)} classes{_counts(splits)}, epochs {optim.epochs}, batch {optim.batch_size}; "
+        f"the weights are {kept}"
+    )
+
+
+def _counts(splits: Splits) -> str:
+    """How many training images each class has, where that is known without reading them."""
+    train = splits.train
+    labels = getattr(train.dataset, "labels", None) if isinstance(train, Subset) else None
+    if labels is None:
+        return ""
+    counts = Counter(splits.class_names[labels[index]] for index in train.indices)
+    if len(counts) > _MOST_COUNTED:
+        return f" of {min(counts.values())} to {max(counts.values())} images"
+    return f" ({', '.join(f'{name} {counts[name]}' for name in splits.class_names)})"

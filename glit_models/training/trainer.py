@@ -38,7 +38,7 @@ from .objective import Objective
 from .recipe import Recipe
 from .records import Records, progress_columns
 from .reports import DivergedError, StepReports, seed_part
-from .results import save_model
+from .results import record_scores, save_model
 from .selection import Selection
 from .state import Checkpoints, Progress
 
@@ -369,12 +369,14 @@ class Trainer:
         if self.rank == 0:
             model = setup.create_model(recipe.model, self.num_classes)
             self.selection.restore(model)
-            save_model(model, folder, self.splits.class_names, self.preprocessing, recipe, self.command)
+            save_model(model, folder, self.splits, self.preprocessing, recipe, self.command)
         self.accelerator.wait_for_everyone()
         result = {**self.progress.best, "epochs": recipe.optim.epochs, "minutes": round(self.progress.minutes, 1)}
         if self.score_test and self.splits.test is not None:
             model = load_model(folder, any_timm=True).model.to(self.device)
             result["test_top1"] = self.selection.score(model, self.feed, self.splits.test)
+        if self.rank == 0:
+            record_scores(folder, result, self.splits, recipe, self.command)
         self._write_result(result)
         return result
 
