@@ -104,6 +104,18 @@ def test_the_commands_to_try_next_work_as_they_are_printed(small: str, capsys: p
         assert line in card
 
 
+@pytest.mark.parametrize("model", ["test_resnet", "ghostnet_050", "test_vit"])
+def test_any_classifier_of_timm_can_be_fine_tuned(model: str, capsys: pytest.CaptureFixture[str]):
+    fill(Path("colours"), 6)
+    options = ("--img-size", "64", "--epochs", "1", "--batch-size", "4", "--set", "model.pretrained=false")
+    assert finetune("colours", "--model", model, *options, "--out", "run") == 0
+    capsys.readouterr()
+    assert main(["predict", "colours/red/0.jpg", "--model", "run/model", "--json"]) == 0
+    assert {row["class"] for row in json.loads(capsys.readouterr().out)[0]["classes"]} == set(COLOURS)
+    config = json.loads(Path("run/model/config.json").read_text())["pretrained_cfg"]
+    assert (config["input_size"], config.get("test_input_size")) == ([3, 64, 64], None)
+
+
 def test_the_same_command_goes_on_and_notices_other_images(small: str, capsys: pytest.CaptureFixture[str]):
     fill(Path("colours"))
     command = ("colours", "--model", small, "--epochs", "2")

@@ -203,7 +203,7 @@ def _choose_hold_out(choices: _Choices, directory: Any, counts: Counter[str]) ->
 
 
 def _choose_size(choices: _Choices, name: str, device: torch.device) -> None:
-    own = _own_size(name)
+    own = _choose_model(choices, name)
     half = own // 2
     if device.type == "cpu" and half >= 96 and half % 16 == 0:
         why = f"half the model's {own}, for a quarter of the time on this CPU; "
@@ -214,9 +214,17 @@ def _choose_size(choices: _Choices, name: str, device: torch.device) -> None:
         choices.make("model.img_size", own, line, Argument("model.img_size"), ")")
 
 
-def _own_size(name: str) -> int:
+def _choose_model(choices: _Choices, name: str) -> int:
+    """Its own image size; no stochastic depth where it has none."""
     try:
-        return int(resolve_data_config(model=timm.create_model(name))["input_size"][-1])
+        try:
+            model = timm.create_model(name, drop_path_rate=0.1)
+        except TypeError as error:
+            if "'drop_path_rate'" not in str(error):
+                raise
+            model = timm.create_model(name)
+            choices.make("model.drop_path_rate", 0.0)
+        return int(resolve_data_config(model=model)["input_size"][-1])
     except GlitError:
         raise
     except Exception as error:  # of whatever library the model is

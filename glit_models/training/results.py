@@ -36,7 +36,10 @@ def save_model(
         names, dtype = splits.class_names, recipe.save_dtype
         save_folder(model, folder, class_names=names, data_config=preprocessing, dtype=dtype, facts=facts)
         return
-    model.pretrained_cfg.update(preprocessing)
+    size = recipe.model.img_size
+    model.pretrained_cfg.update(preprocessing, input_size=(3, size, size))
+    for key in ("test_input_size", "test_crop_pct"):  # of the weights that it started from
+        model.pretrained_cfg.pop(key, None)
     with whole_folder(folder) as temporary:
         save_for_hf(model, temporary, model_config={"label_names": list(splits.class_names)}, safe_serialization=True)
 

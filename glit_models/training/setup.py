@@ -47,7 +47,7 @@ def create_model(section: ModelSection, num_classes: int, dynamic: bool = False)
     if dynamic:
         keywords["dynamic_img_size"] = True
     try:
-        model = timm.create_model(section.name, num_classes=num_classes, **keywords)
+        model = _create(section.name, num_classes, keywords)
     except GlitError:
         raise
     except (RuntimeError, TypeError, ValueError, OSError, KeyError, AssertionError) as error:
@@ -58,6 +58,17 @@ def create_model(section: ModelSection, num_classes: int, dynamic: bool = False)
         except (AttributeError, AssertionError):
             raise RecipeError(f"model.grad_checkpointing: {section.name} has none") from None
     return model
+
+
+def _create(name: str, num_classes: int, keywords: dict[str, Any]) -> Any:
+    """timm's model. Keywords that it does not take are left out where that changes nothing: a convnet's image size."""
+    try:
+        return timm.create_model(name, num_classes=num_classes, **keywords)
+    except TypeError as error:
+        idle = [key for key, value in keywords.items() if f"'{key}'" in str(error) and (key == "img_size" or not value)]
+        if "unexpected keyword" not in str(error) or not idle:
+            raise
+        return _create(name, num_classes, {key: value for key, value in keywords.items() if key not in idle})
 
 
 def prepare_for_device(model: nn.Module, device_type: str) -> None:
