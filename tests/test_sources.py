@@ -16,6 +16,7 @@ from timm.data import create_transform
 
 from glit_models.data import Splits, open_splits
 from glit_models.data.loading import eval_loader, train_parts
+from glit_models.data.sources import open_source
 from glit_models.errors import DataError, RecipeError
 from glit_models.training import load_recipe
 from glit_models.training.feed import Feed
@@ -360,6 +361,46 @@ def test_streamed_hugging_face_data_sets_open(tmp_path: Path):
     assert first == again != second
     assert sorted(first) == list(range(12))
     assert sorted(numbers(eval_loader(splits.validation, PLAIN, 5))) == list(range(100, 112))
+
+
+@pytest.mark.parametrize(
+    ("name", "root", "split", "complaint"),
+    [
+        ("wds/x", "pipe:touch {}; true", "train", "root pipe:touch .*: no such folder; data are read from folders"),
+        ("wds/x", "https://example.org/x", "train", "root https://example.org/x: no such folder"),
+        ("tfds/x", "gs://bucket/x", "train", "root gs://bucket/x: no such folder"),
+        ("wds/x", ".", "x-{{0..999999}}-{{0..999999}}.tar|9", "names 1,000,000,000,000 files; 100,000 are the most"),
+        ("hfds/https://example.org/x.py", None, "train", "a data set is named by its folder or as NAMESPACE/NAME"),
+        ("tfds/huggingface:x", None, "train", "never by a URL or a command"),
+        ("hfds/pandas", None, "train", "never by a URL or a command"),
+    ],
+)
+def test_a_recipe_cannot_run_a_command_or_fetch_from_a_url(
+    tmp_path: Path, name: str, root: str | None, split: str, complaint: str
+):
+    trace = tmp_path / "trace"
+    with pytest.raises(DataError, match=complaint):
+        open_source(name, root and root.format(trace), split.format(trace))
+    assert not trace.exists()
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")
+def test_what_a_web_data_set_calls_its_files_is_a_path_never_a_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    root = shards(tmp_path / "shards", {"num_classes": 3})
+    info = json.loads((root / "_info.json").read_text())
+    info["splits"]["train"]["filenames"] = [f"pipe:touch {tmp_path / 'trace'}", "pipe:true"]
+    (root / "_info.json").write_text(json.dumps(info))
+    monkeypatch.chdir(root)
+    source = open_source("wds/", ".", "train")
+    assert list(source.read(0, 0)) == []  # there are no such files
+    assert not (tmp_path / "trace").exists()
+
+
+def test_a_package_that_runs_scripts_of_data_sets_is_refused(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    monkeypatch.setattr("glit_models.data.sources.version", lambda name: "3.6.0")
+    with pytest.raises(DataError, match="hfds/a/b needs datasets 4 or newer, which runs no code of data sets"):
+        open_source("hfds/a/b", None, "train")
 
 
 def test_a_package_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, root: Path):

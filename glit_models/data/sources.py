@@ -9,8 +9,11 @@ from __future__ import annotations
 import copy
 import importlib.util
 import logging
+import math
 import os
+import re
 from collections.abc import Iterator
+from importlib.metadata import version
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -28,6 +31,8 @@ __all__ = ["KINDS", "Images", "Source", "Stream", "find_part", "is_folder", "ope
 _PACKAGES = {"hfds": "datasets", "hfids": "datasets", "wds": "webdataset", "tfds": "tensorflow_datasets"}
 _STREAMED = ("hfids", "wds", "tfds")
 KINDS = ("torch", *_PACKAGES)
+_NUMBERS = re.compile(r"\{(\d{1,18})\.\.(\d{1,18})")  # of files: train-{0000..0009}.tar
+_MOST_SHARDS = 100_000
 _SYNONYMS = (("train", "training"), ("validation", "val", "valid", "eval", "evaluation"))
 
 
@@ -188,9 +193,10 @@ def open_source(
         raise DataError(
             f"no data set {name!r}; there are fashion-mnist, folder, {', '.join(f'{kind}/NAME' for kind in KINDS)}"
         )
-    _require_package(kind, name)
     if root is None and kind in ("torch", "wds"):
         raise DataError(f"{name} needs ", Argument("root", ...), ", the folder where it is")
+    _refuse_commands_and_urls(kind, name, root, split)
+    _require_package(kind, name)
     keys: dict[str, Any] = {"input_key": input_key, "target_key": target_key} if kind != "torch" else {}
     if kind in ("hfds", "hfids"):
         keys = _columns_of_table(name, root, keys, download or kind == "hfds")
@@ -288,11 +294,24 @@ def _label_by_first_folder(reader: Any) -> list[int]:
     return [int(label) for label in reader.targets]
 
 
+def _refuse_commands_and_urls(kind: str, name: str, root: str | os.PathLike[str] | None, split: str) -> None:
+    """A recipe may be a stranger's: these libraries would run its `pipe:` in a shell, or fetch what it names."""
+    if ":" in name or name.partition("/")[2] == "pandas":  # a URL, a data set that is a script, a pickle
+        raise DataError(f"{name}: a data set is named by its folder or as NAMESPACE/NAME, never by a URL or a command")
+    if root is not None and ("://" in str(root) or (kind == "wds" and not os.path.isdir(root))):
+        raise DataError(Argument("root"), f" {root}: no such folder; data are read from folders, never from commands")
+    shards = math.prod(abs(int(last) - int(first)) + 1 for first, last in _NUMBERS.findall(split))
+    if kind == "wds" and shards > _MOST_SHARDS:
+        raise DataError(f"{name}: {split} names {shards:,} files; {_MOST_SHARDS:,} are the most")
+
+
 def _require_package(kind: str, name: str) -> None:
     package = _PACKAGES.get(kind)
     if package is not None and importlib.util.find_spec(package) is None:
         more = " tensorflow" if kind == "tfds" else ""
         raise DataError(f"{name} needs a package that is not here: pip install {package.replace('_', '-')}{more}")
+    if package == "datasets" and int(version(package).partition(".")[0]) < 4:
+        raise DataError(f"{name} needs datasets 4 or newer, which runs no code of data sets: pip install -U datasets")
 
 
 def _create(name: str, root: str | os.PathLike[str] | None, split: str, **options: Any) -> Any:
@@ -301,7 +320,8 @@ def _create(name: str, root: str | os.PathLike[str] | None, split: str, **option
     if name.startswith("wds/"):
         logging.getLogger("timm.data.readers.reader_wds").setLevel(logging.ERROR)  # what it warns of is said below
     try:
-        return create_dataset(name, root=None if root is None else str(root), split=split, **options)
+        # An absolute path, as webdataset would take the name of a file in the current folder for a URL.
+        return create_dataset(name, root=None if root is None else os.path.abspath(root), split=split, **options)
     except Exception as error:  # whatever the library raises, it is about the data
         place = f"{name} {split}".strip() + (f" in {root}" if root is not None else "")
         text, advised, _ = first_line(error).partition("You can use download=True to download it")
