@@ -13,7 +13,9 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal
 
-Fault = Literal["", "hang", "truncate", "corrupt", "401", "403", "500"]
+Fault = Literal[
+    "", "hang", "truncate", "corrupt", "slow", "stall", "loop", "reset", "elsewhere", "401", "403", "429", "500"
+]
 
 
 class HubServer:
@@ -22,7 +24,9 @@ class HubServer:
     Attributes:
         repos: files by repository, commit and name.
         fault: how downloads go wrong. 'hang': no answer, ever; 'truncate': half the body; 'corrupt': another body of
-            the same length under the right ETag; a number: that status.
+            the same length under the right ETag; 'slow': ten bytes a second; 'stall': half the body, then nothing;
+            'loop': redirects to itself; 'reset': the connection is closed at once; 'elsewhere': headers that are paths
+            out of the cache; a number: that status, 429 with a time to wait of an hour.
         token: if set, requests without it get 401.
         requests: method and path of each request so far.
     """
@@ -36,6 +40,7 @@ class HubServer:
         self.closing = threading.Event()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
         self._server.daemon_threads = True
+        self._server.handle_error = lambda *_: None  # type: ignore[method-assign]  # clients that give up
         self.endpoint = f"http://127.0.0.1:{self._server.server_port}"
 
     def __enter__(self) -> HubServer:
@@ -106,8 +111,16 @@ def _handler(hub: HubServer) -> type[BaseHTTPRequestHandler]:
             if hub.token is not None and self.headers.get("Authorization") != f"Bearer {hub.token}":
                 self._answer(401, {"error": "Invalid username or password."})
                 return False
+            if hub.fault == "reset":
+                self.close_connection = True
+                self.connection.shutdown(2)
+                return False
+            if hub.fault == "loop":
+                self._answer(307, {}, {"Location": self.path})
+                return False
             if hub.fault.isdigit():
-                self._answer(int(hub.fault), {"error": "as asked for"})
+                headers = {"Retry-After": "3600"} if hub.fault == "429" else {}
+                self._answer(int(hub.fault), {"error": "as asked for"}, headers)
                 return False
             return True
 
@@ -119,9 +132,10 @@ def _handler(hub: HubServer) -> type[BaseHTTPRequestHandler]:
             if problem:
                 self._answer(404, {}, {"X-Error-Code": problem})
                 return
+            outside = "../" * 5 + "outside" if hub.fault == "elsewhere" else ""
             self.send_response(200)
-            self.send_header("X-Repo-Commit", commit)
-            self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
+            self.send_header("X-Repo-Commit", outside or commit)
+            self.send_header("ETag", f'"{outside or hashlib.sha256(content).hexdigest()}"')
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()
             if not with_body:
@@ -129,6 +143,14 @@ def _handler(hub: HubServer) -> type[BaseHTTPRequestHandler]:
             if hub.fault == "truncate":
                 self.wfile.write(content[: len(content) // 2])
                 self.close_connection = True
+            elif hub.fault == "stall":
+                self.wfile.write(content[: len(content) // 2])
+                hub.closing.wait()
+            elif hub.fault == "slow":
+                for start in range(len(content)):
+                    self.wfile.write(content[start : start + 1])
+                    if hub.closing.wait(0.1):
+                        return
             else:
                 self.wfile.write(content[::-1] if hub.fault == "corrupt" else content)
 

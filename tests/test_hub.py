@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import time
 from collections.abc import Iterator
@@ -15,13 +16,16 @@ import timm
 import torch
 from hub_server import HubServer
 from huggingface_hub import constants
-from safetensors.torch import load_file
+from PIL import Image
+from safetensors.torch import load_file, save_file
 from weight_folders import SPEC, create_registered, register, small_folder, small_model
 
 import glit_models
+from glit_models.cli import main
 from glit_models.errors import WeightsError
 from glit_models.families import named_specs
 from glit_models.weights import download, files, resolve
+from glit_models.weights.loading import load_model
 from glit_models.weights.registry import WeightEntry, read_registry
 from glit_models.weights.verify import verify
 
@@ -425,6 +429,66 @@ def test_a_server_that_never_answers_is_given_up_in_time(
         create_registered()
     assert time.monotonic() - start < 5
     assert "HF_ENDPOINT" in one_line(error)
+
+
+SLOW = [
+    ("hang", r"could not be reached \(no answer within 0.5 s\)|timed out"),
+    ("slow", r"cut short \(less than 16,384 bytes within 0.5 s\); run it again"),
+    ("stall", r"cut short \((less than 16,384 bytes within 0.5 s|.*timed out)"),
+    ("429", r"too many requests \(429\); try again in 3600 seconds"),
+    ("500", r"answered with an error \(500\); try again later"),
+    ("loop", r"could not be reached \(.*redirects"),
+    ("reset", r"could not be reached \("),
+    ("truncate", "cut short"),
+    ("elsewhere", "is not answered by a Hub; check HF_ENDPOINT"),
+]
+
+
+@pytest.mark.parametrize(("fault", "complaint"), SLOW)
+def test_every_command_gives_a_faulty_hub_up_in_time_with_one_line(
+    server: HubServer, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Any, complaint: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    server.add(REPO, files_of(folder))
+    monkeypatch.setenv("GLIT_HUB_TIMEOUT", "0.5" if fault in ("hang", "slow", "stall") else "10")
+    server.fault = fault
+    for label in ("cat", "dog"):
+        for number in range(3):
+            path = tmp_path / "images" / label / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (8, 8)).save(path)
+    images, run = str(tmp_path / "images"), str(tmp_path / "run")
+    start = time.monotonic()
+    for command in (
+        ["predict", images, "--model", REPO],
+        ["eval", REPO, images],
+        ["finetune", images, "--model", REPO, "--out", run, "--device", "cpu"],
+        ["predict", images, "--model", f"hf-hub:{REPO}"],
+        ["verify", REPO],
+    ):
+        assert main(command) == 2
+        printed = capsys.readouterr()
+        lines = [line for line in (printed.err).splitlines() if line]
+        assert len(lines) == 1, printed.err
+        assert re.search(complaint, lines[0]), lines[0]
+        assert lines[0].startswith(f"glit: {REPO}/")
+    assert time.monotonic() - start < 10
+    assert not list(tmp_path.rglob("outside*"))
+
+
+def test_a_model_of_timm_on_the_hub_is_fetched_by_the_same_way(
+    server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("timm.models._builder.load_state_dict_from_hf", lambda *_: pytest.fail("fetched by timm"))
+    model = timm.create_model("test_vit", num_classes=1000)
+    save_file(model.state_dict(), tmp_path / "weights")
+    cfg = timm.get_pretrained_cfg("test_vit")
+    server.add(cfg.hf_hub_id, {cfg.hf_hub_filename or "model.safetensors": (tmp_path / "weights").read_bytes()})
+    loaded = load_model("test_vit", any_timm=True).model
+    torch.testing.assert_close(loaded.state_dict(), model.state_dict())
+    timm.models.save_for_hf(model, tmp_path / "saved", safe_serialization=True)
+    server.add("somebody/vit", files_of(tmp_path / "saved"))
+    torch.testing.assert_close(load_model("hf-hub:somebody/vit", any_timm=True).model.state_dict(), model.state_dict())
 
 
 def test_a_closed_port_is_reported_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from PIL import Image
 from timm.data import resolve_data_config
@@ -29,8 +28,8 @@ from ..recipes import Overrides, parse_overrides
 from ..runs.console import track
 from ..runs.files import write_text
 from ..runs.processes import multiplies_bf16
+from ..weights import loading
 from ..weights.files import ENTRY_FILE
-from ..weights.loading import timm_name
 from .feed import naming_keys
 from .recipe import Recipe, load_recipe
 from .setup import create_model
@@ -88,7 +87,7 @@ def plan(directory: str | os.PathLike[str], model: str | None, device: torch.dev
     given = dict(overrides) if isinstance(overrides, Mapping) else parse_overrides(overrides)
     _refuse_fixed_keys(given, directory)
     model = given.get("model.name", model)
-    name = timm_name(model) if model is not None else DEFAULT
+    name = loading.timm_name(model) if model is not None else DEFAULT
     choices = _Choices({**given, "model.name": name, "data.dataset": "folder", "data.root": str(directory)})
     choices.explain(f"model: {name}, as asked" if model else f"model: {name}, the default (", Argument("model"), ")")
     with naming_keys():
@@ -218,11 +217,11 @@ def _choose_model(choices: _Choices, name: str) -> int:
     """Its own image size; no stochastic depth where it has none."""
     try:
         try:
-            model = timm.create_model(name, drop_path_rate=0.1)
+            model = loading.create_model(name, drop_path_rate=0.1)
         except TypeError as error:
             if "'drop_path_rate'" not in str(error):
                 raise
-            model = timm.create_model(name)
+            model = loading.create_model(name)
             choices.make("model.drop_path_rate", 0.0)
         return int(resolve_data_config(model=model)["input_size"][-1])
     except GlitError:

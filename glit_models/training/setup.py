@@ -16,6 +16,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from ..errors import GlitError, RecipeError, first_line
+from ..weights import loading
 from .recipe import AugmentSection, DataSection, ModelSection, OptimSection
 
 __all__ = [
@@ -63,7 +64,7 @@ def create_model(section: ModelSection, num_classes: int, dynamic: bool = False)
 def _create(name: str, num_classes: int, keywords: dict[str, Any]) -> Any:
     """timm's model. Keywords that it does not take are left out where that changes nothing: a convnet's image size."""
     try:
-        return timm.create_model(name, num_classes=num_classes, **keywords)
+        return loading.create_model(name, num_classes=num_classes, **keywords)
     except TypeError as error:
         idle = [key for key, value in keywords.items() if f"'{key}'" in str(error) and (key == "img_size" or not value)]
         if "unexpected keyword" not in str(error) or not idle:

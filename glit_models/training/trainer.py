@@ -16,7 +16,6 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
@@ -31,7 +30,7 @@ from ..runs.lock import lock_folder
 from ..runs.processes import make_accelerator, multiplies_bf16, synchronise_batchnorm
 from ..runs.signals import StopRequest
 from ..weights.files import write_state_dict
-from ..weights.loading import load_model
+from ..weights.loading import create_model, load_model
 from . import setup
 from .feed import Feed, open_data
 from .objective import Objective
@@ -397,6 +396,6 @@ class Trainer:
 
 def _create_teacher(name: str) -> nn.Module:
     try:
-        return timm.create_model(name, pretrained=True)
+        return create_model(name, pretrained=True)
     except Exception as error:
         raise RecipeError(f"distill.teacher {name!r} cannot be loaded: {error}") from None

@@ -1,4 +1,4 @@
-"""Files from the Hugging Face Hub, through its own client and cache, with errors in one line and within seconds.
+"""Files from the Hugging Face Hub, by its client's session into its cache, with errors in one line and within seconds.
 
 It knows repositories and files; what is in them, and whether their hash is right, is for the caller to know.
 """
@@ -10,15 +10,36 @@ import logging
 import os
 import re
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, TypeVar
 
-from ..errors import WeightsError, first_line
+from ..errors import GlitError, WeightsError, first_line
+from ..runs.console import progress_bar
+from ..runs.files import whole_file, write_text
 
-__all__ = ["explain", "fetch", "hub_timeout", "quiet_client", "split_revision", "within"]
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+__all__ = [
+    "WEIGHTS",
+    "explain",
+    "fetch",
+    "fetch_first",
+    "fetch_model",
+    "hub_timeout",
+    "quiet_client",
+    "split_revision",
+    "within",
+]
+
+T = TypeVar("T")
 
 _COMMIT = "[0-9a-f]{40}"
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # what timm looks for, in its order
+_LEAST_BYTES = 1 << 14  # of a download in the time that the Hub has to answer
 
 
 def split_revision(name: str) -> tuple[str, str | None]:
@@ -27,22 +48,31 @@ def split_revision(name: str) -> tuple[str, str | None]:
     return repo, revision or None
 
 
+class _NotFoundError(WeightsError):
+    """There is no such repository, revision or file."""
+
+
 def fetch(repo: str, filename: str, revision: str | None = None) -> Path:
     """The local path of a file of a Hub repository, downloaded unless the client's cache has it.
 
     A file pinned to a commit needs no network once it is in the cache; nor does any other when offline or when the Hub
-    does not answer. The Hub has `$GLIT_HUB_TIMEOUT` seconds (12 unless set) to answer at all.
+    does not answer. The Hub has `$GLIT_HUB_TIMEOUT` seconds (12 unless set) to answer at all, and a download must go
+    on by 16 KiB in each such time. Nothing is tried twice.
 
     Raises:
         WeightsError: offline, unreachable, 401, 403, 404, another status, or a download cut short.
+        WriteError: if the cache cannot be written.
     """
-    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
+    from huggingface_hub import constants, hf_hub_url, try_to_load_from_cache
 
     what = f"{repo}{f'@{revision}' if revision else ''}/{filename}"
     try:
         cached = try_to_load_from_cache(repo, filename, revision=revision)
+        url = hf_hub_url(repo, filename, revision=revision)
     except ValueError:
         raise WeightsError(f"{repo!r} is not the name of a Hub repository; it must be NAMESPACE/NAME") from None
+    if ".." in (revision or "").split("/"):
+        raise WeightsError(f"{what}: {revision!r} is not the name of a revision")
     cached_path = Path(cached) if isinstance(cached, str) else None
     if cached_path and revision and re.fullmatch(_COMMIT, revision):
         return cached_path
@@ -54,28 +84,121 @@ def fetch(repo: str, filename: str, revision: str | None = None) -> Path:
             "unset it, or copy the cache of a machine that has the file"
         )
     seconds = hub_timeout()
-    with quiet_client():
-        # The client alone would try for minutes; asking for the file's metadata first, it answers at once.
-        try:
-            url = hf_hub_url(repo, filename, revision=revision)
-            within(seconds, lambda: get_hf_file_metadata(url, timeout=seconds))
-        except Exception as error:  # the client's own exception types change from version to version
-            if cached_path and _status(error) is None:
-                return cached_path
-            raise WeightsError(f"{what}: {explain(error)}") from None
-        try:
-            return Path(hf_hub_download(repo, filename, revision=revision, etag_timeout=seconds))
-        except Exception as error:
-            if _status(error) is not None:
-                raise WeightsError(f"{what}: {explain(error)}") from None
-            raise WeightsError(f"{what}: the download was cut short ({_cause(error)}); run it again to go on") from None
+    transfer = _Transfer(Path(constants.HF_HUB_CACHE) / f"models--{repo.replace('/', '--')}", filename, revision)
+    try:
+        with quiet_client(), _download_bar() as bar:
+            bar.add_task(what, total=None)
+            return within(seconds, lambda: transfer.run(url, seconds), lambda: _show(bar, transfer.received))
+    except GlitError as error:
+        raise type(error)(f"{what}: ", *error.message.parts) from None
+    except Exception as error:  # the client's own exception types change from version to version
+        if transfer.received:
+            raise WeightsError(f"{what}: the download was cut short ({_cause(error)}); run it again") from None
+        if cached_path:
+            return cached_path
+        raise WeightsError(f"{what}: {explain(error)}") from None
+    finally:
+        transfer.is_wanted = False
+
+
+def fetch_model(name: str, *, weights: bool = True) -> Path:
+    """The local folder of a Hub repository NAMESPACE/NAME[@REVISION] with its `config.json` and, if asked for, weights.
+
+    Raises:
+        WeightsError, WriteError: as `fetch`.
+    """
+    repo, revision = split_revision(name)
+    config = fetch(repo, "config.json", revision)
+    if weights:
+        fetch_first(repo, WEIGHTS, revision)
+    return config.parent
+
+
+def fetch_first(repo: str, filenames: Sequence[str], revision: str | None = None) -> Path:
+    """The first of these files that the repository has, as `fetch`."""
+    for filename in filenames[:-1]:
+        with contextlib.suppress(_NotFoundError):
+            return fetch(repo, filename, revision)
+    return fetch(repo, filenames[-1], revision)
+
+
+class _Transfer:
+    """One file on its way into the Hub client's cache.
+
+    Attributes:
+        received: bytes so far.
+        is_wanted: whether to go on.
+    """
+
+    def __init__(self, folder: Path, filename: str, revision: str | None) -> None:
+        self.folder, self.filename, self.revision = folder, filename, revision
+        self.received = 0
+        self.is_wanted = True
+
+    def run(self, url: str, seconds: float) -> Path:
+        """Ask for the file, and read it unless this commit of it is in the cache. `seconds`: to wait for each part."""
+        from huggingface_hub import get_session
+        from huggingface_hub.utils import build_hf_headers
+
+        headers = {**build_hf_headers(), "Accept-Encoding": "identity"}
+        # Where it leads to another host, the client leaves the token out.
+        with get_session().stream("GET", url, headers=headers, timeout=seconds, follow_redirects=True) as response:
+            if response.status_code != 200:
+                raise _refusal(response.status_code, response.headers)
+            answers = [*response.history, response]
+            commit = next((a.headers["X-Repo-Commit"] for a in answers if "X-Repo-Commit" in a.headers), "")
+            if not re.fullmatch(_COMMIT, commit):  # it becomes a part of the path
+                raise WeightsError(f"{url} is not answered by a Hub; check HF_ENDPOINT and the proxy")
+            path = self.folder / "snapshots" / commit / self.filename
+            if not path.is_file():
+                sizes = [int(size) for a in answers if (size := a.headers.get("X-Linked-Size", "")).isdecimal()]
+                self._write(path, response.iter_bytes(), sizes)
+        write_text(self.folder / "refs" / (self.revision or "main"), commit, parents=True)
+        return path
+
+    def _write(self, path: Path, chunks: Iterable[bytes], sizes: list[int]) -> None:
+        with whole_file(path, parents=True) as temporary:
+            with open(temporary, "wb") as file:
+                for chunk in chunks:
+                    file.write(chunk)
+                    self.received += len(chunk)
+                    if not self.is_wanted:
+                        raise TimeoutError("given up")
+            if sizes and self.received != sizes[0]:
+                raise WeightsError(f"{self.received:,} bytes came of {sizes[0]:,}; run it again")
+
+
+def _download_bar() -> Progress:
+    from rich.progress import DownloadColumn, TransferSpeedColumn
+
+    return progress_bar("{task.description}", DownloadColumn(), TransferSpeedColumn())
+
+
+def _show(bar: Progress, received: int) -> int:
+    bar.update(bar.task_ids[0], completed=received)
+    return received
+
+
+def _refusal(status: int, headers: Mapping[str, str]) -> WeightsError:
+    if status == 404:
+        return _NotFoundError(_explain_status(status))
+    return WeightsError(_explain_status(status, headers.get("Retry-After")))
 
 
 def explain(error: Exception) -> str:
     """In one line, why a request to the Hub failed and what to do."""
     from huggingface_hub import constants
 
-    status = _status(error)
+    response = getattr(_root(error), "response", None)
+    if response is not None:
+        return _explain_status(response.status_code, response.headers.get("Retry-After"))
+    return (
+        f"the Hub ({constants.ENDPOINT}) could not be reached ({_cause(error)}); "
+        "check the network and HF_ENDPOINT, or set HF_HUB_OFFLINE=1 to use what is in the cache"
+    )
+
+
+def _explain_status(status: int, retry_after: str | None = None) -> str:
     if status in (401, 403):
         return (
             f"the Hub refused access ({status}); check the name, and log in with `hf auth login` or HF_TOKEN "
@@ -83,12 +206,10 @@ def explain(error: Exception) -> str:
         )
     if status == 404:
         return "no such repository, revision or file on the Hub (404); check the name"
-    if status is not None:
-        return f"the Hub answered with an error ({status}); try again later"
-    return (
-        f"the Hub ({constants.ENDPOINT}) could not be reached ({_cause(error)}); "
-        "check the network and HF_ENDPOINT, or set HF_HUB_OFFLINE=1 to use what is in the cache"
-    )
+    later = f"in {retry_after} seconds" if retry_after and retry_after.isdecimal() else "later"
+    if status == 429:
+        return f"the Hub answers too many requests (429); try again {later}"
+    return f"the Hub answered with an error ({status}); try again {later}"
 
 
 @contextlib.contextmanager
@@ -115,29 +236,32 @@ def hub_timeout() -> float:
     return seconds
 
 
-def within(seconds: float, call: Callable[[], Any]) -> Any:
-    """The result of `call`, or TimeoutError. The client's timeouts leave out looking up names, and count each step."""
-    outcome: list[Any] = []
+def within(seconds: float, call: Callable[[], T], progress: Callable[[], int] = lambda: 0) -> T:
+    """The result of `call`, or TimeoutError where `progress` counts less than 16 KiB in `seconds`.
+
+    The client's own timeouts leave out looking up names, and count each step.
+    """
+    outcome: Future[T] = Future()
 
     def run() -> None:
         try:
-            outcome.append((call(), None))
-        except Exception as error:
-            outcome.append((None, error))
+            outcome.set_result(call())
+        except BaseException as error:
+            outcome.set_exception(error)
 
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if not outcome:
-        raise TimeoutError(f"no answer within {seconds:g} s")
-    result, error = outcome[0]
-    if error is not None:
-        raise error
-    return result
-
-
-def _status(error: BaseException) -> int | None:
-    return getattr(getattr(_root(error), "response", None), "status_code", None)
+    threading.Thread(target=run, daemon=True).start()
+    seen, last = progress(), time.monotonic()
+    while True:
+        try:
+            return outcome.result(min(seconds, 0.25))
+        except TimeoutError:
+            if outcome.done():
+                raise  # the call's own
+        if (now := progress()) - seen >= _LEAST_BYTES:
+            seen, last = now, time.monotonic()
+        elif time.monotonic() - last >= seconds:
+            text = f"less than {_LEAST_BYTES:,} bytes" if now else "no answer"
+            raise TimeoutError(f"{text} within {seconds:g} s")
 
 
 def _cause(error: BaseException) -> str:

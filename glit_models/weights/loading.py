@@ -21,7 +21,7 @@ from .files import CONFIG_FILE, WEIGHTS_FILE, sha256_of
 from .folder import REPO_NAME, WeightFolder, load_folder, open_folder
 from .registry import WeightEntry
 
-__all__ = ["LoadedModel", "load_model", "timm_name"]
+__all__ = ["LoadedModel", "create_model", "load_model", "timm_name"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,6 +88,10 @@ def _is_ours(source: str) -> bool:
     return False
 
 
+def _is_timms(name: str) -> bool:
+    return ":" not in name and name.partition(".")[0] not in named_specs()
+
+
 def _architecture(config: Path) -> str:
     try:
         return str(json.loads(config.read_text(encoding="utf-8")).get("architecture"))
@@ -98,11 +102,33 @@ def _architecture(config: Path) -> str:
 def _load_with_timm(source: str) -> Any:
     name = timm_name(source)
     try:
-        return timm.create_model(name, pretrained=True).eval()
+        return create_model(name, pretrained=True).eval()
     except GlitError:
         raise
-    except (RuntimeError, OSError, ValueError, KeyError) as error:
+    except Exception as error:  # of whatever library the model is
         raise WeightsError(f"{name} cannot be loaded: {first_line(error)}") from None
+
+
+def create_model(name: str, *, pretrained: bool = False, **keywords: Any) -> Any:
+    """What `timm.create_model` makes, from files of the Hub that `download.fetch` fetched, not timm.
+
+    Args:
+        name: MODEL, MODEL.TAG, 'local-dir:DIR' or 'hf-hub:NAMESPACE/NAME[@REVISION]'.
+
+    Raises:
+        WeightsError: if a file is not there or cannot be fetched; and what timm raises.
+    """
+    for prefix in ("hf-hub:", "hf_hub:"):
+        if name.startswith(prefix):
+            folder = download.fetch_model(name.removeprefix(prefix), weights=pretrained)
+            return timm.create_model(f"local-dir:{folder}", pretrained=pretrained, **keywords)
+    cfg = timm.get_pretrained_cfg(name) if pretrained and _is_timms(name) else None
+    if cfg is not None and cfg.hf_hub_id and not cfg.custom_load:
+        names = (cfg.hf_hub_filename,) if cfg.hf_hub_filename else download.WEIGHTS
+        repo, revision = download.split_revision(cfg.hf_hub_id)
+        overlay = {"file": str(download.fetch_first(repo, names, revision))}
+        keywords["pretrained_cfg_overlay"] = {**overlay, **keywords.get("pretrained_cfg_overlay", {})}
+    return timm.create_model(name, pretrained=pretrained, **keywords)
 
 
 def timm_name(source: str) -> str:
