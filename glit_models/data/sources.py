@@ -205,10 +205,11 @@ def open_source(
         options["is_training"] = training
     if kind in ("hfids", "wds"):
         options["input_img_mode"] = ""  # as the file has it, for `to_rgb`
-    dataset = _create(name, root, split, **options)
+    # webdataset takes what its files are called for URLs and commands, unless they begin with the path of a folder.
+    place = os.path.abspath(root) if root is not None and kind == "wds" else root
+    dataset = _create(name, place, split, **options)
     names = _class_names(dataset, name, root)
-    place = f"{name} {split}"
-    return Stream(dataset, names, place) if kind in _STREAMED else Images(dataset, names, None)
+    return Stream(dataset, names, f"{name} {split}") if kind in _STREAMED else Images(dataset, names, None)
 
 
 def _open_folder(name: str, root: str | os.PathLike[str] | None, split: str) -> Images:
@@ -320,8 +321,7 @@ def _create(name: str, root: str | os.PathLike[str] | None, split: str, **option
     if name.startswith("wds/"):
         logging.getLogger("timm.data.readers.reader_wds").setLevel(logging.ERROR)  # what it warns of is said below
     try:
-        # An absolute path, as webdataset would take the name of a file in the current folder for a URL.
-        return create_dataset(name, root=None if root is None else os.path.abspath(root), split=split, **options)
+        return create_dataset(name, root=None if root is None else str(root), split=split, **options)
     except Exception as error:  # whatever the library raises, it is about the data
         place = f"{name} {split}".strip() + (f" in {root}" if root is not None else "")
         text, advised, _ = first_line(error).partition("You can use download=True to download it")
