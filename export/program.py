@@ -13,6 +13,7 @@ import shutil
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,19 @@ class TorchTarget(Target):
         return write_verified(path, self._writer(program, info), Program, source, info, options)
 
     def _writer(self, program: torch.export.ExportedProgram, info: ExportInfo) -> Callable[[Path], None]:
-        return lambda path: torch.export.save(program, path, extra_files={_INFO: json.dumps(info.to_texts())})
+        extra = {_INFO: json.dumps(info.to_texts())}
+        return _in_memory(lambda file: torch.export.save(program, file, extra_files=extra))
+
+
+def _in_memory(save: Callable[[BytesIO], object]) -> Callable[[Path], None]:
+    """Let torch save into memory, and write that: on a full disk its own writer ends the process."""
+
+    def write(path: Path) -> None:
+        file = BytesIO()
+        save(file)
+        path.write_bytes(file.getbuffer())
+
+    return write
 
 
 @register_target
@@ -148,16 +161,16 @@ def _traced(form: ExportForm, info: ExportInfo) -> torch.export.ExportedProgram:
 def _compile(program: torch.export.ExportedProgram, info: ExportInfo) -> Callable[[Path], None]:
     from torch._inductor import aoti_compile_and_package
 
-    def write(path: Path) -> None:
+    def save(file: BytesIO) -> None:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # the compiler's, of what it chose
                 configs = {"aot_inductor.metadata": info.to_texts()}
-                aoti_compile_and_package(program, package_path=str(path), inductor_configs=configs)
+                aoti_compile_and_package(program, package_path=file, inductor_configs=configs)
         except (RuntimeError, OSError, ImportError) as error:
             raise ExportError(f"the program cannot be compiled here: {first_line(error)}") from None
 
-    return write
+    return _in_memory(save)
 
 
 class Program:

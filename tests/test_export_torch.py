@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import shutil
 import zipfile
 from pathlib import Path
@@ -14,7 +15,7 @@ from exported import CLASSES, small_glit
 from glit_models.export.program import Program, export_torch
 
 from glit_models.cli import main
-from glit_models.errors import ExportError
+from glit_models.errors import ExportError, WriteError
 from glit_models.weights.folder import save_folder
 
 
@@ -69,6 +70,17 @@ def test_the_command_writes_and_reports(tmp_path: Path, capsys: pytest.CaptureFi
         err = capsys.readouterr().err
         assert message in err
         assert err.count("\n") == 1
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, before[1]))  # fails writes as a full disk does
+    try:
+        with pytest.raises(WriteError, match=r"model.pt2 cannot be written: File too large$"):
+            export_torch(small_glit(), tmp_path / "model.pt2", verify=0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list(tmp_path.iterdir())
 
 
 def test_files_that_are_no_program_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
