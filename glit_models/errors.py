@@ -6,6 +6,7 @@ names an argument holds an `Argument`: Python reads `force=True` where the comma
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -105,3 +106,12 @@ def pip_install(extra: str) -> str:
 def first_line(error: BaseException) -> str:
     """The first line of an error's text, or its type's name where it has none."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+# Control characters, marks that turn the direction of text, and bytes of file names that are no UTF-8.
+UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def printable(text: str) -> str:
+    """One line of text that is safe on a terminal and in a file: what is in UNPRINTABLE, as Python escapes it."""
+    return UNPRINTABLE.sub(lambda match: match[0].encode("unicode_escape").decode(), text)

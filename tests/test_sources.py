@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import shutil
 import tarfile
 from collections import Counter
@@ -361,6 +362,13 @@ def test_streamed_hugging_face_data_sets_open(tmp_path: Path):
     assert first == again != second
     assert sorted(first) == list(range(12))
     assert sorted(numbers(eval_loader(splits.validation, PLAIN, 5))) == list(range(100, 112))
+
+
+@pytest.mark.parametrize("name", [b"d\xffg", b"d\ng", b"d\x1b[31mg"])
+def test_a_class_whose_name_is_no_text_is_refused_before_training(tmp_path: Path, name: bytes):
+    fill(tmp_path, {"cat": 2, os.fsdecode(name): 2})
+    with pytest.raises(DataError, match=r"d\\(udcff|n|x1b\[31m)g: rename it; a class is called in UTF-8"):
+        open_source("folder", tmp_path, "train")
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ import numpy as np
 from PIL import Image
 from timm.utils.misc import natural_key
 
-from ..errors import Argument, DataError, first_line
+from ..errors import UNPRINTABLE, Argument, DataError, first_line, printable
 from .fashion_mnist import FashionMNIST
 from .image_files import list_images, open_image, to_rgb
 
@@ -257,6 +257,9 @@ class ClassFolder:
             found.setdefault(first, []).append(path)
         if not found:
             raise DataError(f"{folder} holds no images; they belong in {folder}/CLASS/")
+        if unfit := next(filter(UNPRINTABLE.search, found), None):
+            place = printable(f"{folder}/{unfit}")
+            raise DataError(f"{place}: rename it; a class is called in UTF-8, without control characters")
         for child in sorted(folder.iterdir()):
             if child.is_dir() and child.name not in found and not child.name.startswith((".", "_")):
                 raise DataError(f"{child} holds no images; remove it, or put the images of that class there")
