@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from glit_models import SpecTransformer
-from glit_models.errors import Argument, ExportError
+from glit_models.errors import Argument, ExportError, printable
 from glit_models.runs.files import scratch_folder, whole_folder
 
 from .metadata import INPUT, OUTPUT, ExportInfo
@@ -125,7 +125,7 @@ def _arranged(artifact: OnnxArtifact, target: Path, options: TritonOptions) -> O
         os.replace(artifact.path, folder / VERSION / MODEL)
         os.replace(report, folder / "report.json")  # a version's folder holds the model alone
         (folder / CONFIG).write_text(triton_config(artifact.info, final.name, options), encoding="utf-8")
-        labels = "".join(f"{label}\n" for label in artifact.info.labels)
+        labels = "".join(f"{printable(label)}\n" for label in artifact.info.labels)
         (folder / LABELS).write_text(labels, encoding="utf-8")
     return replace(artifact, path=final / VERSION / MODEL)
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import json
 import pickle
 from pathlib import Path
 
 import pytest
 
 from glit_models.cli import main
-from glit_models.cli.common import add_command, add_run_options, spelled
+from glit_models.cli.common import add_command, add_run_options, print_json, print_table, spelled
 from glit_models.data import open_splits
-from glit_models.errors import Argument, DataError, Message, WriteError
+from glit_models.errors import UNPRINTABLE, Argument, DataError, Message, WriteError, printable
+from glit_models.runs.console import say
 from glit_models.training import load_recipe
 from glit_models.training.feed import open_data
 
@@ -92,3 +94,25 @@ def test_a_message_names_the_options_and_keys_of_its_own_command(
     monkeypatch.chdir(tmp_path)
     assert main([*command, "--device", "cpu"]) == 2
     assert capsys.readouterr().err == f"glit: {message}\n"
+
+
+def test_what_a_terminal_would_act_upon_is_escaped_on_every_way_to_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evil = "\x1b[2Jdog\n\x9b31m\u202e\udcff"
+    escaped = r"\x1b[2Jdog\n\x9b31m\u202e\udcff"
+    assert printable(evil) == escaped
+    image = tmp_path / evil / "not.png"
+    image.parent.mkdir()
+    image.write_bytes(b"no image")
+    assert main(["predict", str(image)]) == 2
+    assert capsys.readouterr().err == f"glit: {tmp_path}/{escaped}/not.png: not an image\n"
+    assert main(["info", str(tmp_path / evil)]) == 2
+    say(evil)
+    assert capsys.readouterr().err.count("\n") == 2
+    print_table(evil, [("class", "left")], [(evil,)])
+    print_json({evil: [evil]})
+    printed = capsys.readouterr().out
+    assert printed.count(escaped) == 2
+    assert not UNPRINTABLE.search(printed.replace("\n", ""))
+    assert json.loads(printed[printed.index("{") :]) == {evil: [evil]}

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from ..errors import GlitError
 from ..extensions import import_module
 from . import deploying, images, searching, training, weights
-from .common import Commands, spelled
+from .common import Commands, echo, spelled
 
 __all__ = ["main"]
 
@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return status
     except GlitError as error:
-        print(f"glit: {spelled(error.message, args)}", file=sys.stderr)
+        echo(f"glit: {spelled(error.message, args)}", error=True)
         return 2
     except KeyboardInterrupt:
         return 130

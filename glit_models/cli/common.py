@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
-from ..errors import Argument, Message
+from ..errors import UNPRINTABLE, Argument, Message, printable
 
-__all__ = ["Commands", "add_command", "add_device", "add_run_options", "print_json", "print_table", "spelled"]
+__all__ = [
+    "Commands",
+    "add_command",
+    "add_device",
+    "add_run_options",
+    "echo",
+    "print_json",
+    "print_table",
+    "spelled",
+]
 
 Commands = Any  # argparse has no public name for what `add_subparsers` returns
 
@@ -61,6 +71,11 @@ def _option(argument: Argument, args: argparse.Namespace) -> str:
     return f"{name} {value}"
 
 
+def echo(line: str, error: bool = False) -> None:
+    """Print a line, to stderr if `error`, with what a terminal would act upon escaped: names may be anybody's."""
+    print(printable(line), file=sys.stderr if error else sys.stdout, flush=error)
+
+
 def add_device(parser: argparse.ArgumentParser) -> None:
     """The option of where to compute, as `predict.pick_device` takes it."""
     parser.add_argument("--device", help="cpu, cuda, ...; the GPU if there is one unless given")
@@ -75,7 +90,9 @@ def add_run_options(parser: argparse.ArgumentParser, set_help: str) -> None:
 
 def print_json(data: Any) -> None:
     """Print data as indented JSON."""
-    print(json.dumps(data, indent=2, ensure_ascii=False))
+    text = json.dumps(data, indent=2, ensure_ascii=False)
+    lines = (UNPRINTABLE.sub(lambda match: f"\\u{ord(match[0]):04x}", line) for line in text.split("\n"))
+    print("\n".join(lines))
 
 
 def print_table(title: str | None, columns: Sequence[tuple[str, str]], rows: Sequence[Sequence[str]]) -> None:
@@ -84,11 +101,11 @@ def print_table(title: str | None, columns: Sequence[tuple[str, str]], rows: Seq
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
+    table = Table(title=None if title is None else printable(title), box=box.SIMPLE_HEAD, title_justify="left")
     for name, justify in columns:
         table.add_column(name, justify="right" if justify == "right" else "left", overflow="fold")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(printable, row))
     console = Console(markup=False, highlight=False, emoji=False)
     if not console.is_terminal:
         console.width = 120  # in a file or a pipe there is no width to keep to

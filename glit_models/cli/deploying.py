@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import argparse
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
 from ..errors import Argument, GlitError
-from .common import Commands, add_command, print_json, print_table
+from .common import Commands, add_command, echo, print_json, print_table
 
 __all__ = ["add_bench", "add_export"]
 
@@ -84,7 +83,7 @@ def _run_export(args: argparse.Namespace) -> int:
     else:
         _print_artifact(artifact)
     for problem in artifact.agreement.problems if artifact.agreement else ():
-        print(f"glit: {artifact.path} is not what PyTorch computes: {problem}", file=sys.stderr)
+        echo(f"glit: {artifact.path} is not what PyTorch computes: {problem}", error=True)
     return 1 if artifact.agreement is not None and not artifact.agreement.holds else 0
 
 
@@ -147,9 +146,9 @@ def _export_size(text: str) -> Any:
 
 def _print_artifact(artifact: Any) -> None:
     agreement = artifact.agreement
-    print(f"{artifact.path}: {', '.join(artifact.facts)}")
+    echo(f"{artifact.path}: {', '.join(artifact.facts)}")
     if agreement is None:
-        print("not compared with PyTorch, so it is marked .unverified")
+        echo("not compared with PyTorch, so it is marked .unverified")
         return
     of = f"{agreement.num_images} images ({agreement.origin}) by {agreement.provider}"
     rows = [
@@ -163,9 +162,9 @@ def _print_artifact(artifact: Any) -> None:
         rows.append(
             ("top-1 of the file and of PyTorch", f"{agreement.accuracy:.2f} %, {agreement.torch_accuracy:.2f} %")
         )
-    print(f"compared with PyTorch on {of}:")
+    echo(f"compared with PyTorch on {of}:")
     for text, value in rows:
-        print(f"  {text:<38}{value}")
+        echo(f"  {text:<38}{value}")
 
 
 # ---- glit bench ----
@@ -225,9 +224,9 @@ def _run_bench(args: argparse.Namespace) -> int:
             for row in rows
         ]  # fmt: skip
         print_table(args.model, columns, cells)
-        print(f"{args.rounds} rounds; {', '.join(f'{key} {value}' for key, value in about.items())}")
+        echo(f"{args.rounds} rounds; {', '.join(f'{key} {value}' for key, value in about.items())}")
     for line in left_out:
-        print(f"glit: left out: {line}", file=sys.stderr)
+        echo(f"glit: left out: {line}", error=True)
     if args.plot:
         bench.draw_bench(rows, args.model, Path(args.plot))
     return 0

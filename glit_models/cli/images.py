@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import GlitError
-from .common import Commands, add_command, add_device, print_json, print_table
+from .common import Commands, add_command, add_device, echo, print_json, print_table
 
 if TYPE_CHECKING:
     from ..evaluate import Evaluation
@@ -50,7 +49,7 @@ def _run_predict(args: argparse.Namespace) -> int:
             print_table(title, [("image", "left"), ("class", "left"), ("probability", "right")], rows)
     failed = [prediction for prediction in predictions if prediction.error is not None]
     for prediction in failed:
-        print(f"glit: {prediction.error}", file=sys.stderr)
+        echo(f"glit: {prediction.error}", error=True)
     if len(failed) == len(predictions):
         return 2
     return 1 if failed else 0
@@ -158,7 +157,7 @@ def _run_eval(args: argparse.Namespace) -> int:
     if classifier.has_names and result.matched_by == "position":
         pairs = [f"{theirs} is {own}" for theirs, own in zip(data.class_names, classifier.class_names, strict=True)]
         text = f"the data's class names are not the model's; by their order {', '.join(pairs[:3])}, ..."
-        print(f"glit: {text}", file=sys.stderr)
+        echo(f"glit: {text}", error=True)
     title = f"{args.model} on {data}"
     if args.json:
         head = {"model": args.model, "dataset": data.name, "split": data.split, "device": str(device)}

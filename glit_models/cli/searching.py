@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import SearchError
-from .common import Commands, add_command, add_run_options
+from .common import Commands, add_command, add_run_options, echo, print_json
 
 if TYPE_CHECKING:
     from glit_models.search.recipe import SearchRecipe
@@ -51,11 +50,11 @@ def _run_search(args: argparse.Namespace) -> int:
     run = SearchRun(recipe, args.out, pick_device(args.device), args.max_minutes, command, _runtimes(recipe))
     result = run.run()
     if result is not None and run.context.rank == 0:
-        print(json.dumps(result, indent=2))
-        print(f"the winner is {args.out / 'winner.json'}, trained it is {args.out / 'model'}; next:")
-        print(f"    glit search report {args.out}")
-        print(f"    glit info {args.out / 'winner.json'}")
-        print(f"    glit predict IMAGE --model {args.out / 'model'}")
+        print_json(result)
+        echo(f"the winner is {args.out / 'winner.json'}, trained it is {args.out / 'model'}; next:")
+        echo(f"    glit search report {args.out}")
+        echo(f"    glit info {args.out / 'winner.json'}")
+        echo(f"    glit predict IMAGE --model {args.out / 'model'}")
     return 0
 
 
@@ -78,7 +77,7 @@ def _runtimes(recipe: SearchRecipe) -> dict[str, Callable[..., Callable[[], obje
 def _run_search_report(args: argparse.Namespace) -> int:
     from glit_models.search import write_report
 
-    print(f"the report is {write_report(args.folder)}")
+    echo(f"the report is {write_report(args.folder)}")
     return 0
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shlex
 from pathlib import Path
 
 from ..errors import Argument, GlitError
-from .common import Commands, add_command, add_run_options, spelled
+from .common import Commands, add_command, add_run_options, echo, print_json, spelled
 
 __all__ = ["add_finetune", "add_fractals", "add_train"]
 
@@ -35,10 +34,8 @@ def _run_train(args: argparse.Namespace) -> int:
     trainer = Trainer(load_recipe(args.recipe, args.set), args.out, device, args.max_minutes, command)
     result = trainer.run()
     if result is not None and trainer.rank == 0:
-        print(json.dumps(result, indent=2))
-        print(
-            f"the model is in {Path(args.out) / 'model'}: try `glit predict IMAGE --model {Path(args.out) / 'model'}`"
-        )
+        print_json(result)
+        echo(f"the model is in {Path(args.out) / 'model'}: try `glit predict IMAGE --model {Path(args.out) / 'model'}`")
     return 0
 
 
@@ -85,8 +82,9 @@ def _run_finetune(args: argparse.Namespace) -> int:
     out = args.out or Path("runs") / Path(args.folder).resolve().name
     first = os.environ.get("RANK", "0") == "0"
     if first:
-        print("\n".join(spelled(line, args) for line in plan_.lines))
-        print(f"run: {out}; the same command goes on where it stopped", flush=True)
+        for choice in plan_.lines:
+            echo(spelled(choice, args))
+        echo(f"run: {out}; the same command goes on where it stopped")
         if not (out / "recipe.yaml").exists():
             check_images(plan_.splits, out / "broken-images.txt")
     words = [("--model", args.model), ("--epochs", args.epochs), ("--img-size", args.img_size)]
@@ -95,8 +93,9 @@ def _run_finetune(args: argparse.Namespace) -> int:
     command = shlex.join(["glit", "finetune", args.folder, *asked])
     result = Trainer(plan_.recipe, out, device, args.max_minutes, command).run()
     if result is not None and first:
-        print("\n".join([*describe_score(result, plan_.splits), "next:"]))
-        print("\n".join(f"    {line}" for line in next_commands(args.folder, out, plan_.splits)))
+        commands = [f"    {line}" for line in next_commands(args.folder, out, plan_.splits)]
+        for line in (*describe_score(result, plan_.splits), "next:", *commands):
+            echo(line)
     return 0
 
 
@@ -134,5 +133,5 @@ def _run_fractals(args: argparse.Namespace) -> int:
     chosen = {key: getattr(args, key) for key in keys if getattr(args, key) is not None}
     fractals = Fractals(FractalConfig(num_classes=args.classes, **chosen), args.seed)
     draw_sheet(fractals, args.instances, args.size, Path(args.out))
-    print(f"{args.classes} classes, {args.instances} instances of each, {args.size} pixels a side: {args.out}")
+    echo(f"{args.classes} classes, {args.instances} instances of each, {args.size} pixels a side: {args.out}")
     return 0

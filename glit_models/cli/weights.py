@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import GlitError
-from .common import Commands, add_command, print_json, print_table
+from .common import Commands, add_command, echo, print_json, print_table
 
 if TYPE_CHECKING:
     from ..spec import Spec
@@ -53,7 +53,7 @@ def _run_list(args: argparse.Namespace) -> int:
     for entry in entries:
         for metric in entry.metrics:
             unverified = "; the installed file is unverified" if resolve.is_unverified(entry) else ""
-            print(f"{entry.name}: {metric.name} {metric.value:g} ({metric.source}{unverified})")
+            echo(f"{entry.name}: {metric.name} {metric.value:g} ({metric.source}{unverified})")
     return 0
 
 
@@ -105,8 +105,8 @@ def _run_info(args: argparse.Namespace) -> int:
     title = f"{args.model}: {spec.summary}, {in_chans} x {size[0]} x {size[1]} pixels, {num_classes} classes"
     print_table(title, [(column, "right") for column in columns], rows)
     named = [f"{letter}: {name.replace('_', ' ')}" for name, letter in headings.items() if name in spec.symbols]
-    print("; ".join([*named, "MACs: matrix products and convolutions of one image"]) + ".")
-    print(f"Weights: {weights}")
+    echo("; ".join([*named, "MACs: matrix products and convolutions of one image"]) + ".")
+    echo(f"Weights: {weights}")
     return 0
 
 
@@ -184,14 +184,12 @@ def _run_convert(args: argparse.Namespace) -> int:
         sha256=args.sha256,
     )
     for folder in folders:
-        print(f"wrote {folder}")
+        echo(f"wrote {folder}")
     if args.install:
         name = args.model if "." in args.model else f"{args.model}.in1k"
-        print(f'timm.create_model("{name}", pretrained=True) now works on this machine, after import glit_models')
+        echo(f'timm.create_model("{name}", pretrained=True) now works on this machine, after import glit_models')
         if args.sha256 is None:
-            print(
-                "unverified: nothing says that this is the published file; --sha256 compares it with a published hash"
-            )
+            echo("unverified: nothing says that this is the published file; --sha256 compares it with a published hash")
     return 0
 
 
@@ -237,15 +235,15 @@ def _run_publish(args: argparse.Namespace) -> int:
         if not args.name:
             raise GlitError("--to-package needs --name MODEL.TAG")
         entry = ship(args.source, args.name, facts=facts)
-        print("added to the registry of this package:")
+        echo("added to the registry of this package:")
         print_json({entry.name: entry.to_dict()})
         return 0
     published = publish(args.source, repo=args.repo, folder=args.to_folder, facts=facts)
     where = f"{published.place}@{published.revision}" if published.revision else published.place
-    print(f"published {where}, sha256 {published.sha256}")
-    print(f"loads with timm.create_model({_timm_name(args, published.revision)!r}, pretrained=True)")
+    echo(f"published {where}, sha256 {published.sha256}")
+    echo(f"loads with timm.create_model({_timm_name(args, published.revision)!r}, pretrained=True)")
     if published.revision and published.entry:
-        print("the registry entry, for glit_models/weights/registry.json:")
+        echo("the registry entry, for glit_models/weights/registry.json:")
         print_json({published.entry.name: published.entry.to_dict()})
     return 0
 

@@ -6,6 +6,8 @@ import sys
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, TypeVar
 
+from ..errors import printable
+
 if TYPE_CHECKING:
     from rich.progress import Progress, ProgressColumn
 
@@ -15,8 +17,8 @@ T = TypeVar("T")
 
 
 def say(line: str) -> None:
-    """Print a line to stderr at once."""
-    print(line, file=sys.stderr, flush=True)
+    """Print a line to stderr at once, with what a terminal would act upon escaped."""
+    print(printable(line), file=sys.stderr, flush=True)
 
 
 def progress_bar(*columns: str | ProgressColumn, shown: bool = True) -> Progress:
