@@ -106,7 +106,7 @@ def test_what_a_terminal_would_act_upon_is_escaped_on_every_way_to_it(
     image.parent.mkdir()
     image.write_bytes(b"no image")
     assert main(["predict", str(image)]) == 2
-    assert capsys.readouterr().err == f"glit: {tmp_path}/{escaped}/not.png: not an image\n"
+    assert capsys.readouterr().err == f"glit: {tmp_path}/{escaped}/not.png: not an image of a known format\n"
     assert main(["info", str(tmp_path / evil)]) == 2
     say(evil)
     assert capsys.readouterr().err.count("\n") == 2

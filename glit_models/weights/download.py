@@ -138,7 +138,7 @@ class _Transfer:
     def run(self, url: str, seconds: float) -> Path:
         """Ask for the file, and read it unless this commit of it is in the cache. `seconds`: to wait for each part."""
         from huggingface_hub import get_session
-        from huggingface_hub.utils import build_hf_headers
+        from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
         headers = {**build_hf_headers(), "Accept-Encoding": "identity"}
         # Where it leads to another host, the client leaves the token out.
