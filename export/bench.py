@@ -24,11 +24,11 @@ import torch
 from timm.utils import reparameterize_model
 
 from glit_models import SpecTransformer
-from glit_models.errors import ExportError, WriteError, first_line
+from glit_models.errors import Argument, ExportError, WriteError, first_line
 from glit_models.runs.figures import new_figure
 from glit_models.runs.files import whole_file
 
-from .extras import require
+from .extras import runtime_build
 from .onnx import export_onnx
 from .runtime import OnnxClassifier
 from .source import open_source
@@ -100,6 +100,8 @@ def bench(
             for file in files
             for chosen in ([[name] for name in providers] if providers else [None])
         ]
+        for classifier in classifiers:
+            _check_size(classifier, size)
         for batch in batches:
             for name, network in networks.items():
                 images = torch.randn(batch, source.model.in_chans, *size, device=device)
@@ -115,6 +117,16 @@ def bench(
                     title = _title(classifier).removeprefix(f"{folder}{os.sep}")
                     cases[title, classifier.provider, batch] = _onnx_case(classifier, batch)
         return _rows(cases, rounds), left_out
+
+
+def _check_size(classifier: OnnxClassifier, size: tuple[int, ...]) -> None:
+    own = classifier.info.input_size[1:]
+    if own != size and not classifier.info.dynamic_size:
+        raise ExportError(
+            f"{classifier.path} is of {own[0]} x {own[1]} pixels and the model of {size[0]} x {size[1]}, which is no "
+            f"fair comparison; export it with ",
+            Argument("image_size", size),
+        )
 
 
 def _networks(
@@ -172,7 +184,7 @@ def _rows(cases: Mapping[tuple[str, str, int], Callable[[], object]], rounds: in
 def machine() -> dict[str, str]:
     """What the numbers were measured on and with."""
     about = {"python": platform.python_version(), "torch": torch.__version__, "timm": timm.__version__}
-    about |= {"onnxruntime": require("onnxruntime").__version__, "threads": str(torch.get_num_threads())}
+    about |= {"runtime": runtime_build(), "threads": str(torch.get_num_threads())}
     return about | {"machine": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()}
 
 

@@ -3,16 +3,42 @@
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
+from pathlib import Path
 from typing import Any
 
 from glit_models.errors import ExportError, pip_install
 
-__all__ = ["require"]
+__all__ = ["require", "runtime_build"]
 
+_BUILDS = ("onnxruntime-gpu", "onnxruntime")  # distributions of one and the same module
 _HINTS = {
-    "onnxruntime": "; with an NVIDIA GPU install onnxruntime-gpu in place of onnxruntime",
+    "onnxruntime": "; with an NVIDIA GPU the extra export-gpu",
     "tritonclient": '; `pip install "tritonclient[http]"`',
 }
+
+
+def runtime_build() -> str:
+    """Which build of ONNX Runtime is installed, with its version: 'onnxruntime-gpu 1.28.0'.
+
+    Raises:
+        ExportError: if two are: they write the same files, and the one that was installed last hides the other.
+    """
+    module = require("onnxruntime")
+    folder = Path(module.__file__).parents[1]
+    found = [name for name in _BUILDS if _is_in(name, folder)]
+    if len(found) > 1:
+        raise ExportError(
+            f"{' and '.join(found)} are both installed and overwrite each other: pip uninstall both, then install one"
+        )
+    return f"{found[0] if found else 'onnxruntime'} {module.__version__}"
+
+
+def _is_in(distribution: str, folder: Path) -> bool:
+    try:
+        return Path(str(importlib.metadata.distribution(distribution).locate_file(""))) == folder
+    except importlib.metadata.PackageNotFoundError:
+        return False
 
 
 def require(module: str) -> Any:

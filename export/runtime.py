@@ -22,16 +22,17 @@ from torchvision.transforms import Compose, Grayscale
 from glit_models.data.image_files import open_image, to_rgb
 from glit_models.errors import Argument, DataError, ExportError, first_line
 from glit_models.predict import Prediction, predict_files
+from glit_models.weights.files import home, sha256_of
 
 from .binding import Binding
 from .metadata import INPUT, OUTPUT, ExportInfo
-from .sessions import PROVIDERS, open_session
+from .sessions import PROVIDERS, available_providers, open_session
 
 __all__ = ["AnyImage", "OnnxClassifier", "as_array"]
 
 AnyImage = str | os.PathLike[str] | Image.Image | np.ndarray
 _BATCH = 32
-_CUDA = PROVIDERS[1]
+_TENSORRT, _CUDA = PROVIDERS[:2]
 
 
 class OnnxClassifier:
@@ -51,6 +52,7 @@ class OnnxClassifier:
     Attributes:
         info: what the file says of itself.
         provider: that which it really runs on, `CUDAExecutionProvider` say.
+        build: of ONNX Runtime, 'onnxruntime-gpu 1.28.0' say.
         input_dtype: numpy's type of what `logits` takes.
         class_names: of the outputs; numbers where the model has no names.
 
@@ -71,9 +73,11 @@ class OnnxClassifier:
         if not path.is_file():
             raise ExportError(f"{path}: no such file")
         self._arguments = (path, providers, strict, threads, cuda_graph)
-        options = {_CUDA: {"enable_cuda_graph": "1"}} if cuda_graph else {}
+        options = _engine_cache(path)
+        if cuda_graph:
+            options[_CUDA] = {"enable_cuda_graph": "1"}
         opened = open_session(path, providers, strict=strict, threads=threads, options=options)
-        self.session, self.provider = opened.session, opened.provider
+        self.session, self.provider, self.build = opened.session, opened.provider, opened.build
         self.path = path
         self.info = ExportInfo.from_texts(self.session.get_modelmeta().custom_metadata_map, str(path))
         self.class_names = self.info.labels
@@ -102,7 +106,7 @@ class OnnxClassifier:
         size = "any size" if info.preprocess else " x ".join(map(str, info.input_size[1:]))
         return (
             f"OnnxClassifier({str(self.path)!r}: {info.source}, {info.precision}, images of {size}, "
-            f"{info.num_classes} classes, {self.provider})"
+            f"{info.num_classes} classes, {self.provider} of {self.build})"
         )
 
     def __reduce__(self) -> Any:
@@ -212,6 +216,14 @@ class OnnxClassifier:
         patch = self.info.patch_size
         if self.info.dynamic_size and (images.shape[2] % patch or images.shape[3] % patch):
             raise DataError(f"{self.path} takes images of sides that {patch} divides, got {images.shape[2:]}")
+
+
+def _engine_cache(path: Path) -> dict[str, dict[str, Any]]:
+    """TensorRT's engines of this file are kept: building one takes minutes. Another file has others."""
+    if _TENSORRT not in available_providers():
+        return {}
+    folder = home() / "tensorrt" / sha256_of(path)[:16]
+    return {_TENSORRT: {"trt_engine_cache_enable": "1", "trt_engine_cache_path": str(folder)}}
 
 
 def _open(path: Path, providers: Any, strict: bool, threads: int | None, cuda_graph: bool) -> OnnxClassifier:

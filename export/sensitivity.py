@@ -13,6 +13,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from glit_models.runs.console import say, track
+
 from .form import ExportForm, name_in_model
 
 __all__ = ["measure_sensitivity"]
@@ -40,7 +42,8 @@ def measure_sensitivity(form: ExportForm, images: Tensor) -> dict[str, float]:
     expected = form(images)
     power = expected.square().mean().clamp(min=1e-12)
     found = {}
-    for name, layer in layers.items():
+    say(f"int8: measuring how sensitive each of {len(layers)} layers is")
+    for name, layer in track(layers.items(), "sensitivity of layers"):
         with _in_eight_bits(layer, *ranges[name]):
             found[name] = float((form(images) - expected).square().mean() / power)
     return dict(sorted(found.items(), key=lambda item: -item[1]))

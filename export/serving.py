@@ -38,15 +38,18 @@ class TritonOptions(OnnxOptions):
         max_batch_size: images that the server may put together.
         max_delay_us: microseconds that a request waits for others to join it.
         instances: copies of the model on each GPU, or on the CPU.
-        gpu: run it on GPUs. tensorrt: let TensorRT compile it there.
+        gpu: run it on GPUs, or not; None lets the server take GPUs where it has any, else the CPU.
+        tensorrt: let TensorRT compile it for GPUs.
+        engine_cache: folder of the server where TensorRT's engines are kept; building them anew takes minutes a start.
     """
 
     name: str | None = None
     max_batch_size: int = 64
     max_delay_us: int = 500
     instances: int = 1
-    gpu: bool = True
+    gpu: bool | None = None
     tensorrt: bool = True
+    engine_cache: str = "/engines"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -141,7 +144,7 @@ def triton_config(info: ExportInfo, name: str, options: TritonOptions) -> str:
     element = "TYPE_UINT8" if info.preprocess else _TYPES[info.precision]
     warm = (*_WARM_IMAGE, channels) if info.preprocess else info.input_size
     preferred = [size for size in (8, 16, 32, 64, 128) if size <= options.max_batch_size] or [options.max_batch_size]
-    kind = "KIND_GPU" if options.gpu else "KIND_CPU"
+    kind = {None: "KIND_AUTO", True: "KIND_GPU", False: "KIND_CPU"}[options.gpu]
     parts = [
         f"# {info.source}, sha256 {info.sha256}, glit-models {info.package_version}",
         f"name: {json.dumps(name)}",
@@ -156,23 +159,23 @@ def triton_config(info: ExportInfo, name: str, options: TritonOptions) -> str:
         f"  max_queue_delay_microseconds: {options.max_delay_us}",
         "}",
         f"instance_group [ {{ count: {options.instances} kind: {kind} }} ]",
-        *_accelerator(info, options),
+        *_accelerator(info, name, options),
         *_warm_up(element, warm, sorted({1, options.max_batch_size})),
     ]
     return "\n".join(parts) + "\n"
 
 
-def _accelerator(info: ExportInfo, options: TritonOptions) -> list[str]:
+def _accelerator(info: ExportInfo, name: str, options: TritonOptions) -> list[str]:
     """TensorRT inside ONNX Runtime, its engines kept so that the next start need not build them."""
-    if not (options.gpu and options.tensorrt):
+    if options.gpu is False or not options.tensorrt:
         return []
     settings = {
         "precision_mode": "FP16" if info.precision == "fp16" else "FP32",
         "max_workspace_size_bytes": str(2**30),
         "trt_engine_cache_enable": "1",
-        "trt_engine_cache_path": "/tmp/triton-engines",
+        "trt_engine_cache_path": f"{options.engine_cache}/{name}",
     }
-    lines = [f'        parameters {{ key: "{key}" value: "{value}" }}' for key, value in settings.items()]
+    lines = [f'        parameters {{ key: "{key}" value: {json.dumps(value)} }}' for key, value in settings.items()]
     return [
         "optimization {",
         "  execution_accelerators {",

@@ -13,7 +13,7 @@ from typing import Any
 
 from glit_models.errors import ExportError, first_line
 
-from .extras import require
+from .extras import require, runtime_build
 
 __all__ = ["PROVIDERS", "Opened", "UnrunnableError", "available_providers", "open_session", "provider_name"]
 
@@ -29,10 +29,11 @@ class UnrunnableError(ExportError):
 
 @dataclass(frozen=True)
 class Opened:
-    """A session, and the provider that runs its graph, by ONNX Runtime's name."""
+    """A session, the provider that runs its graph, by ONNX Runtime's name, and the build of ONNX Runtime."""
 
     session: Any
     provider: str
+    build: str
 
 
 def provider_name(text: str) -> str:
@@ -69,7 +70,7 @@ def open_session(
     Raises:
         ExportError: if the file is no whole model, the provider cannot run it, or with `strict` it is another.
     """
-    runtime = require("onnxruntime")
+    runtime, build = require("onnxruntime"), runtime_build()
     where = where or (str(model) if isinstance(model, Path) else "the model")
     wanted = _chosen(providers)
     settings = runtime.SessionOptions()
@@ -83,11 +84,11 @@ def open_session(
     try:
         session = runtime.InferenceSession(content, settings, providers=listed)
     except Exception as error:  # its exceptions have no common base but this
-        raise _complaint(where, wanted[0], error) from None
+        raise _complaint(where, wanted[0], build, error) from None
     got = session.get_providers()[0]
     if strict and got != wanted[0]:
         raise ExportError(f"{where}: {wanted[0]} cannot be used here, only {got}; name no provider to take that")
-    return Opened(session, got)
+    return Opened(session, got, build)
 
 
 def _chosen(providers: Sequence[str] | None) -> list[str]:
@@ -98,16 +99,15 @@ def _chosen(providers: Sequence[str] | None) -> list[str]:
     names = [provider_name(text) for text in providers]
     for text, name in zip(providers, names, strict=True):
         if name not in available:
-            gpu = "; for a GPU install onnxruntime-gpu in place of onnxruntime" if name in PROVIDERS[:2] else ""
-            raise ExportError(f"this onnxruntime has no provider {text!r}, only {', '.join(available)}{gpu}")
+            gpu = "; for a GPU uninstall onnxruntime and install onnxruntime-gpu" if name in PROVIDERS[:2] else ""
+            raise ExportError(f"{runtime_build()} has no provider {text!r}, only {', '.join(available)}{gpu}")
     if not names:
-        raise ExportError(f"no provider given; this onnxruntime has {', '.join(available)}")
+        raise ExportError(f"no provider given; {runtime_build()} has {', '.join(available)}")
     return names if PROVIDERS[-1] in names else [*names, PROVIDERS[-1]]
 
 
-def _complaint(where: str, provider: str, error: Exception) -> ExportError:
+def _complaint(where: str, provider: str, build: str, error: Exception) -> ExportError:
     text, kind = first_line(error), type(error).__name__
     if kind == "InvalidProtobuf" or any(words in text for words in ("No graph was found", "does not have a graph")):
         return ExportError(f"{where}: not a whole ONNX file, probably cut short; export it again")
-    version = require("onnxruntime").__version__
-    return UnrunnableError(f"{where}: {provider} of onnxruntime {version} cannot run it: {text}")
+    return UnrunnableError(f"{where}: {provider} of {build} cannot run it: {text}")

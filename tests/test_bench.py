@@ -38,7 +38,7 @@ def test_every_way_is_measured_at_every_batch_beside_the_baseline(
     for row in result["rows"]:
         assert row["p95_ms"] >= row["median_ms"] > 0
         assert row["images_per_second"] == pytest.approx(1e3 * row["batch"] / row["median_ms"])
-    assert {"machine", "threads", "torch", "onnxruntime", "rounds"} <= set(result)
+    assert {"machine", "threads", "torch", "runtime", "rounds"} <= set(result)
     with Image.open(plot) as image:
         assert image.size[0] > 500
 
@@ -58,6 +58,7 @@ def test_bad_input_is_one_line(folder: str, capsys: pytest.CaptureFixture[str]) 
         ([folder, "--rounds", "0"], "rounds and batches must be at least 1"),
         ([folder, "--onnx", "nowhere.onnx"], "nowhere.onnx: no such file"),
         ([folder, "--onnx", str(exported().path), "--providers", "abacus"], "no provider 'abacus'"),
+        ([folder, "--onnx", str(exported(image_size=(48, 32)).path)], "is of 48 x 32 pixels and the model of 32 x 32"),
     ):
         assert main(["bench", *arguments]) == 2
         err = capsys.readouterr().err

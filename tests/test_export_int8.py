@@ -118,9 +118,10 @@ def test_sensitivity_finds_the_layer_that_eight_bits_ruin() -> None:
 
 
 def test_the_most_sensitive_layers_stay_in_float_until_it_agrees(
-    source: ImageSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    source: ImageSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(quantize, "ENOUGH", 101.0)  # so that it never does
+    monkeypatch.setattr(quantize, "_FEWER_IMAGES", 8)
     monkeypatch.setattr(quantize, "_KEPT", (0, 2))
     names = ["blocks.0.mlp.fc2", "patch_embed.proj"]
     monkeypatch.setattr(quantize, "measure_sensitivity", lambda form, images: dict.fromkeys([*names, "head"], 0.0))
@@ -129,6 +130,11 @@ def test_the_most_sensitive_layers_stay_in_float_until_it_agrees(
     kept = {tensor.name for tensor in onnx.load(artifact.path).graph.initializer if tensor.data_type == 1}
     assert {f"{name}.weight" for name in names} <= kept
     assert "blocks.0.mlp.fc1.weight" not in kept
+    tries = [line.partition(" % of ")[0] for line in capsys.readouterr().err.splitlines() if "keep their class" in line]
+    assert len(tries) == 3  # each is told when it ends
+    assert tries[0].startswith("int8: ranges of 8 images, all linear layers in eight bits: ")
+    assert tries[1].startswith("int8: ranges of 40 images, all linear layers in eight bits: ")
+    assert tries[2].startswith(f"int8: ranges of 40 images, kept in float as the most sensitive: {', '.join(names)}: ")
 
 
 def test_a_calibration_folder_without_images_is_named(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import pickle
 from concurrent.futures import ThreadPoolExecutor
@@ -9,10 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from exported import CLASSES, exported, small_glit
-from glit_models.export import OnnxClassifier, onnx_runner, sessions
+from glit_models.export import OnnxClassifier, onnx_runner, runtime, sessions
 from glit_models.export.binding import Binding
 from glit_models.export.images import generated_images
 from PIL import Image
@@ -148,6 +150,27 @@ def test_a_silent_fallback_is_seen_and_refused_if_strict(monkeypatch: pytest.Mon
         ),
     ):
         OnnxClassifier(exported().path, ["cuda"], strict=True)
+
+
+def test_two_builds_of_onnx_runtime_in_one_place_are_refused(
+    classifier: OnnxClassifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert classifier.build == f"onnxruntime {onnxruntime.__version__}"
+    real = importlib.metadata.distribution
+    same = lambda name: real("onnxruntime" if name == "onnxruntime-gpu" else name)  # noqa: E731
+    monkeypatch.setattr(importlib.metadata, "distribution", same)
+    with pytest.raises(ExportError, match="onnxruntime-gpu and onnxruntime are both installed and overwrite each"):
+        OnnxClassifier(exported().path)
+
+
+def test_engines_of_tensorrt_are_kept_for_each_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("GLIT_HOME", str(tmp_path))
+    assert runtime._engine_cache(exported().path) == {}  # it is not there
+    monkeypatch.setattr(runtime, "available_providers", lambda: sessions.PROVIDERS)
+    caches = [runtime._engine_cache(exported(opset=opset).path) for opset in (20, 18)]
+    folders = [Path(cache["TensorrtExecutionProvider"]["trt_engine_cache_path"]) for cache in caches]
+    assert {folder.parent for folder in folders} == {tmp_path / "tensorrt"}
+    assert folders[0] != folders[1]
 
 
 def test_a_cuda_graph_needs_a_fixed_batch_and_cuda() -> None:

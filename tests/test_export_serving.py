@@ -66,10 +66,11 @@ def test_the_configuration_agrees_with_the_model_that_it_is_of(repository: Path)
         assert [dim if isinstance(dim, int) else -1 for dim in value.shape] == [-1, *field.dims]
     assert config.output[0].label_filename == "labels.txt"
     assert list(config.dynamic_batching.preferred_batch_size) == [8, 16]
-    assert (config.instance_group[0].count, config.instance_group[0].kind) == (2, 1)  # KIND_GPU
+    assert (config.instance_group[0].count, config.instance_group[0].kind) == (2, 0)  # KIND_AUTO
     (accelerator,) = config.optimization.execution_accelerators.gpu_execution_accelerator
     assert accelerator.name == "tensorrt"
     assert accelerator.parameters["precision_mode"] == "FP32"
+    assert accelerator.parameters["trt_engine_cache_path"] == "/engines/pets"
 
 
 def test_the_warm_up_is_what_the_model_takes(repository: Path) -> None:
@@ -92,6 +93,7 @@ def test_other_precisions_and_places_are_written_down() -> None:
     assert list(config.dynamic_batching.preferred_batch_size) == [4]
     (accelerator,) = config.optimization.execution_accelerators.gpu_execution_accelerator
     assert accelerator.parameters["precision_mode"] == "FP16"
+    assert parsed(triton_config(info, "a", TritonOptions(gpu=True))).instance_group[0].kind == 1  # KIND_GPU
     config = parsed(triton_config(info, "a", TritonOptions(gpu=False)))
     assert config.instance_group[0].kind == 2  # KIND_CPU
     assert not config.optimization.execution_accelerators.gpu_execution_accelerator

@@ -19,7 +19,7 @@ __all__ = ["add_bench", "add_export"]
 # The options of export targets that are options of the command. What one has no default here was not given.
 _OPTIONS = (
     "opset", "precision", "batch", "image_size", "preprocess", "calibration", "dynamic_int8", "verify", "images",
-    "providers", "force", "name", "gpu", "max_batch_size", "instances",
+    "providers", "force", "name", "gpu", "max_batch_size", "instances", "engine_cache",
 )  # fmt: skip
 _FORMATS = {"aotinductor": "aoti"}  # what 0.1 called them
 
@@ -38,11 +38,14 @@ def add_export(commands: Commands) -> None:
     )
     parser.add_argument("--serving", choices=("triton",), help="the same as --format triton")
     parser.add_argument("--name", help="triton: of the model in the repository")
-    parser.add_argument("--serve-on", dest="gpu", choices=("gpu", "cpu"), help="triton: where (gpu)")
+    parser.add_argument("--serve-on", dest="gpu", choices=("gpu", "cpu"), help="triton: where; a GPU if there is one")
     parser.add_argument(
         "--max-batch", dest="max_batch_size", type=int, metavar="N", help="triton: images put together (64)"
     )
     parser.add_argument("--instances", type=int, metavar="N", help="triton: copies of the model (1)")
+    parser.add_argument(
+        "--engine-cache", metavar="DIR", help="triton: where the server keeps TensorRT's engines (/engines)"
+    )
     parser.add_argument("--opset", type=int, metavar="N", help="20 (the default; 23 for bf16), 23 or 18")
     parser.add_argument("--precision", metavar="P", help="fp32 (the default), fp16, bf16 or int8")
     parser.add_argument("--batch", metavar="N", help="images at a time; any number unless given")
