@@ -48,6 +48,34 @@ def run_python(*args: str, cwd: Path, **env: str) -> subprocess.CompletedProcess
     )
 
 
+@pytest.mark.parametrize("words", [["--help"], ["--version"], ["finetune", "--help"]])
+def test_help_and_version_load_no_torch(words: list[str], tmp_path: Path) -> None:
+    script = (
+        "import sys; sys.argv = ['/usr/bin/glit', *sys.argv[1:]]; from glit_models.cli import main; main(); "
+        "sys.exit(not {'torch', 'timm', 'numpy', 'PIL'}.isdisjoint(sys.modules))"
+    )
+    done = run_python("-c", script, *words, cwd=tmp_path, PYTHONPATH=os.pathsep.join(sys.path))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("usage: glit" if "--help" in words else f"glit-models {glit_models.__version__}\n")
+
+
+@pytest.mark.parametrize(
+    ("argv", "is_help"),
+    [
+        (["/usr/bin/glit", "train", "-h"], True),
+        (["/usr/bin/glit", "predict", "--", "--help"], False),
+        (["/usr/bin/glit", "list"], False),
+        (["glit.py", "--help"], False),
+        ([], False),
+    ],
+)
+def test_only_the_command_itself_leaves_out_what_importing_the_package_does(
+    argv: list[str], is_help: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", argv)
+    assert glit_models._prints_help_alone() is is_help
+
+
 def test_list_names_every_registered_model(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list"]) == 0
     table = capsys.readouterr().out

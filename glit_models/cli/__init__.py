@@ -12,6 +12,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
+from .. import __version__
 from ..errors import GlitError
 from ..extensions import import_module
 from . import deploying, images, searching, training, weights
@@ -40,6 +41,7 @@ _COMMANDS: tuple[Callable[[Commands], None], ...] = (
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (of the process by default) and return its exit status."""
     parser = argparse.ArgumentParser(prog="glit", description="GLiT vision transformers: models, weights, the Hub.")
+    parser.add_argument("--version", action="version", version=f"glit-models {__version__}")
     parser.add_argument(
         "--import", dest="modules", metavar="MODULE", action="append", default=[],
         help="import a Python module first, which registers parts, families or targets of your own",
