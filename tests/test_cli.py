@@ -137,12 +137,14 @@ def test_bad_input_is_one_line_and_status_2(
     Path("cut.safetensors").write_bytes(weights[:-10])
     Path("bad.pth").write_bytes(pickle.dumps({"model": _Malice()}))
     Path("text.pth").write_text("hello")
+    Path("page.pth").write_text("\n<!DOCTYPE html><html><body>Download anyway</body></html>")
     Path("bad.json").write_text(SPEC.to_json().replace('"kernel_size": 31', '"kernel_size": 30', 1))
     Path("empty").mkdir()
     model = ["--model", "glit_tiny"]
     cases = {
         "gone.pth: no such file": ["convert", "gone.pth", *model, "--install"],
         "cut.safetensors: not a whole safetensors file": ["convert", "cut.safetensors", *model, "--install"],
+        "page.pth: a web page and no checkpoint": ["convert", "page.pth", *model, "--install"],
         "bad.pth: refused, this pickle": ["convert", "bad.pth", *model, "--install"],
         "text.pth: ": ["convert", "text.pth", *model, "--out", "out"],
         "give --install, --out DIR, or both": ["convert", "gone.pth", *model],

@@ -114,6 +114,7 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     path = Path(path)
     if not path.is_file():
         raise WeightsError(f"{path}: no such file")
+    _refuse_web_page(path)
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
@@ -127,6 +128,19 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise WeightsError(f"{path}: not a readable checkpoint ({first_line(error)})") from None
     return _unwrap(path, checkpoint)
+
+
+def _refuse_web_page(path: Path) -> None:
+    """What a browser saves in place of a file behind a page that asks, warns or counts down."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(256).lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    except OSError:
+        return  # said by what reads it next
+    if start.startswith((b"<!doctype", b"<html", b"<head", b"<?xml")):
+        raise WeightsError(
+            f"{path}: a web page and no checkpoint; open the link and save the file behind it"
+        )
 
 
 def _unwrap(path: Path, checkpoint: Any) -> dict[str, Tensor]:
