@@ -34,7 +34,8 @@ class TritonOptions(OnnxOptions):
     """How to export the file, and how Triton is to run it.
 
     Attributes:
-        name: of the model in the repository; that of its weights, in letters, digits and '_', unless given.
+        name: of the model in the repository; that of its weights, in letters, digits and '_', unless given: of a run's
+            folder RUN/model, RUN.
         max_batch_size: images that the server may put together.
         max_delay_us: microseconds that a request waits for others to join it.
         instances: copies of the model on each GPU, or on the CPU.
@@ -82,7 +83,7 @@ class TritonTarget(Target):
 
     def export(self, source: ModelSource, path: Path, options: TritonOptions) -> OnnxArtifact:
         """See `export_triton`."""
-        name = options.name or re.sub(r"\W+", "_", source.name.rpartition("/")[2])
+        name = options.name or _default_name(source.name)
         target = path / name
         _check_place(target, options)
         with scratch_folder(target.with_name(f"{name}.export")) as workplace:  # beside it, not in its way
@@ -113,9 +114,16 @@ def export_triton(
     return artifact
 
 
+def _default_name(source: str) -> str:
+    path = Path(source)
+    return re.sub(r"\W+", "_", path.parent.name if path.name == "model" and path.parent.name else path.name)
+
+
 def _check_place(target: Path, options: TritonOptions) -> None:
     if target.exists() and not options.force:
-        raise ExportError(f"{target} exists; ", Argument("force", True), " replaces it")
+        raise ExportError(
+            f"{target} exists; ", Argument("force", True), " replaces it, ", Argument("name", ...), " names another"
+        )  # fmt: skip
 
 
 def _arranged(artifact: OnnxArtifact, target: Path, options: TritonOptions) -> OnnxArtifact:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from exported import CLASSES, small_glit
 from glit_models.export import ExportInfo, OnnxClassifier
-from glit_models.export.serving import TritonOptions, export_triton, triton_config
+from glit_models.export.serving import TritonOptions, _default_name, export_triton, triton_config
 from PIL import Image
 
 from glit_models.cli import main
@@ -50,6 +50,12 @@ def test_the_repository_is_laid_out_as_triton_looks_for_it(repository: Path) -> 
     assert files == {f"pets/{name}" for name in ("config.pbtxt", "labels.txt", "report.json", "1/model.onnx")}
     assert (repository / "pets" / "labels.txt").read_text().splitlines() == list(CLASSES)
     assert json.loads((repository / "pets" / "report.json").read_text())["verified"] is True
+
+
+def test_models_of_runs_are_called_by_their_runs() -> None:
+    names = [_default_name(name) for name in ("runs/pets/model", "runs/my pets/model", "glit_tiny.in1k", "you/model")]
+    assert names == ["pets", "my_pets", "glit_tiny_in1k", "you"]
+    assert _default_name("model") == "model"
 
 
 def test_the_configuration_agrees_with_the_model_that_it_is_of(repository: Path) -> None:
@@ -105,7 +111,7 @@ def test_what_cannot_be_served_is_refused_and_nothing_written(tmp_path: Path) ->
         ({"batch": 4}, "leave the batch dynamic"),
         ({"image_size": "dynamic"}, "images of one size"),
         ({"name": "a/b"}, "not a name for a model"),
-        ({"name": "there"}, "there exists; force=True replaces it"),
+        ({"name": "there"}, "there exists; force=True replaces it, name=... names another"),
     ):
         with pytest.raises(ExportError, match=message):
             export_triton(small_glit(), tmp_path, **options)
