@@ -10,6 +10,7 @@ from glit_models.search.recipe import SearchRecipe
 
 from glit_models.errors import RecipeError
 from glit_models.recipes import RECIPE_FILE, parse_overrides, read_stored_recipe, refuse_other_recipe
+from glit_models.runs.files import write_text
 from glit_models.training import Recipe, load_recipe
 
 WRITTEN_BY_0_1 = Path(__file__).parent / "fixtures" / "written_by_0_1"
@@ -64,6 +65,22 @@ def test_overrides_may_be_values_which_no_parser_touches() -> None:
     assert recipe.data.root == "run #1: 'a'"
     assert recipe.optim.lr == 1.0
     assert recipe.model.freeze == ("a",)
+
+
+def test_the_same_folder_is_the_same_recipe_however_it_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = {"data.root": "pets", "model.name": "local-dir:small"}
+    monkeypatch.chdir(tmp_path)
+    write_text(tmp_path / "run" / "recipe.yaml", load_recipe("finetune", paths).to_yaml(), parents=True)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    same = {"data.root": "../pets", "model.name": f"local-dir:{tmp_path}/small"}
+    refuse_other_recipe(load_recipe("finetune", same), tmp_path / "run")
+    with pytest.raises(RecipeError, match=r"another recipe \(model.name: .*data.root: "):
+        refuse_other_recipe(load_recipe("finetune", paths), tmp_path / "run")
+    bucket = load_recipe("finetune", {"data.root": "https://example.com/shards"})
+    assert "root: https://example.com/shards" in bucket.to_yaml()
 
 
 def store(folder: Path, recipe: Recipe | SearchRecipe, **changes: Any) -> None:

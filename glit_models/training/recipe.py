@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -213,13 +214,25 @@ class Recipe:
         return dataclasses.asdict(self)
 
     def to_yaml(self) -> str:
-        """The whole recipe with every default written out."""
-        return to_yaml(self)
+        """The whole recipe with every default written out, and paths that mean the same from every folder."""
+        return to_yaml(self._located())
 
     def meaning(self) -> dict[str, Any]:
         """What the recipe asks for; equal for recipes that ask for the same run."""
         only_last = self.eval_every >= self.optim.epochs  # the last epoch alone is scored, and so the best
-        return {**self.to_dict(), "keep": "last" if only_last else self.keep}
+        return {**self._located().to_dict(), "keep": "last" if only_last else self.keep}
+
+    def _located(self) -> Recipe:
+        """The recipe with the absolute paths of its data and of a model's folder."""
+        root, name = self.data.root, self.model.name
+        if root is not None and "://" not in root:
+            root = os.path.abspath(root)
+        _, is_folder, folder = name.partition("local-dir:")
+        return dataclasses.replace(
+            self,
+            data=dataclasses.replace(self.data, root=root),
+            model=dataclasses.replace(self.model, name=f"local-dir:{os.path.abspath(folder)}" if is_folder else name),
+        )
 
 
 def _are_shares(shares: Mapping[int, float] | None) -> bool:
