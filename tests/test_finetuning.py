@@ -105,11 +105,16 @@ def test_the_commands_to_try_next_work_as_they_are_printed(small: str, capsys: p
 
 
 @pytest.mark.parametrize("model", ["test_resnet", "ghostnet_050", "test_vit"])
-def test_any_classifier_of_timm_can_be_fine_tuned(model: str, capsys: pytest.CaptureFixture[str]):
+def test_any_classifier_of_timm_can_be_fine_tuned(
+    model: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr("glit_models.runs.console._EVERY", 0.0)  # rather than a line a minute
     fill(Path("colours"), 6)
     options = ("--img-size", "64", "--epochs", "1", "--batch-size", "4", "--set", "model.pretrained=false")
     assert finetune("colours", "--model", model, *options, "--out", "run") == 0
-    capsys.readouterr()
+    err = capsys.readouterr().err
+    assert "reading the images: 0 %" in err
+    assert "epoch 1/1, step 2/3: loss " in err
     assert main(["predict", "colours/red/0.jpg", "--model", "run/model", "--json"]) == 0
     assert {row["class"] for row in json.loads(capsys.readouterr().out)[0]["classes"]} == set(COLOURS)
     config = json.loads(Path("run/model/config.json").read_text())["pretrained_cfg"]

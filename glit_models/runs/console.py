@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Iterator, Sized
 from typing import TYPE_CHECKING, TypeVar
 
 from ..errors import printable
@@ -11,9 +12,10 @@ from ..errors import printable
 if TYPE_CHECKING:
     from rich.progress import Progress, ProgressColumn
 
-__all__ = ["progress_bar", "say", "track"]
+__all__ = ["MinuteLines", "progress_bar", "say", "track"]
 
 T = TypeVar("T")
+_EVERY = 60.0  # seconds
 
 
 def say(line: str) -> None:
@@ -29,11 +31,31 @@ def progress_bar(*columns: str | ProgressColumn, shown: bool = True) -> Progress
     return Progress(*columns, console=Console(stderr=True), disable=not shown or not sys.stderr.isatty())
 
 
+class MinuteLines:
+    """Lines for where no progress bar is seen, as stderr is no terminal: at most one a minute. Final."""
+
+    def __init__(self) -> None:
+        self.said = time.monotonic()
+
+    def say(self, line: str) -> None:
+        """Print a line, unless there is a terminal, or one was printed less than a minute ago."""
+        if time.monotonic() - self.said >= _EVERY and not sys.stderr.isatty():
+            say(line)
+            self.said = time.monotonic()
+
+
 def track(items: Iterable[T], description: str) -> Iterable[T]:
-    """The items, with a progress bar over them that disappears at the end; silent where stderr is not a terminal."""
+    """The items, with a progress bar over them that disappears at the end, or `MinuteLines`."""
     from rich.console import Console
     from rich.progress import track
 
-    return track(
-        items, description=description, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()
-    )
+    if sys.stderr.isatty():
+        return track(items, description=description, console=Console(stderr=True), transient=True)
+    return _with_lines(items, description)
+
+
+def _with_lines(items: Iterable[T], description: str) -> Iterator[T]:
+    lines = MinuteLines()
+    for number, item in enumerate(items):
+        lines.say(f"{description}: {f'{100 * number // len(items)} %' if isinstance(items, Sized) else number}")
+        yield item

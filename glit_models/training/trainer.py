@@ -24,7 +24,7 @@ from torch.optim import Optimizer
 from ..data import Splits
 from ..errors import Argument, RecipeError, TrainingError
 from ..recipes import RECIPE_FILE, refuse_other_recipe
-from ..runs.console import progress_bar, say
+from ..runs.console import MinuteLines, progress_bar, say
 from ..runs.files import whole_file, write_json, write_text
 from ..runs.lock import lock_folder
 from ..runs.processes import make_accelerator, multiplies_bf16, synchronise_batchnorm
@@ -122,6 +122,7 @@ class Trainer:
         self.reports = StepReports(self.accelerator, self.num_classes)
         self._build()
         self.records = Records(self.out)
+        self.lines = MinuteLines()
 
     # ---- before the first step ----
 
@@ -308,7 +309,9 @@ class Trainer:
             return
         lr = self.optimizer.param_groups[-1]["lr"]
         status = f"loss {loss:.3f}  lr {lr:.1e}  {rate:.0f} images/s"
-        self.bar.update(self.bar.task_ids[0], completed=step, epoch=self.progress.epochs_done + 1, status=status)
+        epoch, epochs = self.progress.epochs_done + 1, self.recipe.optim.epochs
+        self.lines.say(f"epoch {epoch}/{epochs}, step {step}/{self.total_steps}: {status}")
+        self.bar.update(self.bar.task_ids[0], completed=step, epoch=epoch, status=status)
         if step % _LOG_EVERY == 0:
             self.records.write({"step": step, "loss": loss, "lr": lr, "images_per_second": round(rate, 1)})
 
