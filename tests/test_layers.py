@@ -29,7 +29,7 @@ entry
 glit autoformer
 data
 predict
-evaluate
+evaluate prediction_table
 training
 cli
 __main__

@@ -11,7 +11,6 @@ from .common import Commands, add_command, add_device, echo, print_json, print_t
 
 if TYPE_CHECKING:
     from ..evaluate import Evaluation
-    from ..predict import Prediction
 
 __all__ = ["add_demo", "add_eval", "add_predict"]
 
@@ -26,19 +25,29 @@ def add_predict(commands: Commands) -> None:
     parser.add_argument("--onnx", metavar="FILE", help="a file that `glit export` wrote, instead of a model")
     parser.add_argument("--topk", type=int, default=5, metavar="K", help="how many classes to show (default 5)")
     parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help="write a table: .csv, .jsonl or .parquet; the same command goes on"
+    )
     add_device(parser)
 
 
 def _run_predict(args: argparse.Namespace) -> int:
     from ..data.image_files import find_images
+    from ..prediction_table import check_table, prediction_dict
 
     if args.topk < 1:
         raise GlitError(f"--topk must be at least 1, got {args.topk}")
+    if args.out is not None and args.json:
+        raise GlitError("--out and --json exclude each other; --out FILE.jsonl writes JSON")
+    if args.out is not None:
+        check_table(args.out)
     paths = find_images(args.images)
     title, classifier = _onnx_classifier(args) if args.onnx else _torch_classifier(args)
+    if args.out is not None:
+        return _write_predictions(args, paths, classifier)
     predictions = list(classifier.predict(paths, args.topk))
     if args.json:
-        print_json([_prediction_dict(prediction) for prediction in predictions])
+        print_json([prediction_dict(prediction) for prediction in predictions])
     else:
         rows = [
             (str(prediction.path) if rank == 0 else "", name, f"{probability:.1%}")
@@ -73,11 +82,16 @@ def _onnx_classifier(args: argparse.Namespace) -> tuple[str, Any]:
     return f"{args.onnx} ({classifier.info.source}) on {classifier.provider}", classifier
 
 
-def _prediction_dict(prediction: Prediction) -> dict[str, Any]:
-    if prediction.error is not None:
-        return {"image": str(prediction.path), "error": prediction.error}
-    classes = [{"class": name, "probability": round(value, 6)} for name, value in prediction.classes]
-    return {"image": str(prediction.path), "classes": classes}
+def _write_predictions(args: argparse.Namespace, paths: list[Path], classifier: Any) -> int:
+    from ..prediction_table import write_table
+    from ..weights.files import WEIGHTS_FILE, sha256_of
+
+    name = args.onnx or args.model or "glit_tiny.fashion_mnist"
+    file = Path(name) / WEIGHTS_FILE if Path(name).is_dir() else Path(name)
+    about = {"model": name, "sha256": sha256_of(file) if file.is_file() else None, "topk": args.topk}
+    total, failed = write_table(args.out, paths, lambda left: classifier.predict(left, args.topk), about)
+    print(f"{args.out}: {total:,} images, {failed:,} of which could not be read; column error says why")
+    return 2 if failed == total else 1 if failed else 0
 
 
 # ---- glit demo ----

@@ -44,18 +44,22 @@ class MinuteLines:
             self.said = time.monotonic()
 
 
-def track(items: Iterable[T], description: str) -> Iterable[T]:
-    """The items, with a progress bar over them that disappears at the end, or `MinuteLines`."""
+def track(items: Iterable[T], description: str, total: int | None = None) -> Iterable[T]:
+    """The items, with a progress bar over them that disappears at the end, or `MinuteLines`.
+
+    Args:
+        total: how many there are, where `items` has no length.
+    """
     from rich.console import Console
     from rich.progress import track
 
     if sys.stderr.isatty():
-        return track(items, description=description, console=Console(stderr=True), transient=True)
-    return _with_lines(items, description)
+        return track(items, total=total, description=description, console=Console(stderr=True), transient=True)
+    return _with_lines(items, description, len(items) if total is None and isinstance(items, Sized) else total)
 
 
-def _with_lines(items: Iterable[T], description: str) -> Iterator[T]:
+def _with_lines(items: Iterable[T], description: str, total: int | None) -> Iterator[T]:
     lines = MinuteLines()
     for number, item in enumerate(items):
-        lines.say(f"{description}: {f'{100 * number // len(items)} %' if isinstance(items, Sized) else number}")
+        lines.say(f"{description}: {f'{100 * number // total} %' if total else number}")
         yield item

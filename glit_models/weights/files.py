@@ -138,9 +138,7 @@ def _refuse_web_page(path: Path) -> None:
     except OSError:
         return  # said by what reads it next
     if start.startswith((b"<!doctype", b"<html", b"<head", b"<?xml")):
-        raise WeightsError(
-            f"{path}: a web page and no checkpoint; open the link and save the file behind it"
-        )
+        raise WeightsError(f"{path}: a web page and no checkpoint; open the link and save the file behind it")
 
 
 def _unwrap(path: Path, checkpoint: Any) -> dict[str, Tensor]:
