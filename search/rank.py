@@ -20,6 +20,7 @@ from glit_models import Spec, parse_spec
 from glit_models.errors import SearchError
 from glit_models.runs.files import write_json
 from glit_models.runs.lock import lock_folder
+from glit_models.runs.signals import StopRequest
 from glit_models.training import Trainer
 
 from .budget_sampler import BudgetSampler
@@ -46,6 +47,7 @@ def rank_networks(
     device: str | torch.device | None = None,
     max_minutes: float | None = None,
     runtimes: Mapping[str, Prepare] | None = None,
+    stop: StopRequest | None = None,
 ) -> Ranking | None:
     """Train random networks of a stage by themselves and compare; the same call goes on where it stopped.
 
@@ -57,6 +59,7 @@ def rank_networks(
         num_networks: how many to train, from 3; more, later, keep those that were trained.
         stage: 'stage1', 'stage2' or 'joint'; None takes the last.
         device, max_minutes, runtimes: as of `SearchRun`.
+        stop: asks to stop, in place of one with `max_minutes`; tells afterwards why it did.
 
     Returns:
         What was measured, or None if stopped before.
@@ -70,6 +73,7 @@ def rank_networks(
     recipe = read_recipe_of(folder)
     name = _pick_stage(folder, stage)
     context = RunContext(recipe, folder, device, max_minutes, runtimes=runtimes)
+    context.stop = stop or context.stop
     space = load_space(folder / name / "space.yaml")
     with lock_folder(folder) if context.rank == 0 else nullcontext(), context.stop:
         try:

@@ -176,7 +176,8 @@ class RunContext:
         """Train to the end. Raises Interrupted if stopped before it."""
         result = trainer.run()
         if result is None:
-            raise Interrupted(trainer.stop.signal or self.stop.reason)
+            self.stop.signal = trainer.stop.signal or self.stop.signal
+            raise Interrupted(self.stop.reason)
         self.check_stop(together=True)
         return result
 

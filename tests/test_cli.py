@@ -244,3 +244,14 @@ def test_publish_and_verify_work_through_hf_endpoint_in_a_process_of_their_own(t
         assert done.returncode == 0, done.stderr
         assert f"hf-hub:somebody/small@{server.head('somebody/small')}" in done.stdout
         assert done.stdout.count("agrees") == 3
+
+
+def test_a_run_that_was_stopped_does_not_exit_as_one_that_is_finished(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = str(Path(__file__).parent / "fixtures" / "tiny.yaml")
+    command = ["train", recipe, "--out", str(tmp_path), "--device", "cpu"]
+    assert main([*command, "--max-minutes", "0"]) == 3
+    assert "stopped by the limit of 0 minutes" in capsys.readouterr().err
+    assert main([*command, "--max-minutes", "nan"]) == 2
+    assert capsys.readouterr().err == "glit: --max-minutes must be a number of minutes from 0, got nan\n"

@@ -205,9 +205,16 @@ def test_the_first_signal_asks_to_stop_and_the_second_interrupts() -> None:
         assert stop.signal is None
         os.kill(os.getpid(), signal.SIGTERM)
         assert stop.signal == stop.reason == "SIGTERM"
+        assert stop.exit_status == 143
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize("minutes", [float("nan"), float("inf"), -1.0])
+def test_a_limit_of_time_that_would_be_none_is_refused(minutes: float) -> None:
+    with pytest.raises(RunError, match=rf"^max_minutes must be a number of minutes from 0, got {minutes:g}$"):
+        StopRequest(minutes)
 
 
 def test_a_limit_of_time_begins_with_the_block(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -223,4 +230,5 @@ def test_a_limit_of_time_begins_with_the_block(monkeypatch: pytest.MonkeyPatch) 
         assert stop.is_late
         assert stop.minutes_left == 0
     assert stop.reason == "the limit of 2 minutes"
+    assert stop.exit_status == 3
     assert StopRequest().minutes_left is None

@@ -148,10 +148,10 @@ def _start(out: Path, *overrides: str, processes: int = 1) -> list["subprocess.P
     return started
 
 
-def _end(started: list["subprocess.Popen[str]"]) -> tuple[str, str]:
-    """What all processes printed, once they have ended well."""
+def _end(started: list["subprocess.Popen[str]"], status: int = 0) -> tuple[str, str]:
+    """What all processes printed, once they have ended with this status."""
     printed = [process.communicate(timeout=120) for process in started]
-    assert [process.returncode for process in started] == [0] * len(started), printed
+    assert [process.returncode for process in started] == [status] * len(started), printed
     return "".join(out for out, _ in printed), "".join(err for _, err in printed)
 
 
@@ -467,7 +467,7 @@ def test_a_signal_to_the_whole_group_saves_and_leaves(processes: int, tmp_path: 
     time.sleep(1)
     for process in started:
         os.killpg(process.pid, signal.SIGTERM)
-    _, err = _end(started)
+    _, err = _end(started, 128 + signal.SIGTERM)
     assert "Traceback" not in err
     assert err.count("stopped by SIGTERM") == 1
     state = _load(tmp_path)

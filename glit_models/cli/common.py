@@ -85,7 +85,7 @@ def add_run_options(parser: argparse.ArgumentParser, set_help: str) -> None:
     """The options of a command that trains: overrides of its recipe, the device, a limit of time."""
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=set_help)
     add_device(parser)
-    parser.add_argument("--max-minutes", type=float, metavar="M", help="save and leave after so long")
+    parser.add_argument("--max-minutes", type=float, metavar="M", help="save and leave after so long, with status 3")
 
 
 def print_json(data: Any) -> None:

@@ -55,7 +55,7 @@ def _run_search(args: argparse.Namespace) -> int:
         echo(f"    glit search report {args.out}")
         echo(f"    glit info {args.out / 'winner.json'}")
         echo(f"    glit predict IMAGE --model {args.out / 'model'}")
-    return 0
+    return run.context.stop.exit_status if result is None else 0
 
 
 def _runtimes(recipe: SearchRecipe) -> dict[str, Callable[..., Callable[[], object]]]:
@@ -86,11 +86,14 @@ def _run_search_rank(args: argparse.Namespace) -> int:
     from glit_models.search.pipeline import read_recipe_of
 
     from ..predict import pick_device
+    from ..runs.signals import StopRequest
 
+    stop = StopRequest(args.max_minutes)
     ranking = rank_networks(
-        args.folder, args.networks or 10, args.stage, pick_device(args.device), args.max_minutes,
-        _runtimes(read_recipe_of(args.folder)),
+        args.folder, args.networks or 10, args.stage, pick_device(args.device),
+        runtimes=_runtimes(read_recipe_of(args.folder)), stop=stop,
     )  # fmt: skip
-    if ranking is not None:
-        print(ranking)
+    if ranking is None:
+        return stop.exit_status
+    print(ranking)
     return 0

@@ -36,7 +36,7 @@ def _run_train(args: argparse.Namespace) -> int:
     if result is not None and trainer.rank == 0:
         print_json(result)
         echo(f"the model is in {Path(args.out) / 'model'}: try `glit predict IMAGE --model {Path(args.out) / 'model'}`")
-    return 0
+    return trainer.stop.exit_status if result is None else 0
 
 
 # ---- glit finetune ----
@@ -91,12 +91,13 @@ def _run_finetune(args: argparse.Namespace) -> int:
     words += [("--batch-size", args.batch_size), *(("--set", text) for text in args.set)]
     asked = [str(word) for pair in words if pair[1] is not None for word in pair]
     command = shlex.join(["glit", "finetune", args.folder, *asked])
-    result = Trainer(plan_.recipe, out, device, args.max_minutes, command).run()
+    trainer = Trainer(plan_.recipe, out, device, args.max_minutes, command)
+    result = trainer.run()
     if result is not None and first:
         commands = [f"    {line}" for line in next_commands(args.folder, out, plan_.splits)]
         for line in (*describe_score(result, plan_.splits), "next:", *commands):
             echo(line)
-    return 0
+    return trainer.stop.exit_status if result is None else 0
 
 
 # ---- glit fractals ----

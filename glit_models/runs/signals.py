@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import time
 from types import FrameType, TracebackType
 from typing import Any, final
+
+from ..errors import Argument, RunError
 
 __all__ = ["StopRequest"]
 
@@ -20,9 +23,14 @@ class StopRequest:
 
     Args:
         max_minutes: the time that the block has; None for no limit.
+
+    Raises:
+        RunError: if `max_minutes` is negative or no finite number.
     """
 
     def __init__(self, max_minutes: float | None = None) -> None:
+        if max_minutes is not None and not 0 <= max_minutes < math.inf:
+            raise RunError(Argument("max_minutes"), f" must be a number of minutes from 0, got {max_minutes:g}")
         self.max_minutes = max_minutes
         self.signal: str | None = None  # the name of the first that came
         self._started = time.monotonic()
@@ -55,6 +63,11 @@ class StopRequest:
     def is_late(self) -> bool:
         """Whether the limit of time has passed."""
         return self.minutes_left == 0
+
+    @property
+    def exit_status(self) -> int:
+        """Of the command whose run was stopped: as the shell has it after a signal, 3 at the limit of time."""
+        return 3 if self.signal is None else 128 + signal.Signals[self.signal]
 
     @property
     def reason(self) -> str:
