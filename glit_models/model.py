@@ -27,8 +27,10 @@ from timm.models._input import get_pretrained_grid_size, update_model_args, upda
 from torch import Tensor, nn
 
 from .block import Block, build_block
+from .cost import count_params
 from .errors import SpecError
 from .parts import BuildOptions, TokenGrid
+from .runs.memory import free_memory
 from .spec import Spec
 from .weights.files import check_fits
 
@@ -100,6 +102,7 @@ class SpecTransformer(nn.Module):
         _check_pool(global_pool, class_token)
         if not dynamic_img_size:
             _check_img_size(img_size, network.patch_size)
+        _check_memory(network, img_size, in_chans, num_classes, device)
         use_fc_norm = global_pool == "avg" if fc_norm is None else fc_norm
         dim = network.embed_dim
 
@@ -396,6 +399,18 @@ def _square(patch_size: int | tuple[int, int]) -> int:
     if height != width:
         raise SpecError(f"patch_size must be square, got {height} x {width}")
     return int(height)
+
+
+def _check_memory(spec: Spec, img_size: int | tuple[int, int], in_chans: int, num_classes: int, device: Any) -> None:
+    """Raises SpecError if the parameters do not fit into this machine's memory; said before any are made."""
+    if torch.device(device or torch.get_default_device()).type != "cpu":
+        return
+    needed, there = 4 * count_params(spec, num_classes, img_size, in_chans), free_memory()
+    if needed > there:
+        raise SpecError(
+            f"the parameters take {needed / 1e9:,.0f} GB, and this machine has {there / 1e9:,.0f} GB left; "
+            "take a smaller network, image or number of classes"
+        )
 
 
 def _check_pool(global_pool: str, class_token: bool) -> None:

@@ -15,7 +15,8 @@ from typing import Any, Literal, Protocol, TypeVar
 
 import yaml
 
-from .errors import GlitError, RecipeError
+from .errors import GlitError, RecipeError, first_line
+from .reading import parse_yaml, read_text
 from .runs.console import say
 
 __all__ = [
@@ -67,9 +68,9 @@ def read_recipe(name: str, overrides: Overrides, shipped: Path) -> dict[str, Any
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+        data = parse_yaml(read_text(path)) or {}
+    except (OSError, ValueError) as error:
+        raise RecipeError(f"{path}: {first_line(error)}") from None
     if not isinstance(data, dict):
         raise RecipeError(f"{path}: a recipe is a mapping of keys, not {type(data).__name__}")
     return data
@@ -105,8 +106,8 @@ def parse_overrides(texts: Sequence[str]) -> dict[str, Any]:
 def _parse_value(dotted: str, text: str) -> Any:
     is_yaml = text.startswith(("[", "{", "'", '"'))
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
+        value = parse_yaml(text)
+    except ValueError:
         if is_yaml:
             raise RecipeError(f"{dotted}: {text!r} is not a YAML value") from None
         return text

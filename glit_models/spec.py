@@ -12,37 +12,67 @@ import json
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
 
+from . import reading
 from .errors import SpecError
 
 if TYPE_CHECKING:
     from .parts import BlockParts
 
-__all__ = ["Spec", "check_fields", "check_int", "check_odd", "check_ratio", "parse_blocks", "read_spec_file"]
+__all__ = [
+    "MAX_BLOCKS",
+    "MAX_SIZE",
+    "Spec",
+    "check_depth",
+    "check_fields",
+    "check_int",
+    "check_odd",
+    "check_ratio",
+    "parse_blocks",
+    "read_spec_file",
+]
 
 T = TypeVar("T")
 
-_MAX_FILE_BYTES = 1 << 20  # of a spec file; the largest named network takes 3 kB
+MAX_BLOCKS = 1000
+MAX_SIZE = 1 << 16  # of widths, heads, kernels; larger ones overflow what counts parameters and multiply-adds
 
 
 def check_int(name: str, value: Any, minimum: int) -> None:
-    """Raises SpecError unless `value` is an integer of at least `minimum`."""
+    """Raises SpecError unless `value` is an integer of at least `minimum`, and at most 65,536."""
     if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
         raise SpecError(f"{name} must be an integer of at least {minimum}, got {value!r}")
+    if value > MAX_SIZE:
+        raise SpecError(f"{name} must be at most {MAX_SIZE}, got {_short(value)}")
 
 
 def check_odd(name: str, value: Any) -> None:
-    """Raises SpecError unless `value` is an odd positive integer."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1 or value % 2 == 0:
-        raise SpecError(f"{name} must be odd and positive, got {value!r}")
+    """Raises SpecError unless `value` is an odd positive integer below 65,536."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1 or value % 2 == 0 or value > MAX_SIZE:
+        below = f" and below {MAX_SIZE}" if isinstance(value, int) and value > MAX_SIZE else ""
+        raise SpecError(f"{name} must be odd and positive{below}, got {_short(value)}")
 
 
 def check_ratio(name: str, value: Any) -> None:
-    """Raises SpecError unless `value` is a positive finite number."""
+    """Raises SpecError unless `value` is a positive finite number of at most 65,536."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
         raise SpecError(f"{name} must be a positive finite number, got {value!r}")
+    if value > MAX_SIZE:
+        raise SpecError(f"{name} must be at most {MAX_SIZE}, got {_short(value)}")
+
+
+def check_depth(blocks: Sequence[Any]) -> None:
+    """Raises SpecError unless there are from 1 to 1,000 blocks."""
+    if not blocks:
+        raise SpecError("blocks must hold at least one block, got none")
+    if len(blocks) > MAX_BLOCKS:
+        raise SpecError(f"blocks must hold at most {MAX_BLOCKS} blocks, got {len(blocks)}")
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:40]}..."
 
 
 def check_fields(cls: type, where: str, data: Any, extra: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -74,6 +104,7 @@ def parse_blocks(value: Any, parse: Callable[[Any], T]) -> tuple[T, ...]:
     """A spec's blocks from a list of plain values, each read by `parse`. Raises SpecError, which names the block."""
     if not isinstance(value, (list, tuple)):
         raise SpecError(f"blocks must be a list, got {type(value).__name__}")
+    check_depth(value)
     blocks = []
     for index, block in enumerate(value):
         try:
@@ -208,24 +239,21 @@ def _of_family(cls: type[Spec], data: Any) -> Any:
 def parse_json(text: str) -> Any:
     """Raises SpecError on text that is not JSON."""
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise SpecError(f"spec is not valid JSON: {error}") from None
+        return reading.parse_json(text)
+    except ValueError as error:
+        raise SpecError(f"spec is {error}") from None
 
 
 def read_spec_file(path: str | os.PathLike[str], parse: Callable[[Any], T]) -> T:
     """What `parse` makes of the JSON in a spec file. Raises SpecError, which names the path."""
     where = f"spec file {os.fspath(path)}"
     try:
-        with Path(path).open("rb") as file:
-            content = file.read(_MAX_FILE_BYTES + 1)
+        text = reading.read_text(path)
     except OSError as error:
         raise SpecError(f"{where} cannot be read: {error.strerror}") from None
-    if len(content) > _MAX_FILE_BYTES:
-        raise SpecError(f"{where} is larger than {_MAX_FILE_BYTES} bytes")
+    except ValueError as error:
+        raise SpecError(f"{where} is {error}") from None
     try:
-        return parse(parse_json(content.decode("utf-8")))
-    except UnicodeDecodeError:
-        raise SpecError(f"{where} is not text") from None
+        return parse(parse_json(text))
     except SpecError as error:
         raise SpecError(f"{where}: {error}") from None

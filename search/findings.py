@@ -5,18 +5,15 @@ This module only reads; `figures` draws and `report` writes.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, final
 
-import yaml
-
 from glit_models import Spec, parse_spec
 from glit_models.errors import SearchError, first_line
-from glit_models.spec import parse_json
+from glit_models.reading import parse_json, parse_yaml, read_text
 
 from .control import Control
 from .evolution import METHODS
@@ -28,6 +25,7 @@ from .space import SearchSpace
 __all__ = ["COSTS", "Findings", "Network", "StageFindings", "read_findings"]
 
 COSTS = ("macs", "params", "latency_ms")
+_MAX_BYTES = 1 << 28  # of the candidates of a long search; others are small
 _STAGE_FILES = (
     "space.yaml",
     "supernet/metrics.jsonl",
@@ -164,7 +162,7 @@ def read_findings(folder: Path) -> Findings:
         winner=_read(folder / "winner.json", _spec),
         result=_read(folder / "result.json", _result) or {},
         times=_read(folder / "times.json", _times) or {},
-        control=_read(folder / "control.json", lambda text: Control.from_dict(_mapping(json.loads(text)))),
+        control=_read(folder / "control.json", lambda text: Control.from_dict(_mapping(parse_json(text)))),
         ranks=_ranks(folder, names),
     )
 
@@ -173,7 +171,7 @@ def _read_stage(folder: Path, name: str, measure: type[Fitness]) -> StageFinding
     path = folder / name
     return StageFindings(
         name,
-        _read(path / "space.yaml", lambda text: load_space(_mapping(yaml.safe_load(text)))),
+        _read(path / "space.yaml", lambda text: load_space(_mapping(parse_yaml(text)))),
         tuple(_read(path / "supernet/metrics.jsonl", _losses) or ()),
         tuple(
             _read(path / "candidates.jsonl", lambda text: [_network(line, "accuracy") for line in _lines(text)]) or ()
@@ -195,22 +193,20 @@ def _stage_names(folder: Path, method: str) -> tuple[str, ...]:
 def _read(path: Path, parse: Callable[[str], T]) -> T | None:
     """What a file holds, None where there is none."""
     try:
-        return parse(path.read_text(encoding="utf-8"))
+        return parse(read_text(path, _MAX_BYTES))
     except FileNotFoundError:
         return None
     except OSError as error:
         raise SearchError(f"{path} cannot be read: {error.strerror}") from None
     except KeyError as error:
         reason = f"it lacks {error}"
-    except yaml.YAMLError as error:
-        reason = f"not valid YAML: {' '.join(str(error).split())}"
     except (ValueError, TypeError, AttributeError, OverflowError) as error:
         reason = first_line(error)
     raise SearchError(f"{path} is damaged: {reason}")
 
 
 def _recipe(text: str) -> dict[str, Any]:
-    data = _mapping(yaml.safe_load(text))
+    data = _mapping(parse_yaml(text))
     fitness = data.get("fitness", "inherited")  # 0.1 knew no other and wrote none
     for table, name in ((METHODS, data["method"]), (FITNESSES, fitness)):
         if ":" not in str(name):  # an extension, which reading a folder does not import
@@ -235,7 +231,7 @@ def _lines(text: str) -> list[dict[str, Any]]:
     lines = []
     for number, line in enumerate(text.split("\n")[:-1], 1):
         try:
-            lines.append(_mapping(json.loads(line)))
+            lines.append(_mapping(parse_json(line)))
         except ValueError as error:
             raise ValueError(f"line {number}: {error}") from None
     return lines
@@ -261,7 +257,7 @@ def _network(data: Mapping[str, Any], fitness: str) -> Network:
 
 
 def _networks(text: str, fitness: str) -> list[Network]:
-    data = json.loads(text)
+    data = parse_json(text)
     if not isinstance(data, list):
         raise ValueError(f"it must hold a list, not {type(data).__name__}")
     return [_network(_mapping(network), fitness) for network in data]
@@ -271,13 +267,13 @@ def _result(text: str) -> dict[str, float]:
     """The numbers that a report shows; those of the test set are null where there is none."""
     numbers = ("macs", "params", "search_accuracy", "test_accuracy", "num_evaluated", "minutes", "search_images",
                "test_images")  # fmt: skip
-    data = _mapping(json.loads(text))
+    data = _mapping(parse_json(text))
     return {key: _number(key, data[key]) for key in numbers if data.get(key) is not None}
 
 
 def _times(text: str) -> dict[tuple[str, str], float]:
     times = {}
-    for stage, parts in _mapping(json.loads(text)).items():
+    for stage, parts in _mapping(parse_json(text)).items():
         for part, seconds in (parts if isinstance(parts, dict) else {"": parts}).items():
             times[stage, part] = _number("seconds", seconds)
     return times
@@ -286,7 +282,7 @@ def _times(text: str) -> dict[tuple[str, str], float]:
 def _ranks(folder: Path, stages: Sequence[str]) -> tuple[Ranking, ...]:
     """Of each stage; 0.1 wrote one file for all."""
     paths = [*(folder / stage / "rank.json" for stage in stages), folder / "rank.json"]
-    read = (_read(path, lambda text: Ranking.from_dict(_mapping(json.loads(text)))) for path in paths)
+    read = (_read(path, lambda text: Ranking.from_dict(_mapping(parse_json(text)))) for path in paths)
     return tuple(ranking for ranking in read if ranking is not None)
 
 

@@ -11,9 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from glit_models.errors import SearchError
+from glit_models.reading import parse_yaml, read_text
+from glit_models.spec import MAX_BLOCKS, MAX_SIZE
 
 from .choices import BlockChoices, check_keys
 from .space import SearchSpace
@@ -155,7 +155,7 @@ def autoformer(
     Raises SearchError on a value that cannot be.
     """
     choices = BlockChoices(num_heads=num_heads, mlp_ratios=mlp_ratios)
-    deepest = max((number for number in depth if isinstance(number, int)), default=0)
+    deepest = min(max((number for number in depth if isinstance(number, int)), default=0), MAX_BLOCKS)
     return SearchSpace(
         [(choices,)] * deepest, embed_dim, family="autoformer", depth=depth, patch_size=patch_size, head_dim=head_dim,
         max_relative_position=max_relative_position,
@@ -227,11 +227,11 @@ def load_space(value: str | os.PathLike[str] | Mapping[str, Any]) -> SearchSpace
     if not path.is_file():
         return _from_mapping({"space": os.fspath(value)})
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = parse_yaml(read_text(path))
     except OSError as error:
         raise SearchError(f"{path} cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SearchError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    except ValueError as error:
+        raise SearchError(f"{path}: {error}") from None
     if not isinstance(data, Mapping):
         raise SearchError(f"{path}: a search space is a mapping of keys, not {type(data).__name__}")
     try:
@@ -256,6 +256,9 @@ def _from_mapping(data: Mapping[str, Any]) -> SearchSpace:
         whole = isinstance(parameters[key].default, int)
         if whole and (type(value) is not int or value < 1):
             raise SearchError(f"{key} must be an integer of at least 1, got {value!r}")
+        most = MAX_BLOCKS if key == "depth" else MAX_SIZE
+        if whole and value > most:
+            raise SearchError(f"{key} must be at most {most}, got {value}")
         if not whole and not isinstance(value, (list, tuple)):
             raise SearchError(f"{key} must be a list, got {value!r}")
     return NAMED_SPACES[name](**keywords)

@@ -19,6 +19,7 @@ import yaml
 from glit_models import Spec
 from glit_models.errors import SearchError, SpecError
 from glit_models.families import FAMILIES
+from glit_models.spec import MAX_BLOCKS
 
 from .choices import (
     BlockChoices,
@@ -33,6 +34,7 @@ from .choices import (
 __all__ = ["NETWORK_GENES", "SpaceDefinition", "Stratum"]
 
 NETWORK_GENES = ("embed_dim", "depth")
+_MAX_COMBINATIONS = 100_000  # of one block; the largest shipped space has 972
 
 
 @final
@@ -112,6 +114,8 @@ class SpaceDefinition:
         self.network = self._complete(network)
         if not self.blocks:
             raise SearchError("blocks must hold at least one block, got none")
+        if len(self.blocks) > MAX_BLOCKS:
+            raise SearchError(f"blocks must hold at most {MAX_BLOCKS} blocks, got {len(self.blocks)}")
         if max(self.depths) != len(self.blocks):
             raise SearchError(f"blocks must describe depth={max(self.depths)} blocks, got {len(self.blocks)}")
         for choices in dict.fromkeys(self.blocks):
@@ -148,6 +152,9 @@ class SpaceDefinition:
         for key, values in product.values.items():
             if len(set(values)) < len(values):
                 raise SearchError(f"{where}.{key} must not repeat a value, got {list(values)}")
+        count = math.prod(max(len(values), 1) for values in product.values.values()) * len(self.embed_dims)
+        if count > _MAX_COMBINATIONS:
+            raise SearchError(f"{where} must give at most {_MAX_COMBINATIONS:,} combinations, got {count:,}")
         for embed_dim in self.embed_dims:
             self._check_width(where, product, embed_dim)
 
@@ -302,8 +309,9 @@ class SpaceDefinition:
             place = f"blocks[{len(blocks)}]"
             check_keys(f"{place}.", check_mapping(place, run), ("repeat", "choices"))
             repeat, products = run.get("repeat", 1), check_list(f"{place}.choices", run.get("choices"))
-            if type(repeat) is not int or repeat < 1:
-                raise SearchError(f"{place}.repeat must be an integer of at least 1, got {repeat!r}")
+            if type(repeat) is not int or not 1 <= repeat <= MAX_BLOCKS:
+                bound = f"from 1 to {MAX_BLOCKS}" if isinstance(repeat, int) and repeat > 1 else "of at least 1"
+                raise SearchError(f"{place}.repeat must be an integer {bound}, got {repeat!r}")
             choices = (BlockChoices.from_dict(data, f"{place}.choices[{i}]") for i, data in enumerate(products))
             blocks += [tuple(choices)] * repeat
         return cls(blocks, **{key: value for key, value in data.items() if key != "blocks"})

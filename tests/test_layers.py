@@ -11,7 +11,7 @@ FOLDERS = {"glit_models": "glit_models", "glit_models.search": "search", "glit_m
 
 # Modules and packages of one line do not import each other. A package is one unit: what it does inside is its own.
 ZOO = """
-errors
+errors reading
 extensions spec
 depthwise
 parts

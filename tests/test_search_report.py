@@ -349,7 +349,7 @@ def test_a_folder_that_is_no_search_is_named(tmp_path: Path) -> None:
         ("stage1/retrained.json", b"[3]", "a mapping is missing where int stands"),
         ("stage1/retrained.json", b'[{"spec": {}}]', "spec lacks the field 'blocks'"),
         ("stage1/winner.json", b"\xff\xfe", ""),
-        ("stage2/winner.json", b"", "spec is not valid JSON"),
+        ("stage2/winner.json", b"", "not valid JSON"),
         ("winner.json", b"{}", "spec lacks the field 'blocks'"),
         ("result.json", b'{"macs": "many"}', "macs must be a finite number, got 'many'"),
         ("times.json", b'{"test": NaN}', "seconds must be a finite number, got nan"),

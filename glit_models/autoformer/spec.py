@@ -12,7 +12,7 @@ from typing import Any, ClassVar, final
 
 from ..errors import SpecError
 from ..parts import BlockParts, MlpPart, RelativeAttentionPart
-from ..spec import Spec, check_fields, check_int, check_ratio, parse_blocks
+from ..spec import Spec, check_depth, check_fields, check_int, check_ratio, parse_blocks
 
 __all__ = ["AutoFormerBlock", "AutoFormerSpec"]
 
@@ -95,8 +95,7 @@ class AutoFormerSpec(Spec):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "blocks", tuple(self.blocks))
-        if not self.blocks:
-            raise SpecError("blocks must hold at least one block, got none")
+        check_depth(self.blocks)
         for name in ("embed_dim", "patch_size", "head_dim"):
             check_int(name, getattr(self, name), 1)
         if self.max_relative_position is not None:

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, final
 
 from ..errors import SpecError
 from ..parts import PARTS, AttentionPart, BlockParts, MlpPart, Part
-from ..spec import Spec, check_fields, check_int, check_odd, check_ratio, parse_blocks
+from ..spec import Spec, check_depth, check_fields, check_int, check_odd, check_ratio, parse_blocks
 
 __all__ = ["BlockSpec", "GLiTSpec"]
 
@@ -176,8 +176,7 @@ class GLiTSpec(Spec):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "blocks", tuple(self.blocks))
-        if not self.blocks:
-            raise SpecError("blocks must hold at least one block, got none")
+        check_depth(self.blocks)
         check_int("embed_dim", self.embed_dim, 1)
         check_int("num_heads", self.num_heads, 1)
         check_int("patch_size", self.patch_size, 1)

@@ -118,6 +118,7 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
+        _refuse_compressed(path)
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # torch warns of pickle protocols that it may not know
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
@@ -125,7 +126,9 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         raise WeightsError(f"{path}: not a whole safetensors file, probably cut short ({error})") from None
     except pickle.UnpicklingError:
         raise WeightsError(f"{path}: refused, this pickle holds more than tensors and could run code") from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except WeightsError:
+        raise
+    except Exception as error:  # a damaged pickle calls what it may with what it likes
         raise WeightsError(f"{path}: not a readable checkpoint ({first_line(error)})") from None
     return _unwrap(path, checkpoint)
 
@@ -141,13 +144,28 @@ def _refuse_web_page(path: Path) -> None:
         raise WeightsError(f"{path}: a web page and no checkpoint; open the link and save the file behind it")
 
 
+def _refuse_compressed(path: Path) -> None:
+    """torch writes archives without compression; a compressed one may be a thousand times as large in memory."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
+                raise WeightsError(f"{path}: refused, this archive is compressed, which torch.save never does")
+
+
 def _unwrap(path: Path, checkpoint: Any) -> dict[str, Tensor]:
     for key in ("state_dict_ema", "model_ema", "state_dict", "model"):
         if isinstance(checkpoint, dict) and isinstance(checkpoint.get(key), dict):
             checkpoint = checkpoint[key]
             break
-    if not isinstance(checkpoint, dict) or not all(isinstance(value, Tensor) for value in checkpoint.values()):
+    if not isinstance(checkpoint, dict) or not all(
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in checkpoint.items()
+    ):
         raise WeightsError(f"{path}: no state dict found in this file")
+    for key, value in checkpoint.items():
+        if value.layout != torch.strided or value.device.type != "cpu" or value.is_quantized:
+            raise WeightsError(f"{path}: {key!r} must be a dense tensor, got {value.layout} on {value.device}")
+        if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+            raise WeightsError(f"{path}: {key!r} has {value.numel():,} numbers, of which the file holds fewer")
     return {key.removeprefix("module."): value for key, value in checkpoint.items()}
 
 

@@ -1,0 +1,96 @@
+"""Text that may be anybody's: files of bounded size, JSON and YAML of bounded size and nesting."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+__all__ = ["parse_json", "parse_yaml", "read_text"]
+
+_MAX_BYTES = 1 << 20
+_MAX_YAML_CHARS = 1 << 16  # a recipe takes 3 kB; reading this much takes two seconds
+_MAX_VALUES = 100_000
+_MAX_NESTING = 50
+
+
+def read_text(path: str | os.PathLike[str], max_bytes: int = _MAX_BYTES) -> str:
+    """The text of a file in UTF-8. Raises OSError, and ValueError in one line if it is too large or no text."""
+    with Path(path).open("rb") as file:
+        content = file.read(max_bytes + 1)
+    if len(content) > max_bytes:
+        raise ValueError(f"larger than {max_bytes:,} bytes")
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError:
+        raise ValueError("not text in UTF-8") from None
+
+
+def parse_json(text: str) -> Any:
+    """Raises ValueError in one line on text that is not JSON, or holds or nests too much."""
+    try:
+        data = json.loads(text)
+    except RecursionError:
+        raise ValueError(f"nested more than {_MAX_NESTING} deep") from None
+    except ValueError as error:
+        raise ValueError(f"not valid JSON: {error}") from None
+    _check_extent(data)
+    return data
+
+
+def parse_yaml(text: str) -> Any:
+    """Raises ValueError in one line on text that is not YAML, or holds (its aliases written out) or nests too much."""
+    import yaml
+
+    if len(text) > _MAX_YAML_CHARS:
+        raise ValueError(f"longer than {_MAX_YAML_CHARS:,} characters")
+    try:
+        data = yaml.load(text, _bounded_loader())
+    except _TooDeepError as error:
+        raise ValueError(str(error)) from None
+    except (yaml.YAMLError, ValueError, TypeError, AttributeError) as error:  # YAML's, or of a strange number or date
+        raise ValueError(f"not valid YAML: {' '.join(str(error).split())}") from None
+    _check_extent(data)
+    return data
+
+
+class _TooDeepError(Exception):
+    def __init__(self) -> None:
+        super().__init__(f"nested more than {_MAX_NESTING} deep")
+
+
+@functools.cache
+def _bounded_loader() -> Any:
+    """PyYAML's safe loader, which gives deep nesting up at once instead of after seconds."""
+    from yaml import SafeLoader
+
+    class Loader(SafeLoader):
+        depth = 0
+
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            self.depth += 1
+            if self.depth > _MAX_NESTING + 1:
+                raise _TooDeepError
+            node = super().compose_node(parent, index)
+            self.depth -= 1
+            return node
+
+    return Loader
+
+
+def _check_extent(data: Any) -> None:
+    """An alias of YAML stands for what it names each time: a few lines of them can mean more than fits in memory."""
+    count, rest = 0, [(data, 0)]
+    while rest:
+        value, depth = rest.pop()
+        if not isinstance(value, (Mapping, list, tuple, set)):
+            continue
+        if depth == _MAX_NESTING:
+            raise ValueError(f"nested more than {_MAX_NESTING} deep")
+        count += len(value)
+        if count > _MAX_VALUES:
+            raise ValueError(f"holds more than {_MAX_VALUES:,} values")
+        rest += [(item, depth + 1) for item in (value.values() if isinstance(value, Mapping) else value)]
