@@ -6,11 +6,14 @@ Whoever reads the file sees the old one or the new one, also after a crash or on
 
 from __future__ import annotations
 
+import functools
 import json
 import os
+import re
 import shutil
+import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +28,8 @@ __all__ = [
     "write_json",
     "write_text",
 ]
+
+_HOST = re.sub(r"\W+", "-", socket.gethostname())[:20] or "host"
 
 
 @contextmanager
@@ -115,7 +120,32 @@ def force_to_disk(path: Path) -> None:
 
 
 def _beside(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    """A temporary name in the same folder, which is rid of what processes left there that were killed."""
+    _remove_abandoned(path.absolute().parent)
+    return path.with_name(f".{path.name[:100]}.{_HOST}.{os.getpid()}.tmp")
+
+
+@functools.cache
+def _remove_abandoned(folder: Path) -> None:
+    """Once a folder; only of this machine, as processes of others cannot be seen."""
+    for path in folder.glob(f".*.{_HOST}.*.tmp"):
+        pid = path.name.split(".")[-2]
+        if pid.isdecimal() and not _is_alive(int(pid)):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                with suppress(OSError):
+                    path.unlink()
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 @contextmanager
