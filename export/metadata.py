@@ -6,7 +6,6 @@ It turns that into the texts that ONNX keeps beside a graph and back; it opens n
 from __future__ import annotations
 
 import json
-import math
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -14,6 +13,7 @@ from typing import Any, Literal
 
 from glit_models import Spec, parse_spec
 from glit_models.errors import ExportError, GlitError
+from glit_models.weights.registry import preprocessing_problem
 
 __all__ = ["INPUT", "OUTPUT", "PREFIX", "ExportInfo", "Precision"]
 
@@ -150,24 +150,19 @@ def _checks(values: Mapping[str, Any]) -> dict[str, bool]:
         "batch": batch is None or _is_count(batch),
         "patch_size": _is_count(values["patch_size"]),
         "precision": values["precision"] in ("fp32", "fp16", "bf16", "int8"),
-        "crop_pct": _is_finite(values["crop_pct"]) and values["crop_pct"] > 0,
         "spec": spec is None or isinstance(spec, dict),
     }
-    for name in ("mean", "std"):
-        checks[name] = isinstance(values[name], tuple) and all(map(_is_finite, values[name]))
     for name in ("source", "sha256", "package_version", "interpolation", "crop_mode"):
         checks[name] = isinstance(values[name], str)
     for name in ("dynamic_size", "preprocess"):
         checks[name] = isinstance(values[name], bool)
+    if problem := preprocessing_problem(values):
+        checks[problem[0]] = False
     return checks
 
 
 def _is_count(value: Any) -> bool:
     return type(value) is int and value > 0
-
-
-def _is_finite(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
 
 
 def _named_modules(data: Any) -> list[str]:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
 import resource
+import shutil
+import subprocess
 import time
 import zipfile
 from collections.abc import Iterator
@@ -11,12 +15,17 @@ from pathlib import Path
 import pytest
 import torch
 from glit_models.search import load_search_recipe, load_space
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from weight_folders import small_folder
 
+import glit_models
 from glit_models import BlockSpec, GLiTSpec, parse_spec
+from glit_models.cli import main
 from glit_models.errors import GlitError, SpecError, WeightsError
 from glit_models.reading import parse_json, parse_yaml
 from glit_models.recipes import parse_overrides
-from glit_models.runs import memory
+from glit_models.runs import files, memory
 from glit_models.training import load_recipe
 from glit_models.weights.files import read_state_dict
 
@@ -24,6 +33,7 @@ LAUGHS = "\n".join(
     ["a: &a [x, x, x, x, x, x, x, x, x]"]
     + [f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]" for a, b in zip("abcdefgh", "bcdefghi", strict=True)]
 )
+IMAGE = Path(glit_models.__file__).parent / "data" / "images" / "test-00000.png"
 BLOCK = {"num_global_heads": 1, "num_local_heads": 0, "mlp_ratio": 1, "qkv_ratio": 1}
 
 
@@ -150,3 +160,96 @@ def test_a_tensor_is_dense_and_of_the_size_of_its_file(tmp_path: Path, value: ob
     torch.save({"a": value}, tmp_path / "x.pth")
     with pytest.raises(WeightsError, match=complaint):
         read_state_dict(tmp_path / "x.pth")
+
+
+# ---- weight folders ----
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("weights") / "small"
+    small_folder(path)
+    return path
+
+
+CONFIG_DAMAGE = [
+    ("pretrained_cfg.interpolation", "evil"), ("pretrained_cfg.interpolation", ["bicubic"]),
+    ("pretrained_cfg.input_size", [3, 64]), ("pretrained_cfg.input_size", "3x64x64"),
+    ("pretrained_cfg.input_size", [3, 10**9, 10**9]), ("pretrained_cfg.mean", [0.5, "x", 0.5]),
+    ("pretrained_cfg.std", [0.5] * 4), ("pretrained_cfg.std", [0, 0, 0]), ("pretrained_cfg.mean", 3),
+    ("pretrained_cfg.crop_pct", -1), ("pretrained_cfg.crop_pct", "1"), ("pretrained_cfg.crop_mode", {}),
+    ("num_classes", "ten"), ("num_classes", -1), ("num_classes", 10**30), ("label_names", 3),
+    ("label_names", [1] * 10), ("architecture", ["glit_tiny"]), ("architecture", None), ("pretrained_cfg", []),
+    ("model_args", 3), ("model_args.spec", {}), ("model_args.spec.embed_dim", 10**12), ("model_args.img_size", "big"),
+    ("model_args.img_size", 10**9), ("model_args.evil", 1), ("model_args.global_pool", "evil"),
+    ("model_args.in_chans", -3), ("model_args.drop_rate", "x"), ("model_args.spec.blocks", [[]]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("key", "value"), CONFIG_DAMAGE)
+def test_a_damaged_configuration_is_one_line(
+    folder: Path, tmp_path: Path, key: str, value: object, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(folder, tmp_path / "x")
+    config = json.loads((folder / "config.json").read_text())
+    *parents, last = key.split(".")
+    place = config
+    for name in parents:
+        place = place[name]
+    place[last] = value
+    (tmp_path / "x" / "config.json").write_text(json.dumps(config))
+    assert main(["predict", str(IMAGE), "--model", str(tmp_path / "x"), "--device", "cpu"]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("glit: ")
+    assert err.count("\n") == 1
+    assert len(err) < 1000
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_refused_by_whatever_reads_them(
+    folder: Path, tmp_path: Path, value: float, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(folder, tmp_path / "x")
+    weights = load_file(folder / "model.safetensors")
+    weights["head.bias"][3] = value
+    save_file(weights, tmp_path / "x" / "model.safetensors")
+    source = str(tmp_path / "x")
+    for command in (
+        ["publish", source, "--to-folder", str(tmp_path / "out")],
+        ["predict", str(IMAGE), "--model", source],
+    ):
+        assert main(command) == 2
+        assert "'head.bias' holds values that are not finite" in capsys.readouterr().err
+    assert main(["verify", source]) == 1
+    assert not (tmp_path / "out").exists()
+    assert main(["publish", str(folder), "--to-folder", source, "--metric", "top1", str(value), "somewhere"]) == 2
+    assert f"--metric 'top1': VALUE must be a number, got '{value}'" in capsys.readouterr().err
+
+
+def test_what_is_written_is_the_same_byte_for_byte(folder: Path, tmp_path: Path) -> None:
+    for number in range(4):
+        small_folder(tmp_path / str(number))
+        for path in folder.iterdir():
+            assert (tmp_path / str(number) / path.name).read_bytes() == path.read_bytes(), path.name
+    with safe_open(folder / "golden.safetensors", framework="pt") as file:
+        assert set(file.metadata()) == {"format", "weights_sha256"}
+
+
+# ---- what killed processes leave ----
+
+
+def test_what_killed_processes_left_is_removed_by_the_next_that_writes_there(tmp_path: Path) -> None:
+    child = subprocess.Popen(["true"])
+    child.wait()
+    left, living = (tmp_path / f".model.{files._HOST}.{pid}.tmp" for pid in (child.pid, os.getppid()))
+    for path in (left, living):
+        path.mkdir()
+        (path / "model.safetensors").write_bytes(b"half")
+    other = tmp_path / f".model.another.{child.pid}.tmp"
+    other.write_bytes(b"of another machine")
+    files._remove_abandoned.cache_clear()
+    files.write_text(tmp_path / "result.json", "{}")
+    assert not left.exists()
+    assert living.exists()
+    assert other.exists()
+    files.write_text(tmp_path / ("x" * 250), "a long name")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -254,9 +255,12 @@ def _timm_name(args: argparse.Namespace, revision: str | None) -> str:
 
 def _metric(name: str, value: str, source: str) -> dict[str, Any]:
     try:
-        return {"name": name, "value": float(value), "source": source}
+        number = float(value)
     except ValueError:
-        raise GlitError(f"--metric {name!r}: VALUE must be a number, got {value!r}") from None
+        number = math.nan
+    if not math.isfinite(number):
+        raise GlitError(f"--metric {name!r}: VALUE must be a number, got {value!r}")
+    return {"name": name, "value": number, "source": source}
 
 
 # ---- glit verify ----

@@ -117,7 +117,7 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     _refuse_web_page(path)
     try:
         if path.suffix == ".safetensors":
-            return safetensors.torch.load_file(path)
+            return _finite(path, safetensors.torch.load_file(path))
         _refuse_compressed(path)
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # torch warns of pickle protocols that it may not know
@@ -130,7 +130,14 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         raise
     except Exception as error:  # a damaged pickle calls what it may with what it likes
         raise WeightsError(f"{path}: not a readable checkpoint ({first_line(error)})") from None
-    return _unwrap(path, checkpoint)
+    return _finite(path, _unwrap(path, checkpoint))
+
+
+def _finite(path: Path, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+    for key, value in state_dict.items():
+        if value.is_floating_point() and not bool(value.to(torch.float32).isfinite().all()):
+            raise WeightsError(f"{path}: {key!r} holds values that are not finite")
+    return state_dict
 
 
 def _refuse_web_page(path: Path) -> None:
@@ -176,6 +183,12 @@ def write_state_dict(state_dict: Mapping[str, Tensor], path: Path, metadata: dic
         safetensors.torch.save_file(contiguous, path, metadata)
     except SafetensorError as error:
         raise OSError(first_line(error)) from None
+    with open(path, "r+b") as file:  # the library writes the metadata in an order that changes from run to run
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header = {key: dict(sorted(value.items())) if key == "__metadata__" else value for key, value in header.items()}
+        file.seek(8)
+        file.write(json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode().ljust(size))
 
 
 def check_fits(

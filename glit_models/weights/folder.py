@@ -21,9 +21,10 @@ from timm.models._hub import save_config_for_hf
 from torch import Tensor
 
 from ..cost import count_macs
-from ..errors import WeightsError
+from ..errors import GlitError, WeightsError, first_line
 from ..families import family_of_architecture, named_specs
 from ..model import SpecTransformer
+from ..reading import parse_json, read_text
 from ..runs.files import whole_folder
 from ..spec import Spec
 from . import download, resolve
@@ -37,7 +38,7 @@ from .files import (
     sha256_of,
     write_state_dict,
 )
-from .registry import WeightEntry
+from .registry import WeightEntry, preprocessing_problem
 
 __all__ = ["WeightFolder", "load_folder", "open_folder", "read_config", "save_folder", "spec_of"]
 
@@ -247,17 +248,31 @@ def read_config(directory: Path) -> dict[str, Any]:
     if not path.is_file():
         raise WeightsError(f"{directory}: no {CONFIG_FILE} in this folder; `glit convert` makes one")
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = parse_json(read_text(path))
     except (OSError, ValueError) as error:
-        raise WeightsError(f"{path}: not valid JSON ({error})") from None
-    if not isinstance(config, dict) or config.get("architecture") not in named_specs():
+        raise WeightsError(f"{path}: {first_line(error)}") from None
+    if not isinstance(config, dict) or config.get("architecture") not in list(named_specs()):
         raise WeightsError(
             f"{path}: not the configuration of a model of this package; 'architecture' must be one of "
             f"{', '.join(named_specs())}"
         )
     if not all(isinstance(config.get(key), dict) for key in ("pretrained_cfg", "model_args")):
         raise WeightsError(f"{path}: not timm's configuration; it lacks 'pretrained_cfg' or 'model_args'")
+    _check_config(config, path)
     return config
+
+
+def _check_config(config: Mapping[str, Any], path: Path) -> None:
+    """Raises WeightsError on a value that would fail, or mislead, much later; names it."""
+    cfg, count = config["pretrained_cfg"], config.get("num_classes", 1000)
+    problem = preprocessing_problem({key: value for key, value in cfg.items() if value is not None})
+    if problem is not None:
+        raise WeightsError(f"{path}: pretrained_cfg.{problem[0]} must be {problem[1]}, got {cfg[problem[0]]!r:.60}")
+    if type(count) is not int or count < 0:
+        raise WeightsError(f"{path}: num_classes must be an integer of at least 0, got {count!r:.60}")
+    for names in (config.get("label_names"), cfg.get("label_names")):
+        if names and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+            raise WeightsError(f"{path}: label_names must be a list of names, got {names!r:.60}")
 
 
 def spec_of(config: Mapping[str, Any]) -> Spec:
@@ -278,8 +293,11 @@ def load_folder(directory: str | Path) -> SpecTransformer:
     config = read_config(directory)
     try:
         model: SpecTransformer = timm.create_model(f"local-dir:{directory}")
-    except (TypeError, KeyError, AssertionError) as error:
-        raise WeightsError(f"{directory / CONFIG_FILE}: timm cannot build {config['architecture']} ({error})") from None
+    except GlitError:
+        raise
+    except Exception as error:  # of whatever the configuration says
+        text = f"timm cannot build {config['architecture']} ({first_line(error)})"
+        raise WeightsError(f"{directory / CONFIG_FILE}: {text}") from None
     weights = directory / WEIGHTS_FILE
     state = read_state_dict(weights)
     check_fits(state, model, where=str(weights))

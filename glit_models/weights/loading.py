@@ -5,7 +5,6 @@ Weights whose hash is recorded are verified. `resolve.py` and `folder.py` know w
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +15,7 @@ import timm
 
 from ..errors import GlitError, WeightsError, first_line
 from ..families import named_specs
+from ..reading import parse_json, read_text
 from . import download, resolve
 from .files import CONFIG_FILE, WEIGHTS_FILE, sha256_of
 from .folder import REPO_NAME, WeightFolder, load_folder, open_folder
@@ -94,7 +94,7 @@ def _is_timms(name: str) -> bool:
 
 def _architecture(config: Path) -> str:
     try:
-        return str(json.loads(config.read_text(encoding="utf-8")).get("architecture"))
+        return str(parse_json(read_text(config)).get("architecture"))
     except (OSError, ValueError, AttributeError):
         return ""
 

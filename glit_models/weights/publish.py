@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -16,9 +15,10 @@ from typing import Any
 import timm
 from torch import nn
 
-from ..errors import Argument, WeightsError
+from ..errors import Argument, WeightsError, first_line
 from ..families import check_layout, family_of_architecture, named_specs
 from ..model import SpecTransformer
+from ..reading import parse_json, read_text
 from ..runs.files import whole_folder, write_text
 from ..spec import Spec
 from . import download, resolve
@@ -263,9 +263,9 @@ def _read_entry(directory: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        entry = json.loads(path.read_text(encoding="utf-8"))
+        entry = parse_json(read_text(path))
     except (OSError, ValueError) as error:
-        raise WeightsError(f"{path}: not valid JSON ({error})") from None
+        raise WeightsError(f"{path}: {first_line(error)}") from None
     if not isinstance(entry, dict):
         raise WeightsError(f"{path}: must be an object of named facts")
     return entry
