@@ -108,6 +108,18 @@ def first_line(error: BaseException) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
+def failure_of_machine(error: BaseException) -> GlitError | None:
+    """A failure that is no bug but of this machine, wherever it is raised: too little memory, a process that died."""
+    text = first_line(error)
+    if isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text:
+        return GlitError(f"memory is short ({text[:200]}); a smaller batch, image or network takes less")
+    if "DataLoader worker" in text and "Caught" not in text:  # no exception of its own
+        return DataError(
+            "a process that loads data died; is memory short? try a lower ", Argument("num_workers"), f" ({text})"
+        )
+    return None
+
+
 # Control characters, marks that turn the direction of text, and bytes of file names that are no UTF-8.
 UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 

@@ -116,3 +116,28 @@ def test_what_a_terminal_would_act_upon_is_escaped_on_every_way_to_it(
     assert printed.count(escaped) == 2
     assert not UNPRINTABLE.search(printed.replace("\n", ""))
     assert json.loads(printed[printed.index("{") :]) == {evil: [evil]}
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried\nC++"), "memory is short"),
+        (MemoryError(), "memory is short (MemoryError); a smaller batch, image or network takes less"),
+        (RuntimeError("DataLoader worker (pid 3) is killed by signal: Killed. "), "a process that loads data died"),
+    ],
+)
+def test_a_failure_of_the_machine_is_one_line_wherever_it_is_raised(
+    error: Exception, line: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("glit_models.training.trainer.Trainer._train_step", fail)
+    recipe = str(FIXTURES / "tiny.yaml")
+    assert main(["train", recipe, "--out", str(tmp_path), "--device", "cpu"]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"glit: {line}")
+    assert err.count("\n") == 1
+    monkeypatch.setattr("glit_models.training.trainer.Trainer._train_step", lambda *_: {}["a bug"])
+    with pytest.raises(KeyError):
+        main(["train", recipe, "--out", str(tmp_path), "--device", "cpu"])

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from .. import __version__
-from ..errors import GlitError
+from ..errors import GlitError, failure_of_machine
 from ..extensions import import_module
 from . import deploying, images, searching, training, weights
 from .common import Commands, echo, spelled
@@ -61,6 +61,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return status
     except GlitError as error:
         echo(f"glit: {spelled(error.message, args)}", error=True)
+        return 2
+    except (RuntimeError, MemoryError) as error:
+        known = failure_of_machine(error)
+        if known is None:
+            raise
+        echo(f"glit: {spelled(known.message, args)}", error=True)
         return 2
     except KeyboardInterrupt:
         return 130

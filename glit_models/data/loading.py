@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, default_collate, get_worker_info
 
-from ..errors import Argument, DataError, first_line
+from ..errors import Argument, DataError, failure_of_machine, first_line
 from .sources import Stream
 
 __all__ = ["Batches", "eval_loader", "part_positions", "train_parts"]
@@ -60,10 +60,7 @@ class Batches:
                 elif batch:
                     yield batch[0], batch[1]
         except RuntimeError as error:
-            if "DataLoader worker" in str(error) and "Caught" not in str(error):  # no exception, a dead process
-                text = "a process that loads data died; is memory short? try a lower "
-                raise DataError(text, Argument("num_workers"), f" ({first_line(error)})") from None
-            raise
+            raise failure_of_machine(error) or error from None
         finally:
             batches = None  # ends its workers even while a traceback holds this frame
         if self.stream is not None and images != len(self.stream):
