@@ -14,7 +14,9 @@ LOWEST = torch==2.11.0 torchvision==0.26.0 timm==1.0.31 huggingface_hub==1.0.0 s
          pillow==10.3.0 pyyaml==6.0.1 rich==14.3.0 accelerate==1.5.0 matplotlib==3.11.0 scipy==1.12.0 \
          onnx==1.20.0 onnxscript==0.7.0 onnxruntime==1.28.0
 
-.PHONY: wheel help demo search-demo test test-slow test-extended test-lowest lint format types timm-tests transformers-test bench gpu gpu-rehearsal clean
+FUZZ ?= --seed 0 --cases 2000
+
+.PHONY: wheel help demo search-demo test test-slow test-extended fuzz test-lowest lint format types timm-tests transformers-test bench gpu gpu-rehearsal clean
 
 help:
 	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed 's/:.*## /\t/' | expand -t 20
@@ -34,6 +36,9 @@ test-slow: $(VENV)/.dev  ## what is slow: whole searches, kills at random moment
 
 test-extended: $(VENV)/.dev  ## more of what is slow: the rest of each cross of cases
 	OMP_NUM_THREADS=1 $(PYTEST) $(PARALLEL) --dist worksteal -m extended
+
+fuzz: $(VENV)/.dev  ## damage everything that is read, at random from a seed: FUZZ="--seed 1 --cases 500"
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m tests.fuzz $(FUZZ)
 
 test-lowest: .venv-lowest/.lowest  ## the test suite under the lowest versions of the core dependencies
 	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest $(PARALLEL) --dist loadfile

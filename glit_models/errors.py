@@ -117,6 +117,8 @@ def failure_of_machine(error: BaseException) -> GlitError | None:
         return DataError(
             "a process that loads data died; is memory short? try a lower ", Argument("num_workers"), f" ({text})"
         )
+    if isinstance(error, OSError) and error.filename is not None:  # a name too long, a disk that cannot be read
+        return GlitError(f"{str(error.filename)[:200]}: {error.strerror}")
     return None
 
 

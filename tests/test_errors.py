@@ -122,6 +122,7 @@ def test_what_a_terminal_would_act_upon_is_escaped_on_every_way_to_it(
     ("error", "line"),
     [
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried\nC++"), "memory is short"),
+        (OSError(36, "File name too long", "9" * 5000), f"{'9' * 200}: File name too long"),
         (MemoryError(), "memory is short (MemoryError); a smaller batch, image or network takes less"),
         (RuntimeError("DataLoader worker (pid 3) is killed by signal: Killed. "), "a process that loads data died"),
     ],

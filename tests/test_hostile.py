@@ -12,6 +12,7 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import fuzz
 import pytest
 import torch
 from glit_models.search import load_search_recipe, load_space
@@ -253,3 +254,12 @@ def test_what_killed_processes_left_is_removed_by_the_next_that_writes_there(tmp
     assert living.exists()
     assert other.exists()
     files.write_text(tmp_path / ("x" * 250), "a long name")
+
+
+# ---- chance ----
+
+
+def test_damage_drawn_at_random_is_read_or_refused() -> None:
+    counts, wrong = fuzz.run(seed=int(os.environ.get("FUZZ_SEED", "0")), cases=160, seconds=15)
+    assert not wrong, "\n".join(wrong)
+    assert counts.total() > 15

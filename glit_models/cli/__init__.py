@@ -62,15 +62,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except GlitError as error:
         echo(f"glit: {spelled(error.message, args)}", error=True)
         return 2
-    except (RuntimeError, MemoryError) as error:
-        known = failure_of_machine(error)
-        if known is None:
-            raise
-        echo(f"glit: {spelled(known.message, args)}", error=True)
-        return 2
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
         # The reader has gone; Python would complain once more when it flushes stdout at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except (RuntimeError, MemoryError, OSError) as error:
+        known = failure_of_machine(error)
+        if known is None:
+            raise
+        echo(f"glit: {spelled(known.message, args)}", error=True)
+        return 2

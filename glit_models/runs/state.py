@@ -20,7 +20,8 @@ __all__ = ["StateFiles", "read_tensors", "write_tensors"]
 
 # What reading a damaged file raises, whether it is torch's or JSON.
 _DAMAGE = (
-    RuntimeError, EOFError, OSError, ValueError, KeyError, TypeError, pickle.UnpicklingError, zipfile.BadZipFile,
+    RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError,
+    pickle.UnpicklingError, zipfile.BadZipFile,
 )  # fmt: skip
 T = TypeVar("T")
 

@@ -12,6 +12,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from ..runs.state import StateFiles, read_tensors, write_tensors
+from ..weights.files import check_fits
 
 __all__ = ["Checkpoints", "Progress"]
 
@@ -71,15 +72,23 @@ class Checkpoints:
         Raises:
             RunError: if there are checkpoints, but none is readable.
         """
-        state = self.files.load(read_tensors)
-        if state is None:
-            return False
-        for name in (each.name for each in dataclasses.fields(Progress)):
-            setattr(self.progress, name, state[name])
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        return bool(self.files.load(self._restore))
+
+    def _restore(self, path: Path) -> bool:
+        """Read a checkpoint, all of it before anything is set; one of other kinds or shapes counts as damaged."""
+        state = read_tensors(path)
+        kinds = {each.name: type(getattr(self.progress, each.name)) for each in dataclasses.fields(Progress)}
+        for name, kind in {**kinds, "model": dict, "optimizer": dict, "ema": dict}.items():
+            if not isinstance(state[name], (kind, int) if kind is float else kind):
+                raise TypeError(f"{name} is of type {type(state[name]).__name__}")
+        check_fits(state["model"], self.model)
         if self.averaged is not None:
+            check_fits(state["ema"], self.averaged)
             self.averaged.load_state_dict(state["ema"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.model.load_state_dict(state["model"])
+        for name in kinds:
+            setattr(self.progress, name, state[name])
         return True
 
     def save(self, *, write: bool) -> None:

@@ -189,7 +189,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _refusal(entry: WeightEntry, field: str, bound: str) -> WeightsError:
-    return WeightsError(f"weights {entry.name!r}: {field} must be {bound}, got {getattr(entry, field)!r}")
+    return WeightsError(f"weights {entry.name!r}: {field} must be {bound}, got {getattr(entry, field)!r:.200}")
 
 
 def _matches(pattern: str, value: Any) -> bool:
