@@ -77,7 +77,9 @@ class Checkpoints:
     def _restore(self, path: Path) -> bool:
         """Read a checkpoint, all of it before anything is set; one of other kinds or shapes counts as damaged."""
         state = read_tensors(path)
-        kinds = {each.name: type(getattr(self.progress, each.name)) for each in dataclasses.fields(Progress)}
+        kinds: dict[str, type] = {
+            each.name: type(getattr(self.progress, each.name)) for each in dataclasses.fields(Progress)
+        }
         for name, kind in {**kinds, "model": dict, "optimizer": dict, "ema": dict}.items():
             if not isinstance(state[name], (kind, int) if kind is float else kind):
                 raise TypeError(f"{name} is of type {type(state[name]).__name__}")
