@@ -4,6 +4,7 @@ Imported as `glit_models.export`. It builds on the zoo, which never imports it; 
 """
 
 from .form import ExportForm
+from .huggingface import HuggingFaceTarget
 from .images import ImageSource
 from .metadata import ExportInfo
 from .onnx import OnnxArtifact, export_onnx
@@ -21,6 +22,7 @@ __all__ = [
     "Artifact",
     "ExportForm",
     "ExportInfo",
+    "HuggingFaceTarget",
     "ImageSource",
     "ModelSource",
     "OnnxArtifact",

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from .extras import require
-from .metadata import INPUT, OUTPUT
+from .metadata import OUTPUT
 
 __all__ = ["Binding"]
 
@@ -37,7 +37,7 @@ class Binding:
         self.input = runtime.OrtValue.ortvalue_from_shape_and_type(input_shape, dtype.type, device, 0)
         self.output = runtime.OrtValue.ortvalue_from_shape_and_type(output_shape, output_type, device, 0)
         self.binding = session.io_binding()
-        self.binding.bind_ortvalue_input(INPUT, self.input)
+        self.binding.bind_ortvalue_input(session.get_inputs()[0].name, self.input)
         self.binding.bind_ortvalue_output(OUTPUT, self.output)
 
     def run(self, images: np.ndarray) -> np.ndarray:

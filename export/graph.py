@@ -20,7 +20,7 @@ from .sessions import UnrunnableError
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["check", "clean", "join", "set_metadata", "to_bytes"]
+__all__ = ["check", "clean", "join", "rename_input", "set_metadata", "to_bytes"]
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
 _LIMIT = 2**31 - 1  # bytes that protobuf can hold in one message
@@ -109,6 +109,18 @@ def join(first: onnx.GraphProto, model: onnx.ModelProto, link: tuple[str, str]) 
     )
     model.graph.CopyFrom(graph)
     return model
+
+
+def rename_input(model: onnx.ModelProto, name: str) -> None:
+    """Call the model's one input by another name. Raises ExportError if a value in the graph is called so."""
+    (given,) = model.graph.input
+    if given.name == name:
+        return
+    if any(name in (*node.input, *node.output) for node in model.graph.node):
+        raise ExportError(Argument("input_name", name), ": another value of the graph is called so")
+    for node in model.graph.node:
+        node.input[:] = [name if value == given.name else value for value in node.input]
+    given.name = name
 
 
 def set_metadata(model: onnx.ModelProto, texts: Mapping[str, str]) -> None:

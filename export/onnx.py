@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,6 +68,7 @@ class OnnxOptions(TargetOptions):
     calibration: ImageSource | None = None
     dynamic_int8: bool = False
     providers: Sequence[str] | None = None
+    input_name: str = INPUT
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -76,6 +78,8 @@ class OnnxOptions(TargetOptions):
             raise ExportError(Argument("precision"), f" must be one of {', '.join(_DTYPES)}, got {self.precision!r}")
         if self.precision == "bf16" and self.opset not in (None, 23):
             raise ExportError(f"bf16 needs opset 23; {self.opset} has no convolution of it")
+        if not re.fullmatch(r"[A-Za-z_]\w*", self.input_name):
+            raise ExportError(Argument("input_name"), f" must be letters, digits and '_', got {self.input_name!r}")
         if self.batch is not None and self.batch < 1:
             raise ExportError(Argument("batch"), f" must be at least 1, or None for any number, got {self.batch}")
         if self.preprocess and self.image_size == "dynamic":
@@ -138,6 +142,7 @@ def export_onnx(
     verify: int = 64,
     images: ImageSource | None = None,
     providers: Sequence[str] | None = None,
+    input_name: str = INPUT,
     force: bool = False,
 ) -> OnnxArtifact:
     """Export a model to one ONNX file, and compare what it computes with PyTorch.
@@ -158,6 +163,7 @@ def export_onnx(
         images: to compare on, rather than generated ones; of int8, rather than every fifth calibration image, which the
             calibration then does without.
         providers: to verify with, the first of them and no other; None takes the fastest that works.
+        input_name: of the graph's input; transformers calls it 'pixel_values'.
         force: replace an existing file.
 
     Returns:
@@ -170,7 +176,7 @@ def export_onnx(
     artifact = export_model(
         model, path, OnnxTarget.name, opset=opset, precision=precision, batch=batch, image_size=image_size,
         preprocess=preprocess, calibration=calibration, dynamic_int8=dynamic_int8, verify=verify, images=images,
-        providers=providers, force=force,
+        providers=providers, input_name=input_name, force=force,
     )  # fmt: skip
     assert isinstance(artifact, OnnxArtifact)
     return artifact
@@ -235,7 +241,7 @@ def build_graph(source: ModelSource, options: OnnxOptions, opset: int) -> onnx.M
         ExportError: if it cannot be built. SpecError: if the patch does not divide the image size.
     """
     info = _describe(source, options, opset)
-    return _finished(_network(source, options, opset)[0], info)
+    return _finished(_network(source, options, opset)[0], info, options.input_name)
 
 
 def _int8(source: ModelSource, options: OnnxOptions, opset: int) -> Built:
@@ -248,7 +254,7 @@ def _int8(source: ModelSource, options: OnnxOptions, opset: int) -> Built:
         proto, notes = quantize_dynamically(proto)
     else:
         proto, notes = quantize_statically(proto, form, info, options.calibration)
-    return _finished(proto, info), [f"opset {opset}", *notes]
+    return _finished(proto, info, options.input_name), [f"opset {opset}", *notes]
 
 
 def _describe(source: ModelSource, options: OnnxOptions, opset: int) -> ExportInfo:
@@ -266,11 +272,12 @@ def _network(source: ModelSource, options: OnnxOptions, opset: int) -> tuple[onn
     return graph.clean(trace(form, images, info)), form
 
 
-def _finished(proto: onnx.ModelProto, info: ExportInfo) -> onnx.ModelProto:
+def _finished(proto: onnx.ModelProto, info: ExportInfo, input_name: str) -> onnx.ModelProto:
     """The network with the preprocessing in front, if it is to be there, and its metadata; checked."""
     if info.preprocess:
         element = proto.graph.input[0].type.tensor_type.elem_type
         graph.join(preprocessing_graph(info, element), proto, (PREPARED, INPUT))
+    graph.rename_input(proto, input_name)
     graph.set_metadata(proto, info.to_texts())
     graph.check(proto)
     return proto

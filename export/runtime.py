@@ -25,7 +25,7 @@ from glit_models.predict import Prediction, predict_files
 from glit_models.weights.files import home, sha256_of
 
 from .binding import Binding
-from .metadata import INPUT, OUTPUT, ExportInfo
+from .metadata import OUTPUT, ExportInfo
 from .sessions import PROVIDERS, available_providers, open_session
 
 __all__ = ["AnyImage", "OnnxClassifier", "as_array"]
@@ -81,7 +81,7 @@ class OnnxClassifier:
         self.path = path
         self.info = ExportInfo.from_texts(self.session.get_modelmeta().custom_metadata_map, str(path))
         self.class_names = self.info.labels
-        self.input_dtype = _input_dtype(self.session, path)
+        self._input, self.input_dtype = _input(self.session, path)
         self._transform = None if self.info.preprocess else _transform(self.info)
         self._binding = self._bind(cuda_graph)
         self._lock = threading.Lock()
@@ -194,7 +194,7 @@ class OnnxClassifier:
                 with self._lock:  # the buffers are shared
                     logits = self._binding.run(images)
             else:
-                (logits,) = self.session.run([OUTPUT], {INPUT: images})
+                (logits,) = self.session.run([OUTPUT], {self._input: images})
         except Exception as error:  # its exceptions have no common base but this
             raise ExportError(f"{self.path}: {self.provider} failed: {first_line(error)}") from None
         return np.asarray(logits[:count], np.float32)
@@ -231,14 +231,15 @@ def _open(path: Path, providers: Any, strict: bool, threads: int | None, cuda_gr
     return OnnxClassifier(path, providers, strict=strict, threads=threads, cuda_graph=cuda_graph)
 
 
-def _input_dtype(session: Any, path: Path) -> np.dtype:
+def _input(session: Any, path: Path) -> tuple[str, np.dtype]:
+    """The name and type of what it takes."""
     names = [(value.name, value.type) for value in session.get_inputs()]
     types = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(uint8)": np.uint8}
-    if len(names) != 1 or names[0][0] != INPUT or OUTPUT not in [value.name for value in session.get_outputs()]:
+    if len(names) != 1 or OUTPUT not in [value.name for value in session.get_outputs()]:
         raise ExportError(f"{path}: not exported by glit-models; `glit export` makes such files")
     if names[0][1] not in types:
         raise ExportError(f"{path}: takes {names[0][1]}, which numpy has no type for; export it again")
-    return np.dtype(types[names[0][1]])
+    return names[0][0], np.dtype(types[names[0][1]])
 
 
 def _transform(info: ExportInfo) -> Any:

@@ -17,7 +17,7 @@ from glit_models import SpecTransformer
 from glit_models.errors import Argument, ExportError, printable
 from glit_models.runs.files import scratch_folder, whole_folder
 
-from .metadata import INPUT, OUTPUT, ExportInfo
+from .metadata import OUTPUT, ExportInfo
 from .onnx import OnnxArtifact, OnnxOptions, OnnxTarget
 from .source import ModelSource
 from .targets import Target, export_model, register_target
@@ -159,7 +159,7 @@ def triton_config(info: ExportInfo, name: str, options: TritonOptions) -> str:
         'backend: "onnxruntime"',
         f"default_model_filename: {json.dumps(MODEL)}",
         f"max_batch_size: {options.max_batch_size}",
-        f'input [ {{ name: "{INPUT}" data_type: {element} dims: {_list(dims)} }} ]',
+        f'input [ {{ name: "{options.input_name}" data_type: {element} dims: {_list(dims)} }} ]',
         f'output [ {{ name: "{OUTPUT}" data_type: TYPE_FP32 dims: [ {info.num_classes} ] '
         f"label_filename: {json.dumps(LABELS)} }} ]",
         "dynamic_batching {",
@@ -168,7 +168,7 @@ def triton_config(info: ExportInfo, name: str, options: TritonOptions) -> str:
         "}",
         f"instance_group [ {{ count: {options.instances} kind: {kind} }} ]",
         *_accelerator(info, name, options),
-        *_warm_up(element, warm, sorted({1, options.max_batch_size})),
+        *_warm_up(options.input_name, element, warm, sorted({1, options.max_batch_size})),
     ]
     return "\n".join(parts) + "\n"
 
@@ -195,14 +195,14 @@ def _accelerator(info: ExportInfo, name: str, options: TritonOptions) -> list[st
     ]
 
 
-def _warm_up(element: str, dims: tuple[int, ...], sizes: list[int]) -> list[str]:
+def _warm_up(name: str, element: str, dims: tuple[int, ...], sizes: list[int]) -> list[str]:
     """Requests that Triton answers itself before it says that it is ready."""
     lines = []
     for size in sizes:
         value = f"data_type: {element} dims: {_list(dims)} zero_data: true"
         lines.append(
             f'model_warmup [ {{ name: "batch of {size}" batch_size: {size} '
-            f'inputs {{ key: "{INPUT}" value {{ {value} }} }} }} ]'
+            f'inputs {{ key: "{name}" value {{ {value} }} }} }} ]'
         )
     return lines
 

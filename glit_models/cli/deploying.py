@@ -19,7 +19,7 @@ __all__ = ["add_bench", "add_export"]
 # The options of export targets that are options of the command. What one has no default here was not given.
 _OPTIONS = (
     "opset", "precision", "batch", "image_size", "preprocess", "calibration", "dynamic_int8", "verify", "images",
-    "providers", "force", "name", "gpu", "max_batch_size", "instances", "engine_cache",
+    "providers", "force", "name", "gpu", "max_batch_size", "instances", "engine_cache", "input_name",
 )  # fmt: skip
 _FORMATS = {"aotinductor": "aoti"}  # what 0.1 called them
 
@@ -34,7 +34,9 @@ def add_export(commands: Commands) -> None:
     parser.add_argument("model", help="MODEL.TAG, a weight folder, or a Hub repository NAMESPACE/NAME")
     parser.add_argument("--out", required=True, metavar="FILE", help="the file to write, model.onnx say; or repository")
     parser.add_argument(
-        "--format", metavar="NAME", help="onnx (the default), torch, aoti, triton, or module:Name for one of your own"
+        "--format",
+        metavar="NAME",
+        help="onnx (the default), huggingface, torch, aoti, triton, or module:Name for one of your own",
     )
     parser.add_argument("--serving", choices=("triton",), help="the same as --format triton")
     parser.add_argument("--name", help="triton: of the model in the repository")
@@ -47,6 +49,7 @@ def add_export(commands: Commands) -> None:
         "--engine-cache", metavar="DIR", help="triton: where the server keeps TensorRT's engines (/engines)"
     )
     parser.add_argument("--opset", type=int, metavar="N", help="20 (the default; 23 for bf16), 23 or 18")
+    parser.add_argument("--input-name", metavar="NAME", help="of the graph's input (images; huggingface: pixel_values)")
     parser.add_argument("--precision", metavar="P", help="fp32 (the default), fp16, bf16 or int8")
     parser.add_argument("--batch", metavar="N", help="images at a time; any number unless given")
     parser.add_argument(
