@@ -32,10 +32,12 @@ __all__ = [
     "ClassScore",
     "Evaluation",
     "accuracy_interval",
+    "balanced_accuracy",
     "check_can_draw",
     "draw_confusion",
     "evaluate",
     "is_tie",
+    "macro_f1",
 ]
 
 _Z = 1.959964  # of 95 % of a normal distribution
@@ -108,6 +110,16 @@ class Evaluation:
         return None if self.correct_top5 is None else 100 * self.correct_top5 / self.images
 
     @property
+    def balanced_accuracy(self) -> float:
+        """See `balanced_accuracy`."""
+        return balanced_accuracy(self.confusion)
+
+    @property
+    def macro_f1(self) -> float:
+        """See `macro_f1`."""
+        return macro_f1(self.confusion)
+
+    @property
     def classes(self) -> tuple[ClassScore, ...]:
         """The scores of each class, in the model's order."""
         counts = zip(self.confusion.sum(1), self.confusion.sum(0), self.confusion.diagonal(), strict=True)
@@ -131,6 +143,8 @@ class Evaluation:
             "top1": self.top1,
             "correct": self.correct,
             **top5,
+            "balanced_accuracy": self.balanced_accuracy,
+            "macro_f1": self.macro_f1,
             "images_per_second": round(self.images_per_second, 1),
             "images_per_second_with_loading": round(self.images_per_second_with_loading, 1),
             "classes_matched_by": self.matched_by,
@@ -303,6 +317,25 @@ def _number_cells(axes: Any, percent: np.ndarray) -> None:
         value = percent[row, column]
         colour = "white" if value > 40 else "black"
         axes.text(column, row, f"{int(value + 0.5)}", ha="center", va="center", color=colour, fontsize=8)
+
+
+def balanced_accuracy(confusion: np.ndarray) -> float:
+    """The mean of the classes' recalls in percent, of those that have images: each class counts the same.
+
+    Args:
+        confusion: images [K, K], by true class (row) and by predicted class.
+    """
+    images = confusion.sum(1)
+    return 100 * float((confusion.diagonal()[images > 0] / images[images > 0]).mean())
+
+
+def macro_f1(confusion: np.ndarray) -> float:
+    """The mean of the classes' F1 scores in percent, of those that have images or predictions.
+
+    F1 is the harmonic mean of precision and recall. `confusion` as for `balanced_accuracy`.
+    """
+    counts = confusion.sum(0) + confusion.sum(1)
+    return 100 * float((2 * confusion.diagonal()[counts > 0] / counts[counts > 0]).mean())
 
 
 def accuracy_interval(accuracy: float, num_images: int) -> tuple[float, float]:

@@ -22,7 +22,7 @@ from glit_models import predict
 from glit_models.cli import main
 from glit_models.data.fashion_mnist import FashionMNIST
 from glit_models.data.labelled import match_classes, open_labelled
-from glit_models.evaluate import Evaluation, accuracy_interval, evaluate, is_tie
+from glit_models.evaluate import Evaluation, accuracy_interval, balanced_accuracy, evaluate, is_tie, macro_f1
 from glit_models.predict import Classifier, load_model
 
 FASHION_MNIST = Path(__file__).parent / "fixtures" / "fashion-mnist"
@@ -361,6 +361,12 @@ def test_the_confusion_matrix_is_drawn_for_few_and_many_classes(
         colours = set(np.asarray(drawn.convert("RGB")).reshape(-1, 3)[::7].sum(1).tolist())
     assert len(colours) > 20
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "matrix.png"]
+
+
+def test_balanced_scores_count_each_class_the_same() -> None:
+    confusion = np.array([[90, 10, 0, 0], [5, 5, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]])  # two classes without images
+    assert balanced_accuracy(confusion) == pytest.approx(100 * (0.9 + 0.5) / 2)
+    assert macro_f1(confusion) == pytest.approx(100 * (180 / 195 + 10 / 25) / 2)
 
 
 def test_an_image_that_cannot_be_drawn_is_refused_before_scoring(

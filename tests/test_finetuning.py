@@ -18,6 +18,8 @@ from glit_models.cli import main
 from glit_models.evaluate import accuracy_interval
 from glit_models.training import Trainer, finetuning, load_recipe
 from glit_models.training.finetuning import choose_batch_size, choose_epochs, plan
+from glit_models.training.objective import Objective, class_weights
+from glit_models.training.recipe import AugmentSection, DistillSection
 from glit_models.weights import resolve
 from glit_models.weights.folder import save_folder
 
@@ -256,6 +258,48 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     assert message in err
     assert err.count("\n") == 1
     assert sorted(Path().rglob("*")) == before
+
+
+def test_small_classes_can_count_more_and_the_scores_say_how_all_classes_do(
+    small: str, capsys: pytest.CaptureFixture[str]
+):
+    fill(Path("images"), 12, ("blue", "green"))
+    fill(Path("images"), 3, ("red",))
+    command = ("images", "--model", small, "--epochs", "1", "--out", "run")
+    assert finetune(*command, "--set", "class_weights=weights.yaml") == 2
+    assert "weights.yaml is neither 'balanced' nor a file to be read" in capsys.readouterr().err
+    Path("weights.yaml").write_text("{blue: 1, green: 1, red: -2}")
+    assert finetune(*command, "--class-weights", "weights.yaml") == 2
+    assert "weights.yaml: the weight of class red must be a positive number, got -2" in capsys.readouterr().err
+    shutil.rmtree("run", ignore_errors=True)
+    assert finetune(*command, "--class-weights", "balanced") == 0
+    out = capsys.readouterr().out
+    assert "class weights: balanced, as asked" in out
+    assert "balanced accuracy " in out
+    result = json.loads(Path("run/result.json").read_text())
+    assert {"validation_balanced_accuracy", "validation_macro_f1"} <= set(result)
+    names = [metric["name"] for metric in json.loads(Path("run/model/entry.json").read_text())["metrics"]]
+    assert "macro-F1 on 5 validation images, which also chose the epoch, %" in names
+    lines = [str(line) for line in plan("images", small, CPU).lines]
+    assert any("class weights: none; class_weights='balanced' raises the small ones" in line for line in lines)
+
+
+def test_balanced_weights_are_one_in_the_mean_and_a_batch_is_the_mean_of_its_parts(small: str):
+    fill(Path("images"), 12, ("blue", "green"))
+    fill(Path("images"), 3, ("red",))
+    splits = plan("images", small, CPU).splits
+    counts = splits.count_train()
+    weights = class_weights("balanced", splits, CPU)
+    assert weights is not None
+    assert counts is not None
+    torch.testing.assert_close(weights * torch.tensor(counts), torch.full((3,), sum(counts) / 3))
+    objective = Objective(AugmentSection(), DistillSection(), 3, {}, lambda name: torch.nn.Identity(), weights)
+    logits, labels = torch.randn(6, 3), torch.tensor([0, 1, 2, 2, 0, 0])
+    parts = [objective.loss(logits[part], logits[part], labels[part]) for part in (slice(3), slice(3, 6))]
+    torch.testing.assert_close(sum(parts) / 2, objective.loss(logits, logits, labels))
+    one = torch.nn.functional.one_hot(labels, 3).float()
+    smoothed = 0.9 * one + 0.1 / 3
+    torch.testing.assert_close(objective.loss(logits, logits, smoothed), objective.loss(logits, logits, labels))
 
 
 def test_many_broken_images_are_all_in_a_list(small: str, capsys: pytest.CaptureFixture[str]):

@@ -188,6 +188,8 @@ def _run_eval(args: argparse.Namespace) -> int:
 def _print_evaluation(title: str, result: Evaluation, device: str) -> None:
     top5 = "" if result.top5 is None else f", top-5 {result.top5:.2f} % ({result.correct_top5})"
     print(f"{title}: top-1 {result.top1:.2f} % ({result.correct} of {result.images}){top5}")
+    balanced, f1 = result.balanced_accuracy, result.macro_f1
+    print(f"balanced accuracy {balanced:.2f} %, macro-F1 {f1:.2f} %: each class counts the same")
     rows = [(index, row) for index, row in enumerate(result.classes) if row.images or row.predicted]
     shown = rows
     if len(rows) > _MOST_CLASSES:

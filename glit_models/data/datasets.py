@@ -47,6 +47,14 @@ class Splits:
     test: Any | None
     class_names: tuple[str, ...]
 
+    def count_train(self) -> list[int] | None:
+        """How many training images each class has; None where that is not known without reading them."""
+        labels = getattr(self.train.dataset, "labels", None) if isinstance(self.train, Subset) else None
+        if labels is None:
+            return None
+        drawn = np.asarray(labels)[np.asarray(self.train.indices, dtype=np.int64)]
+        return [int(count) for count in np.bincount(drawn, minlength=len(self.class_names))]
+
 
 def open_splits(
     dataset: str,

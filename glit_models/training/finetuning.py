@@ -55,6 +55,7 @@ _BATCH_SIZES = (8, 16, 32, 64, 128)
 _STEPS_PER_EPOCH = 12
 _MANY_IMAGES = 10_000
 _FEW_IMAGES = 1000
+_IMBALANCE = 3  # times the images of another class
 _MOST_NAMED = 5  # broken images in a message
 _FIXED = (
     "data.dataset", "data.root", "data.download", "data.input_key", "data.target_key", "data.fractals",
@@ -100,6 +101,10 @@ def plan(directory: str | os.PathLike[str], model: str | None, device: torch.dev
         hint = f"; give {inner} if its folders are the classes" if any(map(Path.is_dir, inner.glob("*"))) else ""
         raise DataError(f"{directory} has one class, {only}; it takes two or more, each in its folder{hint}")
     choices.lines.insert(0, Message(_describe_images(place, counts)))
+    if choices.base.class_weights is not None:
+        choices.explain(f"class weights: {choices.base.class_weights}, as asked")
+    elif max(counts.values()) >= _IMBALANCE * min(counts.values()):
+        choices.explain("class weights: none; ", Argument("class_weights", "balanced"), " raises the small ones")
     splits = _choose_splits(choices, directory, counts)
     _choose_size(choices, name, device)
     _choose_length(choices, len(splits.train))
@@ -364,6 +369,9 @@ def describe_score(result: dict[str, Any], splits: Splits) -> list[str]:
     top1, count = result[f"{kind}_top1"], len(scored)
     correct = round(top1 * count / 100)
     lines = [f"{kind} top-1: {top1:.2f} % ({correct:,} of {count:,} images), epoch {result['epoch']} was the best"]
+    if f"{kind}_macro_f1" in result:
+        balanced, f1 = result[f"{kind}_balanced_accuracy"], result[f"{kind}_macro_f1"]
+        lines.append(f"balanced accuracy {balanced:.2f} %, macro-F1 {f1:.2f} %: each class counts the same")
     if count < _FEW_IMAGES:
         low, high = accuracy_interval(top1, count)
         lines.append(

@@ -5,18 +5,22 @@ Axes: `B` batch, `K` classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+import yaml
 from timm.data import Mixup
 from torch import Tensor, nn
 
-from ..errors import RecipeError
+from ..data import Splits
+from ..errors import Argument, RecipeError, first_line
 from .recipe import AugmentSection, DistillSection
 
-__all__ = ["Objective"]
+__all__ = ["Objective", "class_weights"]
 
 
 class Objective:
@@ -27,6 +31,7 @@ class Objective:
         distill: the teacher's part; `teacher` is made by `make_teacher` from its name.
         num_classes: K.
         preprocessing: `mean` and `std` that the student's images are normalised with.
+        weights: of the classes [K], 1 in the mean over the training images; None for 1 each.
     """
 
     def __init__(
@@ -36,7 +41,9 @@ class Objective:
         num_classes: int,
         preprocessing: dict[str, Any],
         make_teacher: Callable[[str], nn.Module],
+        weights: Tensor | None = None,
     ) -> None:
+        self.weights = weights
         self.smoothing = augment.label_smoothing
         self.mixup: Mixup | None = None
         if augment.mixup or augment.cutmix:
@@ -60,7 +67,11 @@ class Objective:
         """Logits [B, K], the images [B, C, H, W] they are of and their targets -> the mean loss."""
         logits = logits.float()
         # Mixed targets have been smoothed already.
-        loss = F.cross_entropy(logits, targets, label_smoothing=self.smoothing if targets.ndim == 1 else 0.0)
+        smoothing = self.smoothing if targets.ndim == 1 else 0.0
+        if self.weights is None:
+            loss = F.cross_entropy(logits, targets, label_smoothing=smoothing)
+        else:  # the mean over images, not over their weights: so a batch's loss is the mean of its parts' losses
+            loss = F.cross_entropy(logits, targets, self.weights, label_smoothing=smoothing, reduction="none").mean()
         if self.teacher is None:
             return loss
         taught = self.teacher(images)
@@ -71,6 +82,43 @@ class Objective:
             student, teacher = F.log_softmax(logits / tau, 1), F.log_softmax(taught / tau, 1)
             distilled = tau**2 * F.kl_div(student, teacher, log_target=True, reduction="batchmean")
         return (1 - self.distill.alpha) * loss + self.distill.alpha * distilled
+
+
+def class_weights(given: str | None, splits: Splits, device: torch.device) -> Tensor | None:
+    """The weights [K] of the classes in the loss, 1 in the mean over the training images.
+
+    Args:
+        given: 'balanced', by the inverse of a class's images; the path of a YAML or JSON file of `CLASS: WEIGHT`; None.
+
+    Raises:
+        RecipeError: if the file has other classes or no positive numbers, or how many images a class has is not known.
+    """
+    if given is None:
+        return None
+    key, counts = Argument("class_weights", given), splits.count_train()
+    if counts is None:
+        raise RecipeError(key, " cannot be used: how many images a class has is not known of these data")
+    balanced = [1 / max(count, 1) for count in counts]
+    weights = balanced if given == "balanced" else _read_weights(given, splits.class_names)
+    mean = sum(weight * count for weight, count in zip(weights, counts, strict=True)) / sum(counts)
+    return torch.tensor([weight / mean for weight in weights], device=device)
+
+
+def _read_weights(path: str, class_names: Sequence[str]) -> list[float]:
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        key = Argument("class_weights", path)
+        raise RecipeError(key, f" is neither 'balanced' nor a file to be read: {first_line(error)}") from None
+    given = {str(name): value for name, value in values.items()} if isinstance(values, Mapping) else {}
+    for name in class_names:
+        value = given.get(name)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+            raise RecipeError(f"{path}: the weight of class {name} must be a positive number, got {value!r}")
+    for name in given:
+        if name not in class_names:
+            raise RecipeError(f"{path}: {name} is none of the classes {', '.join(class_names[:5])}")
+    return [float(given[name]) for name in class_names]
 
 
 class _Teacher:

@@ -132,6 +132,7 @@ class Recipe:
     augment: AugmentSection = field(default_factory=AugmentSection)
     optim: OptimSection = field(default_factory=OptimSection)
     distill: DistillSection = field(default_factory=DistillSection)
+    class_weights: str | None = None  # in the loss: 'balanced', or a YAML file of CLASS: WEIGHT
     seed: int = 0
     precision: Literal["fp32", "bf16"] = "fp32"  # bf16: autocast, parameters stay float32
     retries: int = 0  # how often a diverged run goes back to its last checkpoint and on with half the rate

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from timm.models import save_for_hf
 
-from ..data import Splits, Subset
+from ..data import Splits
 from ..data.sources import is_folder
 from ..model import SpecTransformer
 from ..runs.files import whole_folder, write_text
@@ -50,15 +49,17 @@ def record_scores(folder: Path, result: dict[str, Any], splits: Splits, recipe: 
     if not path.is_file():  # a model of timm's
         return
     chose = ", which also chose the epoch" if recipe.keep == "best" else ""
-    scored: tuple[tuple[str, Any, str], ...] = (
-        ("validation_top1", splits.validation, f"validation images{chose}"),
-        ("test_top1", splits.test, "test images, which were scored once"),
+    splits_scored: tuple[tuple[str, Any, str], ...] = (
+        ("validation", splits.validation, f"validation images{chose}"),
+        ("test", splits.test, "test images, which were scored once"),
     )
+    names = {"top1": "top-1", "balanced_accuracy": "balanced accuracy", "macro_f1": "macro-F1"}
     source = command or "the training itself"
     metrics = [
-        {"name": f"top-1 on {len(images):,} {what}, %", "value": round(result[key], 2), "source": source}
-        for key, images, what in scored
-        if key in result
+        {"name": f"{name} on {len(images):,} {what}, %", "value": round(result[f"{split}_{key}"], 2), "source": source}
+        for split, images, what in splits_scored
+        for key, name in names.items()
+        if f"{split}_{key}" in result
     ]
     write_text(path, to_json(json.loads(path.read_text(encoding="utf-8")) | {"metrics": metrics}))
 
@@ -84,11 +85,9 @@ def _describe_training(recipe: Recipe, splits: Splits) -> str:
 
 def _counts(splits: Splits) -> str:
     """How many training images each class has, where that is known without reading them."""
-    train = splits.train
-    labels = getattr(train.dataset, "labels", None) if isinstance(train, Subset) else None
-    if labels is None:
+    counts = splits.count_train()
+    if counts is None:
         return ""
-    counts = Counter(splits.class_names[labels[index]] for index in train.indices)
     if len(counts) > _MOST_COUNTED:
-        return f" of {min(counts.values())} to {max(counts.values())} images"
-    return f" ({', '.join(f'{name} {counts[name]}' for name in splits.class_names)})"
+        return f" of {min(counts)} to {max(counts)} images"
+    return f" ({', '.join(f'{name} {count}' for name, count in zip(splits.class_names, counts, strict=True))})"

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.optim.swa_utils import update_bn
 
-from ..predict import count_correct
+from ..evaluate import balanced_accuracy, macro_f1
 from ..runs.files import whole_file
 from ..weights.files import write_state_dict
 from .feed import Feed
@@ -39,6 +39,7 @@ class Selection:
     ) -> None:
         self.recipe, self.model, self.averaged, self.accelerator = recipe, model, averaged, accelerator
         self.path = folder / "best.safetensors"
+        self.spread: dict[str, float] = {}
         self.scored = copy.deepcopy(model) if averaged is None else averaged
 
     def weights(self, feed: Feed, step: int) -> nn.Module:
@@ -53,12 +54,21 @@ class Selection:
         update_bn(feed.for_statistics(), scored)
         return scored
 
+    @torch.inference_mode()
     def score(self, model: nn.Module, feed: Feed, dataset: Any) -> float:
-        """Top-1 accuracy in percent, over the shares of all processes."""
+        """Top-1 accuracy in percent, over the shares of all processes; `spread` has what else was counted."""
         batches, count = feed.scoring(dataset)
         device = self.accelerator.device
-        correct = torch.tensor(count_correct(model.eval(), batches, device), device=device)
-        return 100 * int(self.accelerator.reduce(correct, "sum")) / count
+        num_classes = len(feed.splits.class_names)
+        confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=device)
+        model.eval()
+        for images, labels in batches:
+            guesses = model(images.to(device)).argmax(1)
+            confusion.index_put_((labels.to(device), guesses), torch.ones_like(guesses), accumulate=True)
+        confusion = self.accelerator.reduce(confusion, "sum")
+        counts = confusion.cpu().numpy()
+        self.spread = {"balanced_accuracy": balanced_accuracy(counts), "macro_f1": macro_f1(counts)}
+        return 100 * int(confusion.trace()) / count
 
     def keep(self, model: nn.Module) -> None:
         """Write the weights as the best so far. Raises WriteError if they cannot be written."""

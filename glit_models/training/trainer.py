@@ -33,7 +33,7 @@ from ..weights.files import write_state_dict
 from ..weights.loading import create_model, load_model
 from . import setup
 from .feed import Feed, open_data
-from .objective import Objective
+from .objective import Objective, class_weights
 from .recipe import Recipe
 from .records import Records, progress_columns
 from .reports import DivergedError, StepReports, seed_part
@@ -157,6 +157,7 @@ class Trainer:
         self.objective = Objective(
             recipe.augment, recipe.distill, self.num_classes, self.preprocessing,
             lambda name: _create_teacher(name).to(self.device),
+            class_weights(recipe.class_weights, self.splits, self.device),
         )  # fmt: skip
         self.feed = Feed(
             recipe, self.splits, self.preprocessing, self.device, self.num_parts, self.parts, self.rank,
@@ -350,6 +351,7 @@ class Trainer:
             if not self.recipe.data.train_on_validation:
                 top1 = self.selection.score(scored, self.feed, self.splits.validation)
                 entry["validation_top1"] = best["validation_top1"] = top1
+                best |= self._spread("validation")
                 line = f", validation top-1 {top1:.2f} %"
             if self.recipe.keep == "last" or best["validation_top1"] > self.progress.best["validation_top1"]:
                 self.progress.best = best
@@ -377,10 +379,15 @@ class Trainer:
         if self.score_test and self.splits.test is not None:
             model = load_model(folder, any_timm=True).model.to(self.device)
             result["test_top1"] = self.selection.score(model, self.feed, self.splits.test)
+            result |= self._spread("test")
         if self.rank == 0:
             record_scores(folder, result, self.splits, recipe, self.command)
         self._write_result(result)
         return result
+
+    def _spread(self, split: str) -> dict[str, float]:
+        """The scores of the last scoring in which each class counts the same."""
+        return {f"{split}_{name}": round(value, 2) for name, value in self.selection.spread.items()}
 
     def _finish_trainee(self) -> dict[str, Any]:
         """Leave the last weights."""
