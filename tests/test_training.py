@@ -402,6 +402,19 @@ def test_curves_are_drawn_at_most_every_half_minute_and_whenever_a_run_ends(
     assert drawn == [1, 3, 4]
 
 
+def test_a_run_out_of_patience_ends_with_its_best_epoch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    scores = iter([20.0, 30.0, 25.0, 30.0, 99.0])
+    monkeypatch.setattr("glit_models.training.selection.Selection.score", lambda *args: next(scores))
+    result = Trainer(_tiny("patience=2", "optim.epochs=9"), tmp_path, device="cpu", score_test=False).run()
+    assert result is not None
+    assert (result["epoch"], result["validation_top1"], result["epochs"]) == (2, 30.0, 4)
+    assert "glit: no better validation score since epoch 2; stopped after 4" in capsys.readouterr().err
+    with pytest.raises(RecipeError, match="patience needs keep=best"):
+        _tiny("patience=2", "keep=last")
+
+
 def test_a_batch_larger_than_the_data_is_refused(tmp_path: Path):
     with pytest.raises(RecipeError, match="optim.batch_size=302 is more than the 300 images to train on"):
         Trainer(_tiny("optim.batch_size=302"), tmp_path, device="cpu")

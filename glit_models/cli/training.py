@@ -55,6 +55,7 @@ def add_finetune(commands: Commands) -> None:
             "model.img_size": "img_size",
             "optim.batch_size": "batch_size",
             "class_weights": "class_weights",
+            "patience": "patience",
         },
     )
     parser.add_argument("folder", metavar="DIR", help="of CLASS/*, or of train/CLASS/*, val/CLASS/*, test/CLASS/*")
@@ -62,6 +63,7 @@ def add_finetune(commands: Commands) -> None:
     parser.add_argument("--out", metavar="RUN", type=Path, help="folder of the run (runs/ and the name of DIR)")
     for name, text in (("epochs", "how often to see all images"), ("img-size", "pixels"), ("batch-size", "images")):
         parser.add_argument(f"--{name}", type=int, metavar="N", help=text)
+    parser.add_argument("--patience", type=int, metavar="N", help="stop after N epochs without a better score")
     parser.add_argument("--class-weights", metavar="FILE", help="balanced, or a YAML file of CLASS: WEIGHT")
     add_run_options(parser, "any key of a recipe, such as optim.lr=1e-4")
 
@@ -91,6 +93,7 @@ def _run_finetune(args: argparse.Namespace) -> int:
             check_images(plan_.splits, out / "broken-images.txt")
     words = [("--model", args.model), ("--epochs", args.epochs), ("--img-size", args.img_size)]
     words += [("--batch-size", args.batch_size), ("--class-weights", args.class_weights)]
+    words += [("--patience", args.patience)]
     words += [*(("--set", text) for text in args.set)]
     asked = [str(word) for pair in words if pair[1] is not None for word in pair]
     command = shlex.join(["glit", "finetune", args.folder, *asked])

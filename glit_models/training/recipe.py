@@ -139,6 +139,7 @@ class Recipe:
     checkpoint_minutes: float = 2.0
     keep: Literal["best", "last"] = "best"  # which epoch's weights are the result; 'best' is by the validation set
     eval_every: int = 1  # epochs
+    patience: int | None = None  # stop after so many epochs without a better validation score
     eval_batch_size: int = 250
     save_dtype: Literal["float32", "float16"] = "float32"  # of the model folder's weights
 
@@ -172,6 +173,8 @@ class Recipe:
             ("distill.temperature", distill.temperature, distill.temperature > 0, "positive"),
             ("retries", self.retries, self.retries >= 0, "at least 0"),
             ("checkpoint_minutes", self.checkpoint_minutes, self.checkpoint_minutes >= 0, "at least 0"),
+            ("patience", self.patience, self.patience is None or self.patience >= max(self.eval_every, 1),
+             f"at least eval_every={self.eval_every}, or null"),
             ("eval_every", self.eval_every, self.eval_every >= 1, "at least 1"),
             ("eval_batch_size", self.eval_batch_size, self.eval_batch_size >= 1, "at least 1"),
         ):  # fmt: skip
@@ -184,6 +187,8 @@ class Recipe:
             raise RecipeError("augment.repeats cannot be set for fractals; data.fractals.instances repeats them")
         if data.train_on_validation and self.keep == "best":
             raise RecipeError("data.train_on_validation needs keep=last: no images are left to choose an epoch by")
+        if self.patience is not None and self.keep == "last":
+            raise RecipeError("patience needs keep=best: it is epochs since the best one")
         if augment.batched and augment.beyond_batched:
             raise RecipeError(f"augment.{augment.beyond_batched} cannot be set with augment.batched")
         if augment.batched and model.img_size_shares:

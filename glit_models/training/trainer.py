@@ -226,12 +226,19 @@ class Trainer:
         """All epochs that are left; whether they were done."""
         with progress_bar(*progress_columns(), shown=self.rank == 0) as self.bar:
             self.bar.add_task("", total=self.total_steps, completed=self.step, epoch=0, status="")
-            while self.progress.epochs_done < self.recipe.optim.epochs:
+            while self.progress.epochs_done < self.recipe.optim.epochs and not self._is_out_of_patience():
                 try:
                     if not self._train_epoch():
                         return False
                 except DivergedError as error:
                     self._go_back(error)
+        return True
+
+    def _is_out_of_patience(self) -> bool:
+        done, best, patience = self.progress.epochs_done, self.progress.best["epoch"], self.recipe.patience
+        if patience is None or done - max(best, 0) < patience:
+            return False
+        self._say(f"glit: no better validation score since epoch {best}; stopped after {done}")
         return True
 
     def _train_epoch(self) -> bool:
@@ -375,7 +382,7 @@ class Trainer:
             self.selection.restore(model)
             save_model(model, folder, self.splits, self.preprocessing, recipe, self.command)
         self.accelerator.wait_for_everyone()
-        result = {**self.progress.best, "epochs": recipe.optim.epochs, "minutes": round(self.progress.minutes, 1)}
+        result = {**self.progress.best, "epochs": self.progress.epochs_done, "minutes": round(self.progress.minutes, 1)}
         if self.score_test and self.splits.test is not None:
             model = load_model(folder, any_timm=True).model.to(self.device)
             result["test_top1"] = self.selection.score(model, self.feed, self.splits.test)
