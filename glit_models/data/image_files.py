@@ -54,7 +54,7 @@ def find_images(paths: Iterable[str]) -> list[Path]:
         if "://" in text:
             raise DataError(f"{text}: URLs are not fetched; download the image and give its path")
         if path.is_dir():
-            inside = sorted(list_images(path))
+            inside = sorted(map(Path, list_images(path)))
             if not inside:
                 raise DataError(f"{path}: no images in this folder; the formats are {', '.join(FORMATS)}")
             found.extend(inside)
@@ -65,8 +65,8 @@ def find_images(paths: Iterable[str]) -> list[Path]:
     return found
 
 
-def list_images(folder: Path) -> Iterator[Path]:
-    """The image files in a folder and below it, in no order.
+def list_images(folder: Path) -> Iterator[str]:
+    """The paths of the image files in a folder and below it, in no order.
 
     They are told by their suffix. Hidden files and folders are left out, also the `._*` files that macOS makes. Links
     are followed, except one that leads back to a folder above it.
@@ -75,10 +75,10 @@ def list_images(folder: Path) -> Iterator[Path]:
         DataError: if a folder cannot be read.
     """
     suffixes = tuple(suffix for suffixes in _formats().values() for suffix in suffixes)
-    yield from _walk(folder, suffixes, frozenset(map(str, Path(os.path.realpath(folder)).parents)))
+    yield from _walk(str(folder), suffixes, frozenset(map(str, Path(os.path.realpath(folder)).parents)))
 
 
-def _walk(folder: Path, suffixes: tuple[str, ...], above: frozenset[str]) -> Iterator[Path]:
+def _walk(folder: str, suffixes: tuple[str, ...], above: frozenset[str]) -> Iterator[str]:
     real = os.path.realpath(folder)
     if real in above:
         return
@@ -90,9 +90,9 @@ def _walk(folder: Path, suffixes: tuple[str, ...], above: frozenset[str]) -> Ite
         if entry.name.startswith("."):
             continue
         if entry.is_dir():
-            yield from _walk(folder / entry.name, suffixes, above | {real})
+            yield from _walk(entry.path, suffixes, above | {real})
         elif entry.name.lower().endswith(suffixes) and (entry.is_file() or entry.is_symlink()):
-            yield folder / entry.name  # a link to nothing, too: to leave it out would hide that it is broken
+            yield entry.path  # a link to nothing, too: to leave it out would hide that it is broken
 
 
 # ---- opening ----

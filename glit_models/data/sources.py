@@ -249,12 +249,13 @@ class ClassFolder:
     """
 
     def __init__(self, folder: Path, natural: bool = True) -> None:
-        found: dict[str, list[Path]] = {}
+        found: dict[str, list[str]] = {}
+        start = len(os.path.join(folder, ""))
         for path in list_images(folder):
-            first, *rest = path.relative_to(folder).parts
-            if not rest:
+            name, *below = path[start:].split(os.sep, 1)
+            if not below:
                 raise DataError(f"{path} lies in no class folder; images belong in {folder}/CLASS/")
-            found.setdefault(first, []).append(path)
+            found.setdefault(name, []).append(path)
         if not found:
             raise DataError(f"{folder} holds no images; they belong in {folder}/CLASS/")
         if unfit := next(filter(UNPRINTABLE.search, found), None):
@@ -264,7 +265,7 @@ class ClassFolder:
             if child.is_dir() and child.name not in found and not child.name.startswith((".", "_")):
                 raise DataError(f"{child} holds no images; remove it, or put the images of that class there")
         self.classes = tuple(sorted(found, key=natural_key if natural else None))
-        pairs = [(str(path), label) for label, name in enumerate(self.classes) for path in found[name]]
+        pairs = [(path, label) for label, name in enumerate(self.classes) for path in found[name]]
         self.samples = sorted(pairs, key=lambda pair: natural_key(pair[0]) if natural else (pair[1], *_split(pair[0])))
 
     def __len__(self) -> int:
