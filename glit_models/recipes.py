@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -152,19 +153,20 @@ def _coerce(key: str, hint: Any, value: Any) -> Any:
         if origin is dict and isinstance(value, Mapping) and typing.get_args(option)[0] is int:
             hints = typing.get_args(option)
             return {_coerce(key, hints[0], size): _coerce(f"{key}.{size}", hints[1], v) for size, v in value.items()}
-        if origin is float and isinstance(value, str):  # YAML reads 1e-3 as text
+        if origin is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
             try:
-                return float(value)
-            except ValueError:
+                number = float(value)  # YAML reads 1e-3 as text
+            except (ValueError, OverflowError):
                 continue
-        if origin is float and isinstance(value, int) and not isinstance(value, bool):
-            return float(value)
+            if not math.isfinite(number):
+                raise RecipeError(f"{key} must be a finite number, got {value!r}")
+            return number
         if isinstance(value, origin) and not (isinstance(value, bool) and origin is not bool):
             return value
     names = " or ".join(
         "null" if option is type(None) else getattr(option, "__name__", str(option)) for option in options
     )
-    raise RecipeError(f"{key} must be of type {names}, got {value!r}")
+    raise RecipeError(f"{key} must be of type {names}, got {value!r:.200}")
 
 
 def _coerce_items(key: str, hints: Sequence[Any], values: Sequence[Any]) -> tuple[Any, ...]:

@@ -263,3 +263,28 @@ def test_damage_drawn_at_random_is_read_or_refused() -> None:
     counts, wrong = fuzz.run(seed=int(os.environ.get("FUZZ_SEED", "0")), cases=160, seconds=15)
     assert not wrong, "\n".join(wrong)
     assert counts.total() > 15
+
+
+@pytest.mark.parametrize(
+    ("override", "complaint"),
+    [
+        ("model.drop_path_rate=1.5", "model.drop_path_rate must be from 0 to below 1, got 1.5"),
+        ("data.std=[1, 1, 1, 1]", "data.std must be one positive value or three, or null, got (1.0, 1.0, 1.0, 1.0)"),
+        ("data.std=[0]", "data.std must be one positive value or three, or null, got (0.0,)"),
+        ("augment.mixup=-1", "augment.mixup must be at least 0, got -1.0"),
+        ("model.img_size_shares={64: .inf}", "model.img_size_shares.64 must be a finite number, got inf"),
+        ("optim.lr=nan", "optim.lr must be a finite number, got 'nan'"),
+        ("optim.lr=" + "9" * 400, "optim.lr must be of type float, got 999"),
+    ],
+)
+def test_a_number_of_a_recipe_that_cannot_be_is_named(override: str, complaint: str) -> None:
+    with pytest.raises(GlitError) as error:
+        load_recipe("smoke", [override])
+    assert str(error.value).startswith(complaint)
+
+
+def test_an_empty_name_of_a_model_is_said_to_be_empty(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["predict", str(IMAGE), "--model", ""]) in (0, 2)
+    for command in (["eval", "", str(tmp_path)], ["info", ""], ["verify", ""]):
+        assert main(command) == 2
+        assert capsys.readouterr().err.count("\n") == 1

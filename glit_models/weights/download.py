@@ -137,10 +137,11 @@ class _Transfer:
 
     def run(self, url: str, seconds: float) -> Path:
         """Ask for the file, and read it unless this commit of it is in the cache. `seconds`: to wait for each part."""
-        from huggingface_hub import get_session
-        from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
+        from huggingface_hub import constants, get_session, get_token
 
-        headers = {**build_hf_headers(), "Accept-Encoding": "identity"}
+        headers = {"Accept-Encoding": "identity"}
+        if (token := get_token()) and not constants.HF_HUB_DISABLE_IMPLICIT_TOKEN:
+            headers["Authorization"] = f"Bearer {token}"
         # Where it leads to another host, the client leaves the token out.
         with get_session().stream("GET", url, headers=headers, timeout=seconds, follow_redirects=True) as response:
             if response.status_code != 200:

@@ -137,10 +137,12 @@ def timm_name(source: str) -> str:
     Raises:
         WeightsError: if there is no such model.
     """
-    if Path(source).is_dir():
+    if source and Path(source).is_dir():
         if not (Path(source) / CONFIG_FILE).is_file():
             raise WeightsError(f"{source}: no model folder, {CONFIG_FILE} is missing")
         return f"local-dir:{source}"
+    if not source:
+        raise WeightsError("the name of the model is empty; `glit list` shows what there is")
     if not source.startswith(("local-dir:", "hf-hub:")):
         if source.count("/") == 1 and not Path(source).exists():
             return f"hf-hub:{source}"
