@@ -36,6 +36,7 @@ from .source import open_source
 __all__ = ["BASELINE", "BenchRow", "bench", "draw_bench"]
 
 BASELINE = "deit_tiny_patch16_224"
+_MOST = 100_000  # rounds, threads, images at a time
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,11 @@ def bench(
     """
     if rounds < 1 or not batches or min(batches) < 1:
         raise ExportError("rounds and batches must be at least 1")
+    for name, value in (("rounds", rounds), ("threads", threads or 1), ("batch", max(batches))):
+        if value > _MOST:
+            raise ExportError(Argument(name), f" must be at most {_MOST}, got {value}")
+    if threads is not None and threads < 1:
+        raise ExportError(Argument("threads"), f" must be at least 1, got {threads}")
     device = device or torch.device("cpu")
     if threads is not None:
         torch.set_num_threads(threads)

@@ -42,8 +42,8 @@ class Message:
         return self.spelled(str)
 
     def spelled(self, spell: Callable[[Argument], str]) -> str:
-        """The text, with each argument as `spell` writes it."""
-        return "".join(part if isinstance(part, str) else spell(part) for part in self.parts)
+        """The text in one line, with each argument as `spell` writes it, and what no terminal should see escaped."""
+        return printable("".join(part if isinstance(part, str) else spell(part) for part in self.parts))
 
 
 class GlitError(Exception):

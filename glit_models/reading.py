@@ -9,12 +9,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["parse_json", "parse_yaml", "read_text"]
+__all__ = ["is_file", "parse_json", "parse_yaml", "read_text"]
 
 _MAX_BYTES = 1 << 20
 _MAX_YAML_CHARS = 1 << 16  # a recipe takes 3 kB; reading this much takes two seconds
 _MAX_VALUES = 100_000
 _MAX_NESTING = 50
+
+
+def is_file(path: str | os.PathLike[str]) -> bool:
+    """Whether a file is there, also where the path is longer than any can be."""
+    try:
+        return Path(path).is_file()
+    except OSError:
+        return False
 
 
 def read_text(path: str | os.PathLike[str], max_bytes: int = _MAX_BYTES) -> str:

@@ -17,7 +17,7 @@ from typing import Any, Literal, Protocol, TypeVar
 import yaml
 
 from .errors import GlitError, RecipeError, first_line
-from .reading import parse_yaml, read_text
+from .reading import is_file, parse_yaml, read_text
 from .runs.console import say
 
 __all__ = [
@@ -56,11 +56,11 @@ def read_recipe(name: str, overrides: Overrides, shipped: Path) -> dict[str, Any
         RecipeError: if there is no such recipe, it is not YAML, or an override names a key inside of a value.
     """
     path = Path(name)
-    if not path.is_file():
+    if not is_file(path):
         path = shipped / f"{name}.yaml"
-        if "/" in name or not path.is_file():
+        if "/" in name or not is_file(path):
             names = ", ".join(sorted(path.stem for path in shipped.glob("*.yaml")))
-            raise RecipeError(f"no recipe {name!r}: not a file, and the shipped ones are {names}")
+            raise RecipeError(f"no recipe {name!r:.200}: not a file, and the shipped ones are {names}")
     data = _read_yaml(path)
     for dotted, value in (overrides if isinstance(overrides, Mapping) else parse_overrides(overrides)).items():
         _set(data, dotted, value)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from glit_models.errors import SearchError
-from glit_models.reading import parse_yaml, read_text
+from glit_models.reading import is_file, parse_yaml, read_text
 from glit_models.spec import MAX_BLOCKS, MAX_SIZE
 
 from .choices import BlockChoices, check_keys
@@ -224,7 +224,7 @@ def load_space(value: str | os.PathLike[str] | Mapping[str, Any]) -> SearchSpace
     if isinstance(value, Mapping):
         return _from_mapping(value)
     path = Path(value)
-    if not path.is_file():
+    if not is_file(path):
         return _from_mapping({"space": os.fspath(value)})
     try:
         data = parse_yaml(read_text(path))

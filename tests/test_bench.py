@@ -56,6 +56,8 @@ def test_bad_input_is_one_line(folder: str, capsys: pytest.CaptureFixture[str]) 
         ([folder, "--batch", "dynamic"], "--batch must be numbers"),
         ([folder, "--batch", "1,0"], "--batch must be 'dynamic' or a number of images from 1"),
         ([folder, "--rounds", "0"], "rounds and batches must be at least 1"),
+        ([folder, "--threads", "0"], "--threads must be at least 1, got 0"),
+        ([folder, "--rounds", "9" * 30], "--rounds must be at most 100000, got 999"),
         ([folder, "--onnx", "nowhere.onnx"], "nowhere.onnx: no such file"),
         ([folder, "--onnx", str(exported().path), "--providers", "abacus"], "no provider 'abacus'"),
         ([folder, "--onnx", str(exported(image_size=(48, 32)).path)], "is of 48 x 32 pixels and the model of 32 x 32"),
