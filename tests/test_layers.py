@@ -69,7 +69,7 @@ quantize verify
 writing
 targets
 onnx program
-timing serving bench
+timing serving huggingface bench
 """
 
 

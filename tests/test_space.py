@@ -424,7 +424,7 @@ def test_an_impossible_space_is_named_with_place_value_and_bound(change: dict[st
         (b"{space: [1]}", "no search space [1]: not a file, and the shipped ones are glit, glit_released, global_only"),
         (b"- 3", "a search space is a mapping of keys, not list"),
         (b"{", "not valid YAML"),
-        (b"\xff\xfe\x00", "not valid YAML"),
+        (b"\xff\xfe\x00", "not text in UTF-8"),
     ],
 )  # fmt: skip
 def test_a_broken_space_file_is_named_in_one_line(tmp_path: Path, content: bytes, message: str) -> None:
