@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from glit_models.search import NAMED_SPACES, SearchSpace, Supernet, load_space
 from glit_models.search.evaluate import Evaluator, Score, prefixes_of
 from glit_models.search.path_optimizer import keep_to_paths
-from glit_models.search.pipeline import read_recipe_of
+from glit_models.search.recipe import read_recipe_of
 from glit_models.search.run_context import RunContext
 from glit_models.search.supernet import SHARINGS
 from torch import nn

@@ -14,7 +14,9 @@ from typing import Any, Generic, TypeVar
 
 from .errors import GlitError, first_line
 
-__all__ = ["Table", "import_module"]
+__all__ = ["IMPORTED", "Table", "import_module"]
+
+IMPORTED: dict[str, None] = {}  # modules of users, in the order in which they were imported
 
 T = TypeVar("T")
 
@@ -123,7 +125,9 @@ def _source(entry: object) -> str:
 def import_module(name: str, what: str, error: type[GlitError]) -> Any:
     """The module `name`. Raises `error`, which begins with `what`, if it cannot be imported."""
     try:
-        return importlib.import_module(name)
+        module = importlib.import_module(name)
+        IMPORTED[name] = None
+        return module
     except ModuleNotFoundError as missing:
         if missing.name == name or name.startswith(f"{missing.name}."):
             raise error(f"{what}: there is no module {name!r}; is its folder in PYTHONPATH?") from None

@@ -11,6 +11,7 @@ from .choices import BlockChoices
 from .correlation import Correlation, kendall
 from .evolution import METHODS, AutoFormerEvolution, Evolution, RandomSearch
 from .evolution_config import EvolutionConfig
+from .executors import EXECUTORS, Executor
 from .fitness import FITNESSES, Fitness, Setting
 from .latency import latency_budget
 from .named_spaces import (
@@ -33,8 +34,10 @@ from .recipe import SearchRecipe, load_search_recipe, shipped_search_recipes
 from .report import write_report
 from .space import SearchSpace
 from .supernet import Supernet
+from .worker import open_executor
 
 __all__ = [
+    "EXECUTORS",
     "FITNESSES",
     "METHODS",
     "NAMED_SPACES",
@@ -46,6 +49,7 @@ __all__ = [
     "Correlation",
     "Evolution",
     "EvolutionConfig",
+    "Executor",
     "Fitness",
     "RandomSearch",
     "Ranking",
@@ -70,6 +74,7 @@ __all__ = [
     "load_search_recipe",
     "load_space",
     "macs_budget",
+    "open_executor",
     "params_budget",
     "rank_networks",
     "shipped_search_recipes",

@@ -9,8 +9,9 @@ Axes: B batch, N tokens, C channels, S images of the search set.
 
 from __future__ import annotations
 
-import itertools
+import functools
 import math
+import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -27,7 +28,7 @@ from glit_models.errors import SearchError
 
 from .supernet import Supernet
 
-__all__ = ["Evaluator", "Images", "Score", "check_memory", "compare_logits", "prefixes_of"]
+__all__ = ["Evaluator", "Images", "Score", "add_in_order", "check_memory", "compare_logits", "prefixes_of"]
 
 Prefix = tuple[Any, ...]  # how a network begins: its width, then its first blocks
 
@@ -35,10 +36,20 @@ Prefix = tuple[Any, ...]  # how a network begins: its width, then its first bloc
 @final
 @dataclass(frozen=True)
 class Images:
-    """Batches that can be gone through again and again: images [B, in_chans, H, W] and labels [B]."""
+    """Batches that can be gone through again and again: images [B, in_chans, H, W] and labels [B].
 
-    batches: Callable[[], Iterable[tuple[Tensor, Tensor]]]
+    Attributes:
+        batches: gives those with these numbers, and reads no others.
+        num_batches: in all.
+    """
+
+    batches: Callable[[range], Iterable[tuple[Tensor, Tensor]]]
     num_batches: int
+
+    @property
+    def all(self) -> range:
+        """The numbers of all batches."""
+        return range(self.num_batches)
 
 
 @final
@@ -123,7 +134,7 @@ class Evaluator:
     ) -> None:
         self.supernet = supernet.eval()
         self._images = {"calibration": calibration, "search": search_set}
-        self._inputs: dict[str, list[tuple[Tensor, Tensor]]] = {}  # first batches: embedded tokens and labels
+        self._inputs: dict[str, tuple[range, list[tuple[Tensor, Tensor]]]] = {}  # some batches: tokens and labels
         self._memory = int(memory_mb * 1e6)
         self._share, self._bf16, self._on_batch = share, bf16, on_batch
         self._cache = _Cache(0)
@@ -142,7 +153,27 @@ class Evaluator:
         """
         if not self._share and len(specs) > 1:
             return {spec: score for each in specs for spec, score in self.evaluate([each]).items()}
-        return self._score(self._prepare(specs))
+        specs = self._prepare(specs)
+        if not specs:
+            return {}
+        parts, count = self._sums(specs, self._images["search"].all)
+        # One batch after the other, as `add_in_order` does: the scores do not depend on who scored which batch.
+        sums = functools.reduce(torch.add, parts.unbind(1)).tolist()
+        return {spec: Score(100 * right / count, loss / count) for spec, (right, loss) in zip(specs, sums, strict=True)}
+
+    @torch.inference_mode()
+    def sums(self, specs: Sequence[Spec], batches: range) -> Tensor:
+        """Correct images and the sum of cross-entropies of each network on each batch: float64 [networks, batches, 2].
+
+        Args:
+            batches: numbers of batches of the search set; no others are read.
+
+        Raises:
+            SearchError: as `evaluate`.
+        """
+        if not self._share and len(specs) > 1:
+            return torch.cat([self.sums([spec], batches) for spec in specs])
+        return self._sums(self._prepare(specs), batches)[0]
 
     @torch.inference_mode()
     def losses(self, specs: Sequence[Spec], num_batches: int) -> Tensor:
@@ -155,7 +186,7 @@ class Evaluator:
             return torch.cat([self.losses([spec], num_batches) for spec in specs])
         specs = self._prepare(specs)
         tree, parts = _tree(specs), dict[Spec, list[Tensor]]()
-        for number, x, labels in self._embedded("search", num_batches):
+        for number, x, labels in self._embedded("search", self._images["search"].all[:num_batches]):
             for spec, y in self._walk(tree, x, ("search", number), None):
                 parts.setdefault(spec, []).append(F.cross_entropy(self._classify(y), labels, reduction="none"))
         return torch.stack([torch.cat(parts[spec]) for spec in specs]).double().cpu()
@@ -184,42 +215,40 @@ class Evaluator:
         if not missing:
             return
         tree, fresh = _tree(missing), dict[Prefix, dict[str, Tensor]]()
-        for number, x, _ in self._embedded("calibration"):
+        for number, x, _ in self._embedded("calibration", self._images["calibration"].all):
             for _ in self._walk(tree, x, ("calibration", number), fresh):
                 pass
         self._statistics |= fresh
 
-    def _score(self, specs: Sequence[Spec]) -> dict[Spec, Score]:
-        # [correct images, sum of losses] of each network, on the device: reading them after every network would make
-        # a GPU wait.
-        sums: dict[Spec, Tensor] = {}
+    def _sums(self, specs: Sequence[Spec], batches: range) -> tuple[Tensor, int]:
+        """Of `sums`, and how many images the batches have."""
+        sums = dict[Spec, list[Tensor]]()  # on the device: reading them after every network would make a GPU wait
         tree, count = _tree(specs), 0
-        for number, x, labels in self._embedded("search"):
+        for number, x, labels in self._embedded("search", batches):
             for spec, y in self._walk(tree, x, ("search", number), None):
-                part = self._compare(y, labels)
-                sums[spec] = sums[spec] + part if spec in sums else part
+                sums.setdefault(spec, []).append(compare_logits(self._classify(y), labels))
             count += len(labels)
-        read = torch.stack([sums[spec] for spec in specs]).tolist() if specs else []
-        return {spec: Score(100 * right / count, loss / count) for spec, (right, loss) in zip(specs, read, strict=True)}
+        return torch.stack([torch.stack(sums[spec]) for spec in specs]).cpu(), count
 
     # ---- how ----
 
-    def _embedded(self, kind: str, num_batches: int | None = None) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """The first batches of a kind, or all: number, tokens [B, N, C] before the first block, labels [B]."""
-        every = {name: images.num_batches for name, images in self._images.items()}
-        wanted = min(num_batches or every[kind], every[kind])
-        kept = self._inputs.get(kind, [])
-        batches = itertools.islice(kept, wanted) if len(kept) >= wanted else self._embed(kind, wanted)
-        for number, (x, labels) in enumerate(batches):
-            yield number, x, labels
-            before = every["calibration"] if kind == "search" else 0
-            self._on_batch(number + 1 + before, sum({**every, kind: wanted}.values()))
+    def _embedded(self, kind: str, wanted: range) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """The batches of a kind with these numbers: number, tokens [B, N, C] before the first block, labels [B]."""
+        first, kept = self._inputs.get(kind, (range(0), []))
+        is_kept = wanted.start in first and wanted[-1] in first
+        batches = kept[wanted.start - first.start :][: len(wanted)] if is_kept else self._embed(kind, wanted)
+        calibration = self._images["calibration"].num_batches
+        before = calibration if kind == "search" else 0
+        total = calibration + (len(wanted) if kind == "search" else self._images["search"].num_batches)
+        for done, (x, labels) in enumerate(batches):
+            yield wanted[done], x, labels
+            self._on_batch(done + 1 + before, total)
 
-    def _embed(self, kind: str, num_batches: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Reads and embeds the first batches, and keeps them if they take at most a third of the memory."""
+    def _embed(self, kind: str, wanted: range) -> Iterator[tuple[Tensor, Tensor]]:
+        """Reads and embeds these batches, and keeps them if they take at most a third of the memory."""
         kept: list[tuple[Tensor, Tensor]] | None = []
         device = next(self.supernet.parameters()).device
-        for images, labels in itertools.islice(self._images[kind].batches(), num_batches):
+        for images, labels in self._images[kind].batches(wanted):
             with self._autocast(device):
                 x = self.supernet.embed(images.to(device), self.supernet.width)
             labels = labels.to(device)
@@ -230,7 +259,7 @@ class Evaluator:
                 kept = None
             yield x, labels
         if kept is not None:
-            self._inputs[kind] = kept
+            self._inputs[kind] = wanted, kept
 
     def _size_cache(self, x: Tensor) -> None:
         if self._sized:
@@ -294,10 +323,6 @@ class Evaluator:
             self._cache.put(key, y)
         return y
 
-    def _compare(self, x: Tensor, labels: Tensor) -> Tensor:
-        """Tokens [B, N, C] after the last block, labels [B] -> [correct images, sum of cross-entropies], float64."""
-        return compare_logits(self._classify(x), labels)
-
     def _classify(self, x: Tensor) -> Tensor:
         with self._autocast(x.device):
             return self.supernet.classify(x).float()
@@ -331,6 +356,11 @@ def compare_logits(logits: Tensor, labels: Tensor) -> Tensor:
     """Logits [B, num_classes], labels [B] -> [correct images, sum of cross-entropies], float64."""
     right = (logits.argmax(1) == labels).sum()
     return torch.stack([right.double(), F.cross_entropy(logits.float(), labels, reduction="sum").double()])
+
+
+def add_in_order(values: Iterable[float]) -> float:
+    """The sum in float64, one value after the other; Python's own `sum` depends on its version."""
+    return functools.reduce(operator.add, values, 0.0)
 
 
 def prefixes_of(spec: Spec) -> list[Prefix]:

@@ -70,9 +70,10 @@ class Fitness(ABC):
 
     Attributes:
         needs_supernet: whether a supernet is trained before (class attribute).
-        is_collective: whether all processes score each network together, as by training it, instead of each its own
-            (class attribute).
+        is_collective: whether a network's score is worth a task of its own, as by training it, which all processes of
+            `accelerate launch` do together (class attribute).
         can_screen: whether `screen` is there (class attribute).
+        can_divide: whether `score_batches` is there: a network's score is a mean over the images (class attribute).
         label: what the numbers are, for figures and messages (class attribute).
         setting: the search.
 
@@ -83,6 +84,7 @@ class Fitness(ABC):
     needs_supernet: ClassVar[bool] = False
     is_collective: ClassVar[bool] = False
     can_screen: ClassVar[bool] = False
+    can_divide: ClassVar[bool] = False
     label: ClassVar[str] = "fitness"
 
     def __init__(self, setting: Setting) -> None:
@@ -125,6 +127,13 @@ class Fitness(ABC):
         """
         raise SearchError(f"fitness {type(self).__name__} has can_screen, but lacks screen")
 
+    def score_batches(self, specs: Sequence[Spec], batches: range) -> Sequence[Sequence[float]]:
+        """The sum over the images of each of these batches of the search set, [networks, batches].
+
+        Divided by the number of images, the sum over all batches is the score.
+        """
+        raise SearchError(f"fitness {type(self).__name__} has can_divide, but lacks score_batches")
+
     def retain(self, specs: Iterable[Spec]) -> None:  # noqa: B027 - most have nothing to forget
         """Forget what is not of use for children of these networks, if memory is scarce."""
 
@@ -139,6 +148,7 @@ class _Accuracy(Fitness):
 class _Inherited(Fitness):
     needs_supernet = True
     can_screen = True
+    can_divide = True
 
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting)
@@ -165,6 +175,11 @@ class InheritedAccuracy(_Accuracy, _Inherited):
         scores = self.evaluator.evaluate(specs)
         return [scores[spec].accuracy for spec in specs]
 
+    def score_batches(self, specs: Sequence[Spec], batches: range) -> Sequence[Sequence[float]]:
+        """Hundred for each image that is right."""
+        sums: list[list[float]] = (100 * self.evaluator.sums(specs, batches)[..., 0]).tolist()
+        return sums
+
 
 @final
 class InheritedLoss(_Inherited):
@@ -179,6 +194,11 @@ class InheritedLoss(_Inherited):
         """See `Evaluator`."""
         scores = self.evaluator.evaluate(specs)
         return [-scores[spec].loss for spec in specs]
+
+    def score_batches(self, specs: Sequence[Spec], batches: range) -> Sequence[Sequence[float]]:
+        """The negative cross-entropies."""
+        sums: list[list[float]] = (-self.evaluator.sums(specs, batches)[..., 1]).tolist()
+        return sums
 
 
 @final

@@ -8,33 +8,34 @@ from __future__ import annotations
 import random
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, final
 
 import torch
 
-from glit_models.errors import SearchError
-from glit_models.recipes import RECIPE_FILE, read_stored_recipe, refuse_other_recipe
+from glit_models import Spec
+from glit_models.recipes import RECIPE_FILE, refuse_other_recipe
 from glit_models.runs.files import whole_folder, write_json, write_text
 from glit_models.runs.lock import lock_folder
-from glit_models.training import Trainer
 
 from .budget_sampler import BudgetSampler
 from .control import Control
+from .executors import Executor
 from .latency import Prepare
 from .recipe import SearchRecipe
 from .retraining import Retrained
-from .run_context import Interrupted, RunContext, read_json
+from .run_context import Interrupted, RunContext
 from .stage import Stage
+from .tasks import Task, read_json
 
-__all__ = ["SearchRun", "read_recipe_of"]
+__all__ = ["SearchRun"]
 
 
 @final
 class SearchRun:
-    """One search, in this process or shared with others that `accelerate launch` started.
+    """One search, whose work this process does, with others that `accelerate launch` started, or an executor's workers.
 
     Args:
         recipe: what to do.
@@ -44,6 +45,7 @@ class SearchRun:
         command: the command line of this search, for the model's record.
         runtimes: what times networks besides PyTorch, by its name in `latency.runtime`: {"onnx":
             `glit_models.export.onnx_runner`} if the recipe asks for it.
+        executor: whose workers do the work, see `open_executor`.
 
     Raises:
         RecipeError: if `out` holds another search (names the keys that differ), or the data do not fit the recipe.
@@ -59,15 +61,17 @@ class SearchRun:
         max_minutes: float | None = None,
         command: str | None = None,
         runtimes: Mapping[str, Prepare] | None = None,
+        executor: Executor | None = None,
     ) -> None:
         self.recipe, self.out = recipe, Path(out)
         refuse_other_recipe(recipe, self.out)
-        self.context = RunContext(recipe, self.out, device, max_minutes, command, runtimes)
+        self.context = RunContext(recipe, self.out, device, max_minutes, command, runtimes, executor)
         space = recipe.load_space()
         self.space = space
         self._names = recipe.method_class.stages
         first = space.stage_one(**recipe.fixed) if len(self._names) > 1 else space
         self.stages = [Stage(self._names[0], first, self.context)]
+        _ = self.stages[0].search  # raises on budgets that cannot be met
         if self.stages[0].fitness_class.needs_supernet:
             self.context.check_memory(space)
 
@@ -78,19 +82,20 @@ class SearchRun:
             RunError: if another process is at work in the folder.
             WriteError: if the folder cannot be written to.
         """
-        path = self.out / "result.json"
-        if path.is_file():
-            self.context.say(f"glit: {self.out} is finished; its result is in {path}")
-            result: dict[str, Any] = read_json(path)
+        context, path = self.context, self.out / "result.json"
+        result: dict[str, Any] | None = context.decide(lambda: read_json(path) if path.is_file() else None)
+        if result is not None:
+            context.say(f"glit: {self.out} is finished; its result is in {path}")
             return result
-        with lock_folder(self.out) if self.context.rank == 0 else nullcontext(), self.context.stop:
-            if self.context.rank == 0:
+        lock = lock_folder(self.out) if context.rank == 0 else nullcontext()
+        with lock, context.executor or nullcontext(), context.stop:
+            if context.rank == 0:
                 write_text(self.out / RECIPE_FILE, self.recipe.to_yaml())
-            self.context.wait()
+            context.wait()
             try:
                 return self._run()
             except Interrupted as why:
-                self.context.say(f"glit: the search was stopped by {why}; the same command goes on from here")
+                context.say(f"glit: the search was stopped by {why}; the same command goes on from here")
                 return None
 
     def _run(self) -> dict[str, Any]:
@@ -102,72 +107,72 @@ class SearchRun:
             retrained = self.stages[1].run()
         return self._finish(retrained[0])
 
-    def _train_final(self, winner: Retrained) -> tuple[Path, float]:
-        """The run whose weights are the result, and the seconds that it took beyond the stages."""
+    def _final_task(self, winner: Retrained) -> Task | None:
+        """The training whose weights are the result, None if the winner's own are."""
         recipe = self.recipe.final_recipe(winner.spec)
-        if recipe is None:
-            return winner.folder, 0.0
-        context, folder = self.context, self.out / "final"
-        context.say("training the winner on training and search images together")
-        trainer = Trainer(
-            recipe, folder, context.device, context.stop.minutes_left, context.command, score_test=False
-        )  # fmt: skip
-        return folder, 60 * float(context.train(trainer)["minutes"])
+        title = "training the winner on training and search images together"
+        return None if recipe is None else self.context.training(title, recipe, self.out / "final")
 
-    def _train_control(self, winner: Retrained) -> tuple[Control | None, float]:
-        """The winner beside random networks, None if the recipe asks for none, and the seconds of their trainings."""
+    def _control_tasks(self) -> list[tuple[Spec, Task]]:
+        """Random networks, to compare the winner with, and their trainings."""
         context, recipe = self.context, self.recipe
         rng = random.Random(f"{recipe.seed} control")
-        sampler = BudgetSampler(self.space, context.budgets, recipe.evolution.uniform_over)
-        networks, seconds = [], 0.0
-        for place in range(1, recipe.control.networks + 1):
-            spec, _ = sampler.sample(rng)
-            context.say(f"training random network {place} of {recipe.control.networks}, to compare the winner with")
-            folder = self.out / "control" / str(place)
-            result = context.train(Trainer(
-                recipe.retrain_recipe(spec), folder, context.device, context.stop.minutes_left, context.command,
-                score_test=False,
-            ))  # fmt: skip
-            seconds += 60 * float(result["minutes"])
-            test = context.test_accuracy(folder / "model")
-            networks.append((spec, float(result["validation_top1"]) if test is None else test))
+        tasks = []
+        if count := recipe.control.networks:
+            sampler = BudgetSampler(self.space, context.budgets, recipe.evolution.uniform_over)
+            for place in range(1, count + 1):
+                spec, _ = sampler.sample(rng)
+                title = f"training random network {place} of {count}, to compare the winner with"
+                folder = self.out / "control" / str(place)
+                tasks.append((spec, context.training(title, recipe.retrain_recipe(spec), folder, score_on="test")))
+        return tasks
+
+    def _compare(self, winner: Retrained, networks: Sequence[tuple[Spec, dict[str, Any]]]) -> Control | None:
+        """The winner beside random networks and the results of their trainings; None if there are none."""
+        context, splits = self.context, self.context.splits
         if not networks:
-            return None, 0.0
-        test = context.test_accuracy(winner.folder / "model")
-        splits = context.splits
-        split, images = ("search", splits.validation) if splits.test is None else ("test", splits.test)
-        control = Control(split, len(images), winner.accuracy if test is None else test, tuple(networks))
+            return None
+        key, split, images = "test_top1", "test", splits.test
+        accuracy = winner.accuracy
+        if images is None:
+            key, split, images = "validation_top1", "search", splits.validation
+        else:
+            accuracy = self._test(winner.folder)
+        scores = tuple((spec, float(result[key])) for spec, result in networks)
+        control = Control(split, len(images), accuracy, scores)
         if context.rank == 0:
             write_json(self.out / "control.json", control.to_dict())
-        return control, seconds
+        return control
+
+    def _test(self, run: Path) -> Any:
+        folder = str((run / "model").relative_to(self.out))
+        return self.context.run([Task("test", {"folder": folder}, f"testing {folder}", is_collective=True)])[0]
 
     def _finish(self, winner: Retrained) -> dict[str, Any]:
         """Leave the winner and its weights, and score them on the test set, after the last decision.
 
         The test set is looked at twice: for the networks of the control, and for the result.
         """
-        context = self.context
-        run, final_seconds = self._train_final(winner)
-        model = self.out / "model"
+        context, model = self.context, self.out / "model"
+        final, controls = self._final_task(winner), self._control_tasks()
+        tasks = [*([final] if final else []), *(task for _, task in controls)]
+        results = context.run(tasks)
+        run = self.out / "final" if final else winner.folder
         if context.rank == 0 and not model.exists():
             with whole_folder(model) as folder:
                 shutil.copytree(run / "model", folder, dirs_exist_ok=True)
         context.wait()
-        control, control_seconds = self._train_control(winner)
+        trained = results[len(tasks) - len(controls) :]
+        control = self._compare(winner, [(spec, result) for (spec, _), result in zip(controls, trained, strict=True)])
         began = time.monotonic()
-        test = context.test_accuracy(model)
+        test = self._test(self.out)
         times: dict[str, Any] = {stage.name: dict(stage.seconds()) for stage in self.stages}
         times["test"] = round(time.monotonic() - began, 1)
-        if final_seconds:
-            times["final"] = final_seconds
-        if control_seconds:
-            times["control"] = control_seconds
-        seconds = (
-            times["test"]
-            + final_seconds
-            + control_seconds
-            + sum(sum(times[stage.name].values()) for stage in self.stages)
-        )
+        seconds = times["test"] + sum(sum(times[stage.name].values()) for stage in self.stages)
+        for name, trainings in (("final", results[: len(tasks) - len(controls)]), ("control", trained)):
+            if trainings:
+                times[name] = 60 * sum(float(result["minutes"]) for result in trainings)
+                seconds += times[name]
         costs = {budget.name: budget.cost(winner.spec) for budget in context.budgets}
         result = {
             "method": self.recipe.method,
@@ -194,11 +199,3 @@ class SearchRun:
 
 def _count_lines(path: Path) -> int:
     return len(path.read_text().splitlines())
-
-
-def read_recipe_of(folder: Path) -> SearchRecipe:
-    """The recipe of the search in a folder. Raises SearchError if there is none, RecipeError if it is damaged."""
-    recipe = read_stored_recipe(SearchRecipe, folder)
-    if recipe is None:
-        raise SearchError(f"{folder} holds no search: there is no {RECIPE_FILE}")
-    return recipe

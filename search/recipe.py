@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any, Literal, final
 
 from glit_models import Spec
-from glit_models.errors import RecipeError, WeightsError
+from glit_models.errors import RecipeError, SearchError, WeightsError
 from glit_models.families import FAMILIES, family_of_architecture
-from glit_models.recipes import Overrides, build_recipe, read_recipe, to_yaml
+from glit_models.recipes import RECIPE_FILE, Overrides, build_recipe, read_recipe, read_stored_recipe, to_yaml
 from glit_models.training.recipe import Recipe
 
 from .ask_tell import Search
@@ -28,7 +28,7 @@ from .path_sampling import Sampling
 from .space import SearchSpace
 from .supernet import Sharing
 
-__all__ = ["Bounds", "SearchRecipe", "load_search_recipe", "shipped_search_recipes"]
+__all__ = ["Bounds", "SearchRecipe", "load_search_recipe", "read_recipe_of", "shipped_search_recipes"]
 
 _SHIPPED = Path(__file__).with_name("recipes")
 TrainingKeys = dict[str, Any]  # of a training recipe, section by section
@@ -356,6 +356,14 @@ def load_search_recipe(name: str, overrides: Overrides = ()) -> SearchRecipe:
         RecipeError, SearchError: if it is missing, no YAML, or has an unknown key or a wrong value.
     """
     recipe: SearchRecipe = build_recipe(SearchRecipe, read_recipe(name, overrides, _SHIPPED))
+    return recipe
+
+
+def read_recipe_of(folder: Path) -> SearchRecipe:
+    """The recipe of the search in a folder. Raises SearchError if there is none, RecipeError if it is damaged."""
+    recipe = read_stored_recipe(SearchRecipe, folder)
+    if recipe is None:
+        raise SearchError(f"{folder} holds no search: there is no {RECIPE_FILE}")
     return recipe
 
 

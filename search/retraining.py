@@ -18,8 +18,8 @@ from .recipe import SearchRecipe
 
 __all__ = ["Retrained", "retrain"]
 
-Train = Callable[[Recipe, Path], float]  # a training and its folder -> accuracy on the search set in percent
-Say = Callable[[str], None]
+# Trainings (title, training, folder), which may be done at once -> their accuracies on the search set in percent.
+Train = Callable[[Sequence[tuple[str, Recipe, Path]]], Sequence[float]]
 
 
 @final
@@ -47,7 +47,6 @@ def retrain(
     initial: Sequence[Spec],
     known: Sequence[Retrained],
     train: Train,
-    say: Say,
 ) -> list[Retrained]:
     """Train the best candidates by themselves; returns them with the best one first.
 
@@ -62,37 +61,38 @@ def retrain(
     """
     given = [candidate for candidate in candidates if candidate.spec in initial]
     if recipe.retrain.rungs:
-        best = _pass_rungs(recipe, folder, [c for c in candidates.ranked() if c not in given], train, say)
+        best = _pass_rungs(recipe, folder, [c for c in candidates.ranked() if c not in given], train)
     else:
         best = candidates.ranked()[: recipe.retrain.top]
     best += [candidate for candidate in given if candidate not in best]
+    trained = {network.spec: (network.accuracy, network.folder) for network in known}
+    places = {candidate.spec: place for place, candidate in enumerate(best, 1) if candidate.spec not in trained}
+    runs = [folder / "retrain" / str(place) for place in places.values()]
+    accuracies = train([
+        (f"retraining network {place} of {len(best)}", recipe.retrain_recipe(spec), run)
+        for (spec, place), run in zip(places.items(), runs, strict=True)
+    ])  # fmt: skip
+    trained |= zip(places, zip(accuracies, runs, strict=True), strict=True)
     retrained = []
-    for place, candidate in enumerate(best, 1):
-        spec, fitness = candidate.spec, candidate.fitness
-        assert fitness is not None
-        other = next((other for other in known if other.spec == spec), None)
-        if other is not None:
-            retrained.append(Retrained(spec, fitness, other.accuracy, other.folder))
-            continue
-        say(f"retraining network {place} of {len(best)}")
-        run = folder / "retrain" / str(place)
-        retrained.append(Retrained(spec, fitness, train(recipe.retrain_recipe(spec), run), run))
+    for candidate in best:
+        assert candidate.fitness is not None
+        retrained.append(Retrained(candidate.spec, candidate.fitness, *trained[candidate.spec]))
     return sorted(retrained, key=lambda network: -network.accuracy)
 
 
-def _pass_rungs(
-    recipe: SearchRecipe, folder: Path, best: Sequence[Candidate], train: Train, say: Say
-) -> list[Candidate]:
+def _pass_rungs(recipe: SearchRecipe, folder: Path, best: Sequence[Candidate], train: Train) -> list[Candidate]:
     """The networks that are the best ones after short trainings: successive halving.
 
     Each rung trains from scratch with a whole schedule of its length. A network in the middle of a long schedule, at a
     high learning rate, shows less of how it will end.
     """
     for rung, (count, epochs) in enumerate(sorted(recipe.retrain.rungs.items(), reverse=True), 1):
-        best, scores = best[:count], {}
-        for place, candidate in enumerate(best, 1):
-            say(f"rung {rung}, epochs {epochs}: training network {place} of {len(best)}")
-            run = folder / "retrain" / f"rung{rung}" / str(place)
-            scores[candidate.spec] = train(recipe.retrain_recipe(candidate.spec, epochs), run)
-        best = sorted(best, key=lambda candidate: -scores[candidate.spec])
+        best = best[:count]
+        scores = train([
+            (f"rung {rung}, epochs {epochs}: training network {place} of {len(best)}",
+             recipe.retrain_recipe(candidate.spec, epochs), folder / "retrain" / f"rung{rung}" / str(place))
+            for place, candidate in enumerate(best, 1)
+        ])  # fmt: skip
+        order = sorted(range(len(best)), key=lambda place: -scores[place])
+        best = [best[place] for place in order]
     return list(best[: recipe.retrain.top])

@@ -1,12 +1,12 @@
-"""What all parts of one search share: the recipe, the data, the processes, and when to stop."""
+"""What all parts of one search share: the recipe, the data, who does its tasks, and when to stop."""
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, final
+from typing import Any, TypeVar, final
 
 import numpy as np
 import torch
@@ -17,37 +17,33 @@ from safetensors.torch import load_file
 from glit_models import Spec
 from glit_models.data import Splits
 from glit_models.data.sources import Stream
-from glit_models.errors import SearchError, first_line
+from glit_models.errors import GlitError, SearchError, first_line
 from glit_models.predict import count_correct
+from glit_models.recipes import refuse_other_recipe
 from glit_models.runs.console import progress_bar, say
 from glit_models.runs.processes import make_accelerator
 from glit_models.runs.signals import StopRequest
-from glit_models.training import Recipe, Trainer, setup
+from glit_models.training import Recipe, Trainee, Trainer, setup
 from glit_models.training.feed import Feed, open_data
 from glit_models.weights.loading import load_model
 
 from .budget import Budget, macs_budget, params_budget
+from .dispatch import dispatch
 from .evaluate import Evaluator, Images, Score, check_memory, compare_logits
+from .executors import Executor
 from .latency import Prepare, latency_budget
 from .recipe import SearchRecipe
 from .space import SearchSpace
 from .supernet_training import create_supernet
+from .tasks import KINDS, Task, read_json
 
-__all__ = ["Interrupted", "RunContext", "read_json"]
+__all__ = ["Interrupted", "RunContext"]
+
+T = TypeVar("T")
 
 
 class Interrupted(Exception):  # noqa: N818 - no error: what was done is saved
     """The search was asked to stop."""
-
-
-def read_json(path: Path) -> Any:
-    """Read a file of JSON. Raises SearchError if it is damaged."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise SearchError(
-            f"{path} is damaged ({error}); delete it, and the same command makes it again from the rest"
-        ) from None
 
 
 def _check_splits(splits: Splits) -> None:
@@ -70,11 +66,12 @@ class RunContext:
 
     Args:
         recipe: of the search.
-        device: 'cpu', 'cuda', ...; None takes the GPU if there is one.
+        device: 'cpu', 'cuda', ...; None takes the GPU if there is one. With an executor, of each worker.
         max_minutes: save and leave after so long.
         folder: of the search; measured latencies are kept there.
         command: the command line, for the records of what is trained.
         runtimes: what can make a network ready to be timed, by its name in `latency.runtime`; PyTorch always can.
+        executor: whose workers do the tasks; None: this process does, with those that `accelerate launch` started.
 
     Raises:
         DataError, RecipeError, SearchError: if the data cannot be had or are too few.
@@ -88,17 +85,22 @@ class RunContext:
         max_minutes: float | None,
         command: str | None = None,
         runtimes: Mapping[str, Prepare] | None = None,
+        executor: Executor | None = None,
     ) -> None:
-        self.command = command
+        self.command, self.executor = command, executor
+        self.stage: Any = None  # the `Stage` that is under way in this process
         self.recipe, self.folder = recipe, folder
-        self.training: Recipe = recipe.supernet_recipe()
-        self.accelerator = make_accelerator(device, self.training.precision)
+        self.supernet_recipe: Recipe = recipe.supernet_recipe()
+        self._wanted_device = None if device is None else str(device)
+        self.accelerator = make_accelerator("cpu" if executor else device, self.supernet_recipe.precision)
         self.device: torch.device = self.accelerator.device
         self.rank: int = self.accelerator.process_index
         self.world_size: int = self.accelerator.num_processes
+        if executor and self.world_size > 1:
+            raise SearchError("an engine cannot be used under `accelerate launch`; start the search as one process")
         self.stop = StopRequest(max_minutes)
         with self.accelerator.main_process_first():
-            self.splits = open_data(self.training)
+            self.splits = open_data(self.supernet_recipe)
         _check_splits(self.splits)
         self.budgets = self._make_budgets(runtimes or {})
 
@@ -108,7 +110,7 @@ class RunContext:
         return len(self.splits.class_names)
 
     def _make_budgets(self, runtimes: Mapping[str, Prepare]) -> list[Budget]:
-        budget, size = self.recipe.budget, self.training.model.img_size
+        budget, size = self.recipe.budget, self.supernet_recipe.model.img_size
         budgets = [
             macs_budget(budget.macs.low, budget.macs.high, size, self.num_classes),
             params_budget(budget.params.low, budget.params.high, size, self.num_classes),
@@ -119,7 +121,7 @@ class RunContext:
 
     def _latency_budget(self, runtimes: Mapping[str, Prepare]) -> Budget:
         bounds, latency = self.recipe.budget.latency_ms, self.recipe.latency
-        if self.world_size > 1:
+        if self.world_size > 1 or self.executor:
             raise SearchError("budget.latency_ms cannot be used on several processes, which would slow each other")
         if latency.runtime != "torch" and latency.runtime not in runtimes:
             raise SearchError(
@@ -127,7 +129,7 @@ class RunContext:
                 "the command `glit search` gives it"
             )
         return latency_budget(
-            bounds.low, bounds.high, img_size=self.training.model.img_size, num_classes=self.num_classes,
+            bounds.low, bounds.high, img_size=self.supernet_recipe.model.img_size, num_classes=self.num_classes,
             batch_size=latency.batch_size, threads=latency.threads, device=str(self.device), runtime=latency.runtime,
             prepare=runtimes.get(latency.runtime), cache=self.folder / "latency.json",
         )  # fmt: skip
@@ -158,6 +160,22 @@ class RunContext:
         gathered: list[Any] = gather_object(items)
         return gathered
 
+    def decide(self, read: Callable[[], T]) -> T:
+        """What the first process reads from files, told to all: where a file system lags, they would not agree."""
+        if self.world_size == 1:
+            return read()
+        answer: tuple[Any, GlitError | None] | None = None
+        if self.rank == 0:
+            try:
+                answer = read(), None
+            except GlitError as error:
+                answer = None, error
+        value, failure = self.gather([answer])[0]
+        if failure is not None:
+            raise failure
+        told: T = value
+        return told
+
     def wait(self) -> None:
         """For all processes."""
         self.accelerator.wait_for_everyone()
@@ -172,8 +190,52 @@ class RunContext:
         columns = ("{task.description}", BarColumn(), "{task.percentage:.0f} %", TimeRemainingColumn())
         return progress_bar(*columns, shown=self.rank == 0)
 
-    def train(self, trainer: Trainer) -> dict[str, Any]:
-        """Train to the end. Raises Interrupted if stopped before it."""
+    # ---- tasks ----
+
+    @property
+    def num_workers(self) -> int:
+        """How many tasks are done at once."""
+        return self.executor.num_workers if self.executor else self.world_size
+
+    def run(self, tasks: Sequence[Task]) -> list[Any]:
+        """Let these tasks, all of one kind, be done; returns their results in the same order.
+
+        Raises:
+            Interrupted: if asked to stop.
+        """
+        if self.executor:
+            origin = {"device": self._wanted_device, "command": self.command}
+            check_stop = partial(self.check_stop, together=False)
+            return dispatch(self.executor, self.folder, tasks, origin, check_stop, self.say)
+        if any(task.is_collective for task in tasks):
+            return [self._perform(task) for task in tasks]
+        mine = [(place, self._perform(tasks[place])) for place in range(self.rank, len(tasks), self.world_size)]
+        return [result for _, result in sorted(self.gather(mine), key=lambda pair: pair[0])]
+
+    def _perform(self, task: Task) -> Any:
+        if task.is_collective:
+            self.say(task.title)
+        return KINDS[task.kind](self, **task.arguments)
+
+    def training(self, title: str, recipe: Recipe, out: Path, score_on: str | None = None) -> Task:
+        """The task to train a network by itself in a folder; its result is the training's, see `work`."""
+        values = {"recipe": recipe.to_dict(), "folder": str(out.relative_to(self.folder)), "score_on": score_on}
+        return Task("train", values, title, is_collective=True)
+
+    def train(self, recipe: Recipe, out: Path, trainee: Trainee | None = None) -> dict[str, Any]:
+        """Train in a folder, from where it was stopped, and return the result. Raises Interrupted if stopped."""
+
+        def read_result() -> dict[str, Any] | None:
+            refuse_other_recipe(recipe, out)
+            path = out / "result.json"
+            return read_json(path) if path.is_file() else None
+
+        done = self.decide(read_result)
+        if done is not None:
+            return done
+        trainer = Trainer(
+            recipe, out, self.device, self.stop.minutes_left, self.command, trainee=trainee, score_test=False
+        )  # fmt: skip
         result = trainer.run()
         if result is None:
             self.stop.signal = trainer.stop.signal or self.stop.signal
@@ -190,8 +252,8 @@ class RunContext:
     def _feed(self, rank: int = 0, world_size: int = 1) -> Feed:
         some = next(iter(self.recipe.load_space()))
         model = self.create_model(some)  # for what timm knows of its preprocessing
-        preprocessing = setup.resolve_preprocessing(model, self.training.data)
-        return Feed(self.training, self.splits, preprocessing, self.device, 1, (0,), rank, world_size)
+        preprocessing = setup.resolve_preprocessing(model, self.supernet_recipe.data)
+        return Feed(self.supernet_recipe, self.splits, preprocessing, self.device, 1, (0,), rank, world_size)
 
     def search_order(self) -> list[int]:
         """The positions of the search set's images in the random order in which they are scored."""
@@ -199,13 +261,25 @@ class RunContext:
         positions: list[int] = order.tolist()
         return positions
 
+    @property
+    def num_batches(self) -> int:
+        """Of the search set."""
+        return math.ceil(len(self.splits.validation) / self.supernet_recipe.eval_batch_size)
+
+    def _image_bytes(self, space: SearchSpace) -> int:
+        """The tokens of an image take so many."""
+        tokens: int = self.create_model(next(iter(space))).pos_embed.shape[1]
+        return 4 * tokens * max(space.embed_dims)
+
+    def keeps_images(self, space: SearchSpace) -> bool:
+        """Whether one process has room for all images of the search set; an `Evaluator` takes a third of its memory."""
+        return len(self.splits.validation) * self._image_bytes(space) <= self.recipe.evaluation.memory_mb * 1e6 / 3
+
     def check_memory(self, space: SearchSpace) -> None:
         """Raises SearchError if `evaluation.memory_mb` is too little to score networks of this space."""
-        tokens = self.create_model(next(iter(space))).pos_embed.shape[1]
-        batch_size = max(
-            self.training.optim.batch_size, min(self.training.eval_batch_size, len(self.splits.validation))
-        )
-        check_memory(self.recipe.evaluation.memory_mb, space.depth, batch_size, 4 * tokens * max(space.embed_dims))
+        training = self.supernet_recipe
+        batch_size = max(training.optim.batch_size, min(training.eval_batch_size, len(self.splits.validation)))
+        check_memory(self.recipe.evaluation.memory_mb, space.depth, batch_size, self._image_bytes(space))
 
     def evaluator(
         self,
@@ -216,10 +290,10 @@ class RunContext:
     ) -> Evaluator:
         """An evaluator of the supernet whose weights are in a file, on these images of the search set or on all.
 
-        Every process has one, of all images: they evaluate different networks.
+        Every process has one of its own.
         """
         recipe = self.recipe.evaluation
-        supernet = create_supernet(space, self.recipe.supernet.sharing, self.training, self.num_classes)
+        supernet = create_supernet(space, self.recipe.supernet.sharing, self.supernet_recipe, self.num_classes)
         try:
             supernet.load_state_dict(load_file(weights))
         except (OSError, SafetensorError, RuntimeError) as error:
@@ -229,22 +303,27 @@ class RunContext:
                 "it again from the last checkpoint"
             ) from None
         feed = self._feed()
-        steps = len(self.splits.train) // self.training.optim.batch_size
+        steps = len(self.splits.train) // self.supernet_recipe.optim.batch_size
         num_calibration = max(min(recipe.calibration_batches, steps), 1)
         search_set = self.splits.validation
         order = self.search_order() if positions is None else positions
 
-        def calibration() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-            for images in feed.for_statistics(num_calibration):
+        size = self.supernet_recipe.eval_batch_size
+
+        def calibration(wanted: range) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+            for images in feed.for_statistics(wanted.stop):
                 yield images, torch.zeros(len(images), dtype=torch.int64)
+
+        def scoring(wanted: range) -> Iterable[tuple[torch.Tensor, torch.Tensor]]:
+            return feed.scoring(search_set, order[wanted.start * size : wanted.stop * size])[0]
 
         return Evaluator(
             supernet.to(self.device),
             Images(calibration, num_calibration),
-            Images(lambda: feed.scoring(search_set, order)[0], math.ceil(len(order) / self.training.eval_batch_size)),
+            Images(scoring, math.ceil(len(order) / size)),
             memory_mb=recipe.memory_mb,
             share=recipe.share,
-            bf16=self.training.precision == "bf16",
+            bf16=self.supernet_recipe.precision == "bf16",
             on_batch=on_batch,
         )
 

@@ -6,6 +6,9 @@ is taken up again from the files of the parts before.
 
 from __future__ import annotations
 
+import functools
+import hashlib
+import itertools
 import json
 import math
 import time
@@ -21,22 +24,24 @@ from glit_models.errors import Argument, SearchError
 from glit_models.families import FAMILIES
 from glit_models.runs.files import write_json, write_text
 from glit_models.runs.state import StateFiles
-from glit_models.training import Recipe, Trainer
+from glit_models.training import Recipe
 
 from .ask_tell import Search
 from .budget import Budget
 from .budget_sampler import BudgetSampler
 from .candidates import Candidates
+from .evaluate import add_in_order
 from .fitness import FITNESSES, Fitness, Setting
 from .named_spaces import load_space
 from .path_sampling import path_sampling
 from .retraining import Retrained, retrain
-from .run_context import RunContext, read_json
+from .run_context import RunContext
 from .screening import Confirmation, describe_noise
 from .space import SearchSpace
 from .supernet_training import SupernetTrainee
+from .tasks import Task, read_json
 
-__all__ = ["Stage"]
+__all__ = ["Stage", "find_stage"]
 
 _NUM_FOR_NOISE = 8  # networks whose losses say how often their order is wrong
 
@@ -71,9 +76,11 @@ class Stage:
         self._fitness: Fitness | None = None
         self.fitness_class = FITNESSES.find(self.recipe.fitness)
         self._on_batch: Callable[[int, int], None] = lambda done, total: None
-        self.search = self._new_search()  # impossible budgets are found before anything is trained
+        context.stage = self
 
-    def _new_search(self) -> Search:
+    @functools.cached_property
+    def search(self) -> Search:
+        """The method, which proposes networks. Raises SearchError on budgets that cannot be met."""
         config = asdict(self.recipe.evolution_config())
         method = self.recipe.method_class
         return method(self.space, self.context.budgets, seed=self.recipe.seed, initial=self._initial, **config)
@@ -85,29 +92,35 @@ class Stage:
             Interrupted: if asked to stop; what was done is kept.
         """
         done = self.folder / "retrained.json"
-        if done.is_file():
-            return self._read_retrained(read_json(done), done)
+        context = self.context
+        entries = context.decide(lambda: read_json(done) if done.is_file() else None)
+        if entries is not None:
+            return self._read_retrained(entries, done)
+        _ = self.search  # impossible budgets are found before anything is trained
+        self._write_space()
+        supernet = (self.folder / "supernet" / "result.json", self.weights)
+        if self.fitness_class.needs_supernet and not context.decide(lambda: all(p.is_file() for p in supernet)):
+            title = f"{self.name}: training the supernet, {self.space.size:.4g} networks in one"
+            context.run([Task("supernet", {"stage": self.name}, title, is_collective=True)])
+        self._evolve()
+        retrained = retrain(self.recipe, self.folder, self.candidates, self._initial, self._known, self._train_all)
+        if context.rank == 0:
+            entries = [{**self._describe(r.spec), "fitness": r.fitness, "accuracy": r.accuracy,
+                        "images": len(context.splits.validation),
+                        "folder": str(r.folder.relative_to(context.folder))} for r in retrained]  # fmt: skip
+            write_json(self.folder / "winner.json", retrained[0].spec.to_dict())
+            write_json(done, entries)
+        context.wait()
+        return retrained
+
+    def _write_space(self) -> None:
         path = self.folder / "space.yaml"
-        if path.is_file() and load_space(path) != self.space:
+        if self.context.decide(lambda: path.is_file() and load_space(path) != self.space):
             raise SearchError(f"{path} is another space than the recipe's is now; take another ", Argument("out"))
         if self.context.rank == 0:
             self.folder.mkdir(exist_ok=True)
             write_text(path, self.space.to_yaml())
         self.context.wait()
-        if self.fitness_class.needs_supernet:
-            self.train_supernet()
-        self._evolve()
-        retrained = retrain(
-            self.recipe, self.folder, self.candidates, self._initial, self._known, self._train, self._say
-        )
-        if self.context.rank == 0:
-            entries = [{**self._describe(r.spec), "fitness": r.fitness, "accuracy": r.accuracy,
-                        "images": len(self.context.splits.validation),
-                        "folder": str(r.folder.relative_to(self.context.folder))} for r in retrained]  # fmt: skip
-            write_json(self.folder / "winner.json", retrained[0].spec.to_dict())
-            write_json(done, entries)
-        self.context.wait()
-        return retrained
 
     def _say(self, line: str) -> None:
         self.context.say(f"{self.name}: {line}")
@@ -136,20 +149,15 @@ class Stage:
         return self.folder / "supernet" / "model.safetensors"
 
     def train_supernet(self) -> None:
-        """Train it, as far as that is not done."""
+        """Train it in this process, as far as that is not done."""
         recipe = self.recipe.supernet_recipe()
-        if (self.folder / "supernet" / "result.json").is_file() and self.weights.is_file():
-            return
-        self._say(f"training the supernet, {self.space.size:.4g} networks in one")
         supernet = self.recipe.supernet
         sampler = BudgetSampler(self.space)
         if supernet.sampling == "budget":
             sampler = BudgetSampler(self.space, self.context.budgets, self.recipe.evolution.uniform_over)
         draw_paths = path_sampling(sampler, supernet.sampling, supernet.paths, recipe.seed)
         trainee = SupernetTrainee(self.space, supernet.sharing, recipe, draw_paths)
-        self.context.train(Trainer(
-            recipe, self.folder / "supernet", self.context.device, self.context.stop.minutes_left, trainee=trainee,
-        ))  # fmt: skip
+        self.context.train(recipe, self.folder / "supernet", trainee)
 
     # ---- the evolution ----
 
@@ -157,7 +165,8 @@ class Stage:
         self._restore()
         search, context = self.search, self.context
         generations = self.recipe.evolution_config().generations
-        if search.outcome is None or not (self.folder / "references.json").is_file():
+        references = self.folder / "references.json"
+        if search.outcome is None or not context.decide(references.is_file):
             with context.progress() as progress:
                 task = progress.add_task(f"{self.name}: evolution", total=generations)
                 self._on_batch = lambda done, total: progress.update(
@@ -167,7 +176,7 @@ class Stage:
                     self._evaluate_generation(specs)
                 self._confirm()
                 self._write_references()
-            self._fitness = None  # gives its memory back
+            self.release()
         if context.rank == 0:
             write_json(self.folder / "front.json", {budget.name: self._front(budget) for budget in context.budgets})
         self._say(f"{search.outcome}; best {self._best()} ({self.fitness_class.label})")
@@ -190,11 +199,15 @@ class Stage:
             self._fitness = self.fitness_class(self.setting())
         return self._fitness
 
+    def release(self) -> None:
+        """Give the memory of the fitness back."""
+        self._fitness = None
+
     def setting(self) -> Setting:
         """What a fitness may use of this stage."""
         context = self.context
         return Setting(
-            self.space, self.recipe.seed, self.folder, context.device, context.training.model.img_size,
+            self.space, self.recipe.seed, self.folder, context.device, context.supernet_recipe.model.img_size,
             context.num_classes, context.create_model, self._train_alone,
             lambda: context.evaluator(self.space, self.weights, self._check_batch),
         )  # fmt: skip
@@ -204,30 +217,30 @@ class Stage:
         self.context.check_stop(together=False)
 
     def _train_alone(self, spec: Spec, out: Path, epochs: int | None = None) -> float:
-        return self._train(self.recipe.retrain_recipe(spec, epochs or self.recipe.standalone.epochs), out)
+        """Train a network in this process; returns its accuracy on the search set in percent."""
+        recipe = self.recipe.retrain_recipe(spec, epochs or self.recipe.standalone.epochs)
+        return float(self.context.train(recipe, out)["validation_top1"])
 
-    def _train(self, recipe: Recipe, out: Path) -> float:
-        """Train a network by itself, from where it was stopped; returns its accuracy on the search set in percent."""
-        context = self.context
-        trainer = Trainer(recipe, out, context.device, context.stop.minutes_left, context.command, score_test=False)
-        return float(context.train(trainer)["validation_top1"])
+    def _train_all(self, trainings: Sequence[tuple[str, Recipe, Path]]) -> list[float]:
+        """Train networks by themselves (title, training, folder); returns their accuracies on the search set."""
+        tasks = [self.context.training(f"{self.name}: {title}", recipe, out) for title, recipe, out in trainings]
+        return [float(result["validation_top1"]) for result in self.context.run(tasks)]
 
     def _evaluate_generation(self, specs: Sequence[Spec]) -> None:
         began = time.monotonic()
         self.context.check_stop(together=True)
-        fitness = self.fitness()
         config = self.recipe.evolution_config()
-        top = self.search.top(max(config.num_parents, self.recipe.retrain.top))
-        fitness.retain([candidate.spec for candidate in top])
         batches = self._screen_batches
-        if batches and not self.search.generation and self.context.rank == 0:
-            self._say(describe_noise(np.array(fitness.screen(specs[:_NUM_FOR_NOISE], batches))))
-        scores = self._score(specs, batches)
+        if batches and not self.search.generation:
+            losses = self.context.run([self._task("screen", specs[:_NUM_FOR_NOISE], batches)])[0]
+            self._say(describe_noise(np.array(losses)))
+        top = self.search.top(max(config.num_parents, self.recipe.retrain.top))
+        scores = self._score(specs, batches, [candidate.spec for candidate in top])
         for spec in specs:
             self.search.tell(spec, scores[spec])
         self._seconds += time.monotonic() - began
         self._save()
-        show = "{:.4g}".format if batches else fitness.show
+        show = "{:.4g}".format if batches else self.fitness_class.show
         done = sorted(scores[spec] for spec in specs)
         best = self.search.top(1)[0].fitness or 0.0
         self._say(
@@ -239,15 +252,14 @@ class Stage:
     def _screen_batches(self) -> int | None:
         """On how many batches the evolution compares networks; None for all, by the fitness."""
         num_images = self.recipe.evaluation.screen_images
-        return None if num_images is None else math.ceil(num_images / self.context.training.eval_batch_size)
+        return None if num_images is None else math.ceil(num_images / self.context.supernet_recipe.eval_batch_size)
 
     def _confirmation(self) -> Confirmation | None:
         """The rounds on more images, where the evolution has few."""
         if (batches := self._screen_batches) is None:
             return None
-        every = math.ceil(len(self.context.splits.validation) / self.context.training.eval_batch_size)
         confirm, candidates = self.recipe.evaluation.confirm, self.search.candidates
-        return Confirmation(candidates, batches, every, confirm, self._initial, self._rounds)
+        return Confirmation(candidates, batches, self.context.num_batches, confirm, self._initial, self._rounds)
 
     def _confirm(self) -> None:
         confirmation = self._confirmation()
@@ -255,7 +267,7 @@ class Stage:
             began = time.monotonic()
             self.context.check_stop(together=True)
             specs, batches = asked
-            images = f"{batches * self.context.training.eval_batch_size} images" if batches else "all images"
+            images = f"{batches * self.context.supernet_recipe.eval_batch_size} images" if batches else "all images"
             self._say(f"comparing {len(specs)} networks on {images}")
             confirmation.tell(self._score(specs, batches))
             self._rounds = confirmation.scores
@@ -268,25 +280,56 @@ class Stage:
         confirmation = self._confirmation()
         return confirmation.confirmed() if confirmation else Candidates(self.search.candidates)
 
-    def _score(self, specs: Sequence[Spec], batches: int | None) -> dict[Spec, float]:
-        """Each process evaluates networks that begin alike; all get to know all scores. `batches`: None for all."""
-        fitness = self.fitness()
-        if fitness.is_collective:
-            return fitness.evaluate(specs, batches)
+    def _task(
+        self, kind: str, specs: Sequence[Spec], batches: int | Sequence[int] | None, retain: Sequence[Spec] = ()
+    ) -> Task:
+        """To score networks, see `work`. It names the weights, so that no result of others is taken for it."""
+        arguments = {
+            "stage": self.name, "specs": [spec.to_dict() for spec in specs], "batches": batches,
+            "retain": [spec.to_dict() for spec in retain], "weights": self._weights_digest,
+        }  # fmt: skip
+        title = f"{self.name}: scoring {len(specs)} network{'s' if len(specs) > 1 else ''}"
+        return Task(kind, arguments, title, self.fitness_class.is_collective)
+
+    @functools.cached_property
+    def _weights_digest(self) -> str | None:
+        if self.context.executor is None or not self.fitness_class.needs_supernet:
+            return None
+        with self.weights.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+    def _score(self, specs: Sequence[Spec], batches: int | None, retain: Sequence[Spec] = ()) -> dict[Spec, float]:
+        """The scores of networks, among the workers: each scores some, or all on some of the images. They are the same.
+
+        Networks that begin alike share work, and BatchNorm is calibrated for each once. So networks are divided, unless
+        the images are more than a worker keeps: then each would read all of them in every generation.
+        `batches`: None for all, by the fitness.
+        """
+        context, workers = self.context, self.context.num_workers
         places = [options.index for options in self.space.block_options]
         ordered = sorted(
             specs, key=lambda spec: (spec.embed_dim, [place[b] for place, b in zip(places, spec.blocks, strict=False)])
         )
-        share = np.array_split(np.arange(len(ordered)), self.context.world_size)[self.context.rank]
-        mine = fitness.evaluate([ordered[index] for index in share], batches) if len(share) else {}
-        gathered = self.context.gather([(spec.to_dict(), value) for spec, value in mine.items()])
-        return {parse_spec(data): value for data, value in gathered}
+        by_images = workers > 1 and batches is None and self.fitness_class.can_divide
+        if by_images and not context.keeps_images(self.space):
+            shares = np.array_split(np.arange(context.num_batches), min(workers, context.num_batches))
+            parts = context.run(
+                [self._task("score_batches", ordered, (int(s[0]), int(s[-1]) + 1), retain) for s in shares]
+            )
+            sums = [itertools.chain(*rows) for rows in zip(*parts, strict=True)]
+            values = [add_in_order(row) / len(context.splits.validation) for row in sums]
+        else:
+            count = len(ordered) if self.fitness_class.is_collective else min(workers, len(ordered))
+            shares = np.array_split(np.arange(len(ordered)), count)
+            parts = context.run([self._task("score", [ordered[i] for i in share], batches, retain) for share in shares])
+            values = list(itertools.chain(*parts))
+        return dict(zip(ordered, values, strict=True))
 
     def _write_references(self) -> None:
         """Networks that the reader knows, under the same weights where these hold them."""
         specs = self._references()
         members = [spec for spec in specs.values() if spec in self.space]
-        scores = self.fitness().evaluate(members) if members else {}
+        scores = self._score(members, None) if members else {}
         if self.context.rank == 0:
             entries = []
             for name, spec in specs.items():
@@ -325,16 +368,20 @@ class Stage:
 
     def _restore(self) -> None:
         """Go on from the newest readable state. Raises RunError if there are states, but none is readable."""
-        found = self.state.load(self._read_state)
-        if found is None:
+        state = self.context.decide(lambda: self.state.load(self._read_state))
+        if state is None:
             return
-        self.search, self._seconds, self._rounds = found
+        self.search, self._seconds, self._rounds = self._parse_state(state)
         if self.context.rank == 0:
             self._write_candidates()
 
-    def _read_state(self, path: Path) -> tuple[Search, float, list[dict[int, float]]]:
+    def _read_state(self, path: Path) -> Any:
         state = json.loads(path.read_text())
-        search = type(self.search).from_state(state["search"], self.space, self.context.budgets)
+        self._parse_state(state)  # a damaged one raises
+        return state
+
+    def _parse_state(self, state: Any) -> tuple[Search, float, list[dict[int, float]]]:
+        search = self.recipe.method_class.from_state(state["search"], self.space, self.context.budgets)
         rounds = [{int(index): float(score) for index, score in scores} for scores in state.get("rounds", [])]
         return search, float(state["seconds"]), rounds
 
@@ -353,3 +400,12 @@ class Stage:
     def _saved_seconds(self) -> float:
         path = self.state.newest
         return float(read_json(path)["seconds"]) if path.is_file() else 0.0
+
+
+def find_stage(context: RunContext, name: str) -> Stage:
+    """The stage of a name that this process is at, or of which it does a task."""
+    stage = context.stage
+    if stage is None or stage.name != name:
+        stage = Stage(name, load_space(context.folder / name / "space.yaml"), context)
+    found: Stage = stage
+    return found

@@ -35,12 +35,12 @@ cli
 __main__
 """
 SEARCH = """
-correlation
+correlation executors tasks
 ranking choices
 space_definition evolution_config
 space
 named_spaces candidates surrogate control table
-budget screening
+budget screening dispatch
 budget_sampler latency
 ask_tell path_sampling
 evolution super_block
@@ -51,8 +51,9 @@ recipe
 supernet_training retraining
 run_context
 stage
-pipeline
-rank
+prediction
+work pipeline rank
+worker
 findings
 panels
 figures page

@@ -18,10 +18,11 @@ from glit_models.search.candidates import Candidate
 from glit_models.search.evaluate import Evaluator
 from glit_models.search.recipe import SearchRecipe
 from glit_models.search.retraining import Retrained
+from glit_models.search.run_context import RunContext
 from glit_models.search.screening import Confirmation, describe_noise, wrong_order
 from glit_models.search.stage import Stage
 
-from glit_models import GLiTSpec, count_macs, parse_spec
+from glit_models import GLiTSpec, count_macs
 from glit_models.errors import RecipeError
 from glit_models.training import Recipe
 from tests.spaces import TIED
@@ -38,7 +39,7 @@ KILLED_IN_THE_LAST_ROUND = """
 import os, signal, sys
 from glit_models import cli
 from glit_models.search.evaluate import Evaluator
-Evaluator._score = lambda *arguments: os.kill(os.getpid(), signal.SIGKILL)
+Evaluator._sums = lambda *arguments: os.kill(os.getpid(), signal.SIGKILL)
 cli.main(sys.argv[1:])
 """
 
@@ -57,12 +58,13 @@ def _retrain(out: Path, monkeypatch: pytest.MonkeyPatch, stage: Stage | None = N
     """A stage whose trainings give an accuracy at once: by length, and the better the smaller the network is."""
     trained: Trained = []
 
-    def train(self: Stage, recipe: Recipe, folder: Path) -> float:
+    def train(self: RunContext, recipe: Recipe, folder: Path) -> dict[str, float]:
         spec = GLiTSpec.from_dict(recipe.model.spec)
-        trained.append((folder.relative_to(self.folder).as_posix(), recipe.optim.epochs, recipe.model.spec))
-        return 30.0 * recipe.optim.epochs - count_macs(spec, 32, 10) / 1e5
+        _, _, name = folder.relative_to(self.folder).as_posix().partition("/")  # below the stage's folder
+        trained.append((name, recipe.optim.epochs, recipe.model.spec))
+        return {"validation_top1": 30.0 * recipe.optim.epochs - count_macs(spec, 32, 10) / 1e5}
 
-    monkeypatch.setattr(Stage, "_train", train)
+    monkeypatch.setattr(RunContext, "train", train)
     if stage is None:
         out.mkdir(exist_ok=True)
         stage = SearchRun(_recipe("fitness=macs", "retrain.top=1", "retrain.rungs={4: 1, 2: 2}"), out, "cpu").stages[0]
@@ -253,11 +255,14 @@ def test_several_processes_screen_the_same(
     alone = stage._score(specs, 2)
     shares: list[Any] = []
     monkeypatch.setattr(stage.context, "world_size", 3)
-    for rank in (2, 0, 1):
+    monkeypatch.setattr(stage.context, "gather", lambda items: shares.extend(items) or sorted(shares))
+    for rank in (2, 0):
         monkeypatch.setattr(stage.context, "rank", rank)
-        monkeypatch.setattr(stage.context, "gather", lambda items: shares.extend(items) or items)
-        stage._score(specs, 2)
-    assert {parse_spec(spec): score for spec, score in shares} == alone
+        with pytest.raises(ValueError, match="zip"):  # the others have not scored their shares yet
+            stage._score(specs, 2)
+    monkeypatch.setattr(stage.context, "rank", 1)
+    assert stage._score(specs, 2) == alone
+    assert [len(scores) for _, scores in sorted(shares)] == [3, 2, 2]
 
 
 @pytest.mark.parametrize(

@@ -291,7 +291,7 @@ from glit_models import cli
 from glit_models.search.evaluate import Evaluator
 from glit_models.search.stage import Stage
 from glit_models.training import Trainer
-owner, name, left = {"supernet": (Trainer, "_train_step", 7), "evaluation": (Evaluator, "_compare", 14),
+owner, name, left = {"supernet": (Trainer, "_train_step", 7), "evaluation": (Evaluator, "_classify", 14),
     "evolution": (Stage, "_write_candidates", 2), "retraining": (Trainer, "_train_step", 13),
     "second": (Evaluator, "_calibrate", 5), "end": (Trainer, "_finish", 5)}[sys.argv[1]]
 original = getattr(owner, name)

@@ -25,7 +25,7 @@ def _images(seed: int, count: int) -> Images:
         (torch.randn(BATCH, 3, 32, 32, generator=generator), torch.randint(0, CLASSES, (BATCH,), generator=generator))
         for _ in range(count)
     ]
-    return Images(lambda: batches, count)
+    return Images(lambda wanted: batches[wanted.start : wanted.stop], count)
 
 
 CALIBRATION, SEARCH_SET = _images(0, 3), _images(1, BATCHES)
@@ -48,11 +48,11 @@ def _population(seed: int = 0, space: SearchSpace = SPACE) -> list[Spec]:
 
 def _score_alone(model: nn.Module) -> Score:
     """A network's score by itself, its statistics recomputed by torch."""
-    update_bn([images for images, _ in CALIBRATION.batches()], model)
+    update_bn([images for images, _ in CALIBRATION.batches(CALIBRATION.all)], model)
     model.eval()
     right, loss = 0, 0.0
     with torch.inference_mode():
-        for images, labels in SEARCH_SET.batches():
+        for images, labels in SEARCH_SET.batches(SEARCH_SET.all):
             logits = model(images)
             right += int((logits.argmax(1) == labels).sum())
             loss += float(F.cross_entropy(logits, labels, reduction="sum").double())

@@ -225,9 +225,9 @@ def _evaluation(context: Context) -> Rows:
     supernet = Supernet(space, img_size=64, num_classes=10)
     specs = [space.sample(rng) for _ in range(2)]
     batches = [(torch.randn(32, 3, 64, 64), torch.arange(32) % 10) for _ in range(2)]
+    images = Images(lambda wanted: batches, 2)
     ours, theirs = (
-        Evaluator(supernet.to(device), Images(lambda: batches, 2), Images(lambda: batches, 2)).evaluate(specs)
-        for device in (context.device, "cpu")
+        Evaluator(supernet.to(device), images, images).evaluate(specs) for device in (context.device, "cpu")
     )
     for name, bound in (("loss", 2e-3), ("accuracy", 3.5)):  # 3.5 %: two of 64 images
         errors = [abs(getattr(ours[spec], name) - getattr(theirs[spec], name)) for spec in specs]

@@ -76,7 +76,7 @@ def _evaluation_rows(context: Context, size: int) -> list[dict[str, Any]]:
     supernet = _supernet(context, size)
     count, batches, images = (2, 1, 4) if context.rehearse else (16, 10, 500)
     batch = torch.randn(images, 3, size, size, device=context.device), torch.zeros(images, dtype=torch.int64)
-    data = Images(lambda: [batch] * batches, batches)
+    data = Images(lambda wanted: [batch] * len(wanted), batches)
     specs = _population(supernet.space, count)
     rows = []
     for name, share in (("one by one", False), ("shared", True)):

@@ -12,6 +12,9 @@ from ..errors import SearchError
 from .common import Commands, add_command, add_run_options, echo, print_json
 
 if TYPE_CHECKING:
+    import torch
+
+    from glit_models.search.executors import Executor
     from glit_models.search.recipe import SearchRecipe
 
 __all__ = ["add_search"]
@@ -28,6 +31,12 @@ def add_search(commands: Commands) -> None:
     parser.add_argument("folder", metavar="DIR", nargs="?", type=Path, help="of the search, after report and rank")
     parser.add_argument("--out", metavar="DIR", type=Path, help="folder of the search")
     add_run_options(parser, "override, such as evolution.generations=10")
+    parser.add_argument(
+        "--engine", metavar="E", help="who does the work: local, ray, slurm, module:Name (this process)"
+    )
+    parser.add_argument("--workers", type=int, metavar="N", help="of the engine: how many tasks are done at once")
+    parser.add_argument("--address", metavar="HOST:PORT", help="of a Ray cluster (that of this machine)")
+    parser.add_argument("--engine-options", nargs="+", default=[], metavar="KEY=VALUE", help="such as num_gpus=1")
     parser.add_argument("--networks", type=int, metavar="N", help="rank: how many to train from scratch (10)")
     parser.add_argument("--stage", help="rank: whose supernet (that of the last stage)")
 
@@ -43,11 +52,10 @@ def _run_search(args: argparse.Namespace) -> int:
         raise SearchError("--networks and --stage are for `glit search rank DIR`")
     from glit_models.search import SearchRun, load_search_recipe
 
-    from ..predict import pick_device
-
     command = shlex.join(["glit", "search", args.what, *(word for text in args.set for word in ("--set", text))])
     recipe = load_search_recipe(args.what, args.set)
-    run = SearchRun(recipe, args.out, pick_device(args.device), args.max_minutes, command, _runtimes(recipe))
+    executor = _open_executor(args, args.out)
+    run = SearchRun(recipe, args.out, _pick_device(args), args.max_minutes, command, _runtimes(recipe), executor)
     result = run.run()
     if result is not None and run.context.rank == 0:
         print_json(result)
@@ -56,6 +64,29 @@ def _run_search(args: argparse.Namespace) -> int:
         echo(f"    glit info {args.out / 'winner.json'}")
         echo(f"    glit predict IMAGE --model {args.out / 'model'}")
     return run.context.stop.exit_status if result is None else 0
+
+
+def _pick_device(args: argparse.Namespace) -> torch.device | str | None:
+    """Where to compute; each worker of an engine finds out by itself."""
+    from ..predict import pick_device
+
+    return args.device if args.engine else pick_device(args.device)
+
+
+def _open_executor(args: argparse.Namespace, folder: Path) -> Executor | None:
+    """Who does the work, None for this process. Raises SearchError on options that no engine takes."""
+    from glit_models.search import open_executor
+
+    from ..recipes import parse_overrides
+
+    options = parse_overrides(args.engine_options)
+    if args.address is not None:
+        options["address"] = args.address
+    if args.engine is None:
+        if options or args.workers is not None:
+            raise SearchError("--workers, --address and --engine-options need --engine")
+        return None
+    return open_executor(args.engine, folder, args.workers, options)
 
 
 def _runtimes(recipe: SearchRecipe) -> dict[str, Callable[..., Callable[[], object]]]:
@@ -83,15 +114,14 @@ def _run_search_report(args: argparse.Namespace) -> int:
 
 def _run_search_rank(args: argparse.Namespace) -> int:
     from glit_models.search import rank_networks
-    from glit_models.search.pipeline import read_recipe_of
+    from glit_models.search.recipe import read_recipe_of
 
-    from ..predict import pick_device
     from ..runs.signals import StopRequest
 
     stop = StopRequest(args.max_minutes)
     ranking = rank_networks(
-        args.folder, args.networks or 10, args.stage, pick_device(args.device),
-        runtimes=_runtimes(read_recipe_of(args.folder)), stop=stop,
+        args.folder, args.networks or 10, args.stage, _pick_device(args),
+        runtimes=_runtimes(read_recipe_of(args.folder)), stop=stop, executor=_open_executor(args, args.folder),
     )  # fmt: skip
     if ranking is None:
         return stop.exit_status

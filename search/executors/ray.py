@@ -1,0 +1,98 @@
+"""The engine `ray`: a running Ray cluster."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Sequence
+from importlib.util import find_spec
+from typing import Any, final
+
+from glit_models.errors import SearchError, first_line
+
+from .executor import Executor, Report, TaskLostError
+
+__all__ = ["RayExecutor"]
+
+_SECONDS = 5  # to answer
+_WAIT_SECONDS = 120  # for tasks to save and leave
+
+
+@final
+class RayExecutor(Executor):
+    """A task of the search is a task of Ray, which places it and starts it again if its machine is lost.
+
+    Args:
+        options: `address` ('auto' by default: the cluster of this machine), and those of Ray's `options`. A task has
+            `num_cpus=1`, `num_gpus=1` if the cluster has any, and is tried again `max_retries=3` times.
+    """
+
+    def start(self) -> int:
+        """See `Executor`."""
+        if find_spec("ray") is None:
+            raise SearchError('engine ray needs Ray: pip install "glit-models[cluster]"')
+        os.environ.setdefault("RAY_DEDUP_LOGS", "0")  # lines of different trainings look alike to Ray
+        import ray
+
+        options = dict(self.options)
+        address = str(options.pop("address", "auto"))
+        _check_reachable(address)
+        try:
+            ray.init(address=address, logging_level="ERROR", configure_logging=False)
+            has = ray.cluster_resources()
+            options = {"num_cpus": 1, "num_gpus": int(has.get("GPU", 0) > 0), "max_retries": 3, **options}
+            self._call = ray.remote(_call).options(scheduling_strategy="SPREAD", **options)
+        except Exception as error:  # Ray has no base class for these
+            raise SearchError(f"no Ray cluster at {address}: {first_line(error)}") from None
+        needs = {"CPU": options["num_cpus"], "GPU": options["num_gpus"]}
+        fitting = min((int(has.get(name, 0) / number) for name, number in needs.items() if number), default=1)
+        return self.workers or max(fitting, 1)
+
+    def submit(self, name: str) -> Any:
+        """See `Executor`."""
+        return self._call.remote(self.run, name)
+
+    def poll(self, handle: Any) -> Report | None:
+        """See `Executor`."""
+        import ray
+
+        if not ray.wait([handle], timeout=0)[0]:
+            return None
+        try:
+            report: Report = ray.get(handle)
+        except ray.exceptions.RayTaskError as error:  # `run` raises nothing; the package may be missing there
+            raise SearchError(f"a worker cannot begin its task: {first_line(error.cause)}") from None
+        except ray.exceptions.RayError as error:
+            raise TaskLostError(first_line(error)) from None
+        return report
+
+    def stop(self, handles: Sequence[Any]) -> None:
+        """Let Ray interrupt them, which is SIGINT to their processes."""
+        import ray
+
+        for handle in handles:
+            ray.cancel(handle)
+        if handles:
+            ray.wait(list(handles), num_returns=len(handles), timeout=_WAIT_SECONDS)
+
+    def close(self) -> None:
+        """Leave the cluster."""
+        import ray
+
+        ray.shutdown()
+
+
+def _check_reachable(address: str) -> None:
+    """Ray tries for a minute and ends the process then. Raises SearchError."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host:
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_SECONDS).close()
+    except (OSError, ValueError) as error:
+        raise SearchError(f"no Ray cluster at {address}: {first_line(error)}") from None
+
+
+def _call(run: Any, name: str) -> Report:
+    report: Report = run(name)
+    return report

@@ -1,0 +1,95 @@
+"""What a task of each kind does: the one list of the work that a search gives to others.
+
+Every function takes the search and plain values, and returns plain values. Trainings go on from their checkpoints and
+leave their results in their folders; `KEPT` names the kinds whose results stand nowhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from glit_models import parse_spec
+from glit_models.recipes import build_recipe
+from glit_models.training import Recipe
+
+from .prediction import predict
+from .run_context import RunContext
+from .stage import find_stage
+from .tasks import KINDS
+
+__all__ = ["KEPT"]
+
+KEPT = ("score", "score_batches", "screen", "predict")
+Spec = dict[str, Any]  # as it stands in JSON
+
+
+def _kind(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    def register(function: Callable[..., Any]) -> Callable[..., Any]:
+        KINDS[name] = function
+        return function
+
+    return register
+
+
+@_kind("supernet")
+def _train_supernet(context: RunContext, stage: str) -> None:
+    find_stage(context, stage).train_supernet()
+
+
+@_kind("train")
+def _train(context: RunContext, recipe: dict[str, Any], folder: str, score_on: str | None) -> dict[str, Any]:
+    """Train a network; then score it on the 'test' set, or on the 'second half' of the search set."""
+    if context.stage is not None:
+        context.stage.release()
+    out = context.folder / folder
+    result = context.train(build_recipe(Recipe, recipe), out)
+    if score_on == "test":
+        return {**result, "test_top1": context.test_accuracy(out / "model")}
+    if score_on == "second half":
+        order = context.search_order()
+        score = context.score_model(out / "model", order[len(order) // 2 :])
+        return {**result, "loss": score.loss, "top1": score.accuracy}
+    return result
+
+
+@_kind("test")
+def _test(context: RunContext, folder: str) -> float | None:
+    return context.test_accuracy(context.folder / folder)
+
+
+@_kind("score")
+def _score(
+    context: RunContext, stage: str, specs: Sequence[Spec], batches: int | None, retain: Sequence[Spec], weights: str
+) -> list[float]:
+    """The fitness of networks; with `batches` their means of `Fitness.screen`."""
+    fitness, networks = find_stage(context, stage).fitness(), [parse_spec(spec) for spec in specs]
+    fitness.retain([parse_spec(spec) for spec in retain])
+    scores = fitness.evaluate(networks, batches)
+    return [scores[network] for network in networks]
+
+
+@_kind("score_batches")
+def _score_batches(
+    context: RunContext, stage: str, specs: Sequence[Spec], batches: Sequence[int], retain: Sequence[Spec], weights: str
+) -> list[list[float]]:
+    """What the batches from the first to before the last number add to the fitness of networks."""
+    fitness = find_stage(context, stage).fitness()
+    fitness.retain([parse_spec(spec) for spec in retain])
+    sums = fitness.score_batches([parse_spec(spec) for spec in specs], range(*batches))
+    return [list(map(float, row)) for row in sums]
+
+
+@_kind("screen")
+def _screen(
+    context: RunContext, stage: str, specs: Sequence[Spec], batches: int, retain: Sequence[Spec], weights: str
+) -> list[list[float]]:
+    values = find_stage(context, stage).fitness().screen([parse_spec(spec) for spec in specs], batches)
+    return [list(map(float, row)) for row in values]
+
+
+@_kind("predict")
+def _predict(context: RunContext, stage: str, specs: Sequence[Spec]) -> list[dict[str, float]]:
+    """Of `glit search rank`: what is cheap to know of networks, on the first half of the search set."""
+    order = context.search_order()
+    return predict(find_stage(context, stage), [parse_spec(spec) for spec in specs], order[: len(order) // 2])

@@ -1,0 +1,118 @@
+"""What a worker does: the task of a name, in the folder of a search that another process runs."""
+
+from __future__ import annotations
+
+import functools
+import os
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import IO, Any
+
+from glit_models.errors import GlitError, RunError, SearchError, first_line
+from glit_models.extensions import import_module
+from glit_models.runs.console import say
+from glit_models.runs.files import write_json
+from glit_models.runs.lock import lock_folder
+from glit_models.runs.signals import StopRequest
+
+from .dispatch import own_versions
+from .executors import EXECUTORS, Executor, Report
+from .recipe import read_recipe_of
+from .run_context import Interrupted, RunContext
+from .tasks import KINDS, read_json, task_folder
+from .work import KEPT
+
+__all__ = ["open_executor", "run_task"]
+
+
+def open_executor(
+    engine: str,
+    folder: str | Path,
+    workers: int | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> Executor:
+    """The executor for a search in a folder.
+
+    Args:
+        engine: a name of `EXECUTORS`, or `my_module:MyExecutor`.
+        folder: of the search, at the same place on all machines.
+        workers, options: see `Executor`.
+
+    Raises:
+        SearchError: if there is no such engine, or its options cannot be.
+    """
+    folder = Path(folder).absolute()
+    return EXECUTORS.find(engine)(partial(run_task, str(folder)), folder, workers, options or {})
+
+
+def run_task(folder: str, name: str) -> Report:
+    """Do a task and report what came of it; never raises. The rest of what it leaves is in the search's folder."""
+    host = socket.gethostname()
+    try:
+        return {"result": _run(Path(folder), name)}
+    except Interrupted as why:
+        return {"stopped": f"{host}: {why}"}
+    except GlitError as error:
+        return {"error": f"{host}: {error}"}
+    except Exception as error:  # a bug; whoever asked gets to know that, and the worker's log has the rest
+        traceback.print_exc()
+        return {"error": f"{host}: {type(error).__name__}: {first_line(error)}"}
+
+
+def _run(folder: Path, name: str) -> Any:
+    path = task_folder(folder, name)
+    if not path.is_dir():
+        raise SearchError(f"{path} is not there; all machines must see the search's folder at the same place")
+    task = read_json(path / "task.json")
+    origin = task["origin"]
+    _check_versions(origin["versions"])
+    if Path(origin["cwd"]).is_dir():
+        os.chdir(origin["cwd"])
+    sys.path.extend(entry for entry in origin["path"] if entry not in sys.path)
+    for module in origin["modules"]:
+        import_module(module, f"--import {module}", SearchError)
+    context = _open_context(folder, origin["device"], origin["command"])
+    context.stop = StopRequest()
+    with context.stop, _lock(path, context):
+        result = path / "result.json"
+        if result.is_file():
+            return read_json(result)
+        if task["is_collective"]:
+            say(task["title"])
+        done = KINDS[task["kind"]](context, **task["arguments"])
+        if task["kind"] in KEPT:
+            write_json(result, done)
+        return done
+
+
+def _check_versions(wanted: Mapping[str, str]) -> None:
+    versions = own_versions()
+    for package, version in wanted.items():
+        if versions[package] != version:
+            raise SearchError(
+                f"{package} is {versions[package]} here, and {version} where the search was started; they must be equal"
+            )
+
+
+@functools.lru_cache(maxsize=1)
+def _open_context(folder: Path, device: str | None, command: str | None) -> RunContext:
+    return RunContext(read_recipe_of(folder), folder, device, None, command)
+
+
+def _lock(folder: Path, context: RunContext) -> IO[str]:
+    """Wait for a process that does the same task, which may be on a machine that is thought to be lost."""
+    said = False
+    while True:
+        try:
+            return lock_folder(folder)
+        except RunError:
+            context.check_stop(together=False)
+            if not said:
+                say(f"glit: waiting for another process that does the task in {folder}")
+            said = True
+            time.sleep(0.5)
