@@ -18,18 +18,16 @@ from glit_models import Spec
 from glit_models.data import Splits
 from glit_models.data.sources import Stream
 from glit_models.errors import GlitError, SearchError, first_line
-from glit_models.predict import count_correct
 from glit_models.recipes import refuse_other_recipe
 from glit_models.runs.console import progress_bar, say
 from glit_models.runs.processes import make_accelerator
 from glit_models.runs.signals import StopRequest
 from glit_models.training import Recipe, Trainee, Trainer, setup
 from glit_models.training.feed import Feed, open_data
-from glit_models.weights.loading import load_model
 
 from .budget import Budget, macs_budget, params_budget
 from .dispatch import dispatch
-from .evaluate import Evaluator, Images, Score, check_memory, compare_logits
+from .evaluate import Evaluator, Images, check_memory
 from .executors import Executor
 from .latency import Prepare, latency_budget
 from .recipe import SearchRecipe
@@ -249,7 +247,8 @@ class RunContext:
         """A network by itself, with random weights."""
         return setup.create_model(self.recipe.retrain_recipe(spec).model, self.num_classes)
 
-    def _feed(self, rank: int = 0, world_size: int = 1) -> Feed:
+    def feed(self, rank: int = 0, world_size: int = 1) -> Feed:
+        """The data as one process, or a process among others, scores on them."""
         some = next(iter(self.recipe.load_space()))
         model = self.create_model(some)  # for what timm knows of its preprocessing
         preprocessing = setup.resolve_preprocessing(model, self.supernet_recipe.data)
@@ -302,7 +301,7 @@ class RunContext:
                 f"{weights} is missing or damaged ({first_line(error)}); delete {result}, and the same command makes "
                 "it again from the last checkpoint"
             ) from None
-        feed = self._feed()
+        feed = self.feed()
         steps = len(self.splits.train) // self.supernet_recipe.optim.batch_size
         num_calibration = max(min(recipe.calibration_batches, steps), 1)
         search_set = self.splits.validation
@@ -326,22 +325,3 @@ class RunContext:
             bf16=self.supernet_recipe.precision == "bf16",
             on_batch=on_batch,
         )
-
-    @torch.inference_mode()
-    def score_model(self, folder: Path, positions: Sequence[int]) -> Score:
-        """The score of the model in a folder on these images of the search set."""
-        batches, count = self._feed().scoring(self.splits.validation, positions)
-        model = load_model(folder, any_timm=True).model.to(self.device).eval()
-        sums = torch.zeros(2, dtype=torch.float64, device=self.device)
-        for images, labels in batches:
-            sums += compare_logits(model(images.to(self.device)), labels.to(self.device))
-        right, loss = sums.tolist()
-        return Score(100 * right / count, loss / count)
-
-    def test_accuracy(self, folder: Path) -> float | None:
-        """Top-1 accuracy in percent of the model in a folder on the test set, over all processes; None without one."""
-        if self.splits.test is None:
-            return None
-        batches, count = self._feed(self.rank, self.world_size).scoring(self.splits.test)
-        model = load_model(folder, any_timm=True).model.to(self.device)
-        return 100 * sum(self.gather([count_correct(model, batches, self.device)])) / count

@@ -7,8 +7,6 @@ is taken up again from the files of the parts before.
 from __future__ import annotations
 
 import functools
-import hashlib
-import itertools
 import json
 import math
 import time
@@ -30,7 +28,7 @@ from .ask_tell import Search
 from .budget import Budget
 from .budget_sampler import BudgetSampler
 from .candidates import Candidates
-from .evaluate import add_in_order
+from .division import Division, digest, score_divided
 from .fitness import FITNESSES, Fitness, Setting
 from .named_spaces import load_space
 from .path_sampling import path_sampling
@@ -232,7 +230,7 @@ class Stage:
         config = self.recipe.evolution_config()
         batches = self._screen_batches
         if batches and not self.search.generation:
-            losses = self.context.run([self._task("screen", specs[:_NUM_FOR_NOISE], batches)])[0]
+            losses = self.context.run([self._division.task("screen", specs[:_NUM_FOR_NOISE], batches)])[0]
             self._say(describe_noise(np.array(losses)))
         top = self.search.top(max(config.num_parents, self.recipe.retrain.top))
         scores = self._score(specs, batches, [candidate.spec for candidate in top])
@@ -280,50 +278,15 @@ class Stage:
         confirmation = self._confirmation()
         return confirmation.confirmed() if confirmation else Candidates(self.search.candidates)
 
-    def _task(
-        self, kind: str, specs: Sequence[Spec], batches: int | Sequence[int] | None, retain: Sequence[Spec] = ()
-    ) -> Task:
-        """To score networks, see `work`. It names the weights, so that no result of others is taken for it."""
-        arguments = {
-            "stage": self.name, "specs": [spec.to_dict() for spec in specs], "batches": batches,
-            "retain": [spec.to_dict() for spec in retain], "weights": self._weights_digest,
-        }  # fmt: skip
-        title = f"{self.name}: scoring {len(specs)} network{'s' if len(specs) > 1 else ''}"
-        return Task(kind, arguments, title, self.fitness_class.is_collective)
+    def _score(self, specs: Sequence[Spec], batches: int | None, retain: Sequence[Spec] = ()) -> dict[Spec, float]:
+        """The scores of networks, among the workers. `batches`: None for all, by the fitness."""
+        return score_divided(self.context, self._division, specs, batches, retain)
 
     @functools.cached_property
-    def _weights_digest(self) -> str | None:
-        if self.context.executor is None or not self.fitness_class.needs_supernet:
-            return None
-        with self.weights.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()[:16]
-
-    def _score(self, specs: Sequence[Spec], batches: int | None, retain: Sequence[Spec] = ()) -> dict[Spec, float]:
-        """The scores of networks, among the workers: each scores some, or all on some of the images. They are the same.
-
-        Networks that begin alike share work, and BatchNorm is calibrated for each once. So networks are divided, unless
-        the images are more than a worker keeps: then each would read all of them in every generation.
-        `batches`: None for all, by the fitness.
-        """
-        context, workers = self.context, self.context.num_workers
-        places = [options.index for options in self.space.block_options]
-        ordered = sorted(
-            specs, key=lambda spec: (spec.embed_dim, [place[b] for place, b in zip(places, spec.blocks, strict=False)])
-        )
-        by_images = workers > 1 and batches is None and self.fitness_class.can_divide
-        if by_images and not context.keeps_images(self.space):
-            shares = np.array_split(np.arange(context.num_batches), min(workers, context.num_batches))
-            parts = context.run(
-                [self._task("score_batches", ordered, (int(s[0]), int(s[-1]) + 1), retain) for s in shares]
-            )
-            sums = [itertools.chain(*rows) for rows in zip(*parts, strict=True)]
-            values = [add_in_order(row) / len(context.splits.validation) for row in sums]
-        else:
-            count = len(ordered) if self.fitness_class.is_collective else min(workers, len(ordered))
-            shares = np.array_split(np.arange(len(ordered)), count)
-            parts = context.run([self._task("score", [ordered[i] for i in share], batches, retain) for share in shares])
-            values = list(itertools.chain(*parts))
-        return dict(zip(ordered, values, strict=True))
+    def _division(self) -> Division:
+        """What every task that scores networks of this stage has in common; it names the weights."""
+        weights = self.weights if self.context.executor and self.fitness_class.needs_supernet else None
+        return Division(self.name, self.space, self.fitness_class, None if weights is None else digest(weights))
 
     def _write_references(self) -> None:
         """Networks that the reader knows, under the same weights where these hold them."""

@@ -7,12 +7,18 @@ leave their results in their folders; `KEPT` names the kinds whose results stand
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
+import torch
+
 from glit_models import parse_spec
+from glit_models.predict import count_correct
 from glit_models.recipes import build_recipe
 from glit_models.training import Recipe
+from glit_models.weights.loading import load_model
 
+from .evaluate import Score, compare_logits
 from .prediction import predict
 from .run_context import RunContext
 from .stage import find_stage
@@ -45,17 +51,38 @@ def _train(context: RunContext, recipe: dict[str, Any], folder: str, score_on: s
     out = context.folder / folder
     result = context.train(build_recipe(Recipe, recipe), out)
     if score_on == "test":
-        return {**result, "test_top1": context.test_accuracy(out / "model")}
+        return {**result, "test_top1": _test_accuracy(context, out / "model")}
     if score_on == "second half":
         order = context.search_order()
-        score = context.score_model(out / "model", order[len(order) // 2 :])
+        score = _score_model(context, out / "model", order[len(order) // 2 :])
         return {**result, "loss": score.loss, "top1": score.accuracy}
     return result
 
 
+@torch.inference_mode()
+def _score_model(context: RunContext, folder: Path, positions: Sequence[int]) -> Score:
+    """The score of the model in a folder on these images of the search set."""
+    batches, count = context.feed().scoring(context.splits.validation, positions)
+    model = load_model(folder, any_timm=True).model.to(context.device).eval()
+    sums = torch.zeros(2, dtype=torch.float64, device=context.device)
+    for images, labels in batches:
+        sums += compare_logits(model(images.to(context.device)), labels.to(context.device))
+    right, loss = sums.tolist()
+    return Score(100 * right / count, loss / count)
+
+
+def _test_accuracy(context: RunContext, folder: Path) -> float | None:
+    """Top-1 accuracy in percent of the model in a folder on the test set, over all processes; None without one."""
+    if context.splits.test is None:
+        return None
+    batches, count = context.feed(context.rank, context.world_size).scoring(context.splits.test)
+    model = load_model(folder, any_timm=True).model.to(context.device)
+    return 100 * sum(context.gather([count_correct(model, batches, context.device)])) / count
+
+
 @_kind("test")
 def _test(context: RunContext, folder: str) -> float | None:
-    return context.test_accuracy(context.folder / folder)
+    return _test_accuracy(context, context.folder / folder)
 
 
 @_kind("score")

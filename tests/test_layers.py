@@ -50,6 +50,7 @@ fitness
 recipe
 supernet_training retraining
 run_context
+division
 stage
 prediction
 work pipeline rank

@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import Connection
@@ -54,7 +54,7 @@ class LocalExecutor(Executor):
     def submit(self, name: str) -> tuple[ProcessPoolExecutor, Future[Report] | None]:
         """See `Executor`."""
         try:
-            return self._pool, self._pool.submit(self.run, name)
+            return self._pool, self._pool.submit(_call, self.run, name)
         except BrokenProcessPool:
             return self._pool, None
 
@@ -93,6 +93,8 @@ def _begin(places: SimpleQueue[int], reader: Connection, threads: int, num_gpus:
     lines = _Lines(sys.stderr.buffer, line_buffering=True)
     lines.place = place
     sys.stderr = lines
+    # When one process is lost, the pool sends SIGTERM to the others, perhaps a second one while they save.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(threads)
     if num_gpus:
@@ -101,9 +103,21 @@ def _begin(places: SimpleQueue[int], reader: Connection, threads: int, num_gpus:
     threading.Thread(target=_leave_at_the_end, args=(reader,), daemon=True).start()
 
 
+_busy = threading.Lock()  # while this process does a task
+
+
+def _call(run: Callable[[str], Report], name: str) -> Report:
+    with _busy:
+        return run(name)
+
+
 def _leave_at_the_end(reader: Connection) -> None:
-    reader.poll(None)  # the other end is closed, by `close` or because its process has ended
-    os.kill(os.getpid(), signal.SIGTERM)
+    """Wait until the other end is closed, by `close` or because its process has ended; let the task save, and leave."""
+    reader.poll(None)
+    if not _busy.acquire(timeout=0.1):
+        os.kill(os.getpid(), signal.SIGINT)
+        _busy.acquire()
+    os._exit(0)
 
 
 class _Lines(io.TextIOWrapper):
