@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import Any, final
 
-from glit_models.errors import SearchError, first_line
+from glit_models.errors import SearchError, first_line, pip_install
 
 from .executor import Executor, Report, TaskLostError
 
@@ -30,7 +30,7 @@ class RayExecutor(Executor):
     def start(self) -> int:
         """See `Executor`."""
         if find_spec("ray") is None:
-            raise SearchError('engine ray needs Ray: pip install "glit-models[cluster]"')
+            raise SearchError(f"engine ray needs Ray: {pip_install('cluster')}")
         os.environ.setdefault("RAY_DEDUP_LOGS", "0")  # lines of different trainings look alike to Ray
         import ray
 

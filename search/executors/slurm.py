@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from typing import Any, final
 
-from glit_models.errors import SearchError, first_line
+from glit_models.errors import SearchError, first_line, pip_install
 
 from .executor import Executor, Report, TaskLostError
 
@@ -29,7 +29,7 @@ class SlurmExecutor(Executor):
     def start(self) -> int:
         """See `Executor`."""
         if find_spec("submitit") is None:
-            raise SearchError('engine slurm needs submitit: pip install "glit-models[cluster]"')
+            raise SearchError(f"engine slurm needs submitit: {pip_install('cluster')}")
         import submitit
 
         options = {"timeout_min": 240, **self.options}
