@@ -41,11 +41,11 @@ def _is_in(distribution: str, folder: Path) -> bool:
         return False
 
 
-def require(module: str) -> Any:
-    """The module of that name. Raises ExportError, with the way to install it, where it is missing."""
+def require(module: str, extra: str = "export") -> Any:
+    """The module of that name. Raises ExportError, with the extra that installs it, where it is missing."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
         package = module.partition(".")[0]
         hint = _HINTS.get(package, "")
-        raise ExportError(f"{package} cannot be imported ({error}): {pip_install('export')}{hint}") from None
+        raise ExportError(f"{package} cannot be imported ({error}): {pip_install(extra)}{hint}") from None

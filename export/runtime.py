@@ -53,6 +53,7 @@ class OnnxClassifier:
         info: what the file says of itself.
         provider: that which it really runs on, `CUDAExecutionProvider` say.
         build: of ONNX Runtime, 'onnxruntime-gpu 1.28.0' say.
+        input_name: of what the graph takes, `images` unless it was exported with another.
         input_dtype: numpy's type of what `logits` takes.
         class_names: of the outputs; numbers where the model has no names.
 
@@ -81,7 +82,7 @@ class OnnxClassifier:
         self.path = path
         self.info = ExportInfo.from_texts(self.session.get_modelmeta().custom_metadata_map, str(path))
         self.class_names = self.info.labels
-        self._input, self.input_dtype = _input(self.session, path)
+        self.input_name, self.input_dtype = _input(self.session, path)
         self._transform = None if self.info.preprocess else _transform(self.info)
         self._binding = self._bind(cuda_graph)
         self._lock = threading.Lock()
@@ -129,15 +130,25 @@ class OnnxClassifier:
 
     def logits_of(self, images: AnyImage | Iterable[AnyImage]) -> np.ndarray:
         """Logits [B, K] of what `probabilities` takes."""
-        opened = [_as_image(image) for image in _as_several(images)]
+        prepared = [self.prepare(image) for image in _as_several(images)]
         if self._transform is None:
-            return self._logits_of_raw([as_array(image, self.info.input_size[0]) for image in opened])
-        prepared = [self._transform(image).numpy().astype(self.input_dtype) for image in opened]
+            return self._logits_of_raw(prepared)
         return self.logits(np.stack(prepared)) if prepared else self._nothing()
+
+    def prepare(self, image: AnyImage) -> np.ndarray:
+        """One image as `logits` takes it: [C, H, W], or of a file with preprocessing [h, w, C]."""
+        opened = _as_image(image)
+        if self._transform is None:
+            return as_array(opened, self.info.input_size[0])
+        return np.asarray(self._transform(opened).numpy().astype(self.input_dtype))
 
     def classify(self, images: AnyImage | Iterable[AnyImage], top_k: int = 5) -> list[tuple[tuple[str, float], ...]]:
         """For each image the `top_k` most probable (class name, probability) pairs, most probable first."""
-        rows = self.probabilities(images)
+        return self.best(self.logits_of(images), top_k)
+
+    def best(self, logits: np.ndarray, top_k: int = 5) -> list[tuple[tuple[str, float], ...]]:
+        """What `classify` answers, from logits [B, K]."""
+        rows = _softmax(logits) if len(logits) else logits
         order = np.argsort(-rows, axis=1, kind="stable")[:, :top_k]
         return [
             tuple((self.class_names[index], float(row[index])) for index in indices)
@@ -175,7 +186,7 @@ class OnnxClassifier:
             DataError: on another shape or type; names both.
             ExportError: if ONNX Runtime fails.
         """
-        self._check(images)
+        self.check(images)
         size = self.info.batch or _BATCH
         parts = [self.run_batch(images[start : start + size]) for start in range(0, len(images), size)]
         return np.concatenate(parts) if parts else self._nothing()
@@ -194,12 +205,14 @@ class OnnxClassifier:
                 with self._lock:  # the buffers are shared
                     logits = self._binding.run(images)
             else:
-                (logits,) = self.session.run([OUTPUT], {self._input: images})
+                (logits,) = self.session.run([OUTPUT], {self.input_name: images})
         except Exception as error:  # its exceptions have no common base but this
             raise ExportError(f"{self.path}: {self.provider} failed: {first_line(error)}") from None
         return np.asarray(logits[:count], np.float32)
 
-    def _check(self, images: np.ndarray) -> None:
+    def check(self, images: np.ndarray, name: str | None = None) -> None:
+        """Raises DataError if `logits` does not take the array; `name` is what to call the file in the message."""
+        name = name or str(self.path)
         channels, height, width = self.info.input_size
         if self.info.preprocess:
             expected: tuple[Any, ...] = ("B", "h", "w", channels)
@@ -212,10 +225,10 @@ class OnnxClassifier:
         shape = f"[{', '.join(map(str, expected))}]"
         if not fits or images.dtype != self.input_dtype:
             got = f"{images.dtype} [{', '.join(map(str, images.shape))}]"
-            raise DataError(f"{self.path} takes {self.input_dtype} {shape}, got {got}")
+            raise DataError(f"{name} takes {self.input_dtype} {shape}, got {got}")
         patch = self.info.patch_size
         if self.info.dynamic_size and (images.shape[2] % patch or images.shape[3] % patch):
-            raise DataError(f"{self.path} takes images of sides that {patch} divides, got {images.shape[2:]}")
+            raise DataError(f"{name} takes images of sides that {patch} divides, got {images.shape[2:]}")
 
 
 def _engine_cache(path: Path) -> dict[str, dict[str, Any]]:

@@ -22,7 +22,7 @@ from .onnx import OnnxArtifact, OnnxOptions, OnnxTarget
 from .source import ModelSource
 from .targets import Target, export_model, register_target
 
-__all__ = ["TritonOptions", "TritonTarget", "export_triton", "triton_config"]
+__all__ = ["TritonOptions", "TritonTarget", "export_triton", "served_name", "triton_config"]
 
 CONFIG, LABELS, MODEL, VERSION = "config.pbtxt", "labels.txt", "model.onnx", "1"
 _TYPES = {"fp32": "TYPE_FP32", "fp16": "TYPE_FP16", "bf16": "TYPE_FP32", "int8": "TYPE_FP32"}  # of the input
@@ -83,7 +83,7 @@ class TritonTarget(Target):
 
     def export(self, source: ModelSource, path: Path, options: TritonOptions) -> OnnxArtifact:
         """See `export_triton`."""
-        name = options.name or _default_name(source.name)
+        name = options.name or served_name(source.name)
         target = path / name
         _check_place(target, options)
         with scratch_folder(target.with_name(f"{name}.export")) as workplace:  # beside it, not in its way
@@ -114,7 +114,8 @@ def export_triton(
     return artifact
 
 
-def _default_name(source: str) -> str:
+def served_name(source: str) -> str:
+    """The name that a model has at a server unless another is given: its weights', in letters, digits and '_'."""
     path = Path(source)
     return re.sub(r"\W+", "_", path.parent.name if path.name == "model" and path.parent.name else path.name)
 

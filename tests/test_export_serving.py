@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from exported import CLASSES, small_glit
 from glit_models.export import ExportInfo, OnnxClassifier
-from glit_models.export.serving import TritonOptions, _default_name, export_triton, triton_config
+from glit_models.export.serving import TritonOptions, export_triton, served_name, triton_config
 from PIL import Image
 
 from glit_models.cli import main
@@ -53,9 +53,9 @@ def test_the_repository_is_laid_out_as_triton_looks_for_it(repository: Path) -> 
 
 
 def test_models_of_runs_are_called_by_their_runs() -> None:
-    names = [_default_name(name) for name in ("runs/pets/model", "runs/my pets/model", "glit_tiny.in1k", "you/model")]
+    names = [served_name(name) for name in ("runs/pets/model", "runs/my pets/model", "glit_tiny.in1k", "you/model")]
     assert names == ["pets", "my_pets", "glit_tiny_in1k", "you"]
-    assert _default_name("model") == "model"
+    assert served_name("model") == "model"
 
 
 def test_the_configuration_agrees_with_the_model_that_it_is_of(repository: Path) -> None:

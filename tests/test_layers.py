@@ -62,8 +62,8 @@ evidence
 report
 """
 EXPORT = """
-extras metadata
-binding sessions form
+extras metadata batching metrics page
+binding sessions form protocol
 preprocessing graph
 source images tracing
 runtime sensitivity
@@ -72,6 +72,8 @@ writing
 targets
 onnx program
 timing serving huggingface bench
+served
+server
 """
 
 

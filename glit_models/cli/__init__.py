@@ -34,6 +34,7 @@ _COMMANDS: tuple[Callable[[Commands], None], ...] = (
     weights.add_verify,
     training.add_fractals,
     deploying.add_export,
+    deploying.add_serve,
     deploying.add_bench,
 )
 

@@ -1,4 +1,4 @@
-"""Commands about deployment: export, bench."""
+"""Commands about deployment: export, serve, bench."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from ..errors import Argument, GlitError
 from .common import Commands, add_command, echo, print_json, print_table
 
-__all__ = ["add_bench", "add_export"]
+__all__ = ["add_bench", "add_export", "add_serve"]
 
 
 # ---- glit export ----
@@ -171,6 +171,47 @@ def _print_artifact(artifact: Any) -> None:
     echo(f"compared with PyTorch on {of}:")
     for text, value in rows:
         echo(f"  {text:<38}{value}")
+
+
+# ---- glit serve ----
+
+
+def add_serve(commands: Commands) -> None:
+    parser = add_command(
+        commands, "serve", _run_serve, "Serve models over HTTP, by the protocol of Triton and KServe, until Ctrl-C."
+    )
+    parser.add_argument("model", help="a file of `glit export`, a Triton repository, MODEL.TAG or a weight folder")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1: this machine alone)")
+    parser.add_argument("--port", type=int, default=8000, metavar="N", help="(8000); 0 for any that is free")
+    parser.add_argument(
+        "--provider", "--device", dest="provider", help="cpu, cuda or tensorrt; the fastest there is unless given"
+    )
+    parser.add_argument("--threads", type=int, metavar="N", help="on the CPU; all of it unless given")
+    parser.add_argument("--max-batch", type=int, default=16, metavar="N", help="images put together (16)")
+    parser.add_argument("--max-delay-ms", type=float, default=2.0, metavar="MS", help="to wait for more images (2)")
+    parser.add_argument("--max-body", default="20MB", metavar="SIZE", help="of a request (20MB)")
+    parser.add_argument("--timeout", type=float, default=30.0, metavar="S", help="seconds that an answer may take (30)")
+    parser.add_argument("--name", help="of the model, if it is one; that of its weights unless given")
+
+
+def _run_serve(args: argparse.Namespace) -> int:
+    from glit_models.export.extras import require
+
+    for package in ("fastapi", "uvicorn"):
+        require(package, "serve")
+    from glit_models.export.server import ServerOptions, serve
+
+    limits = (args.max_batch, args.max_delay_ms, _num_bytes(args.max_body), args.timeout)
+    providers = [args.provider] if args.provider else None
+    options = ServerOptions(args.host, args.port, *limits)
+    return serve(args.model, options, providers=providers, threads=args.threads, name=args.name)
+
+
+def _num_bytes(text: str) -> int:
+    found = re.fullmatch(r"(\d{1,12})\s*([kMG]?)B?", text, re.ASCII)
+    if found is None:
+        raise GlitError(f"--max-body must be a size such as 20MB, got {text!r}")
+    return int(found[1]) * {"": 1, "k": 10**3, "M": 10**6, "G": 10**9}[found[2]]
 
 
 # ---- glit bench ----

@@ -98,19 +98,20 @@ def _walk(folder: str, suffixes: tuple[str, ...], above: frozenset[str]) -> Iter
 # ---- opening ----
 
 
-def open_image(source: str | Path | IO[bytes], name: str | None = None) -> Image.Image:
+def open_image(source: str | Path | IO[bytes], name: str | None = None, most_pixels: int | None = None) -> Image.Image:
     """Read an image file.
 
     Args:
         source: path, or an open file.
         name: what to call it in a message; the path unless given.
+        most_pixels: that it may have; `MOST_PIXELS` unless given.
 
     Returns:
         The image in RGB as `to_rgb` makes it; of an animation or a file of several pages the first, which is said
         once.
 
     Raises:
-        DataError: if it is not a whole image of one of `FORMATS`, has more than `MOST_PIXELS`, or one side is more than
+        DataError: if it is not a whole image of one of `FORMATS`, has more than `most_pixels`, or one side is more than
             `MOST_STRETCHED` times the other.
     """
     name = name or str(source)
@@ -118,7 +119,7 @@ def open_image(source: str | Path | IO[bytes], name: str | None = None) -> Image
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's, of large sizes and damaged metadata; both are dealt with here
             with Image.open(source, formats=tuple(_formats())) as image:
-                _check_size(image, name)
+                _check_size(image, name, most_pixels or MOST_PIXELS)
                 if image.format in _PAGED and getattr(image, "is_animated", False):
                     _say_first_frame(name)
                 return to_rgb(image)
@@ -131,10 +132,10 @@ def open_image(source: str | Path | IO[bytes], name: str | None = None) -> Image
         raise DataError(f"{name}: cannot be read ({reason})") from None
 
 
-def _check_size(image: Image.Image, name: str) -> None:
+def _check_size(image: Image.Image, name: str, most_pixels: int) -> None:
     width, height = image.size
-    if width * height > MOST_PIXELS:
-        raise DataError(f"{name}: has {width} x {height} pixels, more than {MOST_PIXELS:,} together; scale it down")
+    if width * height > most_pixels:
+        raise DataError(f"{name}: has {width} x {height} pixels, more than {most_pixels:,} together; scale it down")
     if max(width, height) > MOST_STRETCHED * min(width, height):
         raise DataError(
             f"{name}: has {width} x {height} pixels, one side more than {MOST_STRETCHED} times the other; crop it"

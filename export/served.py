@@ -1,0 +1,181 @@
+"""The models of `glit serve`: found, opened, and run in batches. It knows nothing of HTTP.
+
+A model's file is read once; what becomes of it on disk afterwards does not matter.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+
+from glit_models.errors import Argument, DataError, ExportError, printable
+
+from .batching import Batcher
+from .metadata import OUTPUT
+from .metrics import Metrics
+from .onnx import export_onnx
+from .protocol import DATATYPES
+from .runtime import OnnxClassifier
+from .serving import MODEL, VERSION, served_name
+
+__all__ = ["MOST_PIXELS", "ServedModel", "open_models"]
+
+MOST_PIXELS = 40_000_000  # of an image that the graph resizes
+_MOST_STRETCHED = 20  # the longer side over the shorter one, which is scaled to the model's size
+_MOST_ENLARGED = 16  # pixels of an image over those of the model's own size, where any size will do
+_RUN_BYTES = 1 << 25  # of images in a run: large ones gain nothing by sharing it
+_WARM_SIDE = 256
+
+
+@final
+class ServedModel:
+    """A classifier that answers several callers in shared batches.
+
+    Args:
+        name: under which it is asked for.
+        classifier: runs it.
+        max_batch: images of a run, and the most of a request.
+        max_delay: seconds that a request waits for others.
+        version: of the model, a number as text.
+
+    Raises:
+        ExportError: if it cannot be run.
+    """
+
+    def __init__(
+        self, name: str, classifier: OnnxClassifier, max_batch: int, max_delay: float, version: str = VERSION
+    ) -> None:
+        self.name, self.version, self.classifier = name, version, classifier
+        self.labels = tuple(map(printable, classifier.info.labels))
+        self.max_batch = max_batch
+        self.metrics = Metrics()
+        shape = [_WARM_SIDE if side < 0 else side for side in self.input_shape[1:]]
+        classifier.logits(np.zeros((1, *shape), classifier.input_dtype))  # what cannot run is known before the first
+        self.batcher = Batcher(self._run, max_batch, max_delay)
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Of what it takes; -1 for any."""
+        info = self.classifier.info
+        if info.preprocess:
+            return (-1, -1, -1, info.input_size[0])
+        return (-1, info.input_size[0], -1, -1) if info.dynamic_size else (-1, *info.input_size)
+
+    def metadata(self) -> dict[str, Any]:
+        """What the protocol says of a model."""
+        classifier = self.classifier
+        datatype = DATATYPES[classifier.input_dtype]
+        return {
+            "name": self.name,
+            "versions": [self.version],
+            "platform": "onnxruntime_onnx",
+            "inputs": [{"name": classifier.input_name, "datatype": datatype, "shape": list(self.input_shape)}],
+            "outputs": [{"name": OUTPUT, "datatype": "FP32", "shape": [-1, classifier.info.num_classes]}],
+        }
+
+    def check(self, images: np.ndarray) -> None:
+        """Raises DataError, with the bound, if it does not take these images."""
+        self.classifier.check(images, self.name)
+        if not 1 <= len(images) <= self.max_batch:
+            raise DataError(f"{self.name} takes from 1 to {self.max_batch} images a request, got {len(images)}")
+        info = self.classifier.info
+        height, width = images.shape[1:3] if info.preprocess else images.shape[2:4]
+        most = MOST_PIXELS if info.preprocess else _MOST_ENLARGED * info.input_size[1] * info.input_size[2]
+        if height * width > most:
+            raise DataError(f"{self.name} takes images of at most {most:,} pixels, got {width} x {height}")
+        if max(height, width) > _MOST_STRETCHED * min(height, width):
+            raise DataError(
+                f"one side is at most {_MOST_STRETCHED} times the other, got images of {width} x {height} pixels"
+            )
+
+    def _run(self, images: np.ndarray) -> np.ndarray:
+        run = self.classifier.run_batch if self.classifier.info.batch is None else self.classifier.logits
+        step = max(_RUN_BYTES // images[0].nbytes, 1)
+        return np.concatenate([run(images[start : start + step]) for start in range(0, len(images), step)])
+
+
+@contextmanager
+def open_models(
+    what: str,
+    *,
+    providers: Sequence[str] | None = None,
+    threads: int | None = None,
+    max_batch: int = 16,
+    max_delay: float = 0.002,
+    name: str | None = None,
+) -> Iterator[dict[str, ServedModel]]:
+    """The models to serve, by name; at the end of the block what waits is answered.
+
+    Args:
+        what: an exported file; a Triton repository, of whose models the latest versions are taken; or 'model.tag', a
+            weight folder or a Hub repository, which is exported with its preprocessing and compared with PyTorch.
+        providers: as `OnnxClassifier` takes them; the first is the one that is used, if any are given.
+        threads: of an operator on the CPU.
+        max_batch, max_delay: see `ServedModel`.
+        name: of the model, for a single one; that of its weights unless given.
+
+    Raises:
+        ExportError: if a model cannot be exported, opened or run, or its name cannot be one. WeightsError: if there is
+            no such model.
+    """
+    if name is not None and not re.fullmatch(r"\w[\w.-]*", name):
+        raise ExportError(f"{name!r} is not a name for a model; take letters, digits and '_'")
+    if threads is not None and threads < 1:
+        raise ExportError(Argument("threads"), f" must be at least 1, got {threads}")
+
+    def opened(path: Path) -> OnnxClassifier:
+        return OnnxClassifier(path, providers, strict=providers is not None, threads=threads)
+
+    models: dict[str, ServedModel] = {}
+    try:
+        for found, version, classifier in _find(what, name, opened):
+            models[found] = ServedModel(found, classifier, max_batch, max_delay, version)
+        yield models
+    finally:
+        for model in models.values():
+            model.batcher.close()
+
+
+def _find(what: str, name: str | None, opened: Any) -> Iterator[tuple[str, str, OnnxClassifier]]:
+    """Names, versions and classifiers."""
+    path = Path(what)
+    if path.is_file() or path.suffix == ".onnx":
+        classifier = opened(path)
+        yield name or served_name(classifier.info.source), VERSION, classifier
+    elif files := _repository(path):
+        if name is not None:
+            raise ExportError(Argument("name"), f" is for a single model, and {path} is a repository")
+        for file in files:
+            yield file.parents[1].name, file.parent.name, opened(file)
+    else:
+        source = str(path.resolve()) if path.exists() else what
+        yield name or served_name(source), VERSION, _export(what, opened)
+
+
+def _repository(folder: Path) -> list[Path]:
+    """The files of a Triton repository, of each model the latest version; of models that were not verified none."""
+    latest: dict[Path, Path] = {}
+    for file in folder.glob(f"*/*/{MODEL}"):
+        version, model = file.parent, file.parents[1]
+        if not version.name.isdecimal() or not re.fullmatch(r"\w[\w.-]*", model.name) or model.suffix == ".unverified":
+            continue
+        if model not in latest or int(latest[model].parent.name) < int(version.name):
+            latest[model] = file
+    return [latest[model] for model in sorted(latest)]
+
+
+def _export(what: str, opened: Any) -> OnnxClassifier:
+    """The classifier of a model whose file is read and then deleted."""
+    with tempfile.TemporaryDirectory(prefix="glit-serve-") as folder:
+        artifact = export_onnx(what, Path(folder) / MODEL, preprocess=True)
+        agreement = artifact.agreement
+        if agreement is None or not agreement.holds:
+            problems = agreement.problems if agreement else ("not compared",)
+            raise ExportError(f"{what}: its export is not what PyTorch computes: {problems[0]}")
+        return opened(artifact.path)
