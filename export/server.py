@@ -112,8 +112,8 @@ def serve(
 def _bound(host: str, port: int) -> Iterator[socket.socket]:
     """A socket that has the address but does not listen, so that a taken one is known before the models are loaded."""
     try:
-        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, kind)
+        family, kind, protocol_number, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, protocol_number)  # asyncio turns Nagle's delay off where it knows TCP
     except (OSError, UnicodeError) as error:
         raise ExportError(f"cannot listen on {host!r}: {getattr(error, 'strerror', None) or error}") from None
     with listener:

@@ -37,7 +37,7 @@ pytest.importorskip("fastapi")
 uvicorn = pytest.importorskip("uvicorn")
 
 from glit_models.export.served import open_models  # noqa: E402
-from glit_models.export.server import ServerOptions, make_server  # noqa: E402
+from glit_models.export.server import ServerOptions, _bound, make_server  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("cached_graphs")
 
@@ -435,6 +435,11 @@ def test_sigterm_ends_it_after_what_is_under_way(file: Path, capsys: pytest.Capt
     thread.join(10)
     assert found == [200]
     assert f"serving on http://127.0.0.1:{port}; Ctrl-C ends it" in capsys.readouterr().err
+
+
+def test_answers_are_not_held_back_by_nagles_algorithm() -> None:
+    with _bound("127.0.0.1", 0) as listener:
+        assert listener.proto == socket.IPPROTO_TCP  # by which asyncio knows to turn it off
 
 
 def test_what_cannot_be_served_is_one_line(
