@@ -9,9 +9,7 @@ Axes: B batch, K classes of the model.
 from __future__ import annotations
 
 import math
-import os
 import time
-import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,18 +20,16 @@ import torch
 
 from .data.labelled import LabelledSplit, match_classes
 from .data.loading import eval_loader
-from .errors import GlitError, WeightsError, first_line
+from .errors import GlitError, WeightsError
 from .predict import Classifier
 from .runs.console import track
-from .runs.figures import import_matplotlib, new_figure
-from .runs.files import whole_file
+from .runs.figures import new_figure, save_png
 
 __all__ = [
     "ClassScore",
     "Evaluation",
     "accuracy_interval",
     "balanced_accuracy",
-    "check_can_draw",
     "draw_confusion",
     "evaluate",
     "is_tie",
@@ -246,17 +242,6 @@ class _Tally:
 # ---- the confusion matrix as a figure ----
 
 
-def check_can_draw(path: Path) -> None:
-    """Raise GlitError if the image could not be drawn or written: before an hour of scoring, not after it."""
-    import_matplotlib()
-    if path.suffix.lower() != ".png":
-        raise GlitError(f"{path}: the confusion matrix is a PNG; give a name that ends in .png")
-    if path.is_dir() or not path.parent.is_dir():
-        raise GlitError(f"{path} cannot be written: {'it is a folder' if path.is_dir() else 'its folder is missing'}")
-    if not os.access(path.parent, os.W_OK):
-        raise GlitError(f"{path} cannot be written: its folder is read-only")
-
-
 def draw_confusion(evaluation: Evaluation, path: Path, title: str) -> None:
     """Draw what part of each class's images was taken for which class into a PNG file.
 
@@ -266,13 +251,7 @@ def draw_confusion(evaluation: Evaluation, path: Path, title: str) -> None:
         GlitError: if matplotlib is missing or fails.
         WriteError: if `path` cannot be written; what stood there is untouched.
     """
-    try:
-        figure = _figure(evaluation, title)
-    except Exception as error:  # of matplotlib, its settings, a font
-        raise GlitError(f"{path} cannot be drawn: {first_line(error)}") from None
-    with whole_file(path) as temporary, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing")  # a name in a script that the font lacks
-        figure.savefig(temporary, format="png", dpi=150, bbox_inches="tight", pad_inches=0.15)
+    save_png(path, lambda: _figure(evaluation, title))
 
 
 def _figure(evaluation: Evaluation, title: str) -> Any:

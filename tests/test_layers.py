@@ -29,7 +29,8 @@ entry
 glit autoformer
 data
 predict
-evaluate prediction_table
+explain
+evaluate prediction_table explanation_sheet
 training
 cli
 __main__

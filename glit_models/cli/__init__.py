@@ -24,6 +24,7 @@ _COMMANDS: tuple[Callable[[Commands], None], ...] = (
     weights.add_list,
     weights.add_info,
     images.add_predict,
+    images.add_explain,
     images.add_demo,
     training.add_train,
     searching.add_search,

@@ -1,4 +1,4 @@
-"""Commands that classify images: predict, demo, eval."""
+"""Commands that classify images and explain what comes out: predict, explain, demo, eval."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .common import Commands, add_command, add_device, echo, print_json, print_t
 if TYPE_CHECKING:
     from ..evaluate import Evaluation
 
-__all__ = ["add_demo", "add_eval", "add_predict"]
+__all__ = ["add_demo", "add_eval", "add_explain", "add_predict"]
 
 
 # ---- glit predict ----
@@ -94,6 +94,46 @@ def _write_predictions(args: argparse.Namespace, paths: list[Path], classifier: 
     return 2 if failed == total else 1 if failed else 0
 
 
+# ---- glit explain ----
+
+
+def add_explain(commands: Commands) -> None:
+    parser = add_command(
+        commands, "explain", _run_explain, "Draw what a model looks at, and how its blocks mix tokens."
+    )
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="an image, or a folder of them")
+    parser.add_argument(
+        "--model", default="glit_tiny.fashion_mnist", help="as `glit predict` takes it (glit_tiny.fashion_mnist)"
+    )
+    parser.add_argument(
+        "--method", default="attention", metavar="METHOD",
+        help="attention (default), gradcam (any model of timm's; needs grad-cam) or locality",
+    )  # fmt: skip
+    parser.add_argument("--block", type=int, metavar="N", help="this block alone, by its number from 0")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE.png", help="the sheet")
+    add_device(parser)
+
+
+def _run_explain(args: argparse.Namespace) -> int:
+    from ..data.image_files import find_images
+    from ..explanation_sheet import check_method, draw_explanations
+    from ..predict import Classifier, load_model, pick_device
+    from ..runs.figures import check_can_draw
+
+    check_can_draw(args.out, "a sheet")
+    paths = find_images(args.images)
+    device = pick_device(args.device)
+    model = load_model(args.model)
+    check_method(model, args.method, args.block)
+    failed = draw_explanations(Classifier(model, device), paths, args.out, args.method, args.block)
+    for line in failed:
+        echo(f"glit: {line}", error=True)
+    if len(failed) == len(paths):
+        return 2
+    print(f"{args.out}: {args.method} of {args.model} on {len(paths) - len(failed)} images")
+    return 1 if failed else 0
+
+
 # ---- glit demo ----
 
 
@@ -153,8 +193,9 @@ def add_eval(commands: Commands) -> None:
 
 def _run_eval(args: argparse.Namespace) -> int:
     from ..data.labelled import open_labelled
-    from ..evaluate import check_can_draw, draw_confusion, evaluate
+    from ..evaluate import draw_confusion, evaluate
     from ..predict import Classifier, load_model, pick_device
+    from ..runs.figures import check_can_draw
     from ..weights.folder import to_json
 
     if args.batch_size < 1:
@@ -162,7 +203,7 @@ def _run_eval(args: argparse.Namespace) -> int:
     if args.workers < 0:
         raise GlitError(f"--workers must be 0 or more, got {args.workers}")
     if args.confusion is not None:
-        check_can_draw(args.confusion)
+        check_can_draw(args.confusion, "the confusion matrix")
     device = pick_device(args.device)
     keys = {"download": args.download, "input_key": args.input_key, "target_key": args.target_key}
     data = open_labelled(args.data, args.root, args.split, **keys)  # before the model, which may need fetching

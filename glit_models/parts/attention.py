@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
 from timm.layers import Attention
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import SpecError
 from ..spec import check_ratio
@@ -59,6 +59,13 @@ class MultiHeadPart(Part):
             "proj.weight": Slice((whole.channels, *inner), (channels, heads, width), (C, H * D)),
             "proj.bias": Slice((whole.channels,), (channels,), (C,)),
         }
+
+    def mixing(self, module: Any, x: Tensor) -> Tensor:
+        """The attention weights of each head; `module.visible`, where it has that, says which tokens a token sees."""
+        q, k, _ = module.qkv(x).unflatten(2, (3, self.num_heads, self.head_dim)).permute(2, 0, 3, 1, 4).unbind(0)
+        scores = (q * module.scale) @ k.transpose(-2, -1)
+        visible = getattr(module, "visible", None)
+        return (scores if visible is None else scores.masked_fill(~visible, float("-inf"))).softmax(dim=-1)
 
 
 @final

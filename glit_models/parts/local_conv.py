@@ -115,6 +115,11 @@ class LocalConvPart(GatedConvPart):
         assert isinstance(module, LocalConv)
         return _FlatLocalConv(module, options.first_token_alone)
 
+    def mixing(self, module: nn.Module, x: Tensor) -> Tensor:
+        """See `GatedConv.mixing`; the tokens are one row, the class token its first."""
+        assert isinstance(module, LocalConv)
+        return module.mixing(1, x.shape[1])[None, None]
+
 
 class GatedConv(nn.Module):
     """Two pointwise layers, a depthwise convolution between them, and its BatchNorm. Abstract: has no `forward`."""
@@ -133,15 +138,38 @@ class GatedConv(nn.Module):
     @torch.jit.ignore
     def fuse(self) -> Self:
         """Fold BatchNorm's running statistics into the depthwise convolution, in place; for inference only."""
-        bn = self.bn
-        if isinstance(bn, nn.BatchNorm2d):
-            assert bn.running_mean is not None  # only without track_running_stats
-            assert bn.running_var is not None
-            self.dwconv.weight, self.dwconv.bias = fuse_conv_bn_weights(
-                self.dwconv.weight, self.dwconv.bias, bn.running_mean, bn.running_var, bn.eps, bn.weight, bn.bias
-            )
-            self.bn = nn.Identity()
+        self.dwconv.weight, self.dwconv.bias = self._folded()
+        self.bn = nn.Identity()
         return self
+
+    @torch.jit.ignore
+    def mixing(self, height: int, width: int) -> Tensor:
+        """The convolution over a grid as a matrix [height * width, height * width] whose rows sum to 1.
+
+        An entry is the mean over channels of the absolute value of a tap, BatchNorm folded: the matrix is banded.
+        """
+        weight, _ = self._folded()
+        taps = weight.detach().abs().mean((0, 1)).clamp(min=1e-12)  # a kernel of zeros takes all that it sees alike
+        place = torch.arange(height * width, device=taps.device)
+        indices, inside = [], torch.ones(len(place), len(place), dtype=torch.bool, device=taps.device)
+        for coordinate, size in zip((place // width, place % width), taps.shape, strict=True):
+            index = coordinate - coordinate[:, None] + size // 2
+            inside &= (index >= 0) & (index < size)
+            indices.append(index.clamp(0, size - 1))
+        matrix = taps[indices[0], indices[1]] * inside
+        return matrix / matrix.sum(1, keepdim=True)
+
+    @torch.jit.ignore
+    def _folded(self) -> tuple[Any, Any]:
+        """Weight and bias of the convolution with BatchNorm folded."""
+        bn = self.bn
+        if not isinstance(bn, nn.BatchNorm2d):
+            return self.dwconv.weight, self.dwconv.bias
+        assert bn.running_mean is not None  # only without track_running_stats
+        assert bn.running_var is not None
+        return fuse_conv_bn_weights(
+            self.dwconv.weight, self.dwconv.bias, bn.running_mean, bn.running_var, bn.eps, bn.weight, bn.bias
+        )
 
 
 class LocalConv(GatedConv):

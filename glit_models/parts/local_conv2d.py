@@ -54,6 +54,12 @@ class LocalConv2dPart(GatedConvPart):
         assert isinstance(module, LocalConv2d)
         return _FlatLocalConv2d(module, options)
 
+    def mixing(self, module: nn.Module, x: Tensor) -> Tensor:
+        """See `GatedConv.mixing`; prefix tokens take in themselves alone."""
+        assert isinstance(module, LocalConv2d)
+        prefix = torch.eye(module.num_prefix, dtype=x.dtype, device=x.device)
+        return torch.block_diag(prefix, module.mixing(module.height, module.width))[None, None]
+
 
 @final
 class LocalConv2d(GatedConv):

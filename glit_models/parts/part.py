@@ -215,6 +215,17 @@ class Part(ABC):
         """
         return _Reshaped(module, options.first_token_alone)
 
+    def mixing(self, module: nn.Module, x: Tensor) -> Tensor:
+        """How much of each token (column) each token (row) takes in: [B, N, C] -> [B, heads, N, N].
+
+        Weights are not negative, and rows sum to 1. A mixing that does not depend on the images may have B = 1.
+        `glit explain` asks for it.
+
+        Raises:
+            SpecError: if this kind of part does not say.
+        """
+        raise SpecError(f"part {self.kind!r} does not say how it mixes tokens; give its class a method `mixing`")
+
 
 def _as_word(size: Any) -> str:
     """A size in letters, digits and underscores; different ones differ."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import Any, ClassVar, final
 
 import torch
 import torch.nn.functional as F
@@ -84,6 +84,11 @@ class RelativeAttentionPart(MultiHeadPart):
         assert isinstance(module, RelativeAttention)
         return FlatAttention(module, options) if self.max_distance is None else _FlatRelative(module, options)
 
+    def mixing(self, module: Any, x: Tensor) -> Tensor:
+        """The attention weights of each head."""
+        weights, _ = module.weigh(x)
+        return weights
+
 
 @final
 class RelativePosition(nn.Module):
@@ -147,14 +152,19 @@ class RelativeAttention(nn.Module):
         self.attn_drop = nn.Dropout(options.attn_drop)
         self.proj_drop = nn.Dropout(options.proj_drop)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, N, C] -> [B, N, C]."""
+    def weigh(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, N, C] -> attention weights [B, H, N, N], and values [B, H, N, D]."""
         q, k, v = self.qkv(x).unflatten(2, (3, self.num_heads, self.head_dim)).permute(2, 0, 3, 1, 4).unbind(0)
         q = q * self.scale  # [B, H, N, D], as k and v
         scores = q @ k.transpose(-2, -1)  # [B, H, N, N]
         if self.position_k is not None:
             scores = scores + _by_query(q, self.position_k().transpose(1, 2))
-        weights = self.attn_drop(scores.softmax(dim=-1))
+        return scores.softmax(dim=-1), v
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, N, C] -> [B, N, C]."""
+        weights, v = self.weigh(x)
+        weights = self.attn_drop(weights)
         x = weights @ v
         if self.position_v is not None:
             x = x + _by_query(weights, self.position_v())

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import warnings
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-from ..errors import GlitError, pip_install
+from ..errors import GlitError, first_line, pip_install
+from .files import whole_file
 
-__all__ = ["import_matplotlib", "new_figure"]
+__all__ = ["check_can_draw", "import_matplotlib", "new_figure", "save_png"]
 
 _BACKEND = "MPLBACKEND"
 
@@ -37,3 +41,30 @@ def new_figure(extra: str = "train", **options: Any) -> Any:
     figure = matplotlib.figure.Figure(**{"layout": "constrained", **options})
     matplotlib.backends.backend_agg.FigureCanvasAgg(figure)
     return figure
+
+
+def check_can_draw(path: Path, what: str) -> None:
+    """Raise GlitError if a PNG file could not be drawn or written: before the work, not after it. `what` it shows."""
+    import_matplotlib()
+    if path.suffix.lower() != ".png":
+        raise GlitError(f"{path}: {what} is a PNG; give a name that ends in .png")
+    if path.is_dir() or not path.parent.is_dir():
+        raise GlitError(f"{path} cannot be written: {'it is a folder' if path.is_dir() else 'its folder is missing'}")
+    if not os.access(path.parent, os.W_OK):
+        raise GlitError(f"{path} cannot be written: its folder is read-only")
+
+
+def save_png(path: Path, draw: Callable[[], Any]) -> None:
+    """Write the figure that `draw` returns.
+
+    Raises:
+        GlitError: if matplotlib is missing or fails.
+        WriteError: if `path` cannot be written; what stood there is untouched.
+    """
+    try:
+        figure = draw()
+    except Exception as error:  # of matplotlib, its settings, a font
+        raise GlitError(f"{path} cannot be drawn: {first_line(error)}") from None
+    with whole_file(path) as temporary, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # a name in a script that the font lacks
+        figure.savefig(temporary, format="png", dpi=150, bbox_inches="tight", pad_inches=0.15)
