@@ -22,7 +22,7 @@ from glit_models.search.run_context import Interrupted, RunContext
 from glit_models.search.tasks import KINDS, Task, task_folder
 from glit_models.search.worker import run_task
 
-from glit_models import cli
+from glit_models import cli, extensions
 from glit_models.errors import SearchError
 from glit_models.runs.lock import lock_folder
 
@@ -228,6 +228,8 @@ def test_the_local_engine_finds_the_same_and_leaves_no_process(
     small: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    for module in list(extensions.IMPORTED):  # by other tests in this process, from folders that workers do not have
+        monkeypatch.delitem(extensions.IMPORTED, module)
     out = tmp_path / "run"
     options = ("--engine", "local", "--workers", "2", "--device", "cpu")
     assert cli.main(_command(out, SMALL, *options)) == 0

@@ -26,7 +26,8 @@ PACKAGE = Path(glit_models.__file__).parent
 # weights.files, model, spec, layers, depthwise, checkpoint, store.download.
 MODULES_OF_0_1 = 10
 # A model that is made without weights runs these as well.
-BUILDING = ("__init__.py", "block.py", "cost.py", "depthwise.py", "model.py", "named.py", "parts", "spec.py")
+BUILDING = ("__init__.py", "block.py", "cost.py", "depthwise.py", "memory.py", "model.py", "named.py", "parts",
+            "spec.py")  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
