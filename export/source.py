@@ -98,7 +98,9 @@ def open_source(model: SpecTransformer | ModelSource | str | Path) -> ModelSourc
     if isinstance(model, (str, Path)):
         loaded = load_model(model)
         assert loaded.folder is not None
-        name = loaded.folder.path.resolve().name if Path(model).exists() else loaded.name
+        folder = loaded.folder.path.resolve()
+        own = f"{folder.parent.name}/model" if folder.name == "model" else folder.name  # of a run: RUN/model
+        name = own if Path(model).exists() else loaded.name
         source = ModelSource(loaded.model, name, str(loaded.sha256))
     elif isinstance(model, SpecTransformer):
         own = copy.deepcopy(model).cpu().float().eval()

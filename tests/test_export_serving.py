@@ -13,6 +13,7 @@ import pytest
 from exported import CLASSES, small_glit
 from glit_models.export import ExportInfo, OnnxClassifier
 from glit_models.export.serving import TritonOptions, export_triton, served_name, triton_config
+from glit_models.export.source import open_source
 from PIL import Image
 
 from glit_models.cli import main
@@ -52,7 +53,9 @@ def test_the_repository_is_laid_out_as_triton_looks_for_it(repository: Path) -> 
     assert json.loads((repository / "pets" / "report.json").read_text())["verified"] is True
 
 
-def test_models_of_runs_are_called_by_their_runs() -> None:
+def test_models_of_runs_are_called_by_their_runs(tmp_path: Path) -> None:
+    save_folder(small_glit(), tmp_path / "my pets" / "model", class_names=CLASSES)
+    assert served_name(open_source(tmp_path / "my pets" / "model").name) == "my_pets"
     names = [served_name(name) for name in ("runs/pets/model", "runs/my pets/model", "glit_tiny.in1k", "you/model")]
     assert names == ["pets", "my_pets", "glit_tiny_in1k", "you"]
     assert served_name("model") == "model"

@@ -48,7 +48,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def test_the_table_names_what_can_be_made() -> None:
-    assert list(TARGETS) == ["onnx", "torch", "aoti", "triton", "huggingface"]
+    assert list(TARGETS) == ["onnx", "huggingface", "torch", "aoti", "triton"]
     for name in TARGETS:
         target = TARGETS.find(name)
         assert target.name == name
