@@ -229,7 +229,7 @@ def test_the_command_draws_a_sheet(
         assert image.format == "PNG"
         assert image.width > 200
     printed = capsys.readouterr()
-    assert "1 images" in printed.out
+    assert "on 1 image\n" in printed.out
     assert ("it is taken at block 1" in printed.err) == (method == "gradcam" and block is None)
 
 

@@ -130,7 +130,8 @@ def _run_explain(args: argparse.Namespace) -> int:
         echo(f"glit: {line}", error=True)
     if len(failed) == len(paths):
         return 2
-    print(f"{args.out}: {args.method} of {args.model} on {len(paths) - len(failed)} images")
+    count = len(paths) - len(failed)
+    echo(f"{args.out}: {args.method} of {args.model} on {count} image{'' if count == 1 else 's'}")
     return 1 if failed else 0
 
 
