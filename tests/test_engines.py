@@ -377,7 +377,7 @@ def test_workers_killed_in_every_phase_find_the_same(engine: str, finished: Path
     _same_end(out, finished)
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 @pytest.mark.timeout(900)
 def test_the_process_that_asks_is_stopped_and_killed_and_another_engine_goes_on(finished: Path, tmp_path: Path) -> None:
     out, chance = tmp_path / "run", random.Random(1)

@@ -564,16 +564,14 @@ def test_torch_compile_starts_anew_for_the_second_batch_size_and_no_further_one(
 @pytest.mark.parametrize(
     "frozen", [pytest.param(True, marks=pytest.mark.slow), pytest.param(False, marks=pytest.mark.extended)]
 )
-def test_compiled_as_the_docs_say_it_takes_several_batch_sizes(frozen: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch._inductor.config, "freezing", frozen)
+def test_compiled_as_the_docs_say_it_takes_several_batch_sizes(frozen: bool) -> None:
     torch.compiler.reset()
     model = make(spec=GLiTSpec(TINY48.blocks[1:2], 48, 3)).fuse()  # one local block
     compiled = torch.compile(model, fullgraph=True, dynamic=False)
-    with torch.no_grad():
+    with torch.no_grad(), torch._inductor.config.patch(freezing=frozen):
         for batch in (1, 3):
-            torch.testing.assert_close(
-                compiled(images(batch, 3, 64, 64)), model(images(batch, 3, 64, 64)), rtol=1e-4, atol=1e-4
-            )
+            x = images(batch, 3, 64, 64)
+            torch.testing.assert_close(compiled(x), model(x), rtol=1e-4, atol=1e-4)
 
 
 @needs_compiler
