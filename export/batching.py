@@ -1,4 +1,4 @@
-"""Dynamic batching: requests that arrive together share a run of the model. Knows arrays, not what they mean.
+"""Dynamic batching: requests that arrive together share a run of the model.
 
 One thread runs the model. It takes the first request that waits, and those that join it within a short delay.
 """

@@ -1,6 +1,6 @@
 """Requests and answers of the Open Inference Protocol (KServe v2) with its extensions for binary data and classes.
 
-It turns bodies into arrays and arrays into bodies; it knows no network and no model.
+Parses the body of a request into an array, and writes logits into the body of an answer.
 https://github.com/kserve/open-inference-protocol
 https://github.com/triton-inference-server/server/tree/main/docs/protocol
 """

@@ -1,6 +1,6 @@
-"""The models of `glit serve`: found, opened, and run in batches. It knows nothing of HTTP.
+"""Finds and opens the models of `glit serve`, and runs them in batches.
 
-A model's file is read once; what becomes of it on disk afterwards does not matter.
+A model's file is read once; later changes of the file have no effect.
 """
 
 from __future__ import annotations

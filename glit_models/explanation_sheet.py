@@ -135,7 +135,7 @@ def _map_sheet(classifier: Classifier, images: Images, explain: Callable[[Tensor
     rows = []
     for name, image in track(images, "explaining"):
         text, maps = explain(image[None].to(classifier.device))
-        rows.append((f"{name}\n{text}" if text else name, _picture(classifier.model, image), maps))
+        rows.append((f"{name}\n{text}" if text else name, _shown(classifier.model, image), maps))
     return lambda: _draw_maps(rows)
 
 
@@ -144,12 +144,12 @@ def _draw_maps(rows: Sequence[tuple[str, np.ndarray, Row]]) -> Any:
     columns = 1 + len(rows[0][2])
     figure = new_figure(figsize=(_CELL * columns, (_CELL + 0.35) * len(rows)))
     axes = figure.subplots(len(rows), columns, squeeze=False)
-    for line, (name, picture, maps) in zip(axes, rows, strict=True):
-        height, width = picture.shape[:2]
+    for line, (name, image, maps) in zip(axes, rows, strict=True):
+        height, width = image.shape[:2]
         for axis, (title, values) in zip(line, [(name, None), *maps], strict=True):
             axis.set_axis_off()
             axis.set_title(title, fontsize=6, parse_math=False)
-            axis.imshow(picture)
+            axis.imshow(image)
             if values is not None:
                 largest = max(float(values.max()), 1e-12)
                 box = (-0.5, width - 0.5, height - 0.5, -0.5)
@@ -159,7 +159,7 @@ def _draw_maps(rows: Sequence[tuple[str, np.ndarray, Row]]) -> Any:
     return figure
 
 
-def _picture(model: Any, image: Tensor) -> np.ndarray:
+def _shown(model: Any, image: Tensor) -> np.ndarray:
     """What the model sees, as colors: [C, height, width] -> [height, width, 3] from 0 to 1."""
     config = resolve_input_data_config(model, use_test_size=True)
     mean, std = (torch.tensor(config[key]).view(-1, 1, 1) for key in ("mean", "std"))

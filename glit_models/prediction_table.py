@@ -1,7 +1,7 @@
 """Predictions for many images in a file: CSV, JSON lines or Parquet, a row for each image, also for those that failed.
 
 Rows are kept in `FILE.part` as they are made, so that the same command goes on after a stop; the file itself is written
-whole at the end. It knows predictions, not models.
+whole at the end.
 """
 
 from __future__ import annotations

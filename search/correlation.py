@@ -1,7 +1,4 @@
-"""How well one order of networks predicts another: rank correlations with intervals.
-
-Numbers only: it knows no network, and not what was measured.
-"""
+"""How well one order of networks predicts another: rank correlations with intervals."""
 
 from __future__ import annotations
 

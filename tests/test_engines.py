@@ -356,7 +356,7 @@ def _kill_a_worker(process: subprocess.Popen[bytes], is_worker: Callable[[str], 
     return bool(found)
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("engine", ["local", "slurm"])
 def test_workers_killed_in_every_phase_find_the_same(engine: str, finished: Path, tmp_path: Path) -> None:

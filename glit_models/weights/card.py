@@ -80,11 +80,11 @@ def _usage(entry: WeightEntry, repo: str | None) -> str:
 import glit_models  # makes timm know the model
 import timm
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 model = timm.create_model("{source}", pretrained=True).eval()
 transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
-image = Image.open("image.png").convert("{"L" if entry.input_size[0] == 1 else "RGB"}")
+image = ImageOps.exif_transpose(Image.open("image.png")).convert("{"L" if entry.input_size[0] == 1 else "RGB"}")
 with torch.inference_mode():
     probabilities = model(transform(image).unsqueeze(0)).softmax(dim=-1)
 ```
