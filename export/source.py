@@ -99,8 +99,8 @@ def open_source(model: SpecTransformer | ModelSource | str | Path) -> ModelSourc
         loaded = load_model(model)
         assert loaded.folder is not None
         folder = loaded.folder.path.resolve()
-        own = f"{folder.parent.name}/model" if folder.name == "model" else folder.name  # of a run: RUN/model
-        name = own if Path(model).exists() else loaded.name
+        local = f"{folder.parent.name}/model" if folder.name == "model" else folder.name  # of a run: RUN/model
+        name = local if Path(model).exists() else loaded.name
         source = ModelSource(loaded.model, name, str(loaded.sha256))
     elif isinstance(model, SpecTransformer):
         own = copy.deepcopy(model).cpu().float().eval()
