@@ -82,7 +82,7 @@ def assert_is_small(model: torch.nn.Module, folder: Path) -> None:
     golden = load_file(folder / "golden.safetensors")
     assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
     with torch.inference_mode():
-        torch.testing.assert_close(model(golden["input"]), golden["logits"], atol=1e-5, rtol=0)
+        torch.testing.assert_close(model(golden["input"].float()), golden["logits"], atol=1e-5, rtol=0)
 
 
 def one_line(error: pytest.ExceptionInfo[WeightsError]) -> str:

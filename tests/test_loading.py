@@ -135,7 +135,7 @@ def test_the_loader_says_where_the_weights_are_from(tmp_path: Path) -> None:
     assert own.config["architecture"] == "glit_tiny"
     golden = load_file(tmp_path / "own" / "golden.safetensors")
     with torch.inference_mode():
-        torch.testing.assert_close(own.model(golden["input"]), golden["logits"], atol=1e-5, rtol=0)
+        torch.testing.assert_close(own.model(golden["input"].float()), golden["logits"], atol=1e-5, rtol=0)
     assert own.sha256 == sha256_of(tmp_path / "own" / "model.safetensors")
 
 

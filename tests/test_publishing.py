@@ -326,6 +326,16 @@ def test_shipping_adds_a_verified_entry_of_a_named_architecture_to_the_package(
     assert publish("glit_tiny.trained", folder=tmp_path / "out").entry is not None
 
 
+def test_shipping_weights_again_keeps_them_the_default(tmp_path: Path) -> None:
+    package = tmp_path / "weights"
+    package.mkdir()
+    (package / "registry.json").write_bytes((resolve.SHIPPED / "registry.json").read_bytes())
+    before = read_registry(package / "registry.json")
+    for name in ("glit_tiny.fractal1k", "glit_tiny.fashion_mnist"):
+        ship(name, name, package=package)
+    assert read_registry(package / "registry.json") == before
+
+
 # ---- verifying ----
 
 

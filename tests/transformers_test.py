@@ -36,7 +36,7 @@ def test_the_timm_wrapper_loads_a_published_folder_and_gives_its_golden_logits(p
     model = transformers.TimmWrapperForImageClassification.from_pretrained(published, dtype=torch.float32).eval()
     golden = load_file(published / "golden.safetensors")
     with torch.inference_mode():
-        logits = model(pixel_values=golden["input"]).logits
+        logits = model(pixel_values=golden["input"].float()).logits
     torch.testing.assert_close(logits, golden["logits"], atol=1e-4, rtol=0)
     assert tuple(model.config.id2label.values()) == CLASSES
 

@@ -89,7 +89,8 @@ with torch.inference_mode():
     probabilities = model(transform(image).unsqueeze(0)).softmax(dim=-1)
 ```
 
-`golden.safetensors` holds an `input` and the `logits` it must give; `glit verify {repo or "FOLDER"}` compares."""
+`golden.safetensors` holds an `input` (float16) and the float32 `logits` that it must give;
+`glit verify {repo or "FOLDER"}` compares."""
 
 
 def _training(entry: WeightEntry) -> str:

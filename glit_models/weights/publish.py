@@ -205,8 +205,9 @@ def ship(source: str, name: str, *, facts: Mapping[str, Any] | None = None, pack
         if spec != named_specs()[entry.architecture]:
             raise WeightsError(f"{source}: only the named architectures can be shipped, this is another spec")
         _copy_folder(staged, package / name)
-    entry = entry._replace(file=f"{name}/{WEIGHTS_FILE}")
-    entries = read_registry(package / "registry.json") | {name: entry}
+    entries = read_registry(package / "registry.json")
+    is_default = name in entries and entries[name].default
+    entries[name] = entry = entry._replace(file=f"{name}/{WEIGHTS_FILE}", default=is_default)
     write_text(package / "registry.json", to_json({key: value.to_dict() for key, value in entries.items()}))
     resolve.registry.cache_clear()
     return entry

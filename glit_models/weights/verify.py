@@ -86,7 +86,7 @@ def _check_golden(folder: WeightFolder) -> Check:
         golden = read_state_dict(path)
         model = load_folder(folder.path)
         with torch.inference_mode():
-            logits = model(golden["input"])
+            logits = model(golden["input"].float())
         difference = (logits - golden["logits"]).abs().max().item()
     except (GlitError, KeyError, RuntimeError) as error:
         return Check("golden logits", expected, first_line(error), False)
