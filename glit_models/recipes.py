@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import keyword
 import math
 import types
 import typing
@@ -23,6 +24,7 @@ from .runs.console import say
 __all__ = [
     "RECIPE_FILE",
     "Overrides",
+    "as_values",
     "build_recipe",
     "parse_overrides",
     "read_recipe",
@@ -125,7 +127,7 @@ def build_recipe(cls: type, data: Mapping[str, Any], prefix: str = "") -> Any:
     Raises:
         RecipeError: if a key is unknown, of which it names the nearest valid one, or a value of a wrong type.
     """
-    hints = typing.get_type_hints(cls)
+    hints = _hints(cls)
     values = {}
     for key, value in data.items():
         if key not in hints:
@@ -137,7 +139,17 @@ def build_recipe(cls: type, data: Mapping[str, Any], prefix: str = "") -> Any:
             values[key] = build_recipe(typing.cast(type, hints[key]), value, f"{prefix}{key}.")
         else:
             values[key] = _coerce(f"{prefix}{key}", hints[key], value)
-    return cls(**values)
+    return cls(**{f"{key}_" if keyword.iskeyword(key) else key: value for key, value in values.items()})
+
+
+def _hints(cls: type) -> dict[str, Any]:
+    """The type of each key. A key that is a word of Python's, such as `from`, has an underscore in its dataclass."""
+    return {name.rstrip("_"): hint for name, hint in typing.get_type_hints(cls).items()}
+
+
+def as_values(recipe: Any) -> dict[str, Any]:
+    """The plain values of a recipe, by the keys that YAML files have."""
+    return dataclasses.asdict(recipe, dict_factory=lambda items: {name.rstrip("_"): value for name, value in items})
 
 
 def _coerce(key: str, hint: Any, value: Any) -> Any:
@@ -177,7 +189,7 @@ def _coerce_items(key: str, hints: Sequence[Any], values: Sequence[Any]) -> tupl
 
 def to_yaml(recipe: Any) -> str:
     """Write a recipe as YAML with every default in it."""
-    return yaml.safe_dump(_as_lists(dataclasses.asdict(recipe)), sort_keys=False)
+    return yaml.safe_dump(_as_lists(as_values(recipe)), sort_keys=False)
 
 
 def _as_lists(value: Any) -> Any:
@@ -223,7 +235,7 @@ def read_stored_recipe(cls: type[R], folder: Path) -> R | None:
 
 def _split(cls: type, data: Mapping[str, Any], prefix: str = "") -> tuple[dict[str, Any], dict[str, Any]]:
     """The values of keys that a recipe has, and those of others by their full names."""
-    hints = typing.get_type_hints(cls)
+    hints = _hints(cls)
     known: dict[str, Any] = {}
     unknown: dict[str, Any] = {}
     for key, value in data.items():

@@ -74,6 +74,7 @@ class SearchRun:
         _ = self.stages[0].search  # raises on budgets that cannot be met
         if self.stages[0].fitness_class.needs_supernet:
             self.context.check_memory(space)
+            self.stages[0].check_start()
 
     def run(self) -> dict[str, Any] | None:
         """Search to the end and return the result, or None if stopped before it (by signal or `max_minutes`).

@@ -16,13 +16,21 @@ from typing import Any, Literal, final
 from glit_models import Spec
 from glit_models.errors import RecipeError, SearchError, WeightsError
 from glit_models.families import FAMILIES, family_of_architecture
-from glit_models.recipes import RECIPE_FILE, Overrides, build_recipe, read_recipe, read_stored_recipe, to_yaml
+from glit_models.recipes import (
+    RECIPE_FILE,
+    Overrides,
+    as_values,
+    build_recipe,
+    read_recipe,
+    read_stored_recipe,
+    to_yaml,
+)
 from glit_models.training.recipe import Recipe
 
 from .ask_tell import Search
 from .evolution import METHODS
 from .evolution_config import EvolutionConfig
-from .fitness import FITNESSES
+from .fitness import FITNESSES, Fitness
 from .named_spaces import load_space
 from .path_sampling import Sampling
 from .space import SearchSpace
@@ -72,6 +80,9 @@ class SupernetSection:
     sampling: Sampling = "uniform"  # which path a step takes: any, one within the budget, or see `BalancedSampler`
     paths: int = 1  # of a step: so many parts of its batch go through another network each
     train: TrainingKeys = field(default_factory=dict)  # keys of `train` that differ for the supernet
+    # Weights to start from: of one network, as MODEL.TAG, a weight folder or a repository; or of another supernet, as
+    # the folder of a search. For methods that search everything at once.
+    from_: str | None = None
 
 
 @final
@@ -104,6 +115,8 @@ class RetrainSection:
 
     top: int = 5  # networks that are trained in full
     train: TrainingKeys = field(default_factory=dict)  # keys of `train` that differ for them
+    # 'inherited': from the supernet's weights, those of the control and the ranking, too. For methods with one stage.
+    start: Literal["scratch", "inherited"] = "scratch"
     # Successive halving: {8: 1, 3: 3} trains the best 8 for one epoch each, the better 3 of them for three epochs, and
     # the best `top` of these in full, each time from scratch. Empty: the search's own best are trained in full at once.
     rungs: dict[int, int] = field(default_factory=dict)
@@ -209,6 +222,7 @@ class SearchRecipe:
         if len(self.method_class.stages) > 1:
             space.stage_one(**self.fixed)
         fitness = FITNESSES.find(self.fitness)  # raises on what is none
+        self._check_starts(fitness)
         if screen_images is not None and not fitness.can_screen:
             raise RecipeError(
                 f"evaluation.screen_images must be null for fitness {self.fitness}, which says nothing of single "
@@ -217,6 +231,17 @@ class SearchRecipe:
         for recipe in (self.supernet_recipe(), self.retrain_recipe(None)):
             _check_training(recipe, space)
         retrain.check_rungs(self.evolution.population, recipe.optim.epochs)
+
+    def _check_starts(self, fitness: type[Fitness]) -> None:
+        """Whether the supernet and what is retrained can start from weights."""
+        for key, value, is_set in (
+            ("supernet.from", self.supernet.from_, self.supernet.from_ is not None),
+            ("retrain.start", self.retrain.start, self.retrain.start == "inherited"),
+        ):
+            if is_set and len(self.method_class.stages) > 1:
+                raise RecipeError(f"{key}={value} needs a method with one stage, such as spos, not {self.method}")
+            if is_set and not fitness.needs_supernet:
+                raise RecipeError(f"{key}={value} needs a supernet, and fitness {self.fitness} has none")
 
     @property
     def method_class(self) -> type[Search]:
@@ -278,7 +303,7 @@ class SearchRecipe:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as they stand in YAML."""
-        return dataclasses.asdict(self)
+        return as_values(self)
 
     def to_yaml(self) -> str:
         """The whole recipe with every default of the search written out."""

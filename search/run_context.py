@@ -32,6 +32,7 @@ from .executors import Executor
 from .latency import Prepare, latency_budget
 from .recipe import SearchRecipe
 from .space import SearchSpace
+from .supernet import Supernet
 from .supernet_training import create_supernet
 from .tasks import KINDS, Task, read_json
 
@@ -220,7 +221,13 @@ class RunContext:
         values = {"recipe": recipe.to_dict(), "folder": str(out.relative_to(self.folder)), "score_on": score_on}
         return Task("train", values, title, is_collective=True)
 
-    def train(self, recipe: Recipe, out: Path, trainee: Trainee | None = None) -> dict[str, Any]:
+    def train(
+        self,
+        recipe: Recipe,
+        out: Path,
+        trainee: Trainee | None = None,
+        start: Callable[[], Mapping[str, torch.Tensor]] | None = None,
+    ) -> dict[str, Any]:
         """Train in a folder, from where it was stopped, and return the result. Raises Interrupted if stopped."""
 
         def read_result() -> dict[str, Any] | None:
@@ -232,7 +239,8 @@ class RunContext:
         if done is not None:
             return done
         trainer = Trainer(
-            recipe, out, self.device, self.stop.minutes_left, self.command, trainee=trainee, score_test=False
+            recipe, out, self.device, self.stop.minutes_left, self.command, trainee=trainee, score_test=False,
+            start=start,
         )  # fmt: skip
         result = trainer.run()
         if result is None:
@@ -280,6 +288,19 @@ class RunContext:
         batch_size = max(training.optim.batch_size, min(training.eval_batch_size, len(self.splits.validation)))
         check_memory(self.recipe.evaluation.memory_mb, space.depth, batch_size, self._image_bytes(space))
 
+    def load_supernet(self, space: SearchSpace, weights: Path) -> Supernet:
+        """The supernet whose weights are in a file, on the CPU. Raises SearchError if they cannot be read."""
+        supernet = create_supernet(space, self.recipe.supernet.sharing, self.supernet_recipe, self.num_classes)
+        try:
+            supernet.load_state_dict(load_file(weights))
+        except (OSError, SafetensorError, RuntimeError) as error:
+            result = weights.with_name("result.json")
+            raise SearchError(
+                f"{weights} is missing or damaged ({first_line(error)}); delete {result}, and the same command makes "
+                "it again from the last checkpoint"
+            ) from None
+        return supernet
+
     def evaluator(
         self,
         space: SearchSpace,
@@ -292,15 +313,7 @@ class RunContext:
         Every process has one of its own.
         """
         recipe = self.recipe.evaluation
-        supernet = create_supernet(space, self.recipe.supernet.sharing, self.supernet_recipe, self.num_classes)
-        try:
-            supernet.load_state_dict(load_file(weights))
-        except (OSError, SafetensorError, RuntimeError) as error:
-            result = weights.with_name("result.json")
-            raise SearchError(
-                f"{weights} is missing or damaged ({first_line(error)}); delete {result}, and the same command makes "
-                "it again from the last checkpoint"
-            ) from None
+        supernet = self.load_supernet(space, weights)
         feed = self.feed()
         steps = len(self.splits.train) // self.supernet_recipe.optim.batch_size
         num_calibration = max(min(recipe.calibration_batches, steps), 1)

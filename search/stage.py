@@ -36,7 +36,8 @@ from .retraining import Retrained, retrain
 from .run_context import RunContext
 from .screening import Confirmation, describe_noise
 from .space import SearchSpace
-from .supernet_training import SupernetTrainee
+from .starting import fill_supernet
+from .supernet_training import SupernetTrainee, create_supernet
 from .tasks import Task, read_json
 
 __all__ = ["Stage", "find_stage"]
@@ -146,6 +147,14 @@ class Stage:
         """The supernet's."""
         return self.folder / "supernet" / "model.safetensors"
 
+    def check_start(self) -> None:
+        """Whether the supernet can have the weights that it is to start from. Raises what `fill_supernet` raises."""
+        start = self.recipe.supernet.from_
+        if start is not None and not self.weights.is_file():
+            recipe, context = self.recipe, self.context
+            sharing = recipe.supernet.sharing
+            fill_supernet(create_supernet(self.space, sharing, recipe.supernet_recipe(), context.num_classes), start)
+
     def train_supernet(self) -> None:
         """Train it in this process, as far as that is not done."""
         recipe = self.recipe.supernet_recipe()
@@ -154,7 +163,7 @@ class Stage:
         if supernet.sampling == "budget":
             sampler = BudgetSampler(self.space, self.context.budgets, self.recipe.evolution.uniform_over)
         draw_paths = path_sampling(sampler, supernet.sampling, supernet.paths, recipe.seed)
-        trainee = SupernetTrainee(self.space, supernet.sharing, recipe, draw_paths)
+        trainee = SupernetTrainee(self.space, supernet.sharing, recipe, draw_paths, supernet.from_)
         self.context.train(recipe, self.folder / "supernet", trainee)
 
     # ---- the evolution ----

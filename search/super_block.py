@@ -5,7 +5,7 @@ Axes: B batch, N tokens, C channels of a token.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal, final
 
@@ -35,6 +35,13 @@ class _Taken:
     def get(self) -> Tensor:
         tensor: Tensor = getattr(self.owner, self.leaf)
         return tensor if self.taken is None else self.taken.of(tensor)
+
+    def put(self, values: Tensor) -> None:
+        tensor: Tensor = getattr(self.owner, self.leaf)
+        if self.taken is None:
+            tensor.copy_(values)
+        else:
+            self.taken.put(tensor, values)
 
 
 @final
@@ -101,6 +108,11 @@ class SuperBlock(nn.Module):
     def tensors(self, parts: BlockParts) -> dict[str, Tensor]:
         """The state dict of a block: parameters as slices that gradients flow through, buffers as views."""
         return {taken.name: taken.get() for taken in self._plan(parts)}
+
+    def fill(self, parts: BlockParts, state: Mapping[str, Tensor], prefix: str) -> None:
+        """Put the tensors of a block, whose names in `state` begin with `prefix`, where `tensors` takes them from."""
+        for taken in self._plan(parts):
+            taken.put(state[prefix + taken.name])
 
     def used(self, parts: BlockParts) -> Iterator[tuple[nn.Parameter, Slice | None]]:
         """The parameters that a block uses, each with what is taken of it; None for all."""

@@ -233,6 +233,22 @@ class Supernet(nn.Module):
         model.load_state_dict(state)
         return model.to(state["pos_embed"].device).train(self.training)
 
+    @torch.no_grad()
+    def fill(self, model: SpecTransformer) -> None:
+        """Put the weights of a network in the place from which it inherits: the inverse of `extract`.
+
+        A head of another number of classes is left out.
+
+        Raises:
+            SearchError: if it is no member of the space.
+        """
+        spec, state = self.space.canonical(model.spec), model.state_dict()
+        for name, taken in self._common_slices(spec.embed_dim).items():
+            if not name.startswith("head.") or model.num_classes == self.num_classes:
+                taken.put(self.net.get_parameter(name), state[name])
+        for index, choice in enumerate(spec.blocks):
+            self.blocks[index].fill(self.parts_of(index, choice, spec.embed_dim), state, f"blocks.{index}.")
+
     def partly_used(self) -> dict[nn.Parameter, tuple[Slice, ...]]:
         """The parameters of which this step's paths take a part only, each with the distinct parts that they take."""
         taken: dict[nn.Parameter, dict[Slice | None, None]] = {}

@@ -13,6 +13,7 @@ from glit_models.training import Recipe, Trainee
 from .path_optimizer import keep_to_paths
 from .path_sampling import DrawPaths
 from .space import SearchSpace
+from .starting import fill_supernet
 from .supernet import Sharing, Supernet
 
 __all__ = ["SupernetTrainee", "create_supernet"]
@@ -40,14 +41,20 @@ class SupernetTrainee(Trainee):
         recipe: of the training.
         draw_paths: the paths of each step; their number divides that of the parts into which each process cuts its
             share of a batch.
+        start: weights to start from, see `fill_supernet`; random ones unless given.
     """
 
-    def __init__(self, space: SearchSpace, sharing: Sharing, recipe: Recipe, draw_paths: DrawPaths) -> None:
+    def __init__(
+        self, space: SearchSpace, sharing: Sharing, recipe: Recipe, draw_paths: DrawPaths, start: str | None = None
+    ) -> None:
         self.space, self.sharing, self.recipe, self.draw_paths = space, sharing, recipe, draw_paths
+        self.start = start
 
     def create_model(self, num_classes: int) -> Supernet:
-        """The supernet, initialised."""
+        """The supernet with the weights that it starts from."""
         supernet = create_supernet(self.space, self.sharing, self.recipe, num_classes)
+        if self.start is not None:
+            fill_supernet(supernet, self.start)
         if self.recipe.model.grad_checkpointing:
             supernet.net.set_grad_checkpointing()
         return supernet

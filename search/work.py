@@ -49,7 +49,8 @@ def _train(context: RunContext, recipe: dict[str, Any], folder: str, score_on: s
     if context.stage is not None:
         context.stage.release()
     out = context.folder / folder
-    result = context.train(build_recipe(Recipe, recipe), out)
+    training: Recipe = build_recipe(Recipe, recipe)
+    result = context.train(training, out, start=_inherited(context, training))
     if score_on == "test":
         return {**result, "test_top1": _test_accuracy(context, out / "model")}
     if score_on == "second half":
@@ -57,6 +58,15 @@ def _train(context: RunContext, recipe: dict[str, Any], folder: str, score_on: s
         score = _score_model(context, out / "model", order[len(order) // 2 :])
         return {**result, "loss": score.loss, "top1": score.accuracy}
     return result
+
+
+def _inherited(context: RunContext, training: Recipe) -> Callable[[], dict[str, torch.Tensor]] | None:
+    """What gives a network the weights that it starts from, where they are the supernet's."""
+    spec = training.model.spec
+    if context.recipe.retrain.start == "scratch" or spec is None:
+        return None
+    stage = find_stage(context, context.recipe.method_class.stages[0])  # the only one
+    return lambda: context.load_supernet(stage.space, stage.weights).state_of(parse_spec(spec))
 
 
 @torch.inference_mode()

@@ -46,6 +46,7 @@ budget_sampler latency
 ask_tell path_sampling
 evolution super_block
 supernet
+starting
 evaluate path_optimizer
 fitness
 recipe

@@ -126,6 +126,11 @@ class Slice(NamedTuple):
         """The same values as a part of `tensor`, in the form of the box."""
         return tensor.view(self.view)[tuple(slice(*bounds) for bounds in self.box)]
 
+    def put(self, tensor: Tensor, values: Tensor) -> None:
+        """Write the smaller tensor's values into `tensor`, in place: the inverse of `of`."""
+        inside = self.inside(tensor)
+        inside.copy_(values.reshape(inside.shape))
+
 
 @dataclass(frozen=True)
 class Part(ABC):

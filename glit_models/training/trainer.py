@@ -11,7 +11,7 @@ import json
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -79,6 +79,7 @@ class Trainer:
         command: the command line of this run, for the model's record.
         trainee: what is trained, where that is not `recipe.model`.
         score_test: whether the test set is scored at the end.
+        start: makes the state dict that `recipe.model` starts from, in place of its own weights.
 
     Raises:
         RecipeError: if `out` holds a run of another recipe (names the key), or the data do not fit the recipe.
@@ -94,10 +95,12 @@ class Trainer:
         command: str | None = None,
         trainee: Trainee | None = None,
         score_test: bool = True,
+        start: Callable[[], Mapping[str, Tensor]] | None = None,
     ) -> None:
         self.recipe = recipe
         self.trainee = trainee
         self.score_test = score_test
+        self.start = start
         self.out = Path(out)
         self.stop = StopRequest(max_minutes)
         self.command = command
@@ -138,6 +141,8 @@ class Trainer:
         else:
             with self.accelerator.main_process_first():
                 self.model = setup.create_model(recipe.model, self.num_classes, bool(recipe.model.img_size_shares))
+            if self.start is not None:
+                self.model.load_state_dict(self.start())
         self.model.to(self.device)
         self.preprocessing = setup.resolve_preprocessing(self.model, recipe.data)
         decay = recipe.optim.ema_decay

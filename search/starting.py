@@ -1,0 +1,62 @@
+"""Trained weights that a supernet starts from: those of one network, or of another supernet."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from glit_models.errors import GlitError, SearchError, WeightsError, first_line
+from glit_models.model import checkpoint_filter_fn
+from glit_models.weights.loading import load_model
+
+from .supernet import Supernet
+
+__all__ = ["fill_supernet"]
+
+_WEIGHTS = "supernet/model.safetensors"  # in the folder of a stage
+_HEAD = ("head.weight", "head.bias")
+
+
+def fill_supernet(supernet: Supernet, source: str) -> None:
+    """Put trained weights into a supernet. Its position embedding is resampled to its images, as timm does.
+
+    Args:
+        supernet: what other weights it has stay as they are.
+        source: MODEL.TAG, a weight folder or a repository of a network of the supernet's space; or the folder of a
+            search, or of its only stage, whose supernet has tensors of the same shapes. The head is taken over if it
+            has as many classes.
+
+    Raises:
+        SearchError: if the network is no member of the space, or the supernet has other shapes.
+        WeightsError: if the weights cannot be read.
+    """
+    files = [path for path in (Path(source) / _WEIGHTS, Path(source) / "joint" / _WEIGHTS) if path.is_file()]
+    if files:
+        _fill_from_supernet(supernet, files[0])
+    else:
+        _fill_from_network(supernet, source)
+
+
+def _fill_from_network(supernet: Supernet, source: str) -> None:
+    try:
+        model = load_model(source).model
+    except GlitError as error:
+        raise type(error)(f"supernet.from: {error}") from None
+    if model.spec not in supernet.space:
+        raise SearchError(f"supernet.from: {source} is no network of the space that is searched")
+    model.set_input_size(supernet.net.patch_embed.img_size)
+    supernet.fill(model)
+
+
+def _fill_from_supernet(supernet: Supernet, path: Path) -> None:
+    net = supernet.net
+    try:
+        stored = {name.removeprefix("net."): tensor for name, tensor in load_file(path).items()}
+        state = checkpoint_filter_fn(stored, net)
+    except (OSError, SafetensorError, WeightsError) as error:
+        raise SearchError(f"supernet.from: {path} is no supernet of this space: {first_line(error)}") from None
+    if any(state[name].shape != net.get_parameter(name).shape for name in _HEAD if name in state):
+        state = {name: tensor for name, tensor in state.items() if name not in _HEAD}
+    net.load_state_dict(state, strict=False)  # but for the head nothing is missing
