@@ -13,6 +13,7 @@ from typing import Any
 
 from glit_models import Spec
 from glit_models.evaluate import accuracy_interval
+from glit_models.runs.console import show_seconds
 
 from .candidates import pareto_front
 from .correlation import Correlation
@@ -32,7 +33,6 @@ __all__ = [
     "show_accuracy",
     "show_correlation",
     "show_count",
-    "show_seconds",
 ]
 
 _GLOBAL, _LOCAL, _OTHER = "#2f6db5", "#e8833a", "#7a7f87"
@@ -46,15 +46,6 @@ def show_count(value: float) -> str:
     """A count in four digits: 1.473 G, 38.24 M, 950 k."""
     factor, unit = _unit(value)
     return f"{value / factor:.4g} {unit}".rstrip()
-
-
-def show_seconds(seconds: float) -> str:
-    """A duration, its two largest units: 2 h 5 min, 4 min 10 s, 12 s."""
-    whole = round(seconds)
-    if whole >= 3600:
-        minutes = round(seconds / 60)
-        return f"{minutes // 60} h {minutes % 60} min"
-    return f"{whole // 60} min {whole % 60} s" if whole >= 60 else f"{whole} s"
 
 
 def show_accuracy(accuracy: float | None, num_images: int = 0) -> str:

@@ -29,7 +29,7 @@ entry
 glit autoformer
 data
 predict
-explain
+explain embed
 evaluate prediction_table explanation_sheet
 training
 cli

@@ -113,6 +113,4 @@ def test_without_pyarrow_a_parquet_file_says_what_to_do(
 ):
     monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
     assert run(model, "out.parquet") == 2
-    assert capsys.readouterr().err == (
-        "glit: Parquet files are written by pyarrow: pip install pyarrow, or take .csv or .jsonl\n"
-    )
+    assert capsys.readouterr().err == ("glit: Parquet files need pyarrow: pip install pyarrow, or take .csv\n")

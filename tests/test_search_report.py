@@ -19,13 +19,14 @@ from glit_models.search import figures, findings, write_report
 from glit_models.search.candidates import pareto_front
 from glit_models.search.control import Control
 from glit_models.search.findings import Network
-from glit_models.search.panels import show_count, show_seconds
+from glit_models.search.panels import show_count
 from PIL import Image
 from search_folders import write_search
 
 from glit_models import GLIT_TINY
 from glit_models.errors import GlitError, SearchError, WriteError
 from glit_models.evaluate import accuracy_interval
+from glit_models.runs.console import show_seconds
 
 STAGE_FILES = findings._STAGE_FILES
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from .. import __version__
 from ..errors import GlitError, failure_of_machine
 from ..extensions import import_module
-from . import deploying, images, searching, training, weights
+from . import deploying, images, scoring, searching, training, weights
 from .common import Commands, echo, spelled
 
 __all__ = ["main"]
@@ -29,7 +29,8 @@ _COMMANDS: tuple[Callable[[Commands], None], ...] = (
     training.add_train,
     searching.add_search,
     training.add_finetune,
-    images.add_eval,
+    scoring.add_eval,
+    scoring.add_embed,
     weights.add_convert,
     weights.add_publish,
     weights.add_verify,

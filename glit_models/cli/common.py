@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -17,6 +18,7 @@ __all__ = [
     "add_device",
     "add_run_options",
     "echo",
+    "model_identity",
     "print_json",
     "print_table",
     "spelled",
@@ -86,6 +88,14 @@ def add_run_options(parser: argparse.ArgumentParser, set_help: str) -> None:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=set_help)
     add_device(parser)
     parser.add_argument("--max-minutes", type=float, metavar="M", help="save and leave after so long, with status 3")
+
+
+def model_identity(name: str) -> dict[str, str | None]:
+    """What tells a model from others in a file of results that is gone on with: its name, and a hash of its file."""
+    from ..weights.files import WEIGHTS_FILE, sha256_of
+
+    file = Path(name) / WEIGHTS_FILE if Path(name).is_dir() else Path(name)
+    return {"model": name, "sha256": sha256_of(file) if file.is_file() else None}
 
 
 def print_json(data: Any) -> None:

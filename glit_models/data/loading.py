@@ -31,6 +31,8 @@ __all__ = ["Batches", "eval_loader", "part_positions", "train_parts"]
 class Batches:
     """The batches of a `DataLoader` (images [b, C, H, W] float32, labels [b] int64), and the errors of its workers.
 
+    Labels are whatever the data set's are, collated.
+
     Iterating raises DataError for an image that cannot be read, in a worker too, for a worker that has died, and if
     fewer images come than `stream`, where it is given, promises.
     """
@@ -43,7 +45,7 @@ class Batches:
     def __len__(self) -> int:
         return self.length
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def __iter__(self) -> Iterator[tuple[Tensor, Any]]:
         others = set(multiprocessing.active_children())
         batches: Any = iter(self.loader)
         _workers.update(set(multiprocessing.active_children()) - others)

@@ -12,7 +12,7 @@ from ..errors import printable
 if TYPE_CHECKING:
     from rich.progress import Progress, ProgressColumn
 
-__all__ = ["MinuteLines", "progress_bar", "say", "track"]
+__all__ = ["MinuteLines", "progress_bar", "say", "show_seconds", "track"]
 
 T = TypeVar("T")
 _EVERY = 60.0  # seconds
@@ -59,7 +59,20 @@ def track(items: Iterable[T], description: str, total: int | None = None) -> Ite
 
 
 def _with_lines(items: Iterable[T], description: str, total: int | None) -> Iterator[T]:
-    lines = MinuteLines()
+    lines, began = MinuteLines(), time.monotonic()
     for number, item in enumerate(items):
-        lines.say(f"{description}: {f'{100 * number // total} %' if total else number}")
+        if total and number:
+            left = show_seconds((time.monotonic() - began) * (total - number) / number)
+            lines.say(f"{description}: {100 * number // total} %, {left} left")
+        else:
+            lines.say(f"{description}: {number}")
         yield item
+
+
+def show_seconds(seconds: float) -> str:
+    """A duration, its two largest units: 2 h 5 min, 4 min 10 s, 12 s."""
+    whole = round(seconds)
+    if whole >= 3600:
+        minutes = round(seconds / 60)
+        return f"{minutes // 60} h {minutes % 60} min"
+    return f"{whole // 60} min {whole % 60} s" if whole >= 60 else f"{whole} s"

@@ -20,13 +20,11 @@ from PIL import Image
 from timm.data import resolve_data_config
 
 from ..data import Splits, open_splits
-from ..data.loading import eval_loader
+from ..data.readable import readable_batches, refuse_broken
 from ..data.sources import find_part, open_source
 from ..errors import Argument, DataError, GlitError, Message, RecipeError, first_line
 from ..evaluate import accuracy_interval
 from ..recipes import Overrides, parse_overrides
-from ..runs.console import track
-from ..runs.files import write_text
 from ..runs.processes import multiplies_bf16
 from ..weights import loading
 from ..weights.files import ENTRY_FILE
@@ -56,7 +54,6 @@ _STEPS_PER_EPOCH = 12
 _MANY_IMAGES = 10_000
 _FEW_IMAGES = 1000
 _IMBALANCE = 3  # times the images of another class
-_MOST_NAMED = 5  # broken images in a message
 _FIXED = (
     "data.dataset", "data.root", "data.download", "data.input_key", "data.target_key", "data.fractals",
     "data.train_on_validation",
@@ -310,24 +307,6 @@ def _check_classifier(recipe: Recipe, num_classes: int) -> None:
 # ---- before and after the training ----
 
 
-class _Readable:
-    """Empty images with label 1 in place of those that cannot be read, and 0 of the others."""
-
-    def __init__(self, dataset: Any) -> None:
-        self.dataset = dataset
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        empty = Image.new("RGB", (1, 1))
-        try:
-            self.dataset[index]
-        except DataError:
-            return empty, 1
-        return empty, 0
-
-
 def _no_image(image: Image.Image) -> torch.Tensor:
     return torch.zeros(0)
 
@@ -342,25 +321,12 @@ def check_images(splits: Splits, listing: Path) -> None:
         DataError: if some cannot be read; names them.
     """
     broken: list[str] = []
-    total = 0
-    for dataset in filter(None, (splits.train, splits.validation, splits.test)):
+    datasets = [dataset for dataset in (splits.train, splits.validation, splits.test) if dataset is not None]
+    for dataset in datasets:
         num_workers = min(_count_cores(), 8) if len(dataset) >= _FEW_IMAGES else 0
-        batches = track(eval_loader(_Readable(dataset), _no_image, 16, num_workers), "reading the images")
-        bad = torch.cat([labels for _, labels in batches]).nonzero().flatten().tolist()
-        total += len(dataset)
-        for index in bad:
-            try:
-                dataset[index]
-            except DataError as error:
-                broken.append(str(error))
-    if not broken:
-        return
-    broken.sort()
-    named = "; ".join(broken[:_MOST_NAMED])
-    if len(broken) > _MOST_NAMED:
-        write_text(listing, "\n".join(broken) + "\n", parents=True)
-        named += f"; ...; all are listed in {listing}"
-    raise DataError(f"{len(broken)} of {total:,} images cannot be used, mend or remove them: {named}")
+        for _, _, reasons in readable_batches(dataset, _no_image, 16, num_workers, "reading the images"):
+            broken += filter(None, reasons)
+    refuse_broken(broken, sum(map(len, datasets)), listing)
 
 
 def describe_score(result: dict[str, Any], splits: Splits) -> list[str]:

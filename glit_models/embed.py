@@ -1,0 +1,229 @@
+"""Images as feature vectors: what a model's head is given of each image, in memory or in a file.
+
+Axes: B batch, D features.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .data import Subset
+from .data.image_files import find_images, open_image
+from .data.labelled import open_labelled
+from .data.readable import readable_batches
+from .data.sources import Stream, find_part
+from .errors import DataError, GlitError, WeightsError
+from .predict import Classifier
+from .runs import row_table
+from .runs.files import whole_file
+from .runs.row_table import Row, Rows, import_pyarrow, part_of, write_csv, write_parquet
+
+__all__ = ["ImageSet", "check_embedding", "embed", "open_images", "pooled_features", "write_embedding"]
+
+_SPLITS = ("train", "validation", "test")
+_NOT_IMAGES = (".tar",)  # files that hold a data set
+
+
+# ---- which images ----
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Images with a name each, and a label where they have one.
+
+    Args:
+        images: map-style pairs of (RGB PIL image, anything); raises DataError for one that cannot be read.
+    """
+
+    names: Sequence[str]
+    labels: Sequence[str | None]
+    images: Any
+
+
+class _Files:
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self.paths = paths
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        return open_image(self.paths[index]), 0
+
+
+def open_images(
+    data: str, root: str | os.PathLike[str] | None = None, split: str | None = None, **options: Any
+) -> ImageSet:
+    """All images of a folder, with or without classes, or a data set by name.
+
+    Args:
+        data: an image, a folder of images in any order, or what `open_labelled` takes. The label of an image is the
+            first folder below `data` that it lies in, or below `data`'s folder of a split; None where there is none.
+        root, split, options: see `open_labelled`. Without `split`, all images of a folder are taken.
+
+    Raises:
+        DataError: if there is no such data set or split, or no image.
+    """
+    path = Path(data)
+    if split is not None and root is None and path.is_dir():
+        part = find_part(path, split)
+        if part is None:
+            raise DataError(f"{data} has no {split} folder")
+        path = part
+    if root is not None or not path.exists() or path.suffix.lower() in _NOT_IMAGES:
+        return _open_named(data, root, split, options)
+    paths = find_images([str(path)])
+    splits = [part for part in (find_part(path, name) for name in _SPLITS) if part is not None]
+    return ImageSet([str(file) for file in paths], [_label(file, path, splits) for file in paths], _Files(paths))
+
+
+def _open_named(data: str, root: str | os.PathLike[str] | None, split: str | None, options: Any) -> ImageSet:
+    opened = open_labelled(data, root, split, **options)
+    if isinstance(opened.source, Stream):
+        raise DataError(f"{data} is read as a stream without an index; embed a folder or a data set that has one")
+    names = [opened.image_name(index) for index in range(len(opened.source))]
+    known = getattr(opened.source, "labels", None)
+    labels = [None] * len(names) if known is None else [opened.class_names[label] for label in known]
+    return ImageSet(names, labels, opened.source)
+
+
+def _label(file: Path, folder: Path, splits: Sequence[Path]) -> str | None:
+    for place in (*splits, folder):
+        if file.is_relative_to(place):
+            return next(iter(file.relative_to(place).parts[:-1]), None)
+    return None
+
+
+# ---- their features ----
+
+
+def pooled_features(model: Any, images: Tensor) -> Tensor:
+    """Preprocessed images [B, C, height, width] -> features [B, D] float32: what the head's last layer is given."""
+    return model.forward_head(model.forward_features(images), pre_logits=True).flatten(1).float()
+
+
+def embed(
+    classifier: Classifier, images: Any, batch_size: int = 32, num_workers: int = 0, doing: str = "embedding"
+) -> Iterator[tuple[Tensor, Tensor, Sequence[str]]]:
+    """The features of a data set's images, batch by batch, with a progress bar on a terminal.
+
+    Args:
+        classifier: a model of timm's and its preprocessing.
+        images: map-style pairs of (RGB PIL image, label), or a `Stream`.
+
+    Yields:
+        Features [B, D] float32 on the CPU, labels [B], and for each image why it could not be read, or ''. The features
+        of a broken image are NaN, and its label is -1.
+
+    Raises:
+        GlitError: if the model has no features.
+        WeightsError: if it gives numbers that are not finite.
+    """
+    model = classifier.model
+    if not hasattr(model, "forward_head"):
+        raise GlitError("this model has no features before its head; take another one")
+    for batch, labels, reasons in readable_batches(images, classifier.transform, batch_size, num_workers, doing):
+        with torch.inference_mode():
+            pooled = pooled_features(model, batch.to(classifier.device))
+        features = pooled.cpu().clone()  # outside of inference mode, so that it can be trained on
+        if not bool(features.isfinite().all()):
+            raise WeightsError("the model's features are not finite: its weights are damaged, or its numbers overflow")
+        features[torch.tensor([bool(reason) for reason in reasons])] = torch.nan
+        yield features, labels, reasons
+
+
+# ---- a file of them ----
+
+
+def check_embedding(out: Path) -> None:
+    """Raises GlitError if `out` could not be written: before the work, not after it."""
+    row_table.check_table(out, _WRITERS, "a file of features")
+    beside = out.with_suffix(".csv")
+    if out.suffix == ".npy" and beside.exists() and not part_of(out).exists():
+        raise GlitError(f"{beside}, which lists the images of {out}, exists; remove it or give another name")
+
+
+def write_embedding(
+    out: Path, classifier: Classifier, data: ImageSet, about: Mapping[str, Any], batch_size: int = 32,
+    num_workers: int = 0,
+) -> tuple[int, int]:  # fmt: skip
+    """Write the features of images, or go on with a file that was begun.
+
+    Args:
+        out: `.npy`, with the images listed in a CSV file beside it; `.csv`; or `.parquet`. Has passed
+            `check_embedding`. Each image has a row, with NaN or nothing for features where it could not be read.
+        about: what makes the features what they are, such as the model: a begun file of another one is refused.
+
+    Returns:
+        How many images it has, and how many of them could not be read.
+
+    Raises:
+        GlitError, WriteError: see `row_table.write_table`; and as `embed`.
+    """
+
+    def make(left: Sequence[int]) -> Iterator[Row]:
+        positions = iter(left)
+        for features, _, reasons in embed(classifier, Subset(data.images, left), batch_size, num_workers):
+            for row, reason in zip(features.numpy(), reasons, strict=True):
+                index = next(positions)
+                head = {"image": data.names[index], "label": data.labels[index]}
+                yield head | ({"error": reason} if reason else {"features": base64.b64encode(row).decode()})
+
+    def write(path: Path, rows: Rows) -> None:
+        _WRITERS[out.suffix](path, out, rows)
+
+    return row_table.write_table(out, data.names, make, about, write)
+
+
+def _features(row: Row) -> np.ndarray | None:
+    """[D] float32; None of an image that could not be read."""
+    text = row.get("features")
+    return None if text is None else np.frombuffer(base64.b64decode(text), np.float32)
+
+
+def _num_features(rows: Rows) -> int:
+    return next((len(features) for features in map(_features, rows()) if features is not None), 0)
+
+
+def _write_npy(path: Path, out: Path, rows: Rows) -> None:
+    columns = ("image", "label", "error")
+    with whole_file(out.with_suffix(".csv")) as beside:
+        write_csv(beside, columns, ({key: row.get(key) for key in columns} for row in rows()))
+    count, width = sum(1 for _ in rows()), _num_features(rows)
+    with path.open("wb") as file:
+        header = {"descr": "<f4", "fortran_order": False, "shape": (count, width)}
+        np.lib.format.write_array_header_1_0(file, header)
+        for features in map(_features, rows()):
+            file.write((np.full(width, np.nan, np.float32) if features is None else features).tobytes())
+
+
+def _write_csv(path: Path, out: Path, rows: Rows) -> None:
+    names = [f"feature_{index}" for index in range(_num_features(rows))]
+
+    def flat(row: Row) -> Row:
+        features = _features(row)
+        values = () if features is None else map(str, features)
+        return {key: row.get(key) for key in ("image", "label", "error")} | dict(zip(names, values, strict=False))
+
+    write_csv(path, ("image", "label", *names, "error"), map(flat, rows()))
+
+
+def _write_parquet(path: Path, out: Path, rows: Rows) -> None:
+    pyarrow, _ = import_pyarrow()
+    types = dict.fromkeys(("image", "label", "features", "error"), pyarrow.string())
+    types["features"] = pyarrow.list_(pyarrow.float32())
+    write_parquet(path, types, (row | {"features": _features(row)} for row in rows()))
+
+
+_WRITERS: dict[str, Callable[[Path, Path, Rows], None]] = {
+    ".npy": _write_npy, ".csv": _write_csv, ".parquet": _write_parquet,
+}  # fmt: skip

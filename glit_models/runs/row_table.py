@@ -1,0 +1,157 @@
+"""Tables with a row for each image, CSV, JSON lines or Parquet, that are made row by row and survive a stop.
+
+Rows are kept in `FILE.part` as they are made, so that the same command goes on after a stop; the table itself is
+written whole at the end. Rows are read one at a time: memory holds the names of the images, never all rows.
+"""
+
+from __future__ import annotations
+
+import csv
+import importlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from ..errors import GlitError, WriteError, first_line
+from .console import track
+from .files import whole_file
+
+__all__ = ["Row", "Rows", "check_table", "import_pyarrow", "write_csv", "write_jsonl", "write_parquet", "write_table"]
+
+Row = dict[str, Any]  # 'image', its name; 'error' where it could not be read
+Rows = Callable[[], Iterator[Row]]  # reads them anew with each call
+
+_CHUNK = 1 << 16  # bytes
+_GROUP = 1000  # rows of a Parquet file that are in memory together
+
+
+def part_of(out: Path) -> Path:
+    """The file of the rows that are made so far."""
+    return out.with_name(f"{out.name}.part")
+
+
+def check_table(out: Path, suffixes: Iterable[str], what: str) -> None:
+    """Raises GlitError if a table `out` of `what` could not be written: before the work, not after it."""
+    if out.suffix not in suffixes:
+        raise GlitError(f"{out}: {what} ends in one of {', '.join(suffixes)}")
+    if out.exists() or not out.parent.is_dir():
+        way_out = "it exists; remove it or give another name" if out.exists() else "its folder is missing"
+        raise GlitError(f"{out} cannot be written: {way_out}")
+    if out.suffix == ".parquet":
+        import_pyarrow()
+
+
+def write_table(
+    out: Path, names: Iterable[str], make: Callable[[Sequence[int]], Iterable[Row]], about: Mapping[str, Any],
+    write: Callable[[Path, Rows], None], doing: str | None = None,
+) -> tuple[int, int]:  # fmt: skip
+    """Make a row for each image and write a table of them, or go on with one that was begun.
+
+    Args:
+        out: the table; has passed `check_table`.
+        names: of the images. make: positions among them -> their rows, in order.
+        about: what makes the rows what they are, such as the model: a begun table of another one is refused.
+        write: writes the rows to a path.
+        doing: a word for a progress bar; without one `make` shows its own.
+
+    Returns:
+        How many images the table has, and how many of them failed.
+
+    Raises:
+        GlitError: if the rows that are there are of other settings.
+        WriteError: if the table cannot be written; the rows made so far stay.
+    """
+    part = part_of(out)
+    wanted = {name: index for index, name in enumerate(names)}
+    done = {row["image"] for row in _begin(part, dict(about))}
+    left = [index for name, index in wanted.items() if name not in done]
+    try:
+        with part.open("a", encoding="utf-8") as file:
+            for row in track(make(left), doing, len(left)) if doing else make(left):
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                file.flush()
+    except OSError as error:
+        raise WriteError(f"{part} cannot be written: {error.strerror or first_line(error)}") from None
+
+    def rows() -> Iterator[Row]:
+        return (row for row in _rows(part) if row["image"] in wanted)
+
+    with whole_file(out) as temporary:
+        write(temporary, rows)
+    failed = sum("error" in row for row in rows())
+    part.unlink()
+    return len(wanted), failed
+
+
+def _begin(part: Path, about: Row) -> Iterator[Row]:
+    """Start the file of rows, or check that it is of the same settings and cut off what a kill left of a row."""
+    try:
+        end = _end_of_lines(part) if part.is_file() else 0
+        if not end:
+            part.write_text(json.dumps(about) + "\n", encoding="utf-8")
+            return iter(())
+        with part.open("r+b") as file:
+            if json.loads(file.readline()) != about:
+                raise GlitError(f"{part} was begun with another model or other options; remove it or give another name")
+            file.truncate(end)
+    except OSError as error:
+        raise WriteError(f"{part} cannot be written: {error.strerror}") from None
+    except ValueError:
+        raise GlitError(f"{part} is damaged; remove it") from None
+    return _rows(part)
+
+
+def _end_of_lines(path: Path) -> int:
+    """The position after the last line break; 0 if there is none."""
+    with path.open("rb") as file:
+        end = file.seek(0, 2)
+        while end:
+            start = max(end - _CHUNK, 0)
+            file.seek(start)
+            found = file.read(end - start).rfind(b"\n")
+            if found >= 0:
+                return start + found + 1
+            end = start
+    return 0
+
+
+def _rows(part: Path) -> Iterator[Row]:
+    with part.open(encoding="utf-8") as file:
+        next(file)  # the settings
+        yield from map(json.loads, file)
+
+
+# ---- the formats ----
+
+
+def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write rows of plain values; a row without a column has an empty cell there."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write rows as lines of JSON."""
+    with path.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def write_parquet(path: Path, types: Mapping[str, Any], rows: Iterator[Mapping[str, Any]]) -> None:
+    """Write rows of the columns `types`, each of a type of pyarrow's; what a row lacks is null."""
+    pyarrow, parquet = import_pyarrow()
+    with parquet.ParquetWriter(path, pyarrow.schema(list(types.items()))) as writer:
+        while group := list(islice(rows, _GROUP)):
+            columns = {name: pyarrow.array([row.get(name) for row in group], kind) for name, kind in types.items()}
+            writer.write_table(pyarrow.table(columns))
+
+
+def import_pyarrow() -> tuple[Any, Any]:
+    """pyarrow and pyarrow.parquet. Raises GlitError if they are missing."""
+    try:
+        return importlib.import_module("pyarrow"), importlib.import_module("pyarrow.parquet")
+    except ImportError:
+        raise GlitError("Parquet files need pyarrow: pip install pyarrow, or take .csv") from None
