@@ -19,10 +19,9 @@ import numpy as np
 import torch
 
 from .data.labelled import LabelledSplit, match_classes
-from .data.loading import eval_loader
+from .data.readable import readable_batches, refuse_broken
 from .errors import GlitError, WeightsError
 from .predict import Classifier
-from .runs.console import track
 from .runs.figures import new_figure, save_png
 
 __all__ = [
@@ -162,23 +161,27 @@ class Evaluation:
 # ---- counting ----
 
 
-def evaluate(classifier: Classifier, data: LabelledSplit, batch_size: int = 250, num_workers: int = 0) -> Evaluation:
+def evaluate(
+    classifier: Classifier, data: LabelledSplit, batch_size: int = 250, num_workers: int = 0,
+    listing: Path = Path("broken-images.txt"),
+) -> Evaluation:  # fmt: skip
     """Score a classifier on all images, with a progress bar on a terminal.
 
     Args:
         data: its classes are found among the model's by `match_classes`.
         batch_size: images at a time; it changes the speed, not the scores.
         num_workers: processes that load images; 0 loads them in this one.
+        listing: a file for the names of broken images, if they are too many for a message.
 
     Raises:
-        DataError: if the classes do not fit, or an image cannot be read; names it.
+        DataError: if the classes do not fit, or images cannot be read; names them all.
         WeightsError: if the model gives NaN.
         GlitError: if there is not enough memory on the device.
     """
     num_classes = len(classifier.class_names)
     model_names = classifier.class_names if classifier.has_names else None
     labels, matched_by = match_classes(data.name, data.class_names, model_names, num_classes)
-    batches = track(eval_loader(data.source, classifier.transform, batch_size, num_workers), "scoring")
+    batches = readable_batches(data.source, classifier.transform, batch_size, num_workers, "scoring")
     tally = _Tally(classifier, data, np.array(labels))
     started = time.perf_counter()
     try:
@@ -188,6 +191,7 @@ def evaluate(classifier: Classifier, data: LabelledSplit, batch_size: int = 250,
             f"{batch_size} images at a time do not fit on {classifier.device}; a smaller batch size may"
         ) from None
     seconds = time.perf_counter() - started
+    refuse_broken(tally.broken, len(data.source), listing)
     return Evaluation(
         class_names=model_names or data.class_names,
         confusion=tally.confusion,
@@ -210,11 +214,15 @@ class _Tally:
         self.confusion = np.zeros((num_classes, num_classes), np.int64)
         self.correct_top = 0
         self.times: list[tuple[int, float]] = []  # images, and seconds of the model alone, of each batch
+        self.broken: list[str] = []  # what is wrong with each image that cannot be read
 
     @torch.inference_mode()
     def count(self, batches: Iterable[Any]) -> None:
-        """Add images [B, C, H, W] and their labels [B]."""
-        for images, labels in batches:
+        """Add images [B, C, H, W], their labels [B] and why they are broken; after a broken one only look for more."""
+        for images, labels, reasons in batches:
+            self.broken += filter(None, reasons)
+            if self.broken:
+                continue
             images = images.to(self.classifier.device)
             started = time.perf_counter()
             logits = self.classifier.model(images)  # [B, K]

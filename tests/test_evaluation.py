@@ -278,14 +278,25 @@ def test_data_that_are_none_are_one_line(
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_an_unreadable_image_is_named_and_none_put_in_its_place(
-    workers: int, cats_and_dogs: Path, table: None, capsys: pytest.CaptureFixture[str]
+def test_unreadable_images_are_all_named_and_none_put_in_their_place(
+    workers: int,
+    cats_and_dogs: Path,
+    table: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    broken = cats_and_dogs / "dog" / "002.png"
-    broken.write_bytes(broken.read_bytes()[:50])
-    assert f"glit: {broken}: " in complaint(capsys, cats_and_dogs, "--workers", str(workers))
-    broken.write_text("no image")
-    assert f"glit: {broken}: not an image" in complaint(capsys, cats_and_dogs, "--workers", str(workers))
+    options = ("--workers", str(workers), "--batch-size", "1")
+    first, last = cats_and_dogs / "cat" / "000.png", cats_and_dogs / "dog" / "002.png"
+    first.write_bytes(first.read_bytes()[:40])
+    last.write_text("no image")
+    line = complaint(capsys, cats_and_dogs, *options)
+    assert f"2 of 4 images cannot be used, mend or remove them: {first}: " in line
+    assert f"; {last}: not an image" in line
+    monkeypatch.chdir(cats_and_dogs.parent)
+    for number in range(5):
+        (cats_and_dogs / "cat" / f"{number}.png").touch()
+    assert complaint(capsys, cats_and_dogs, *options).endswith("; ...; all are listed in broken-images.txt\n")
+    assert len(Path("broken-images.txt").read_text().splitlines()) == 7
 
 
 # ---- whose class is whose ----
