@@ -20,6 +20,7 @@ from .evolution import METHODS
 from .fitness import FITNESSES, Fitness, InheritedAccuracy
 from .named_spaces import load_space
 from .ranking import Ranking
+from .relative_budget import read_references
 from .space import SearchSpace
 
 __all__ = ["COSTS", "Findings", "Network", "StageFindings", "read_findings"]
@@ -155,6 +156,8 @@ def read_findings(folder: Path) -> Findings:
     recipe = _read(folder / "recipe.yaml", _recipe)
     if recipe is None:
         raise SearchError(f"{folder} is no search: it has no recipe.yaml")
+    for name, reference in read_references(folder).items():
+        recipe["budget"][name] = (reference.low, reference.high)
     names = _stage_names(folder, recipe["method"])
     return Findings(
         **recipe,

@@ -25,6 +25,7 @@ from .control import Control
 from .executors import Executor
 from .latency import Prepare
 from .recipe import SearchRecipe
+from .relative_budget import write_references
 from .retraining import Retrained
 from .run_context import Interrupted, RunContext
 from .stage import Stage
@@ -90,7 +91,10 @@ class SearchRun:
             return result
         lock = lock_folder(self.out) if context.rank == 0 else nullcontext()
         with lock, context.executor or nullcontext(), context.stop:
+            for name, reference in context.references.items():
+                context.say(f"glit: {name} {reference}")
             if context.rank == 0:
+                write_references(context.references, self.out)
                 write_text(self.out / RECIPE_FILE, self.recipe.to_yaml())
             context.wait()
             try:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -45,10 +46,32 @@ TrainingKeys = dict[str, Any]  # of a training recipe, section by section
 @final
 @dataclass(frozen=True)
 class Bounds:
-    """Of a cost, both included; without either it is only recorded."""
+    """Of a cost, both included; without either it is only recorded. Either `low` and `high`, or `like` and `within`."""
 
     low: float | None = None
     high: float | None = None
+    like: str | None = None  # a model of timm or of this package, at the recipe's image size and number of classes
+    within: float | str | None = None  # how far a cost may differ from that of `like`: 5 %
+
+    def check(self, key: str) -> None:
+        """Raises RecipeError on what cannot be. `key`: of this section."""
+        if (self.like is None) != (self.within is None):
+            raise RecipeError(f"{key}.like and {key}.within need each other, got {self.like!r} and {self.within!r}")
+        if self.like is not None and (self.low, self.high) != (None, None):
+            raise RecipeError(
+                f"{key} takes low and high, or like and within, not both; to replace all: "
+                f'--set "{key}={{like: {self.like}, within: {self.within}}}"'
+            )
+        if self.within is not None and not 0 < self.percent < 100:
+            raise RecipeError(f"{key}.within must be a percentage above 0 and below 100, got {self.within!r}")
+
+    @property
+    def percent(self) -> float:
+        """`within` as a number; not a number if it is none."""
+        try:
+            return float(str(self.within).strip().removesuffix("%"))
+        except ValueError:
+            return math.nan
 
 
 @final
@@ -217,6 +240,8 @@ class SearchRecipe:
         ):  # fmt: skip
             if not valid:
                 raise RecipeError(f"{key} must be {bound}, got {value!r}")
+        for name in ("macs", "params", "latency_ms"):
+            getattr(self.budget, name).check(f"budget.{name}")
         space = self.load_space()
         object.__setattr__(self, "fixed", {**(space.spec_class.first_stage or {}), **self.fixed})
         if len(self.method_class.stages) > 1:
@@ -318,6 +343,9 @@ class SearchRecipe:
         retrain = self._training_recipe("retrain.train", self.retrain.train).to_dict()
         supernet = self._training_recipe("supernet.train", self.supernet.train).to_dict()
         values["space"] = self.load_space().to_dict()
+        for name, bounds in values["budget"].items():
+            if bounds["like"] is not None:
+                bounds["within"] = getattr(self.budget, name).percent
         values["train"] = retrain
         values["supernet"]["train"] = _difference(retrain, supernet)
         del values["train"]["seed"], values["retrain"]["train"]  # said elsewhere

@@ -30,7 +30,8 @@ from .dispatch import dispatch
 from .evaluate import Evaluator, Images, check_memory
 from .executors import Executor
 from .latency import Prepare, latency_budget
-from .recipe import SearchRecipe
+from .recipe import Bounds, SearchRecipe
+from .relative_budget import resolve_budgets
 from .space import SearchSpace
 from .supernet import Supernet
 from .supernet_training import create_supernet
@@ -101,7 +102,10 @@ class RunContext:
         with self.accelerator.main_process_first():
             self.splits = open_data(self.supernet_recipe)
         _check_splits(self.splits)
-        self.budgets = self._make_budgets(runtimes or {})
+        self.budgets, self.references = resolve_budgets(
+            self._make_budgets(runtimes or {}), recipe.budget, folder, self.supernet_recipe.model.img_size,
+            self.num_classes,
+        )  # fmt: skip
 
     @property
     def num_classes(self) -> int:
@@ -114,7 +118,7 @@ class RunContext:
             macs_budget(budget.macs.low, budget.macs.high, size, self.num_classes),
             params_budget(budget.params.low, budget.params.high, size, self.num_classes),
         ]
-        if budget.latency_ms.low is not None or budget.latency_ms.high is not None:
+        if budget.latency_ms != Bounds():
             budgets.append(self._latency_budget(runtimes))
         return budgets
 

@@ -50,7 +50,7 @@ starting
 evaluate path_optimizer
 fitness
 recipe
-supernet_training retraining
+supernet_training retraining relative_budget
 run_context
 division
 stage
