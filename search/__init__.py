@@ -27,6 +27,7 @@ from .named_spaces import (
     global_only,
     load_space,
 )
+from .nsga2 import Nsga2
 from .pipeline import SearchRun
 from .rank import rank_networks
 from .ranking import Ranking
@@ -51,6 +52,7 @@ __all__ = [
     "EvolutionConfig",
     "Executor",
     "Fitness",
+    "Nsga2",
     "RandomSearch",
     "Ranking",
     "Search",

@@ -41,6 +41,8 @@ class Search(ABC):
         stages: names of a search's stages, and of their folders (class attribute).
         stage_work: how often a stage has the epochs and generations that the recipe gives (class attribute).
         uses_surrogate: whether `proposals` concerns the method (class attribute).
+        seeks_front: whether cheap networks count as well as accurate ones, so that a comparison by fitness alone must
+            not drop them (class attribute).
         description: what the method does, a sentence for the report (class attribute).
         space: where networks are taken from.
         config: the settings.
@@ -62,6 +64,7 @@ class Search(ABC):
     stages: ClassVar[tuple[str, ...]] = ("joint",)
     stage_work: ClassVar[int] = 1
     uses_surrogate: ClassVar[bool] = True
+    seeks_front: ClassVar[bool] = False
     description: ClassVar[str] = ""
 
     def __init__(
@@ -182,6 +185,14 @@ class Search(ABC):
     def front(self, cost: str) -> list[Candidate]:
         """The Pareto front of fitness against a budget's cost, cheapest first. Raises SearchError on another name."""
         return self._candidates.front(cost)
+
+    def finalists(self, candidates: Sequence[Candidate], count: int) -> list[Candidate]:
+        """The `count` networks that are trained by themselves at the end.
+
+        Args:
+            candidates: those with a fitness, best first.
+        """
+        return list(candidates[:count])
 
     @abstractmethod
     def propose(self) -> None:

@@ -43,29 +43,34 @@ class Evolution(Search):
     def propose(self) -> None:
         """Children of the best networks, and random ones."""
         if self.candidates:
-            parents = [candidate.spec for candidate in self.top(self.config.num_parents)]
+            parents = self.parents()
             mutate, cross = self._mutation_of(parents), self._crossover_of(parents)
             self.add_children("mutation", self.config.num_mutation, mutate)
             missing = self.add_children("crossover", self.config.num_crossover, cross)
             self.add_children("mutation", missing, mutate)
         self.add_random()
 
+    def parents(self) -> Sequence[Spec]:
+        """The networks from which the next ones are made."""
+        return [candidate.spec for candidate in self.top(self.config.num_parents)]
+
+    def pick(self, specs: Sequence[Spec]) -> Spec:
+        """One of these parents, at random."""
+        return specs[draw_below(self.rng, len(specs))]
+
     def _mutation_of(self, parents: Sequence[Spec]) -> Callable[[], Spec]:
         num_blocks = self.config.mutated_blocks
         if num_blocks is None:
-            return lambda: self.space.mutate(self._pick(parents), self.config.mutation_prob, self.rng)
-        return lambda: self.space.redraw_blocks(self._pick(parents), num_blocks, self.rng)
+            return lambda: self.space.mutate(self.pick(parents), self.config.mutation_prob, self.rng)
+        return lambda: self.space.redraw_blocks(self.pick(parents), num_blocks, self.rng)
 
     def _crossover_of(self, parents: Sequence[Spec]) -> Callable[[], Spec]:
         def make() -> Spec:
-            a = self._pick(parents)
+            a = self.pick(parents)
             others = [spec for spec in parents if spec.depth == a.depth and spec != a]
-            return self.space.crossover(a, self._pick(others), self.rng) if others else a  # a is not new
+            return self.space.crossover(a, self.pick(others), self.rng) if others else a  # a is not new
 
         return make
-
-    def _pick(self, specs: Sequence[Spec]) -> Spec:
-        return specs[draw_below(self.rng, len(specs))]
 
 
 @final
@@ -102,16 +107,16 @@ class AutoFormerEvolution(Evolution):
     def _mutation_of(self, parents: Sequence[Spec]) -> Callable[[], Spec]:
         config = self.config
         return lambda: self.space.mutate(
-            self._pick(parents), config.mutation_prob, self.rng, config.depth_prob, config.width_prob, redraw=True
+            self.pick(parents), config.mutation_prob, self.rng, config.depth_prob, config.width_prob, redraw=True
         )
 
     def _crossover_of(self, parents: Sequence[Spec]) -> Callable[[], Spec]:
         def make() -> Spec:
-            a, b = self._pick(parents), self._pick(parents)
+            a, b = self.pick(parents), self.pick(parents)
             for _ in range(_TRIES):
                 if a.depth == b.depth:
                     break
-                a, b = self._pick(parents), self._pick(parents)
+                a, b = self.pick(parents), self.pick(parents)
             return self.space.crossover(a, b if a.depth == b.depth else a, self.rng)
 
         return make

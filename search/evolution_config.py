@@ -33,6 +33,7 @@ class EvolutionConfig:
         proposals: networks that are proposed for each one of a generation, once some are scored. A linear surrogate,
             fitted to all scores so far, picks among them. Of a small space every network that is left is proposed,
             which predictions make cheap. 1: those that are proposed are evaluated.
+        objectives: for `nsga2`, the costs to be kept low besides a high fitness: macs, params, latency_ms.
         uniform_over: what random networks are uniform over; see `SearchSpace.sample`.
         max_draws: draws for one random network within budgets, where draws are needed.
 
@@ -54,8 +55,12 @@ class EvolutionConfig:
     width_prob: float = 0.4
     mutated_blocks: float | None = 2.0
     proposals: int = 1
+    objectives: tuple[str, ...] = ("macs",)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "objectives", tuple(self.objectives))  # JSON has lists
+        if not self.objectives or len(set(self.objectives)) < len(self.objectives):
+            raise SearchError(f"objectives must be one cost or several different ones, got {list(self.objectives)}")
         numbers = (
             "population",
             "generations",

@@ -246,6 +246,11 @@ class SearchRecipe:
         object.__setattr__(self, "fixed", {**(space.spec_class.first_stage or {}), **self.fixed})
         if len(self.method_class.stages) > 1:
             space.stage_one(**self.fixed)
+        if self.method_class.seeks_front and (screen_images is not None or retrain.rungs):
+            key = "evaluation.screen_images" if screen_images is not None else "retrain.rungs"
+            raise RecipeError(
+                f"{key} cannot be set for method {self.method}: cheap networks of the front would be lost"
+            )
         fitness = FITNESSES.find(self.fitness)  # raises on what is none
         self._check_starts(fitness)
         if screen_images is not None and not fitness.can_screen:
@@ -272,6 +277,11 @@ class SearchRecipe:
     def method_class(self) -> type[Search]:
         """The method. Raises SearchError if there is none of that name."""
         return METHODS.find(self.method)
+
+    @property
+    def costs_in_view(self) -> tuple[str, ...]:
+        """The costs that the method keeps low, beside the budget."""
+        return self.evolution.objectives if self.method_class.seeks_front else ()
 
     def load_space(self) -> SearchSpace:
         """The space that all stages lie in."""

@@ -47,6 +47,7 @@ def retrain(
     initial: Sequence[Spec],
     known: Sequence[Retrained],
     train: Train,
+    pick: Callable[[Sequence[Candidate], int], list[Candidate]],
 ) -> list[Retrained]:
     """Train the best candidates by themselves; returns them with the best one first.
 
@@ -58,12 +59,14 @@ def retrain(
         candidates: of the stage, those with a fitness; among them all of `initial`.
         initial: networks that the stage began with.
         known: what was trained in full before; it is not trained again.
+        train: trains networks.
+        pick: see `Search.finalists`; where there are rungs, these pick.
     """
     given = [candidate for candidate in candidates if candidate.spec in initial]
     if recipe.retrain.rungs:
         best = _pass_rungs(recipe, folder, [c for c in candidates.ranked() if c not in given], train)
     else:
-        best = candidates.ranked()[: recipe.retrain.top]
+        best = pick(candidates.ranked(), recipe.retrain.top)
     best += [candidate for candidate in given if candidate not in best]
     trained = {network.spec: (network.accuracy, network.folder) for network in known}
     places = {candidate.spec: place for place, candidate in enumerate(best, 1) if candidate.spec not in trained}

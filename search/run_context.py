@@ -118,7 +118,7 @@ class RunContext:
             macs_budget(budget.macs.low, budget.macs.high, size, self.num_classes),
             params_budget(budget.params.low, budget.params.high, size, self.num_classes),
         ]
-        if budget.latency_ms != Bounds():
+        if budget.latency_ms != Bounds() or "latency_ms" in self.recipe.costs_in_view:
             budgets.append(self._latency_budget(runtimes))
         return budgets
 

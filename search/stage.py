@@ -102,7 +102,10 @@ class Stage:
             title = f"{self.name}: training the supernet, {self.space.size:.4g} networks in one"
             context.run([Task("supernet", {"stage": self.name}, title, is_collective=True)])
         self._evolve()
-        retrained = retrain(self.recipe, self.folder, self.candidates, self._initial, self._known, self._train_all)
+        retrained = retrain(
+            self.recipe, self.folder, self.candidates, self._initial, self._known, self._train_all,
+            self.search.finalists,
+        )  # fmt: skip
         if context.rank == 0:
             entries = [{**self._describe(r.spec), "fitness": r.fitness, "accuracy": r.accuracy,
                         "images": len(context.splits.validation),

@@ -1,9 +1,12 @@
 """What a search promises: nothing twice, nothing outside, an end, the same future from a state, better than chance."""
 
 import json
+import math
 import random
+import statistics
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 from glit_models.search import (
     METHODS,
@@ -19,6 +22,7 @@ from glit_models.search import (
     macs_budget,
     params_budget,
 )
+from glit_models.search.nsga2 import Nsga2, crowding_distances, front_ranks, hypervolume
 from glit_models.search.surrogate import Surrogate
 from spaces import AUTOFORMER, PRODUCT, SMALL_SPACES, TIED, random_space
 
@@ -27,7 +31,8 @@ from glit_models.errors import SearchError
 
 SMALL = {"population": 8, "generations": 4, "num_parents": 3, "num_mutation": 3, "num_crossover": 3}
 MIDDLE = [macs_budget(1.3e9, 1.4e9), params_budget()]
-methods = pytest.mark.parametrize("method", METHODS.values(), ids=list(METHODS))
+# Those that need no costs; NSGA-II has tests of its own.
+methods = pytest.mark.parametrize("method", [method for method in METHODS.values() if not method.seeks_front])
 
 
 def separable(space: SearchSpace, seed: int) -> tuple[Callable[[GLiTSpec], float], float]:
@@ -342,7 +347,7 @@ def test_a_method_of_ones_own_is_a_module_and_a_name() -> None:
     for name, message in (
         (
             "climb",
-            "unknown search method 'climb'; known: autoformer, evolution, hierarchical, random, spos, or module:N",
+            "unknown search method 'climb'; known: autoformer, evolution, hierarchical, nsga2, random, spos, or ",
         ),
         (f"{__name__}:Idle", f"search method '{__name__}:Idle' lacks propose"),
         (f"{__name__}:SMALL", f"search method '{__name__}:SMALL' must be a Search, got dict"),
@@ -453,3 +458,96 @@ def test_an_answer_that_makes_no_sense_is_refused_and_changes_nothing() -> None:
 def test_settings_are_a_value_with_the_defaults_of_the_paper() -> None:
     config = Evolution(PRODUCT).config
     assert config == EvolutionConfig(50, 20, 10, 0.1, 25, 25, mutated_blocks=2.0)
+
+
+# ---- NSGA-II ----
+
+# 24 points; ranks, distances and hypervolume below are pymoo 0.6.2's, its distances times the number of objectives.
+POINTS = np.array(
+    [[37, 29], [27, 46], [23, 45], [33, 16], [2, 41], [11, 56], [36, 5], [19, 49], [5, 58], [4, 45], [32, 20], [13, 32],
+     [28, 20], [39, 20], [19, 37], [23, 36], [20, 55], [32, 39], [28, 34], [13, 60], [18, 25], [33, 13], [34, 30],
+     [4, 28]], dtype=float,
+)  # fmt: skip
+RANKS = [2, 4, 3, 1, 0, 2, 0, 3, 2, 1, 1, 1, 0, 2, 2, 2, 4, 3, 2, 3, 0, 0, 2, 0]
+DISTANCES = [
+    0.4102, np.inf, 1.1604, np.inf, np.inf, 0.9644, np.inf, 1.2406, np.inf, np.inf, 1.2414, 1.8276, 0.7745, np.inf,
+    0.8793, 0.3437, np.inf, np.inf, 0.4814, np.inf, 0.9281, 0.6520, 0.3963, 0.9150,
+]  # fmt: skip
+FRONT = {"population": 20, "generations": 12, "num_mutation": 10, "num_crossover": 10}
+
+
+def test_fronts_and_distances_are_those_of_pymoo() -> None:
+    ranks = front_ranks(POINTS)
+    assert ranks.tolist() == RANKS
+    distances = np.zeros(len(POINTS))
+    for rank in set(RANKS):
+        distances[ranks == rank] = crowding_distances(POINTS[ranks == rank])
+    np.testing.assert_allclose(distances, DISTANCES, atol=1e-4)
+    assert hypervolume(POINTS, (41, 71)) == 1881
+
+
+def test_fronts_and_distances_are_those_of_the_pymoo_that_is_installed() -> None:
+    sorting = pytest.importorskip("pymoo.util.nds.non_dominated_sorting").NonDominatedSorting()
+    metrics = pytest.importorskip("pymoo.operators.survival.rank_and_crowding.metrics")
+    for seed in range(20):
+        points = np.random.default_rng(seed).random((40, 2 + seed % 2))
+        fronts, ranks = sorting.do(points, return_rank=True)
+        assert front_ranks(points).tolist() == ranks.tolist()
+        for front in (front for front in fronts if len(front) > 2):  # smaller ones are all ends
+            theirs = points.shape[1] * metrics.calc_crowding_distance(points[front])
+            np.testing.assert_allclose(crowding_distances(points[front]), theirs)
+
+
+def test_what_dominates_nothing_and_equals_is_of_one_front() -> None:
+    assert front_ranks(np.array([[1.0, 1.0], [1.0, 1.0], [2.0, 1.0]])).tolist() == [0, 0, 1]
+    assert front_ranks(np.zeros((0, 2))).tolist() == []
+    assert hypervolume(np.array([[1.0, 1.0], [3.0, 0.5]]), (2, 2)) == 1  # the second is beyond the reference
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_nsga_2_covers_more_of_the_front_than_evolution_and_chance_do(seed: int) -> None:
+    quality, _ = separable(glit(), seed)
+
+    def accuracy(spec: GLiTSpec) -> float:  # size helps, too, as it does in truth
+        return quality(spec) + 20 * math.log(count_macs(spec) / 1e9)
+
+    rng = random.Random(seed)
+    drawn = [glit().sample(rng) for _ in range(50)]
+    reference = (-statistics.mean(map(accuracy, drawn)), max(map(count_macs, drawn)))
+
+    def volume(method: type[Search]) -> float:
+        search = run(method(glit(), [macs_budget()], seed=seed, num_parents=5, **FRONT), accuracy)
+        return hypervolume(np.array([[-c.fitness, c.costs["macs"]] for c in search.candidates]), reference)
+
+    found = volume(Nsga2)
+    assert found > 1.05 * volume(Evolution)
+    assert found > 1.05 * volume(RandomSearch)
+
+
+def test_the_networks_that_nsga_2_leaves_to_be_trained_lie_along_its_front() -> None:
+    accuracy, _ = separable(glit(), 0)
+    search = run(Nsga2(glit(), [macs_budget(), params_budget()], objectives=["macs"], **FRONT), accuracy)
+    front = search.front("macs")
+    finalists = search.finalists(search.top(len(search.candidates)), 4)
+    assert [finalists[0], finalists[-1]] == [front[-1], front[0]]
+    assert len(finalists) == 4
+    assert all(candidate in front for candidate in finalists)
+    assert search.finalists(search.top(1), 4) == search.top(1)
+
+
+def test_nsga_2_goes_on_from_its_state_as_if_it_had_never_stopped() -> None:
+    accuracy, _ = separable(glit(), 0)
+    whole = run(Nsga2(glit(), MIDDLE, **SMALL), accuracy)
+    parts = Nsga2(glit(), MIDDLE, **SMALL)
+    while specs := parts.ask():
+        for spec in specs:
+            parts.tell(spec, accuracy(spec))
+        parts = Nsga2.from_state(json.loads(json.dumps(parts.state_dict())), glit(), MIDDLE)
+    assert parts.candidates == whole.candidates
+
+
+def test_an_objective_that_is_no_cost_of_the_search_is_refused() -> None:
+    with pytest.raises(SearchError, match="objectives must be among macs, params, got 'latency_ms'"):
+        Nsga2(glit(), MIDDLE, objectives=["latency_ms"])
+    with pytest.raises(SearchError, match="objectives must be one cost or several different ones"):
+        Nsga2(glit(), MIDDLE, objectives=["macs", "macs"])

@@ -45,6 +45,7 @@ budget screening dispatch
 budget_sampler latency
 ask_tell path_sampling
 evolution super_block
+nsga2
 supernet
 starting
 evaluate path_optimizer

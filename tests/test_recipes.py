@@ -174,3 +174,11 @@ def test_a_damaged_recipe_of_a_run_is_named(text: str, message: str, tmp_path: P
     (tmp_path / RECIPE_FILE).write_text(text)
     with pytest.raises(RecipeError, match=message):
         refuse_other_recipe(load_recipe("smoke"), tmp_path)
+
+
+def test_a_front_is_not_thinned_out_by_accuracy_alone() -> None:
+    for key in ("evaluation.screen_images=100", "retrain.rungs={8: 1}"):
+        with pytest.raises(
+            RecipeError, match="cannot be set for method nsga2: cheap networks of the front would be lost"
+        ):
+            load_search_recipe("smoke", ["method=nsga2", key])
