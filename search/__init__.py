@@ -12,6 +12,7 @@ from .correlation import Correlation, kendall
 from .evolution import METHODS, AutoFormerEvolution, Evolution, RandomSearch
 from .evolution_config import EvolutionConfig
 from .executors import EXECUTORS, Executor
+from .extract import Extracted, extract_networks
 from .fitness import FITNESSES, Fitness, Setting
 from .latency import latency_budget
 from .named_spaces import (
@@ -51,6 +52,7 @@ __all__ = [
     "Evolution",
     "EvolutionConfig",
     "Executor",
+    "Extracted",
     "Fitness",
     "Nsga2",
     "RandomSearch",
@@ -65,6 +67,7 @@ __all__ = [
     "autoformer_base",
     "autoformer_small",
     "autoformer_tiny",
+    "extract_networks",
     "extremes",
     "glit",
     "glit_conv2d",

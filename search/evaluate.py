@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from glit_models import Spec
+from glit_models import Spec, SpecTransformer
 from glit_models.errors import SearchError
 
 from .supernet import Supernet
@@ -190,6 +190,20 @@ class Evaluator:
             for spec, y in self._walk(tree, x, ("search", number), None):
                 parts.setdefault(spec, []).append(F.cross_entropy(self._classify(y), labels, reduction="none"))
         return torch.stack([torch.cat(parts[spec]) for spec in specs]).double().cpu()
+
+    @torch.no_grad()
+    def extract(self, spec: Spec) -> SpecTransformer:
+        """The network by itself, in evaluation mode, with the weights and the statistics under which it is scored.
+
+        Raises:
+            SearchError: if it is no member of the space.
+        """
+        spec = self._prepare([spec])[0]
+        model = self.supernet.extract(spec)
+        for index, prefix in enumerate(prefixes_of(spec)):
+            statistics = {f"blocks.{index}.{name}": tensor for name, tensor in self._statistics[prefix].items()}
+            model.load_state_dict(statistics, strict=False)
+        return model.eval()
 
     def _prepare(self, specs: Sequence[Spec]) -> list[Spec]:
         """These networks as members, with the statistics of their blocks."""

@@ -1,18 +1,53 @@
-"""A search's folder as the pipeline writes it, with accuracies made up. No assertions."""
+"""A search's folder as the pipeline writes it, with accuracies made up, and the start of a real one. No assertions."""
 
 import json
 import math
 import random
 from pathlib import Path
 
+import pytest
 import yaml
-from glit_models.search import Evolution, RandomSearch, SearchSpace, extremes, glit, macs_budget
+from glit_models.search import (
+    Evolution,
+    RandomSearch,
+    SearchRun,
+    SearchSpace,
+    extremes,
+    glit,
+    load_search_recipe,
+    macs_budget,
+)
 from glit_models.search.control import Control
 from glit_models.search.ranking import Ranked, compare
+from glit_models.search.recipe import SearchRecipe
+from glit_models.search.run_context import Interrupted
 
 from glit_models import GLiTSpec, count_macs, count_params
 
 IMG_SIZE, NUM_CLASSES = 32, 10
+FIXTURES = Path(__file__).parent / "fixtures"
+RECIPE = str(FIXTURES / "search.yaml")
+SHORT = (
+    f"train.data.root={FIXTURES / 'fashion-mnist'}", "train.data.limit=60", "train.checkpoint_minutes=1",
+    "train.optim.epochs=1", "supernet.train.optim.epochs=2", "evolution.generations=2", "retrain.top=1",
+)  # fmt: skip
+
+
+def short_recipe(*overrides: str) -> SearchRecipe:
+    """A real search of a few seconds."""
+    return load_search_recipe(RECIPE, [*SHORT, *overrides])
+
+
+def begin_search(folder: Path, *overrides: str) -> Path:
+    """A real search that was stopped when the evolution of its first stage was over."""
+
+    def stop(*_: object) -> None:
+        raise Interrupted("the test")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("glit_models.search.stage.retrain", stop)
+        SearchRun(short_recipe(*overrides), folder, "cpu", command="glit search short").run()
+    return folder
 
 
 def describe(spec: GLiTSpec) -> dict:

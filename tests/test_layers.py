@@ -59,6 +59,7 @@ prediction
 work pipeline rank
 worker
 findings
+extract
 panels
 figures page
 evidence

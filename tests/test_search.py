@@ -574,9 +574,9 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path, capsys: pytest
 def test_the_command_says_how_it_is_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     for arguments, message in (
         (["smoke"], "takes a recipe and --out DIR"),
-        (["report"], "takes the folder of a search"),
-        (["rank", str(tmp_path), "--set", "seed=1"], "takes the folder of a search, and neither --out nor --set"),
-        (["smoke", "--out", str(tmp_path), "--networks", "3"], "are for `glit search rank DIR`"),
+        (["report"], "glit search report needs DIR, the folder of a search"),
+        (["rank", str(tmp_path), "--set", "seed=1"], "glit search rank takes no --set; it is for `glit search`"),
+        (["smoke", "--out", str(tmp_path), "--networks", "3"], "takes no --networks; it is for `glit search rank`"),
         (["report", str(tmp_path)], "recipe.yaml"),
         (["nothing", "--out", str(tmp_path)], "no recipe 'nothing': not a file, and the shipped ones are"),
     ):

@@ -1,4 +1,4 @@
-"""The command that searches, reports and ranks: search."""
+"""The command that searches, and those around a search: report, rank, extract."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import SearchError
-from .common import Commands, add_command, add_run_options, echo, print_json
+from .common import Commands, add_command, add_run_options, echo, print_json, print_table
 
 if TYPE_CHECKING:
     import torch
@@ -24,12 +24,17 @@ def add_search(commands: Commands) -> None:
     parser = add_command(
         commands, "search", _run_search,
         "Search for a network; the same command again goes on where it stopped. `glit search report DIR` shows a "
-        "search in a page, `glit search rank DIR` measures how far its supernet can be trusted.",
+        "search in a page, `glit search rank DIR` measures how far its supernet can be trusted, `glit search extract "
+        "DIR --out FOLDER` writes networks with the weights that they inherit.",
         {f"data.{key}": f"train.data.{key}" for key in ("root", "download", "hold_out", "num_workers")},
     )  # fmt: skip
-    parser.add_argument("what", metavar="RECIPE", help="name of a shipped recipe, path of a YAML file; report; rank")
-    parser.add_argument("folder", metavar="DIR", nargs="?", type=Path, help="of the search, after report and rank")
-    parser.add_argument("--out", metavar="DIR", type=Path, help="folder of the search")
+    parser.add_argument(
+        "what", metavar="RECIPE", help="name of a shipped recipe, path of a YAML file; or report, rank, extract"
+    )
+    parser.add_argument(
+        "folder", metavar="DIR", nargs="?", type=Path, help="of the search, after report, rank, extract"
+    )
+    parser.add_argument("--out", metavar="DIR", type=Path, help="folder of the search; extract: of the model")
     add_run_options(parser, "override, such as evolution.generations=10")
     parser.add_argument(
         "--engine", metavar="E", help="who does the work: local, ray, slurm, module:Name (this process)"
@@ -38,23 +43,49 @@ def add_search(commands: Commands) -> None:
     parser.add_argument("--address", metavar="HOST:PORT", help="of a Ray cluster (that of this machine)")
     parser.add_argument("--engine-options", nargs="+", default=[], metavar="KEY=VALUE", help="such as num_gpus=1")
     parser.add_argument("--networks", type=int, metavar="N", help="rank: how many to train from scratch (10)")
-    parser.add_argument("--stage", help="rank: whose supernet (that of the last stage)")
+    parser.add_argument("--stage", help="rank, extract: whose supernet (that of the last stage)")
+    parser.add_argument("--place", type=int, metavar="N", help="extract: the network in this place; the best has 1")
+    parser.add_argument(
+        "--front", metavar="COST", help="extract: those that none beats at less macs, params, latency_ms"
+    )
+    parser.add_argument("--spec", metavar="FILE", help="extract: the network of a JSON file")
+
+
+# What the commands around a search take, besides --device; a search itself takes what stands at ''.
+_TAKES = {
+    "": ("out", "set", "max_minutes", "engine"),
+    "report": ("folder",),
+    "rank": ("folder", "networks", "stage", "max_minutes", "engine"),
+    "extract": ("folder", "out", "stage", "place", "front", "spec"),
+}
+_NEEDS = ("folder", "out")
 
 
 def _run_search(args: argparse.Namespace) -> int:
-    if args.what in ("report", "rank"):
-        if args.folder is None or args.out is not None or args.set:
-            raise SearchError(f"glit search {args.what} takes the folder of a search, and neither --out nor --set")
-        return _run_search_report(args) if args.what == "report" else _run_search_rank(args)
-    if args.out is None or args.folder is not None:
-        raise SearchError("glit search takes a recipe and --out DIR")
-    if args.networks is not None or args.stage is not None:
-        raise SearchError("--networks and --stage are for `glit search rank DIR`")
+    command = args.what if args.what in _TAKES else ""
+    _check_options(args, command)
+    return _RUN[command](args)
+
+
+def _check_options(args: argparse.Namespace, command: str) -> None:
+    """Raises SearchError if a command lacks what it needs, or was given what it does not take."""
+    name, takes = f"glit search {command}".strip(), _TAKES[command]
+    for option in dict.fromkeys(option for options in _TAKES.values() for option in options):
+        given = getattr(args, option) not in (None, False, [])
+        flag = "DIR, the folder of a search" if option == "folder" else f"--{option.replace('_', '-')}"
+        if given and option not in takes:
+            takers = ", ".join(f"`glit search {other}`" for other, options in _TAKES.items() if option in options)
+            raise SearchError(f"{name or 'glit search'} takes no {flag}; it is for {takers.replace(' `', '`')}")
+        if option in _NEEDS and option in takes and not given:
+            raise SearchError(f"{name} needs {flag}" if command else "glit search takes a recipe and --out DIR")
+
+
+def _run_recipe(args: argparse.Namespace) -> int:
     from glit_models.search import SearchRun, load_search_recipe
 
-    command = shlex.join(["glit", "search", args.what, *(word for text in args.set for word in ("--set", text))])
     recipe = load_search_recipe(args.what, args.set)
     executor = _open_executor(args, args.out)
+    command = _command(args.what, args.set)
     run = SearchRun(recipe, args.out, _pick_device(args), args.max_minutes, command, _runtimes(recipe), executor)
     result = run.run()
     if result is not None and run.context.rank == 0:
@@ -64,6 +95,11 @@ def _run_search(args: argparse.Namespace) -> int:
         echo(f"    glit info {args.out / 'winner.json'}")
         echo(f"    glit predict IMAGE --model {args.out / 'model'}")
     return run.context.stop.exit_status if result is None else 0
+
+
+def _command(what: str, overrides: list[str], *options: str) -> str:
+    """The command line, for the records of what is trained."""
+    return shlex.join(["glit", "search", what, *options, *(word for text in overrides for word in ("--set", text))])
 
 
 def _pick_device(args: argparse.Namespace) -> torch.device | str | None:
@@ -105,14 +141,14 @@ def _runtimes(recipe: SearchRecipe) -> dict[str, Callable[..., Callable[[], obje
     return {"onnx": onnx_runner}
 
 
-def _run_search_report(args: argparse.Namespace) -> int:
+def _run_report(args: argparse.Namespace) -> int:
     from glit_models.search import write_report
 
     echo(f"the report is {write_report(args.folder)}")
     return 0
 
 
-def _run_search_rank(args: argparse.Namespace) -> int:
+def _run_rank(args: argparse.Namespace) -> int:
     from glit_models.search import rank_networks
     from glit_models.search.recipe import read_recipe_of
 
@@ -127,3 +163,34 @@ def _run_search_rank(args: argparse.Namespace) -> int:
         return stop.exit_status
     print(ranking)
     return 0
+
+
+def _run_extract(args: argparse.Namespace) -> int:
+    from glit_models.search import extract_networks
+    from glit_models.search.recipe import read_recipe_of
+
+    options = ("stage", "place", "front", "spec")
+    choices = [
+        word for name in options if (value := getattr(args, name)) is not None for word in (f"--{name}", str(value))
+    ]
+    extracted = extract_networks(
+        args.folder, args.out, stage=args.stage, place=args.place, front=args.front, spec=args.spec,
+        device=_pick_device(args), command=_command("extract", [], str(args.folder), *choices),
+        runtimes=_runtimes(read_recipe_of(args.folder)),
+    )  # fmt: skip
+    costs = list(extracted[0].costs)
+    rows = [
+        [str(network.folder), *(f"{network.costs[cost]:,.12g}" for cost in costs), f"{network.accuracy:.2f}"]
+        for network in extracted
+    ]
+    columns = [(name, "right") for name in (*costs, "top-1 on the search set, %")]
+    print_table("Networks with inherited weights", [("model", "left"), *columns], rows)
+    return 0
+
+
+_RUN: dict[str, Callable[[argparse.Namespace], int]] = {
+    "": _run_recipe,
+    "report": _run_report,
+    "rank": _run_rank,
+    "extract": _run_extract,
+}

@@ -16,7 +16,7 @@ from ..weights.files import ENTRY_FILE
 from ..weights.folder import save_folder, to_json
 from .recipe import Recipe
 
-__all__ = ["record_scores", "save_model"]
+__all__ = ["data_name", "record_scores", "save_model"]
 
 _MOST_COUNTED = 10  # classes whose images are counted one by one
 
@@ -31,7 +31,7 @@ def save_model(
         WriteError: if the folder cannot be written.
     """
     if isinstance(model, SpecTransformer):
-        facts = {"dataset": _data_name(recipe), "origin": _describe_training(recipe, splits), "recipe": command}
+        facts = {"dataset": data_name(recipe), "origin": _describe_training(recipe, splits), "recipe": command}
         names, dtype = splits.class_names, recipe.save_dtype
         save_folder(model, folder, class_names=names, data_config=preprocessing, dtype=dtype, facts=facts)
         return
@@ -64,7 +64,8 @@ def record_scores(folder: Path, result: dict[str, Any], splits: Splits, recipe: 
     write_text(path, to_json(json.loads(path.read_text(encoding="utf-8")) | {"metrics": metrics}))
 
 
-def _data_name(recipe: Recipe) -> str:
+def data_name(recipe: Recipe) -> str:
+    """What a recipe's data are called: the data set, or the folder of images."""
     data = recipe.data
     if data.root is None or not is_folder(data.dataset):
         return data.dataset

@@ -37,7 +37,7 @@ from .folder import REPO_NAME, WeightFolder, describe, golden_tensors, save_fold
 from .loading import load_model
 from .registry import WeightEntry, read_registry
 
-__all__ = ["Published", "convert", "publish", "ship"]
+__all__ = ["Published", "convert", "publish", "read_entry", "ship"]
 
 
 # ---- converting ----
@@ -236,9 +236,9 @@ def _complete_entry(found: WeightFolder, model: SpecTransformer, facts: Mapping[
     config = found.config()
     registered = found.entry
     if registered is not None and resolve.where(registered) == "installed":
-        known = {**_read_entry(found.path), "name": registered.name}
+        known = {**read_entry(found.path), "name": registered.name}
     else:
-        known = {"name": registered.name, **registered.to_dict()} if registered else _read_entry(found.path)
+        known = {"name": registered.name, **registered.to_dict()} if registered else read_entry(found.path)
     known |= {key: value for key, value in facts.items() if value not in (None, [], ())}
     name = known.pop("name", None) or config["architecture"]
     name = name if "." in name else f"{name}.custom"
@@ -259,7 +259,12 @@ def _complete_entry(found: WeightFolder, model: SpecTransformer, facts: Mapping[
     return WeightEntry.from_dict(name, entry, found.name)
 
 
-def _read_entry(directory: Path) -> dict[str, Any]:
+def read_entry(directory: Path) -> dict[str, Any]:
+    """What is known of the weights in a folder, as it stands there; empty if it says nothing.
+
+    Raises:
+        WeightsError: if it cannot be read.
+    """
     path = directory / ENTRY_FILE
     if not path.is_file():
         return {}
