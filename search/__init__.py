@@ -3,6 +3,7 @@
 Imported as `glit_models.search`. It builds on the zoo, which never imports it; it never imports `glit_models.export`.
 """
 
+from .again import search_again
 from .ask_tell import Search
 from .budget import Budget, extremes, macs_budget, params_budget
 from .budget_sampler import BudgetSampler
@@ -82,6 +83,7 @@ __all__ = [
     "open_executor",
     "params_budget",
     "rank_networks",
+    "search_again",
     "shipped_search_recipes",
     "write_report",
 ]

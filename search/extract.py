@@ -23,6 +23,7 @@ from .findings import Network, StageFindings, read_findings
 from .latency import Prepare
 from .recipe import read_recipe_of
 from .run_context import RunContext
+from .supernets import has_supernet
 
 __all__ = ["Extracted", "extract_networks"]
 
@@ -110,12 +111,7 @@ def extract_networks(
 
 def _pick_stage(folder: Path, name: str | None) -> StageFindings:
     """A stage whose supernet is trained."""
-
-    def is_trained(stage: StageFindings) -> bool:
-        files = (f"{stage.name}/supernet/result.json", f"{stage.name}/supernet/model.safetensors")
-        return stage.space is not None and all((folder / file).is_file() for file in files)
-
-    stages = {stage.name: stage for stage in read_findings(folder).stages if is_trained(stage)}
+    stages = {s.name: s for s in read_findings(folder).stages if s.space is not None and has_supernet(folder / s.name)}
     if not stages:
         raise SearchError(f"{folder} has no trained supernet to take networks from")
     if name is not None and name not in stages:

@@ -72,7 +72,8 @@ class SearchRun:
         self._names = recipe.method_class.stages
         first = space.stage_one(**recipe.fixed) if len(self._names) > 1 else space
         self.stages = [Stage(self._names[0], first, self.context)]
-        _ = self.stages[0].search  # raises on budgets that cannot be met
+        if not self.stages[0].is_finished:
+            _ = self.stages[0].search  # raises on budgets that cannot be met
         if self.stages[0].fitness_class.needs_supernet:
             self.context.check_memory(space)
             self.stages[0].check_start()
@@ -108,7 +109,9 @@ class SearchRun:
         if len(self._names) > 1:
             winner = retrained[0].spec
             second = self.space.stage_two(winner)
-            self.stages.append(Stage(self._names[1], second, self.context, [winner], retrained))
+            # A first stage that is kept from a search with another budget may have a winner outside of this one.
+            initial = [winner] if all(b.admits(b.cost(winner)) for b in self.context.budgets) else []
+            self.stages.append(Stage(self._names[1], second, self.context, initial, retrained))
             retrained = self.stages[1].run()
         return self._finish(retrained[0])
 

@@ -251,7 +251,7 @@ class SearchRecipe:
             raise RecipeError(
                 f"{key} cannot be set for method {self.method}: cheap networks of the front would be lost"
             )
-        fitness = FITNESSES.find(self.fitness)  # raises on what is none
+        fitness = self.fitness_class  # raises on what is none
         self._check_starts(fitness)
         if screen_images is not None and not fitness.can_screen:
             raise RecipeError(
@@ -282,6 +282,11 @@ class SearchRecipe:
     def costs_in_view(self) -> tuple[str, ...]:
         """The costs that the method keeps low, beside the budget."""
         return self.evolution.objectives if self.method_class.seeks_front else ()
+
+    @property
+    def fitness_class(self) -> type[Fitness]:
+        """The fitness. Raises SearchError if there is none of that name."""
+        return FITNESSES.find(self.fitness)
 
     def load_space(self) -> SearchSpace:
         """The space that all stages lie in."""

@@ -29,7 +29,7 @@ from .budget import Budget
 from .budget_sampler import BudgetSampler
 from .candidates import Candidates
 from .division import Division, digest, score_divided
-from .fitness import FITNESSES, Fitness, Setting
+from .fitness import Fitness, Setting
 from .named_spaces import load_space
 from .path_sampling import path_sampling
 from .retraining import Retrained, retrain
@@ -38,6 +38,7 @@ from .screening import Confirmation, describe_noise
 from .space import SearchSpace
 from .starting import fill_supernet
 from .supernet_training import SupernetTrainee, create_supernet
+from .supernets import adopt_supernet, has_supernet, keeps_supernets
 from .tasks import Task, read_json
 
 __all__ = ["Stage", "find_stage"]
@@ -73,7 +74,7 @@ class Stage:
         self._seconds = 0.0  # of the evolution
         self._rounds: list[dict[int, float]] = []  # scores of the rounds on more images, by the candidates' numbers
         self._fitness: Fitness | None = None
-        self.fitness_class = FITNESSES.find(self.recipe.fitness)
+        self.fitness_class = self.recipe.fitness_class
         self._on_batch: Callable[[int, int], None] = lambda done, total: None
         context.stage = self
 
@@ -84,6 +85,11 @@ class Stage:
         method = self.recipe.method_class
         return method(self.space, self.context.budgets, seed=self.recipe.seed, initial=self._initial, **config)
 
+    @property
+    def is_finished(self) -> bool:
+        """Whether `run` has done all of it."""
+        return (self.folder / "retrained.json").is_file()
+
     def run(self) -> list[Retrained]:
         """All of it, as far as it is not done; returns the retrained networks, the winner first.
 
@@ -92,13 +98,12 @@ class Stage:
         """
         done = self.folder / "retrained.json"
         context = self.context
-        entries = context.decide(lambda: read_json(done) if done.is_file() else None)
+        entries = context.decide(lambda: read_json(done) if self.is_finished else None)
         if entries is not None:
             return self._read_retrained(entries, done)
         _ = self.search  # impossible budgets are found before anything is trained
         self._write_space()
-        supernet = (self.folder / "supernet" / "result.json", self.weights)
-        if self.fitness_class.needs_supernet and not context.decide(lambda: all(p.is_file() for p in supernet)):
+        if self.fitness_class.needs_supernet and not context.decide(self._find_supernet):
             title = f"{self.name}: training the supernet, {self.space.size:.4g} networks in one"
             context.run([Task("supernet", {"stage": self.name}, title, is_collective=True)])
         self._evolve()
@@ -153,10 +158,22 @@ class Stage:
     def check_start(self) -> None:
         """Whether the supernet can have the weights that it is to start from. Raises what `fill_supernet` raises."""
         start = self.recipe.supernet.from_
-        if start is not None and not self.weights.is_file():
+        if start is not None and not self.weights.is_file() and not keeps_supernets(self.context.folder):
             recipe, context = self.recipe, self.context
             sharing = recipe.supernet.sharing
             fill_supernet(create_supernet(self.space, sharing, recipe.supernet_recipe(), context.num_classes), start)
+
+    def _find_supernet(self) -> bool:
+        """Whether it is trained, here or in an earlier search whose supernets are kept."""
+        folder = self.context.folder
+        if has_supernet(self.folder):
+            return True
+        found = adopt_supernet(folder, self.space, self.context.supernet_recipe, self.folder)
+        if found:
+            self._say("the supernet is that of an earlier search")
+        elif keeps_supernets(folder):
+            self._say("no supernet of the earlier search is of this space, which depends on the first stage's winner")
+        return found
 
     def train_supernet(self) -> None:
         """Train it in this process, as far as that is not done."""

@@ -53,11 +53,11 @@ fitness
 recipe
 supernet_training retraining relative_budget
 run_context
-division
+division supernets
 stage
 prediction
 work pipeline rank
-worker
+worker again
 findings
 extract
 panels

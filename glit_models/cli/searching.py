@@ -14,6 +14,7 @@ from .common import Commands, add_command, add_run_options, echo, print_json, pr
 if TYPE_CHECKING:
     import torch
 
+    from glit_models.search import SearchRun
     from glit_models.search.executors import Executor
     from glit_models.search.recipe import SearchRecipe
 
@@ -25,15 +26,14 @@ def add_search(commands: Commands) -> None:
         commands, "search", _run_search,
         "Search for a network; the same command again goes on where it stopped. `glit search report DIR` shows a "
         "search in a page, `glit search rank DIR` measures how far its supernet can be trusted, `glit search extract "
-        "DIR --out FOLDER` writes networks with the weights that they inherit.",
+        "DIR --out FOLDER` writes networks with the weights that they inherit, `glit search again DIR --set ... --out "
+        "DIR2` searches on its trained supernets, with another budget for example.",
         {f"data.{key}": f"train.data.{key}" for key in ("root", "download", "hold_out", "num_workers")},
     )  # fmt: skip
     parser.add_argument(
-        "what", metavar="RECIPE", help="name of a shipped recipe, path of a YAML file; or report, rank, extract"
+        "what", metavar="RECIPE", help="name of a shipped recipe, path of a YAML file; or report, rank, extract, again"
     )
-    parser.add_argument(
-        "folder", metavar="DIR", nargs="?", type=Path, help="of the search, after report, rank, extract"
-    )
+    parser.add_argument("folder", metavar="DIR", nargs="?", type=Path, help="of the search, after report, rank, ...")
     parser.add_argument("--out", metavar="DIR", type=Path, help="folder of the search; extract: of the model")
     add_run_options(parser, "override, such as evolution.generations=10")
     parser.add_argument(
@@ -48,6 +48,7 @@ def add_search(commands: Commands) -> None:
     parser.add_argument(
         "--front", metavar="COST", help="extract: those that none beats at less macs, params, latency_ms"
     )
+    parser.add_argument("--keep-winner", action="store_true", help="again: keep the first stage as it is")
     parser.add_argument("--spec", metavar="FILE", help="extract: the network of a JSON file")
 
 
@@ -56,6 +57,7 @@ _TAKES = {
     "": ("out", "set", "max_minutes", "engine"),
     "report": ("folder",),
     "rank": ("folder", "networks", "stage", "max_minutes", "engine"),
+    "again": ("folder", "out", "set", "keep_winner", "max_minutes", "engine"),
     "extract": ("folder", "out", "stage", "place", "front", "spec"),
 }
 _NEEDS = ("folder", "out")
@@ -87,6 +89,23 @@ def _run_recipe(args: argparse.Namespace) -> int:
     executor = _open_executor(args, args.out)
     command = _command(args.what, args.set)
     run = SearchRun(recipe, args.out, _pick_device(args), args.max_minutes, command, _runtimes(recipe), executor)
+    return _finish(run, args)
+
+
+def _run_again(args: argparse.Namespace) -> int:
+    from glit_models.search import search_again
+    from glit_models.search.again import again_recipe
+
+    options = ["--keep-winner"] if args.keep_winner else []
+    run = search_again(
+        args.folder, args.out, args.set, keep_winner=args.keep_winner, device=_pick_device(args),
+        max_minutes=args.max_minutes, command=_command("again", args.set, str(args.folder), *options),
+        runtimes=_runtimes(again_recipe(args.folder, args.set)), executor=_open_executor(args, args.out),
+    )  # fmt: skip
+    return _finish(run, args)
+
+
+def _finish(run: SearchRun, args: argparse.Namespace) -> int:
     result = run.run()
     if result is not None and run.context.rank == 0:
         print_json(result)
@@ -192,5 +211,6 @@ _RUN: dict[str, Callable[[argparse.Namespace], int]] = {
     "": _run_recipe,
     "report": _run_report,
     "rank": _run_rank,
+    "again": _run_again,
     "extract": _run_extract,
 }
