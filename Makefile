@@ -16,7 +16,7 @@ LOWEST = torch==2.11.0 torchvision==0.26.0 timm==1.0.31 huggingface_hub==1.0.0 s
 
 FUZZ ?= --seed 0 --cases 2000
 
-.PHONY: wheel help demo search-demo test test-slow test-extended fuzz test-lowest lint format types timm-tests transformers-test bench gpu gpu-rehearsal clean
+.PHONY: wheel help demo search-demo test test-slow test-extended fuzz test-lowest lint format types timm-tests transformers-test bench gpu gpu-rehearsal docs release-check clean
 
 help:
 	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed 's/:.*## /\t/' | expand -t 20
@@ -83,6 +83,9 @@ gpu: $(VENV)/.dev  ## everything that only a GPU can tell, in nine minutes on on
 
 gpu-rehearsal: $(VENV)/.dev  ## the same in miniature, on a CPU
 	$(VENV)/bin/python -m benchmarks.gpu --rehearse
+
+docs: $(VENV)/.dev  ## the site, in build/site/index.html; a dead link or a bad docstring is an error
+	NO_MKDOCS_2_WARNING=1 OMP_NUM_THREADS=1 $(VENV)/bin/mkdocs build --quiet --strict
 
 wheel: $(VENV)/.core  ## one file in dist/ that pip installs: pip install "dist/glit_models-VERSION-py3-none-any.whl[train]"
 	$(VENV)/bin/python -m pip wheel --quiet --no-deps --wheel-dir dist .

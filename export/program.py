@@ -132,9 +132,12 @@ def export_torch(
         path: of the file, which must end in `.pt2`.
         compiled: compile it for this machine's kind (AOTInductor; needs a C++ compiler) instead of writing a program
             that any torch can load.
-        precision: 'fp32', 'fp16' or 'bf16'. batch: images at a time; None for any number.
+        precision: 'fp32', 'fp16' or 'bf16'.
+        batch: images at a time; None for any number.
         image_size: height and width; None for the model's own.
-        verify, images, force: see `export_onnx`.
+        verify: number of images on which both are compared; 0 for none.
+        images: to compare on; None generates some.
+        force: replace a file that exists.
 
     Raises:
         ExportError: on options that do not go together, a path that exists or cannot be written, or a missing

@@ -114,7 +114,9 @@ class Target(ABC):
 
 
 TARGETS: Table[type[Target]] = Table("export target", Target, ExportError)
+"""The formats that `export_model` writes, by name."""
 register_target = TARGETS.register_class("name")
+"""Class decorator that registers a `Target` under its `name`."""
 
 
 def export_model(

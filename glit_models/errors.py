@@ -10,6 +10,20 @@ import re
 from collections.abc import Callable
 from typing import NamedTuple
 
+# What a user may catch; the rest is for the package's own messages.
+__all__ = [
+    "DataError",
+    "ExportError",
+    "GlitError",
+    "RecipeError",
+    "RunError",
+    "SearchError",
+    "SpecError",
+    "TrainingError",
+    "WeightsError",
+    "WriteError",
+]
+
 
 class Argument(NamedTuple):
     """An argument of a function, or a key of a recipe such as `data.root`, as a message names it.

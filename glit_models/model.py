@@ -62,7 +62,8 @@ class SpecTransformer(nn.Module):
         proj_drop_rate: dropout after each projection.
         attn_drop_rate: dropout of attention weights.
         drop_path_rate: stochastic depth of the last block, rising linearly from 0 at the first.
-        device, dtype: of the parameters.
+        device: of the parameters.
+        dtype: of the parameters.
 
     Raises:
         SpecError: on an impossible spec, or an image size that the patch does not divide.

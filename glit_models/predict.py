@@ -36,6 +36,7 @@ __all__ = [
 ]
 
 DEMO_MODEL = "glit_tiny.fashion_mnist"
+"""The model of `glit demo`, and of `glit predict` unless another is given."""
 
 _BATCH = 32
 _IMAGES = Path(__file__).parent / "data" / "images"

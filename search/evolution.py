@@ -123,6 +123,7 @@ class AutoFormerEvolution(Evolution):
 
 
 METHODS: Table[type[Search]] = Table("search method", Search, SearchError)
+"""What `method` in a search recipe may be, by name."""
 for _name, _method in (
     ("hierarchical", HierarchicalEvolution),
     ("spos", SposEvolution),

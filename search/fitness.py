@@ -262,6 +262,7 @@ class Macs(Fitness):
 
 
 FITNESSES: Table[type[Fitness]] = Table("fitness", Fitness, SearchError)
+"""What `fitness` in a search recipe may be, by name."""
 for _name, _fitness in (
     ("inherited", InheritedAccuracy),
     ("inherited_loss", InheritedLoss),

@@ -210,6 +210,7 @@ NAMED_SPACES: dict[str, Callable[..., SearchSpace]] = {
     "autoformer_small": autoformer_small,
     "autoformer_base": autoformer_base,
 }
+"""The functions that make the shipped search spaces, by name."""
 
 
 def load_space(value: str | os.PathLike[str] | Mapping[str, Any]) -> SearchSpace:

@@ -56,7 +56,10 @@ def rank_networks(
         folder: of a search whose stage has been evolved.
         num_networks: how many to train, from 3; more, later, keep those that were trained.
         stage: 'stage1', 'stage2' or 'joint'; None takes the last.
-        device, max_minutes, runtimes, executor: as of `SearchRun`.
+        device: as the next three, see `SearchRun`.
+        max_minutes: after which it saves and stops.
+        runtimes: what times networks besides PyTorch.
+        executor: does the work; None for this process.
         stop: asks to stop, in place of one with `max_minutes`; tells afterwards why it did.
 
     Returns:

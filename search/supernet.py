@@ -41,7 +41,11 @@ class Supernet(nn.Module):
         sharing: 'independent', where each part at each of its sizes has weights of its own, as in SPOS (arXiv
             1904.00420); or 'entangled', where each is a slice of the largest (AutoFormer). A block's norms, the
             embedding and the head are common to all in both.
-        img_size, num_classes, in_chans, drop_rate, drop_path_rate: as of `SpecTransformer`.
+        img_size: as all that follow, see `SpecTransformer`.
+        num_classes: outputs of the head.
+        in_chans: input channels.
+        drop_rate: dropout before the head.
+        drop_path_rate: stochastic depth of the last block.
 
     Call `activate` before the first forward pass.
 

@@ -41,7 +41,8 @@ def open_executor(
     Args:
         engine: a name of `EXECUTORS`, or `my_module:MyExecutor`.
         folder: of the search, at the same place on all machines.
-        workers, options: see `Executor`.
+        workers: how many tasks are done at once; None for the engine's default.
+        options: of the engine, see `Executor`.
 
     Raises:
         SearchError: if there is no such engine, or its options cannot be.

@@ -85,35 +85,43 @@ AUTOFORMER_TINY = _autoformer(
     "3 3 3 3 3 3 3 3 3 3 4 3 3",
     "3.5 3.5 3.0 3.5 3.0 3.0 4.0 4.0 3.5 4.0 3.5 4.0 3.5",
 )
+"""AutoFormer-T as its authors released it."""
 AUTOFORMER_SMALL = _autoformer(
     384,
     "6 6 5 7 5 5 5 6 6 7 7 6 7",
     "3.0 3.5 3.0 3.5 4.0 4.0 4.0 4.0 4.0 4.0 4.0 3.5 4.0",
 )
+"""AutoFormer-S as its authors released it."""
 AUTOFORMER_BASE = _autoformer(
     576,
     "9 9 9 9 9 10 9 9 10 9 10 9 9 10",
     "3.5 3.5 4.0 3.5 4.0 3.5 3.5 3.0 4.0 4.0 3.0 4.0 3.0 3.5",
 )
+"""AutoFormer-B as its authors released it."""
 # The networks that ViTAS's authors retrained; there is no D among them.
 VITAS_A = _vitas(
     154, "12,288,1008 16,720,576 - - 6,288,1296 16,1008,720 - 16,1152,1008 - - - - 16,864,1152 16,1440,1296 -"
 )
+"""ViTAS-A, as its authors' repository lists it."""
 VITAS_B = _vitas(
     192,
     "16,288,864 - - 16,432,576 - 16,432,1008 - - 12,1152,864 12,1008,720 - 12,864,576 16,432,1296 - - 6,864,864",
 )
+"""ViTAS-B, as its authors' repository lists it."""
 VITAS_C = _vitas(230, " ".join(["3,432,720"] * 12))
+"""ViTAS-C, as its authors' repository lists it."""
 VITAS_E = _vitas(
     346,
     "16,720,720 - 16,1008,864 - 16,864,1008 6,864,1008 - 3,576,720 - 12,1296,1296 6,1296,1152 12,720,144 - "
     "12,1440,864 6,576,1008 12,1152,1296",
 )
+"""ViTAS-E, as its authors' repository lists it."""
 VITAS_F = _vitas(
     307,
     "16,864,1728 16,288,2304 16,1728,864 16,1152,2016 16,2016,864 16,1440,1440 16,2592,2304 16,1440,2016 "
     "16,2304,864 16,2016,576 16,2016,2016 16,1440,2304 16,1728,2304",
 )
+"""ViTAS-F, as its authors' repository lists it."""
 
 _VITAS: dict[str, Spec] = {
     "vitas_a": VITAS_A, "vitas_b": VITAS_B, "vitas_c": VITAS_C, "vitas_e": VITAS_E, "vitas_f": VITAS_F,

@@ -18,7 +18,7 @@ from ..extensions import import_module
 from . import deploying, images, scoring, searching, training, weights
 from .common import Commands, echo, spelled
 
-__all__ = ["main"]
+__all__ = ["main", "make_parser"]
 
 _COMMANDS: tuple[Callable[[Commands], None], ...] = (
     weights.add_list,
@@ -41,8 +41,8 @@ _COMMANDS: tuple[Callable[[Commands], None], ...] = (
 )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line `argv` (of the process by default) and return its exit status."""
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of the whole command line; docs/hooks.py makes the reference of it."""
     parser = argparse.ArgumentParser(prog="glit", description="GLiT vision transformers: models, weights, the Hub.")
     parser.add_argument("--version", action="version", version=f"glit-models {__version__}")
     parser.add_argument(
@@ -52,8 +52,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for add in _COMMANDS:
         add(commands)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line `argv` (of the process by default) and return its exit status."""
     try:
-        args = parser.parse_args(argv)
+        args = make_parser().parse_args(argv)
     except SystemExit as stop:  # argparse has printed the help, or what is wrong
         return int(stop.code or 0)
     try:

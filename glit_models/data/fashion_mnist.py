@@ -22,6 +22,7 @@ __all__ = ["CLASS_NAMES", "FashionMNIST", "find_folder"]
 CLASS_NAMES = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
 )  # fmt: skip
+"""The ten classes, in the order of their labels."""
 _DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")  # package dataset-fashion-mnist
 _PREFIX = {"train": "train", "test": "t10k"}
 

@@ -66,9 +66,11 @@ GLIT_TINY = GLiTSpec(
     embed_dim=192,
     num_heads=3,
 )
-# Scaled from Tiny as DeiT is; the paper's own Small and Base are a little smaller and were never released.
+"""The network of the checkpoint that the authors released: width 192, 12 blocks."""
 GLIT_SMALL = GLIT_TINY.scaled(embed_dim=384, num_heads=6)
+"""GLiT-Tiny scaled as DeiT-S is: width 384, 6 heads. The paper's own is smaller and was never released."""
 GLIT_BASE = GLIT_TINY.scaled(embed_dim=768, num_heads=12)
+"""GLiT-Tiny scaled as DeiT-B is: width 768, 12 heads. The paper's own is smaller and was never released."""
 
 
 def _references(depth: int, embed_dim: int, network: Mapping[str, Any]) -> dict[str, Spec]:

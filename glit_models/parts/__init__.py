@@ -49,6 +49,8 @@ __all__ = [
 ]
 
 PARTS: Table[type[Part]] = Table("part", Part, SpecError)
+"""The kinds of parts, by name."""
 register_part = PARTS.register_class("kind")
+"""Class decorator that registers a `Part` under its `kind`."""
 for _part in (AttentionPart, LocalConvPart, LocalConv2dPart, WindowAttentionPart, RelativeAttentionPart, MlpPart):
     register_part(_part)

@@ -15,6 +15,7 @@ from .slurm import SlurmExecutor
 __all__ = ["EXECUTORS", "Executor", "Report", "TaskLostError"]
 
 EXECUTORS: Table[type[Executor]] = Table("engine", Executor, SearchError)
+"""The engines of `--engine`, by name."""
 EXECUTORS.register("local", LocalExecutor)
 EXECUTORS.register("ray", RayExecutor)
 EXECUTORS.register("slurm", SlurmExecutor)
