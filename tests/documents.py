@@ -1,0 +1,63 @@
+"""What README and tutorials show, run as it stands: the fenced blocks of a document, in order, in the current folder.
+
+A block with a title is a file, and is written. Python blocks share their names. Shell blocks are run line by line:
+`glit` in this process, `glit ... &` as a process of its own that `kill %1` ends, anything else by bash.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from glit_models.cli import main
+
+BLOCK = re.compile(r'^```(\w+)(?: title="([^"]+)")?\n(.*?)^```$', re.MULTILINE | re.DOTALL)
+
+
+def run_document(path: Path, patch: pytest.MonkeyPatch) -> int:
+    """Run the blocks and return how many there were; an error or a status other than 0 raises."""
+    names: dict[str, Any] = {}
+    count = 0
+    with contextlib.ExitStack() as stack:
+        for language, title, text in BLOCK.findall(path.read_text(encoding="utf-8")):
+            if title:
+                Path(title).write_text(text)
+            elif language == "python":
+                exec(compile(text, f"{path.name}: {text[:60]!r}", "exec"), names)
+            elif language == "sh":
+                _run_lines(text, patch, stack)
+            else:
+                continue
+            count += 1
+    return count
+
+
+def _run_lines(text: str, patch: pytest.MonkeyPatch, stack: contextlib.ExitStack) -> None:
+    started: list[subprocess.Popen[bytes]] = []
+    for line in filter(None, text.replace("\\\n", " ").split("\n")):
+        words = shlex.split(line, comments=True)
+        if words[:2] == ["pip", "install"]:
+            continue
+        if words[0] == "export":
+            name, _, value = words[1].partition("=")
+            patch.setenv(name, value)
+            if name == "PYTHONPATH":
+                patch.syspath_prepend(str(Path(value).absolute()))
+        elif words[-1] == "&":
+            process = subprocess.Popen([sys.executable, "-m", "glit_models", *words[1:-1]])
+            started.append(process)
+            stack.callback(process.kill)
+        elif words[:2] == ["kill", "%1"]:
+            started[0].terminate()
+            assert started[0].wait(30) == 143, line
+        elif words[0] == "glit":
+            assert main(words[1:]) == 0, line
+        else:
+            subprocess.run(["bash", "-ec", line], check=True)
