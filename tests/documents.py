@@ -11,6 +11,7 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -21,22 +22,22 @@ from glit_models.cli import main
 BLOCK = re.compile(r'^```(\w+)(?: title="([^"]+)")?\n(.*?)^```$', re.MULTILINE | re.DOTALL)
 
 
-def run_document(path: Path, patch: pytest.MonkeyPatch) -> int:
-    """Run the blocks and return how many there were; an error or a status other than 0 raises."""
+def blocks_of(path: Path) -> list[tuple[str, str, str]]:
+    """Language, title and text of each fenced block."""
+    return BLOCK.findall(path.read_text(encoding="utf-8"))
+
+
+def run_blocks(blocks: Iterable[tuple[str, str, str]], patch: pytest.MonkeyPatch) -> None:
+    """Run blocks in order; an error or a status other than 0 raises."""
     names: dict[str, Any] = {}
-    count = 0
     with contextlib.ExitStack() as stack:
-        for language, title, text in BLOCK.findall(path.read_text(encoding="utf-8")):
+        for language, title, text in blocks:
             if title:
                 Path(title).write_text(text)
             elif language == "python":
-                exec(compile(text, f"{path.name}: {text[:60]!r}", "exec"), names)
+                exec(compile(text, repr(text[:60]), "exec"), names)
             elif language == "sh":
                 _run_lines(text, patch, stack)
-            else:
-                continue
-            count += 1
-    return count
 
 
 def _run_lines(text: str, patch: pytest.MonkeyPatch, stack: contextlib.ExitStack) -> None:

@@ -1,0 +1,92 @@
+"""Draws the figures of the documentation: `python docs/figures/draw.py`. A test holds that the files are up to date."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from glit_models.search import glit
+
+from glit_models import GLIT_TINY
+from glit_models.figure import network_svg
+
+CELL, GAP, LEFT, TOP = 40, 6, 190, 64
+INK = "#1f2430"
+BLUE, ORANGE, GREY = "#2f6db5", "#e8833a", "#9aa1ad"
+STYLE = """
+.out1 { animation: out1 14s infinite } .in1 { animation: in1 14s infinite }
+.out2 { animation: out2 14s infinite } .in2 { animation: in2 14s infinite }
+.say { opacity: 0; animation: say 14s infinite }
+@keyframes out1 { 0%, 12% { opacity: 1 } 30%, 100% { opacity: .08 } }
+@keyframes in1 { 0%, 100% { opacity: 1 } }
+@keyframes out2 { 0%, 36% { opacity: .08 } 44%, 56% { opacity: 1 } 74%, 100% { opacity: .08 } }
+@keyframes in2 { 0%, 36% { opacity: .08 } 44%, 100% { opacity: 1 } }
+@keyframes say { 0%, 22% { opacity: 1 } 25%, 100% { opacity: 0 } }
+@media (prefers-reduced-motion: reduce) {
+  * { animation: none !important } .out1, .out2 { opacity: .08 } .last { opacity: 1 }
+}
+"""
+
+
+GENES = {
+    "num_global_heads": ("heads that attend", (3, 2, 1, 0), BLUE),
+    "kernel_size": ("kernel", (17, 31, 45), ORANGE),
+    "expand_ratio": ("expansion", (1, 2, 4), ORANGE),
+    "qkv_ratio": ("q/k/v ratio", (0.5, 1, 2), BLUE),
+    "mlp_ratio": ("MLP ratio", (2, 4, 6), GREY),
+}
+
+
+def search_svg() -> str:
+    """How the two stages narrow the space, as an animation that ends at GLiT-Tiny."""
+    parts, y = [_label(LEFT - 44, TOP - 10, "block")], TOP
+    parts += [_label(LEFT + index * (CELL + GAP) + 24, TOP - 10, str(index)) for index in range(GLIT_TINY.depth)]
+    for gene, (name, values, color) in GENES.items():
+        stage = 1 if gene == "num_global_heads" else 2
+        parts.append(_label(LEFT - 44, y + 9 * len(values) + 4, name))
+        boxes: dict[str, list[str]] = {f"out{stage}": [], f"in{stage}": []}
+        for number, value in enumerate(values):
+            parts.append(_label(LEFT - 8, y + 18 * number + 12, str(value)))
+            for index, block in enumerate(GLIT_TINY.blocks):
+                chosen = getattr(block, gene)
+                if chosen is not None:  # else the gene does nothing in this block
+                    place = f"M{LEFT + index * (CELL + GAP)} {y + 18 * number}"
+                    boxes[f"{'in' if value == chosen else 'out'}{stage}"].append(f"{place}h{CELL}v16h-{CELL}z")
+        parts += [f'<path class="{name}" fill="{color}" d="{"".join(d)}"/>' for name, d in boxes.items()]
+        y += 18 * len(values) + 14
+    width = LEFT + GLIT_TINY.depth * (CELL + GAP) + 10
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {y}" role="img" font-size="12"'
+    paper = f'<rect width="{width}" height="{y}" fill="#fff"/><style>{STYLE}</style>'
+    title = "<title>How the two stages of the search narrow the space</title>"
+    lines = [f'{head} font-family="system-ui, sans-serif" fill="{INK}">', title, paper, *parts, *_captions(), "</svg>"]
+    return "\n".join(lines) + "\n"
+
+
+def _captions() -> list[str]:
+    space = glit()
+    texts = (
+        f"the whole space: {_power(space.size)} networks",
+        f"stage 1 divides the heads: {space.stage_one().size:,} ways",
+        f"stage 2 chooses the sizes: {_power(space.stage_two(GLIT_TINY).size)} networks have these heads",
+        "the winner: one network",
+    )
+    return [
+        f'<text class="say{" last" if text is texts[-1] else ""}" style="animation-delay: {3.5 * number - 14}s" '
+        f'x="{LEFT}" y="28" font-size="17">{text}</text>'
+        for number, text in enumerate(texts)
+    ]
+
+
+def _power(number: int) -> str:
+    digits, _, exponent = f"{number:.1e}".partition("e+")
+    return f"{digits} \u00d7 10" + exponent.translate(str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹"))
+
+
+def _label(x: int, y: int, text: str) -> str:
+    return f'<text x="{x}" y="{y}" text-anchor="end">{text}</text>'
+
+
+FIGURES = {"glit_tiny.svg": lambda: network_svg(GLIT_TINY), "search.svg": search_svg}
+
+if __name__ == "__main__":
+    for name, draw in FIGURES.items():
+        Path(__file__).with_name(name).write_text(draw())
