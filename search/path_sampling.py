@@ -15,26 +15,42 @@ from .space import SearchSpace
 
 __all__ = ["BalancedSampler", "DrawPaths", "Sampling", "path_sampling"]
 
-Sampling = Literal["uniform", "budget", "balanced"]
+Sampling = Literal["uniform", "budget", "balanced", "sandwich"]
 DrawPaths = Callable[[int], Sequence[Spec]]  # step -> its paths
 
 
-def path_sampling(sampler: BudgetSampler, sampling: Sampling, num_paths: int, seed: int) -> DrawPaths:
+def path_sampling(
+    sampler: BudgetSampler,
+    sampling: Sampling,
+    num_paths: int,
+    seed: int,
+    ends: Sequence[Spec] = (),
+    widen_steps: float = 0.0,
+) -> DrawPaths:
     """The paths of each step.
 
     Args:
         sampler: draws the paths within its budgets; of 'balanced' its space alone counts.
-        sampling: 'balanced' for `BalancedSampler`; any other draws each path by itself.
+        sampling: 'balanced' for `BalancedSampler`; 'sandwich' takes `ends` first in every step (arXiv 1903.05134,
+            section 3.1); any other draws each path by itself.
         num_paths: of a step.
         seed: of all draws.
+        ends: for 'sandwich', the largest and the smallest network.
+        widen_steps: so many steps take random networks of the larger sizes alone, at first of the largest, then of ever
+            more (ViT-ResNAS, arXiv 2109.00642). Without budgets, for 'uniform' and 'sandwich'.
     """
     if sampling == "balanced":
         balanced = BalancedSampler(sampler.space, seed)
         return lambda step: [balanced.draw(step * num_paths + place) for place in range(num_paths)]
 
+    fixed = list(ends) if sampling == "sandwich" else []
+
     def draw(step: int) -> list[Spec]:
         rng = random.Random(f"{seed} {step}")
-        return [sampler.sample(rng)[0] for _ in range(num_paths)]
+        if step < widen_steps:
+            space = sampler.space.largest(step / widen_steps)
+            return fixed + [space.sample(rng) for _ in range(num_paths - len(fixed))]
+        return fixed + [sampler.sample(rng)[0] for _ in range(num_paths - len(fixed))]
 
     return draw
 

@@ -100,8 +100,12 @@ class SupernetSection:
     """How weights are shared and trained."""
 
     sharing: Sharing = "entangled"
-    sampling: Sampling = "uniform"  # which path a step takes: any, one within the budget, or see `BalancedSampler`
+    sampling: Sampling = "uniform"  # which paths a step takes: any, some within the budget, or see `path_sampling`
     paths: int = 1  # of a step: so many parts of its batch go through another network each
+    # What all but the largest network learn from that network's outputs on the same images, rather than from labels:
+    # its share of their loss (in-place distillation). The largest network's forward pass is extra work.
+    distill: float = 0.0
+    widen: float = 0.0  # share of the training in which smaller sizes come in, after the largest; see `path_sampling`
     train: TrainingKeys = field(default_factory=dict)  # keys of `train` that differ for the supernet
     # Weights to start from: of one network, as MODEL.TAG, a weight folder or a repository; or of another supernet, as
     # the folder of a search. For methods that search everything at once.
@@ -226,6 +230,8 @@ class SearchRecipe:
             ("latency.batch_size", self.latency.batch_size, self.latency.batch_size >= 1, "at least 1"),
             ("latency.threads", self.latency.threads, self.latency.threads >= 1, "at least 1"),
             ("supernet.paths", self.supernet.paths, self.supernet.paths >= 1, "at least 1"),
+            ("supernet.distill", self.supernet.distill, 0 <= self.supernet.distill <= 1, "from 0 to 1"),
+            ("supernet.widen", self.supernet.widen, 0 <= self.supernet.widen <= 1, "from 0 to 1"),
             ("evaluation.calibration_batches", evaluation.calibration_batches, evaluation.calibration_batches >= 1,
              "at least 1"),
             ("evaluation.memory_mb", evaluation.memory_mb, evaluation.memory_mb > 0, "positive"),
@@ -251,6 +257,7 @@ class SearchRecipe:
             raise RecipeError(
                 f"{key} cannot be set for method {self.method}: cheap networks of the front would be lost"
             )
+        self._check_sampling()
         fitness = self.fitness_class  # raises on what is none
         self._check_starts(fitness)
         if screen_images is not None and not fitness.can_screen:
@@ -261,6 +268,19 @@ class SearchRecipe:
         for recipe in (self.supernet_recipe(), self.retrain_recipe(None)):
             _check_training(recipe, space)
         retrain.check_rungs(self.evolution.population, recipe.optim.epochs)
+
+    def _check_sampling(self) -> None:
+        """Whether the keys that say how a supernet is trained go together."""
+        supernet = self.supernet
+        if supernet.sampling == "sandwich" and supernet.paths < 3:
+            raise RecipeError(
+                "supernet.paths must be at least 3 for supernet.sampling=sandwich, for the largest, the smallest and "
+                f"random networks; got {supernet.paths}"
+            )
+        if supernet.widen and supernet.sampling not in ("uniform", "sandwich"):
+            raise RecipeError(f"supernet.widen needs supernet.sampling=uniform or sandwich, not {supernet.sampling}")
+        if supernet.distill and self.supernet_recipe().distill.teacher is not None:
+            raise RecipeError("supernet.distill cannot be set beside train.distill.teacher: a loss takes one teacher")
 
     def _check_starts(self, fitness: type[Fitness]) -> None:
         """Whether the supernet and what is retrained can start from weights."""

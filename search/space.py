@@ -14,7 +14,7 @@ from typing import Any, final
 from glit_models import Spec
 from glit_models.errors import SearchError
 
-from .choices import UniformOver, check_keys, draw_below, key_of
+from .choices import BlockChoices, UniformOver, check_keys, draw_below, key_of
 from .space_definition import NETWORK_GENES, SpaceDefinition, Stratum
 
 __all__ = ["SearchSpace"]
@@ -167,6 +167,29 @@ class SearchSpace(SpaceDefinition):
                 names = ", ".join(f"{name} {list(value)}" for name, value in values.items())
                 raise SearchError(f"blocks[{index}] has no option left with {names}")
         return SearchSpace(blocks, widths, family=self.family, depth=depths, **self.network)
+
+    def largest(self, share: float) -> SearchSpace:
+        """The members whose sizes are among the largest: of n values of a size those 1 + floor(share * (n - 1)).
+
+        Leading genes, which divide a block among kinds of parts, and names keep all their values.
+        """
+
+        def keep(values: tuple[Any, ...]) -> tuple[Any, ...]:
+            if any(isinstance(value, str) for value in values):
+                return values
+            kept = sorted(values, reverse=True)[: 1 + int(share * (len(values) - 1))]
+            return tuple(value for value in values if value in kept)
+
+        leading = [key_of(gene) for gene in self.spec_class.leading_genes]
+
+        def narrow(product: BlockChoices) -> BlockChoices:
+            return BlockChoices(**{k: v if k in leading else keep(v) for k, v in product.values.items()})
+
+        blocks = {choices: tuple(map(narrow, choices)) for choices in self.blocks}
+        return SearchSpace(
+            [blocks[choices] for choices in self.blocks], keep(self.embed_dims), family=self.family,
+            depth=keep(self.depths), **self.network,
+        )  # fmt: skip
 
     def stage_one(self, **fixed: Any) -> SearchSpace:
         """The high level: every choice of the leading genes, all other values held (GLiT, section 3.3).

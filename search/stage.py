@@ -17,7 +17,7 @@ from typing import Any, final
 
 import numpy as np
 
-from glit_models import Spec, parse_spec
+from glit_models import Spec, count_macs, parse_spec
 from glit_models.errors import Argument, SearchError
 from glit_models.families import FAMILIES
 from glit_models.runs.files import write_json, write_text
@@ -25,7 +25,7 @@ from glit_models.runs.state import StateFiles
 from glit_models.training import Recipe
 
 from .ask_tell import Search
-from .budget import Budget
+from .budget import Budget, extremes
 from .budget_sampler import BudgetSampler
 from .candidates import Candidates
 from .division import Division, digest, score_divided
@@ -182,9 +182,21 @@ class Stage:
         sampler = BudgetSampler(self.space)
         if supernet.sampling == "budget":
             sampler = BudgetSampler(self.space, self.context.budgets, self.recipe.evolution.uniform_over)
-        draw_paths = path_sampling(sampler, supernet.sampling, supernet.paths, recipe.seed)
-        trainee = SupernetTrainee(self.space, supernet.sharing, recipe, draw_paths, supernet.from_)
+        ends: tuple[Spec, ...] = self._ends(recipe) if supernet.distill or supernet.sampling == "sandwich" else ()
+        steps = len(self.context.splits.train) // recipe.optim.batch_size * recipe.optim.epochs
+        widen_steps = supernet.widen * steps
+        draw_paths = path_sampling(sampler, supernet.sampling, supernet.paths, recipe.seed, ends, widen_steps)
+        teacher = ends[0] if supernet.distill else None
+        trainee = SupernetTrainee(
+            self.space, supernet.sharing, recipe, draw_paths, supernet.from_, teacher, supernet.distill
+        )
         self.context.train(recipe, self.folder / "supernet", trainee)
+
+    def _ends(self, recipe: Recipe) -> tuple[Spec, Spec]:
+        """The largest and the smallest network of the space, by multiply-adds."""
+        size, num_classes = recipe.model.img_size, self.context.num_classes
+        smallest, largest = extremes(self.space, lambda spec: count_macs(spec, size, num_classes))
+        return largest, smallest
 
     # ---- the evolution ----
 

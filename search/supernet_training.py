@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, final
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from glit_models.training import Recipe, Trainee
+from glit_models import Spec
+from glit_models.training import Objective, Recipe, Trainee
 
 from .path_optimizer import keep_to_paths
 from .path_sampling import DrawPaths
@@ -42,13 +44,22 @@ class SupernetTrainee(Trainee):
         draw_paths: the paths of each step; their number divides that of the parts into which each process cuts its
             share of a batch.
         start: weights to start from, see `fill_supernet`; random ones unless given.
+        teacher: the network whose outputs all others learn from, beside the labels; None for labels alone.
+        distill: the share of these outputs in the loss.
     """
 
     def __init__(
-        self, space: SearchSpace, sharing: Sharing, recipe: Recipe, draw_paths: DrawPaths, start: str | None = None
+        self,
+        space: SearchSpace,
+        sharing: Sharing,
+        recipe: Recipe,
+        draw_paths: DrawPaths,
+        start: str | None = None,
+        teacher: Spec | None = None,
+        distill: float = 0.0,
     ) -> None:
         self.space, self.sharing, self.recipe, self.draw_paths = space, sharing, recipe, draw_paths
-        self.start = start
+        self.start, self.teacher, self.distill = start, teacher, distill
 
     def create_model(self, num_classes: int) -> Supernet:
         """The supernet with the weights that it starts from."""
@@ -59,9 +70,13 @@ class SupernetTrainee(Trainee):
             supernet.net.set_grad_checkpointing()
         return supernet
 
-    def begin(self, model: Any, optimizer: Optimizer, prepare: Callable[[nn.Module], object]) -> None:
+    def begin(
+        self, model: Any, optimizer: Optimizer, objective: Objective, prepare: Callable[[nn.Module], object]
+    ) -> None:
         """Keep steps to their paths, and give every block the trainer's operators."""
         model.prepare_blocks(prepare)
+        if self.teacher is not None:
+            objective.set_teacher(_InPlaceTeacher(model, self.teacher), self.distill)
         if self.sharing == "entangled":
             keep_to_paths(optimizer, model)
 
@@ -69,3 +84,23 @@ class SupernetTrainee(Trainee):
         """Make this part's path the active one."""
         paths = self.draw_paths(step)
         model.activate(paths[part % len(paths)], paths)
+
+
+@final
+class _InPlaceTeacher:
+    """One network of the supernet, which teaches the others with the weights of the moment."""
+
+    def __init__(self, supernet: Supernet, spec: Spec) -> None:
+        self.supernet, self.spec = supernet, supernet.space.canonical(spec)
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Tensor | None:
+        """Images [B, in_chans, H, W] -> logits [B, K]; None while it is itself the network that is trained."""
+        pupil, paths = self.supernet.active, self.supernet.paths
+        assert pupil is not None
+        if pupil == self.spec:
+            return None
+        self.supernet.activate(self.spec)
+        logits = self.supernet(images).float()
+        self.supernet.activate(pupil, paths)
+        return logits

@@ -6,18 +6,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from glit_models.search import SearchSpace, Supernet, load_search_recipe
+from glit_models.search import SearchSpace, Supernet, extremes, load_search_recipe
 from glit_models.search.budget_sampler import BudgetSampler
 from glit_models.search.path_sampling import BalancedSampler, path_sampling
 from glit_models.search.recipe import SearchRecipe
+from glit_models.search.run_context import Interrupted, RunContext
+from glit_models.search.stage import Stage
 from glit_models.search.supernet_training import SupernetTrainee
 from safetensors.torch import load_file
 from torch import Tensor
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, kl_div
 
-from glit_models import Spec
+from glit_models import Spec, count_macs
 from glit_models.errors import RecipeError
-from glit_models.training import Trainer
+from glit_models.training import Objective, Trainer
 from tests.spaces import AUTOFORMER, SCATTERED, TIED
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -127,3 +129,82 @@ def test_balanced_draws_take_each_value_of_each_gene_equally_often(space: Search
             assert {value: drawn[value] * sum(expected.values()) for value in expected} == {
                 value: count * len(blocks) for value, count in expected.items()
             }
+
+
+@pytest.mark.parametrize("space", [AUTOFORMER, TIED, SCATTERED])
+def test_a_widening_space_begins_with_the_largest_sizes_and_ends_with_all(space: SearchSpace):
+    sizes = [space.largest(share).size for share in (0.0, 0.5, 0.99, 1.0)]
+    assert sizes == sorted(sizes)
+    assert sizes[0] < space.size
+    assert space.largest(1.0) == space
+    assert all(spec in space for spec in space.largest(0.0))
+    largest = extremes(space, count_macs)[1]
+    assert largest in space.largest(0.0)
+    leading = [name for name in space.spec_class.leading_genes if name == "num_global_heads"]
+    for name in leading:  # of which none is larger than another
+        for whole, narrow in zip(space.block_options, space.largest(0.0).block_options, strict=True):
+            values = [{getattr(block, name) for block in options.blocks} for options in (whole, narrow)]
+            assert values[0] == values[1]
+
+
+def test_a_sandwich_has_the_largest_and_the_smallest_network_in_every_step():
+    ends = extremes(TIED, count_macs)[::-1]
+    draw = path_sampling(BudgetSampler(TIED), "sandwich", 4, 0, ends, widen_steps=10)
+    steps = [draw(step) for step in range(20)]
+    assert all(tuple(paths[:2]) == ends and len(paths) == 4 for paths in steps)
+    assert all(spec in TIED.largest(0.0) for spec in steps[0][2:])
+    assert any(spec not in TIED.largest(0.0) for paths in steps[10:] for spec in paths[2:])
+    assert [draw(step) for step in range(20)] == steps
+
+
+def test_in_place_distillation_teaches_all_but_the_largest_network(tmp_path: Path):
+    recipe = _recipe()
+    space = recipe.load_space()
+    largest = extremes(space, count_macs)[1]
+    supernet = Supernet(space, img_size=32, num_classes=5).train()
+    objective = Objective(recipe.supernet_recipe().augment, recipe.supernet_recipe().distill, 5, {}, lambda name: None)
+    draw = path_sampling(BudgetSampler(space), "uniform", 1, 0)
+    trainee = SupernetTrainee(space, "entangled", recipe.supernet_recipe(), draw, None, largest, 0.75)
+    optimizer = torch.optim.AdamW(supernet.parameters())
+    trainee.begin(supernet, optimizer, objective, lambda module: None)
+    images, labels = torch.randn(6, 3, 32, 32), torch.arange(6) % 5
+    supernet.activate(largest)
+    taught = supernet(images).detach()
+    plain = cross_entropy(taught, labels, label_smoothing=objective.smoothing)
+    torch.testing.assert_close(objective.loss(taught, images, labels), plain)
+    spec = next(spec for spec in space if spec != largest)
+    supernet.activate(spec, (spec, largest))
+    logits = supernet(images)
+    learned = kl_div(logits.log_softmax(1), taught.log_softmax(1), log_target=True, reduction="batchmean")
+    expected = 0.25 * cross_entropy(logits, labels, label_smoothing=objective.smoothing) + 0.75 * learned
+    torch.testing.assert_close(objective.loss(logits, images, labels), expected)
+    assert (supernet.active, supernet.paths) == (spec, (spec, largest))
+
+
+def test_a_sandwich_with_distillation_that_dies_goes_on_to_the_same_weights(tmp_path: Path):
+    keys = ("supernet.paths=3", "supernet.sampling=sandwich", "supernet.distill=1", "supernet.widen=0.5")
+    recipe = _recipe(*keys)
+
+    def train(name: str, minutes: float | None = None) -> dict[str, Tensor] | None:
+        context = RunContext(recipe, tmp_path / name, "cpu", minutes)
+        Stage("joint", recipe.load_space(), context).train_supernet()
+        return load_file(tmp_path / name / "joint/supernet/model.safetensors")
+
+    torch.set_num_threads(1)
+    whole = train("whole")
+    with pytest.raises(Interrupted):
+        train("stopped", minutes=1e-9)
+    resumed = train("stopped")
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_keys_of_a_supernets_training_that_do_not_go_together_are_refused():
+    for keys, message in (
+        (["supernet.sampling=sandwich", "supernet.paths=2"], "supernet.paths must be at least 3 for"),
+        (["supernet.sampling=balanced", "supernet.widen=0.5"], "supernet.widen needs supernet.sampling=uniform or"),
+        (["supernet.distill=0.5", "train.distill.teacher=glit_tiny"], "supernet.distill cannot be set beside"),
+        (["supernet.distill=2"], "supernet.distill must be from 0 to 1, got 2"),
+        (["supernet.widen=-1"], "supernet.widen must be from 0 to 1, got -1"),
+    ):
+        with pytest.raises(RecipeError, match=message):
+            _recipe(*keys)

@@ -52,9 +52,17 @@ class Objective:
                 label_smoothing=augment.label_smoothing, num_classes=num_classes,
             )  # fmt: skip
         self.distill = distill
-        self.teacher = None
+        self.teacher: Callable[[Tensor], Tensor | None] | None = None
         if distill.teacher is not None:
             self.teacher = _Teacher(make_teacher(distill.teacher), distill.teacher, num_classes, preprocessing)
+
+    def set_teacher(self, teacher: Callable[[Tensor], Tensor | None], share: float) -> None:
+        """Let a teacher's soft labels have this share of the loss.
+
+        Args:
+            teacher: the student's images [B, C, H, W] -> logits [B, K], or None for images that it does not teach.
+        """
+        self.teacher, self.distill = teacher, DistillSection(kind="soft", alpha=share, temperature=1.0)
 
     def mix(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Images [B, C, H, W] and labels [B] -> mixed images and targets: [B, K] where mixing is on, else the labels.
@@ -75,6 +83,8 @@ class Objective:
         if self.teacher is None:
             return loss
         taught = self.teacher(images)
+        if taught is None:
+            return loss
         if self.distill.kind == "hard":
             distilled = F.cross_entropy(logits, taught.argmax(1))
         else:

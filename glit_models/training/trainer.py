@@ -57,7 +57,9 @@ class Trainee(ABC):
         """The model, on the CPU, with as many outputs."""
 
     @abstractmethod
-    def begin(self, model: Any, optimizer: Optimizer, prepare: Callable[[nn.Module], object]) -> None:
+    def begin(
+        self, model: Any, optimizer: Optimizer, objective: Objective, prepare: Callable[[nn.Module], object]
+    ) -> None:
         """Called once before the first step. `prepare` does to a module what is done to a model before training."""
 
     @abstractmethod
@@ -154,16 +156,16 @@ class Trainer:
         self.frozen = setup.freeze(self.model, recipe.model.freeze)
         self.optimizer = setup.create_optimizer(self.model, recipe.optim)
         self.schedule = setup.create_schedule(self.optimizer, recipe.optim, self.steps_per_epoch)
-        if self.trainee is not None:
-            self.trainee.begin(self.model, self.optimizer, self._prepare)
-        if recipe.model.compile:
-            self.model.compile()
-        self.wrapped = self.accelerator.prepare_model(self.model)
         self.objective = Objective(
             recipe.augment, recipe.distill, self.num_classes, self.preprocessing,
             lambda name: _create_teacher(name).to(self.device),
             class_weights(recipe.class_weights, self.splits, self.device),
         )  # fmt: skip
+        if self.trainee is not None:
+            self.trainee.begin(self.model, self.optimizer, self.objective, self._prepare)
+        if recipe.model.compile:
+            self.model.compile()
+        self.wrapped = self.accelerator.prepare_model(self.model)
         self.feed = Feed(
             recipe, self.splits, self.preprocessing, self.device, self.num_parts, self.parts, self.rank,
             self.accelerator.num_processes,
