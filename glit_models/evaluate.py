@@ -33,6 +33,7 @@ __all__ = [
     "evaluate",
     "is_tie",
     "macro_f1",
+    "smallest_difference",
 ]
 
 _Z = 1.959964  # of 95 % of a normal distribution
@@ -340,6 +341,12 @@ def accuracy_interval(accuracy: float, num_images: int) -> tuple[float, float]:
     centre, scale = p + _Z**2 / (2 * n), 1 + _Z**2 / n
     half = _Z * math.sqrt(p * (1 - p) / n + _Z**2 / (4 * n**2))
     return 100 * (centre - half) / scale, 100 * (centre + half) / scale
+
+
+def smallest_difference(accuracy: float, num_images: int) -> float:
+    """By how many points two networks near an accuracy in percent must differ on so many images to be no tie."""
+    share = accuracy / 100
+    return 100 * _Z * math.sqrt(2 * share * (1 - share) / num_images)
 
 
 def is_tie(a: float, b: float, num_images: int) -> bool:

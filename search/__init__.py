@@ -31,6 +31,7 @@ from .named_spaces import (
 )
 from .nsga2 import Nsga2
 from .pipeline import SearchRun
+from .plan import SearchPlan, plan_search
 from .rank import rank_networks
 from .ranking import Ranking
 from .recipe import SearchRecipe, load_search_recipe, shipped_search_recipes
@@ -59,6 +60,7 @@ __all__ = [
     "RandomSearch",
     "Ranking",
     "Search",
+    "SearchPlan",
     "SearchRecipe",
     "SearchRun",
     "SearchSpace",
@@ -82,6 +84,7 @@ __all__ = [
     "macs_budget",
     "open_executor",
     "params_budget",
+    "plan_search",
     "rank_networks",
     "search_again",
     "shipped_search_recipes",

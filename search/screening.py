@@ -18,7 +18,7 @@ from glit_models import Spec
 
 from .candidates import Candidate, Candidates
 
-__all__ = ["Confirmation", "describe_noise", "wrong_order"]
+__all__ = ["Confirmation", "describe_noise", "rounds", "wrong_order"]
 
 
 @final
@@ -48,12 +48,7 @@ class Confirmation:
     ) -> None:
         self._candidates, self._given = candidates, given
         self.scores = list(scores)
-        self.rounds: list[tuple[int, int | None]] = []  # networks and batches; None for all, by the fitness
-        count, batches = len(candidates) // 2, 2 * num_batches
-        while count > confirm and batches < all_batches:
-            self.rounds.append((count, batches))
-            count, batches = count // 2, 2 * batches
-        self.rounds.append((confirm, None))
+        self.rounds = rounds(len(candidates), num_batches, all_batches, confirm)
 
     def ask(self) -> tuple[list[Spec], int | None] | None:
         """The networks of the next round and on how many batches; None for all, by the fitness. None when over."""
@@ -73,6 +68,16 @@ class Confirmation:
         """The candidates with the fitness of those of the last round; the others have none."""
         final = self.scores[-1] if len(self.scores) == len(self.rounds) else {}
         return Candidates(dataclasses.replace(c, fitness=final.get(i)) for i, c in enumerate(self._candidates))
+
+
+def rounds(num_candidates: int, num_batches: int, all_batches: int, confirm: int) -> list[tuple[int, int | None]]:
+    """Networks and batches of each round after an evolution by few images; None for all batches, by the fitness."""
+    found: list[tuple[int, int | None]] = []
+    count, batches = num_candidates // 2, 2 * num_batches
+    while count > confirm and batches < all_batches:
+        found.append((count, batches))
+        count, batches = count // 2, 2 * batches
+    return [*found, (confirm, None)]
 
 
 def wrong_order(losses: NDArray[np.float64]) -> tuple[float, float]:

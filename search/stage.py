@@ -177,7 +177,11 @@ class Stage:
 
     def train_supernet(self) -> None:
         """Train it in this process, as far as that is not done."""
-        recipe = self.recipe.supernet_recipe()
+        self.context.train(self.context.supernet_recipe, self.folder / "supernet", self.create_trainee())
+
+    def create_trainee(self) -> SupernetTrainee:
+        """What a training of the supernet trains."""
+        recipe = self.context.supernet_recipe
         supernet = self.recipe.supernet
         sampler = BudgetSampler(self.space)
         if supernet.sampling == "budget":
@@ -187,10 +191,9 @@ class Stage:
         widen_steps = supernet.widen * steps
         draw_paths = path_sampling(sampler, supernet.sampling, supernet.paths, recipe.seed, ends, widen_steps)
         teacher = ends[0] if supernet.distill else None
-        trainee = SupernetTrainee(
+        return SupernetTrainee(
             self.space, supernet.sharing, recipe, draw_paths, supernet.from_, teacher, supernet.distill
         )
-        self.context.train(recipe, self.folder / "supernet", trainee)
 
     def _ends(self, recipe: Recipe) -> tuple[Spec, Spec]:
         """The largest and the smallest network of the space, by multiply-adds."""

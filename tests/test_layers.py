@@ -55,7 +55,8 @@ supernet_training retraining relative_budget
 run_context
 division supernets
 stage
-prediction
+prediction trial
+plan
 work pipeline rank
 worker again
 findings

@@ -1,4 +1,4 @@
-"""The command that searches, and those around a search: report, rank, extract."""
+"""The command that searches, and those around a search: plan, report, rank, again, extract."""
 
 from __future__ import annotations
 
@@ -24,16 +24,18 @@ __all__ = ["add_search"]
 def add_search(commands: Commands) -> None:
     parser = add_command(
         commands, "search", _run_search,
-        "Search for a network; the same command again goes on where it stopped. `glit search report DIR` shows a "
-        "search in a page, `glit search rank DIR` measures how far its supernet can be trusted, `glit search extract "
-        "DIR --out FOLDER` writes networks with the weights that they inherit, `glit search again DIR --set ... --out "
-        "DIR2` searches on its trained supernets, with another budget for example.",
+        "Search for a network; the same command again goes on where it stopped. Around it: `glit search plan RECIPE` "
+        "says before what it will take, `report DIR` shows it in a page, `rank DIR` measures how far its supernet can "
+        "be trusted, `extract DIR --out FOLDER` writes networks with the weights that they inherit, and `again DIR "
+        "--set ... --out DIR2` searches on its trained supernets, with another budget for example.",
         {f"data.{key}": f"train.data.{key}" for key in ("root", "download", "hold_out", "num_workers")},
     )  # fmt: skip
     parser.add_argument(
-        "what", metavar="RECIPE", help="name of a shipped recipe, path of a YAML file; or report, rank, extract, again"
+        "what", metavar="RECIPE", help="name of a shipped recipe, path of a YAML file; or plan, report, rank, ..."
     )
-    parser.add_argument("folder", metavar="DIR", nargs="?", type=Path, help="of the search, after report, rank, ...")
+    parser.add_argument(
+        "folder", metavar="DIR", nargs="?", type=Path, help="of the search, after report, rank, ...; plan: a recipe"
+    )
     parser.add_argument("--out", metavar="DIR", type=Path, help="folder of the search; extract: of the model")
     add_run_options(parser, "override, such as evolution.generations=10")
     parser.add_argument(
@@ -48,6 +50,7 @@ def add_search(commands: Commands) -> None:
     parser.add_argument(
         "--front", metavar="COST", help="extract: those that none beats at less macs, params, latency_ms"
     )
+    parser.add_argument("--json", action="store_true", help="plan: print JSON")
     parser.add_argument("--keep-winner", action="store_true", help="again: keep the first stage as it is")
     parser.add_argument("--spec", metavar="FILE", help="extract: the network of a JSON file")
 
@@ -55,6 +58,7 @@ def add_search(commands: Commands) -> None:
 # What the commands around a search take, besides --device; a search itself takes what stands at ''.
 _TAKES = {
     "": ("out", "set", "max_minutes", "engine"),
+    "plan": ("folder", "set", "json"),
     "report": ("folder",),
     "rank": ("folder", "networks", "stage", "max_minutes", "engine"),
     "again": ("folder", "out", "set", "keep_winner", "max_minutes", "engine"),
@@ -74,7 +78,8 @@ def _check_options(args: argparse.Namespace, command: str) -> None:
     name, takes = f"glit search {command}".strip(), _TAKES[command]
     for option in dict.fromkeys(option for options in _TAKES.values() for option in options):
         given = getattr(args, option) not in (None, False, [])
-        flag = "DIR, the folder of a search" if option == "folder" else f"--{option.replace('_', '-')}"
+        positional = "a recipe" if command == "plan" else "DIR, the folder of a search"
+        flag = positional if option == "folder" else f"--{option.replace('_', '-')}"
         if given and option not in takes:
             takers = ", ".join(f"`glit search {other}`" for other, options in _TAKES.items() if option in options)
             raise SearchError(f"{name or 'glit search'} takes no {flag}; it is for {takers.replace(' `', '`')}")
@@ -160,6 +165,15 @@ def _runtimes(recipe: SearchRecipe) -> dict[str, Callable[..., Callable[[], obje
     return {"onnx": onnx_runner}
 
 
+def _run_plan(args: argparse.Namespace) -> int:
+    from glit_models.search import load_search_recipe, plan_search
+
+    recipe = load_search_recipe(str(args.folder), args.set)
+    plan = plan_search(recipe, _pick_device(args), _runtimes(recipe))
+    print_json(plan.to_dict()) if args.json else print(plan)
+    return 0
+
+
 def _run_report(args: argparse.Namespace) -> int:
     from glit_models.search import write_report
 
@@ -209,6 +223,7 @@ def _run_extract(args: argparse.Namespace) -> int:
 
 _RUN: dict[str, Callable[[argparse.Namespace], int]] = {
     "": _run_recipe,
+    "plan": _run_plan,
     "report": _run_report,
     "rank": _run_rank,
     "again": _run_again,

@@ -7,6 +7,7 @@ precision. This module knows recipes, data and timm's model contract; not where 
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import time
@@ -44,6 +45,7 @@ from .state import Checkpoints, Progress
 __all__ = ["Trainee", "Trainer"]
 
 _LOG_EVERY = 50  # steps between lines of metrics.jsonl
+_WARM_UP_STEPS = 3  # before steps are timed
 
 
 class Trainee(ABC):
@@ -213,6 +215,31 @@ class Trainer:
             finally:
                 self.records.close()
         return self._finish() if finished else None
+
+    def time_steps(self, count: int, max_seconds: float) -> float:
+        """Seconds of a training step, its data included: the mean of some, after a few that are slower.
+
+        It changes the weights and writes nothing; make another trainer for the run itself.
+
+        Args:
+            count: steps that are timed.
+            max_seconds: after which no further one begins.
+        """
+        self.model.train()
+        steps = (parts for epoch in itertools.count() for parts in self.feed.steps(epoch, 0))
+        for parts in itertools.islice(steps, _WARM_UP_STEPS):
+            self._train_step(parts)
+        began, timed = self._clock(), 0
+        while timed < count and self._clock() - began < max_seconds:
+            self._train_step(next(steps))
+            timed += 1
+        return (self._clock() - began) / timed
+
+    def _clock(self) -> float:
+        """Seconds, when the device has done what it was asked."""
+        if self.device.type != "cpu":
+            torch.accelerator.synchronize()
+        return time.monotonic()
 
     def _say(self, line: str) -> None:
         if self.rank == 0:
