@@ -31,6 +31,7 @@ __all__ = [
     "balanced_accuracy",
     "draw_confusion",
     "evaluate",
+    "evaluate_scores",
     "is_tie",
     "macro_f1",
     "smallest_difference",
@@ -74,7 +75,7 @@ class Evaluation:
         correct_top5: images whose class is among the five most probable; None with five classes or fewer, of which
             it would say nothing.
         matched_by: how the data's classes were found among the model's, 'name' or 'position'.
-        images_per_second: of the model alone, without the first batch if there are more.
+        images_per_second: of the model alone, without the first batch if there are more; None where it is not known.
         images_per_second_with_loading: of all that the scoring took.
     """
 
@@ -82,7 +83,7 @@ class Evaluation:
     confusion: np.ndarray
     correct_top5: int | None
     matched_by: str
-    images_per_second: float
+    images_per_second: float | None
     images_per_second_with_loading: float
 
     @property
@@ -132,8 +133,9 @@ class Evaluation:
         return (self.class_names[other], int(wrong[other])) if wrong[other] else None
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it as JSON has it, `top5` and `correct_top5` only where there is one."""
+        """All of it as JSON has it, without what is not known."""
         top5 = {} if self.correct_top5 is None else {"top5": self.top5, "correct_top5": self.correct_top5}
+        speed = {} if self.images_per_second is None else {"images_per_second": round(self.images_per_second, 1)}
         return {
             "images": self.images,
             "top1": self.top1,
@@ -141,7 +143,7 @@ class Evaluation:
             **top5,
             "balanced_accuracy": self.balanced_accuracy,
             "macro_f1": self.macro_f1,
-            "images_per_second": round(self.images_per_second, 1),
+            **speed,
             "images_per_second_with_loading": round(self.images_per_second_with_loading, 1),
             "classes_matched_by": self.matched_by,
             "classes": [
@@ -203,6 +205,22 @@ def evaluate(
     )
 
 
+def evaluate_scores(
+    scores: torch.Tensor, truth: np.ndarray, class_names: tuple[str, ...], images_per_second: float
+) -> Evaluation:
+    """What follows from scores [N, K] of images and their true classes [N]; the speed is that of all that it took."""
+    top = _TOP if len(class_names) > _TOP else 1
+    confusion = np.zeros((len(class_names), len(class_names)), np.int64)
+    correct = _count(scores.topk(top).indices.numpy(), truth, confusion)
+    return Evaluation(class_names, confusion, correct if top == _TOP else None, "name", None, images_per_second)
+
+
+def _count(guesses: np.ndarray, truth: np.ndarray, confusion: np.ndarray) -> int:
+    """Add guesses [B, top], best first, to the confusion matrix; of how many images the truth [B] is among them."""
+    np.add.at(confusion, (truth, guesses[:, 0]), 1)
+    return int((guesses == truth[:, None]).any(1).sum())
+
+
 class _Tally:
     """Counts of what the model says of each batch. Final; filled by `count`."""
 
@@ -231,9 +249,7 @@ class _Tally:
             guesses = logits.topk(self.top).indices.cpu().numpy()  # [B, top]; waits for the device
             self.times.append((len(labels), time.perf_counter() - started))
             self._refuse_nan(logits)
-            truth = self.classes[labels.numpy()]  # [B]
-            np.add.at(self.confusion, (truth, guesses[:, 0]), 1)
-            self.correct_top += int((guesses == truth[:, None]).any(1).sum())
+            self.correct_top += _count(guesses, self.classes[labels.numpy()], self.confusion)
 
     def images_per_second(self) -> float:
         """Of the model alone; the first batch, in which the device warms up, counts only if it is all there is."""

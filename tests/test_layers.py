@@ -31,6 +31,7 @@ data
 predict
 explain embed
 evaluate prediction_table explanation_sheet
+probe
 training
 cli
 __main__

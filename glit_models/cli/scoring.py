@@ -10,6 +10,7 @@ from ..errors import GlitError
 from .common import Commands, add_command, add_device, echo, model_identity, print_table
 
 if TYPE_CHECKING:
+    from ..data.labelled import LabelledSplit
     from ..evaluate import Evaluation
 
 __all__ = ["add_embed", "add_eval"]
@@ -90,22 +91,29 @@ def add_eval(commands: Commands) -> None:
         "data", help="a folder of CLASS/* or val/CLASS/*, fashion-mnist, or timm's torch/NAME, hfds/NAME"
     )
     _add_data_options(parser, "test unless given; of a folder without one, validation", 250)
+    parser.add_argument(
+        "--knn", type=int, nargs="?", const=20, metavar="K",
+        help="score frozen features by the K (20) nearest training images, in place of the model's own head",
+    )  # fmt: skip
+    parser.add_argument("--linear", action="store_true", help="... by a linear classifier of the training images")
     parser.add_argument("--confusion", type=Path, metavar="FILE.png", help="draw the confusion matrix")
     parser.add_argument("--json", action="store_true", help="print JSON, with every class and the confusion matrix")
 
 
 def _run_eval(args: argparse.Namespace) -> int:
     from ..data.labelled import open_labelled
-    from ..evaluate import draw_confusion, evaluate
+    from ..evaluate import evaluate
     from ..predict import Classifier, load_model, pick_device
     from ..runs.figures import check_can_draw
-    from ..weights.folder import to_json
 
     keys = _check_loading(args)
     if args.confusion is not None:
         check_can_draw(args.confusion, "the confusion matrix")
     device = pick_device(args.device)
     data = open_labelled(args.data, args.root, args.split, **keys)  # before the model, which may need fetching
+    head = {"model": args.model, "dataset": data.name, "split": data.split, "device": str(device)}
+    if args.knn is not None or args.linear:
+        return _run_probes(args, data, keys, head)
     classifier = Classifier(load_model(args.model), device)
     result = evaluate(classifier, data, args.batch_size, args.workers)
     if classifier.has_names and result.matched_by == "position":
@@ -114,18 +122,67 @@ def _run_eval(args: argparse.Namespace) -> int:
         echo(f"glit: {text}", error=True)
     title = f"{args.model} on {data}"
     if args.json:
-        head = {"model": args.model, "dataset": data.name, "split": data.split, "device": str(device)}
-        print(to_json(head | result.to_dict()), end="")
+        _print_result(head | result.to_dict())
     else:
-        _print_evaluation(title, result, str(device))
+        _print_evaluation(title, result)
+        print(
+            f"{result.images_per_second:.0f} images/s by the model alone, "
+            f"{result.images_per_second_with_loading:.0f} with loading, on {device}"
+        )
+    _draw(args, result, title)
+    return 0
+
+
+def _run_probes(args: argparse.Namespace, data: LabelledSplit, keys: dict[str, Any], head: dict[str, Any]) -> int:
+    """Score frozen features by the ways that are asked for."""
+    from ..data.labelled import open_training
+    from ..predict import Classifier, load_model, pick_device
+    from ..probe import embed_splits, score_linear, score_neighbours
+
+    if args.knn is not None and args.knn < 1:
+        raise GlitError(f"--knn must be at least 1, got {args.knn}")
+    if args.confusion is not None and args.knn is not None and args.linear:
+        raise GlitError("--confusion draws one matrix; give it --knn or --linear")
+    train = open_training(data, args.root, **keys)
+    classifier = Classifier(load_model(args.model), pick_device(args.device))
+    features = embed_splits(classifier, train, data, args.batch_size, args.workers)
+    num_train, width = features.train.shape
+    results: dict[str, tuple[str, Evaluation, dict[str, Any]]] = {}
+    if args.knn is not None:
+        k = min(args.knn, num_train)
+        result = score_neighbours(features, k)
+        results["knn"] = f"{k} nearest of {num_train:,} training images", result, {"k": k}
+    if args.linear:
+        result, l2 = score_linear(features)
+        results["linear"] = f"a linear classifier of {num_train:,} training images, l2 {l2:g}", result, {"l2": l2}
+    if args.json:
+        found = {name: facts | result.to_dict() for name, (_, result, facts) in results.items()}
+        _print_result(head | {"train_images": num_train, "features": width} | found)
+    for text, result, _ in results.values():
+        title = f"{args.model}, frozen, {text}, on {data}"
+        if not args.json:
+            _print_evaluation(title, result)
+        _draw(args, result, title)
+    return 0
+
+
+def _print_result(result: dict[str, Any]) -> None:
+    from ..weights.folder import to_json
+
+    print(to_json(result), end="")
+
+
+def _draw(args: argparse.Namespace, result: Evaluation, title: str) -> None:
+    """The confusion matrix, where it is asked for."""
+    from ..evaluate import draw_confusion
+
     if args.confusion is not None:
         draw_confusion(result, args.confusion, f"{title}: top-1 {result.top1:.2f} %")
         if not args.json:
             print(f"Confusion matrix: {args.confusion}")
-    return 0
 
 
-def _print_evaluation(title: str, result: Evaluation, device: str) -> None:
+def _print_evaluation(title: str, result: Evaluation) -> None:
     top5 = "" if result.top5 is None else f", top-5 {result.top5:.2f} % ({result.correct_top5})"
     print(f"{title}: top-1 {result.top1:.2f} % ({result.correct} of {result.images}){top5}")
     balanced, f1 = result.balanced_accuracy, result.macro_f1
@@ -151,10 +208,6 @@ def _print_evaluation(title: str, result: Evaluation, device: str) -> None:
         print(f"These are the {len(shown)} classes of lowest recall; --json has all {len(rows)}.")
     if empty := sum(not row.images for row in result.classes):
         print(f"{empty} of the model's {len(result.classes)} classes have no images here.")
-    print(
-        f"{result.images_per_second:.0f} images/s by the model alone, "
-        f"{result.images_per_second_with_loading:.0f} with loading, on {device}"
-    )
 
 
 def _percent(value: float | None) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 from ..errors import Argument, DataError
 from .sources import Images, Source, Stream, find_part, is_folder, open_source
 
-__all__ = ["Splits", "Subset", "open_splits"]
+__all__ = ["Splits", "Subset", "open_splits", "share_images"]
 
 
 class Subset:
@@ -178,14 +178,15 @@ def _refuse_shared_images(dataset: str, root: Any, names: dict[str, str | None])
     given = [(f"{key}_split", split) for key, split in names.items() if split is not None]
     for index, (key, split) in enumerate(given):
         for other_key, other in given[:index]:
-            if _share_images(dataset, root, split, other):
+            if share_images(dataset, root, split, other):
                 raise DataError(
                     Argument(other_key, other), " and ", Argument(key, split), f" share images of {dataset}; "
                     "name another split, or set ", Argument("hold_out"),
                 )  # fmt: skip
 
 
-def _share_images(dataset: str, root: Any, first: str, second: str) -> bool:
+def share_images(dataset: str, root: Any, first: str, second: str) -> bool:
+    """Whether two splits of a data set have images in common, as far as their names can tell."""
     if is_folder(dataset) and root is not None:
         part = find_part(root, first)
         return first == second or (part is not None and part == find_part(root, second))

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import Argument, DataError
+from .datasets import share_images
 from .sources import KINDS, Source, find_part, is_folder, open_source
 
-__all__ = ["LabelledSplit", "match_classes", "open_labelled"]
+__all__ = ["LabelledSplit", "match_classes", "open_labelled", "open_training"]
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,21 @@ def open_labelled(
         raise DataError(f"{name}: no such folder, and no data set (fashion-mnist, {kinds})")
     split = split or "test"
     return LabelledSplit(name, split, open_source(name, root, split, **options))
+
+
+def open_training(data: LabelledSplit, root: str | os.PathLike[str] | None = None, **options: Any) -> LabelledSplit:
+    """The training split beside one that is scored; `root` and `options` are those that opened it.
+
+    Raises:
+        DataError: if there is none, or it is the one that is scored.
+    """
+    if data.split is None:
+        raise DataError(f"{data} has no train split; it takes one in train/CLASS/*, beside val/CLASS/* or test/CLASS/*")
+    is_path = data.name != "fashion-mnist" and Path(data.name).exists()
+    dataset, place = ("folder", data.name) if is_path else (data.name, root)
+    if share_images(dataset, place, data.split, "train"):
+        raise DataError(f"{data} is what is trained on; score another split")
+    return open_labelled(data.name, None if is_path else root, "train", **options)
 
 
 def _open_folder(folder: Path, split: str | None) -> LabelledSplit:
