@@ -1,6 +1,6 @@
 """Entry points for `torch.hub`: `torch.hub.load(DIRECTORY, "glit_tiny", source="local", pretrained=True)`.
 
-Works from a plain checkout that is not installed; what the models are, and their weights, is `glit_models`' to know.
+Works from a plain checkout that is not installed; `glit_models` defines the models and their weights.
 """
 
 from typing import Any

@@ -1,6 +1,6 @@
 """A depthwise convolution over tokens in Triton, channels-last, with its gradients, as an operator of torch.
 
-It knows tensors only. Where Triton is missing or the tensors are not on a GPU, a plain PyTorch twin computes the same.
+Where Triton is missing or the tensors are not on a GPU, a plain PyTorch twin computes the same.
 
 How the kernels work. A program is one warp that owns 64 channels (two a thread, 128 bytes of every token: one full
 memory transaction) of one image, and slides over its tokens. It holds the K taps in registers, and the results of T

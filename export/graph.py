@@ -1,6 +1,6 @@
 """ONNX graphs made fit to be given away: readable names, nothing of the machine that made them, checked.
 
-It knows graphs, not models.
+Works on graphs alone, not on models.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""ONNX Runtime sessions on the provider that was asked for, or a clear word on what came instead.
+"""ONNX Runtime sessions on the provider that was asked for, or an error that says what came instead.
 
-ONNX Runtime falls back in silence, to the CPU at last; here the provider that a session really has is always known.
-Knows files and providers, not what the numbers mean.
+ONNX Runtime falls back to other providers, at last to the CPU, without an error; here the provider of a session is
+always known.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The model to export: found by name or folder and checked, or given; with the hash of its weights.
 
-It loads and describes; what becomes of the model is for others.
+It loads and describes a model; other modules export it.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A network as a function that runs one batch in ONNX Runtime: what a search within a budget of milliseconds times.
 
-It exports and runs; how often, and what becomes of the seconds, is the caller's.
+It exports and runs; the caller decides how often, and uses the times.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""From a network in torch to a graph: `torch.onnx.export` with its axes named, and without what it has to say.
+"""From a network in torch to a graph: `torch.onnx.export` with its axes named, and without its messages.
 
-It knows torch's exporter; what the network is, and what becomes of the graph, are for others.
+This is the only module that calls torch's exporter.
 
 Axes: B batch, C channels, H/W image height and width, K classes.
 """

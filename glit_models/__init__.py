@@ -10,7 +10,7 @@ __version__ = "0.1.0"
 
 
 def _prints_help_alone() -> bool:
-    """Whether this process is the `glit` command and prints its help: it would load torch, for seconds, to no use."""
+    """Whether this process is the `glit` command and prints its help: loading torch would take seconds for nothing."""
     program, *words = getattr(sys, "argv", None) or [""]
     is_glit = program.endswith("/glit") or (program == "-m" and "glit_models" in sys.orig_argv)
     options = words[: words.index("--")] if "--" in words else words

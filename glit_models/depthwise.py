@@ -1,6 +1,6 @@
 """The depthwise convolution with gradients on CPU, where the stock gradient of its weight is slow.
 
-Knows tensors only. oneDNN computes output and input gradient of a channels-last depthwise convolution quickly but
+oneDNN computes output and input gradient of a channels-last depthwise convolution quickly but
 takes far longer for the weight gradient; batched matrix products do that better (`python -m benchmarks.depthwise`).
 
 Axes: B batch, N tokens, C channels, K taps, T tokens of a tile.

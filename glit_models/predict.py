@@ -1,6 +1,6 @@
 """From image files to class probabilities: load any model by name or folder, read images, predict.
 
-It knows timm's model contract and image files; the command line prints what it returns.
+Works with any timm model and with image files; the command line prints what it returns.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What a network may cost, and what the members of a space do cost at least and at most.
 
 A cost is any function from a spec to a number. Of one that is additive over blocks everything can be known without
-trying. It knows spaces and costs; drawing within a budget is `budget_sampler`'s.
+trying. Drawing networks within a budget is done by `budget_sampler`.
 """
 
 from __future__ import annotations

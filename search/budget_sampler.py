@@ -1,7 +1,7 @@
 """Random members of a space within budgets, exactly, however few of its members that are.
 
 Costs are additive over blocks more often than not; then, for each width and depth, a dynamic programme over the blocks
-counts the members at each cost, and draws among those within the budget. What a cost is, is `budget`'s to know.
+counts the members at each cost, and draws among those within the budget. `budget` defines costs.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 What a block computes, and its BatchNorm statistics, depend only on the width of the network and the blocks before it.
 So networks that begin alike share the work up to where they part, within a generation and from one to the next, and the
-scores are those of evaluating each by itself. Which networks come next is others' business.
+scores are those of evaluating each by itself. The search method decides which networks come next.
 
 Axes: B batch, N tokens, C channels, S images of the search set.
 """

@@ -1,7 +1,7 @@
 """One stage of a search in its folder: train the supernet, evolve, retrain the best, choose the winner.
 
-It knows its space; that there are other stages is `pipeline`'s. Every file is written whole, and each part of the work
-is taken up again from the files of the parts before.
+It handles one space; `pipeline` joins the stages. Every file is written whole, and each part of the work continues from
+the files of the parts before.
 """
 
 from __future__ import annotations

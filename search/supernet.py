@@ -1,7 +1,7 @@
 """One set of weights for every network of a space, of which one is active at a time.
 
 The weights of each part of a block lie in stores; a network's own weights are slices of the stores, and of what all
-networks have in common. What a slice is, is known by the parts. Training and scoring are others' business.
+networks have in common. The parts define their slices. Training and scoring happen in other modules.
 
 Axes: B batch, N tokens, C channels of a token.
 """

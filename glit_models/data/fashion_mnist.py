@@ -42,7 +42,7 @@ def find_folder(root: str | os.PathLike[str] | None = None) -> Path:
             if _holds_files(folder):
                 return folder
         raise DataError(
-            f"{root}: no Fashion-MNIST here; it should hold train-images-idx3-ubyte.gz and its three fellows"
+            f"{root}: no Fashion-MNIST here; it should hold train-images-idx3-ubyte.gz and the other three files"
         )
     if _holds_files(_DEBIAN_FOLDER):
         return _DEBIAN_FOLDER

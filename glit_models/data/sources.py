@@ -1,7 +1,7 @@
 """One split of a data set by its name: `Images` where they can be had by index, else a `Stream` of them.
 
-`timm.data.create_dataset` opens what it names; mistakes that it would pass over in silence (a split that is not there,
-an image that cannot be read, classes without names) are refused here. Knows nothing of training or batches.
+`timm.data.create_dataset` opens what it names; mistakes that it would not report (a split that is not there,
+an image that cannot be read, classes without names) are refused here. Independent of training and batches.
 """
 
 from __future__ import annotations

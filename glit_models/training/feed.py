@@ -1,7 +1,7 @@
 """The batches of a run: images through timm's transforms, or fractals drawn on the device that trains.
 
-A batch is a function of (seed, epoch, step), however many processes and accumulated parts it is cut into. It knows
-data and recipes, not models.
+A batch is a function of (seed, epoch, step), however many processes and accumulated parts it is cut into. This
+module handles data and recipes, not models.
 """
 
 from __future__ import annotations

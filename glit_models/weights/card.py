@@ -1,6 +1,6 @@
 """Model cards: the README of a Hub repository and the figure of the architecture in it, drawn from entry and spec.
 
-It knows text and figures; `publish.py` knows weights, folders and the Hub.
+Makes text and figures; `publish.py` handles weights, folders and the Hub.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Files from the Hugging Face Hub, by its client's session into its cache, with errors in one line and within seconds.
 
-It knows repositories and files; what is in them, and whether their hash is right, is for the caller to know.
+Fetches files of repositories. The caller reads them and checks their hash.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Weight files on this machine: their names, where installed ones lie, their hashes, and reading them safely.
 
-It knows tensors and names, not models: a state dict is compared with the model that it is for through `check_fits`.
+Handles tensors and names, not models: `check_fits` compares a state dict with the model that it is for.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 As in FractalDB (Kataoka et al., ACCV 2020) a system is drawn at random and kept if it covers enough of its image; as
 in its sequel PC-FractalDB (Yamada et al., CVPR 2022) its variance must also be large enough, which keeps thin shapes
-out. Unlike there, every map must be a contraction. It knows nothing of instances.
+out. Unlike there, every map must be a contraction.
 
 Axes: B systems, F maps.
 """

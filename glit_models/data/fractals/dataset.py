@@ -2,7 +2,7 @@
 
 After FractalDB (Kataoka et al., ACCV 2020), OFDB, which shows that one instance a class is enough (Nakamura et al.,
 ICCV 2023, arXiv 2307.14710), and 1p-frac, where all classes are small changes of one fractal (Nakamura et al., ECCV
-2024, arXiv 2408.00677). It says what is drawn; how, is in `ifs`. Nothing is stored, downloaded or drawn ahead.
+2024, arXiv 2408.00677). This module says what is drawn, `ifs` draws it. Nothing is stored, downloaded or drawn ahead.
 
 Axes: B images, F maps, P colour planes.
 """

@@ -1,6 +1,6 @@
 """From affine maps to images: how an iterated function system is drawn, with torch, on any device.
 
-It knows nothing of classes or data sets. Only operations whose result IEEE 754 fixes are used (products, sums,
+Independent of classes and data sets. Only operations whose result IEEE 754 fixes are used (products, sums,
 quotients, square roots, comparisons, integers), each as a kernel of its own, so that devices agree to the bit. Nothing
 is copied to a GPU or read back after its first image, so that drawing does not hold up the work queued there.
 

@@ -1,0 +1,50 @@
+"""Documents, docstrings and messages use the field's words: phrases that were mended once do not come back."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+FOLDERS = ("docs", "glit_models", "search", "export", "benchmarks", ".github")
+# Phrase (a regular expression, in any case): what to write instead.
+BANNED = {
+    r"\bpictures?\b": "image",
+    r"\bof chance\b": "random, or at random",
+    r"\bwithout chance\b": "deterministic",
+    r"\bdearest\b": "most expensive",
+    r"\bfellows\b": "the other files",
+    r"\bin silence\b": "without an error, or without a message",
+    r"(^|\. )\W*(it )?knows (nothing of|\w+, not|\w+ only|\w+ and \w+[;,.])": "what the module does",
+    r"\bis for others\b|\bare for others\b|\bothers' business\b": "who does it",
+    r"\bwhat (a|an|the) \w+ is, is\b": "the sentence in natural order",
+    r"\bis \S+'s to know\b|\bfor the caller to know\b": "who defines it",
+    r"\bflops?\b(?!/s)": "multiply-adds, or MACs",
+    r"\ba clear word\b|\bwithout a word\b": "an error, or without an error",
+    r"\bthereof\b|\bwherein\b|\bheretofore\b|\bnaught\b|\blest\b|\bbetwixt\b": "plain words",
+}
+
+
+def texts() -> Iterator[tuple[str, str]]:
+    """Name and text of each file that people read."""
+    paths = [*ROOT.glob("*.md"), ROOT / "hubconf.py", ROOT / "Makefile", ROOT / "pyproject.toml"]
+    for folder in FOLDERS:
+        paths += (path for path in (ROOT / folder).rglob("*") if path.suffix in {".md", ".py", ".yaml", ".yml"})
+    for path in paths:
+        if "__pycache__" not in path.parts:
+            yield str(path.relative_to(ROOT)), path.read_text(encoding="utf-8")
+
+
+def test_no_text_has_a_phrase_that_was_mended() -> None:
+    found = [
+        f"{name}:{text.count(chr(10), 0, match.start()) + 1}: {match[0].strip()!r}; write {better}"
+        for name, text in texts()
+        for phrase, better in BANNED.items()
+        for match in re.finditer(phrase, text, re.IGNORECASE | re.MULTILINE)
+    ]
+    assert found == []
+
+
+def test_the_phrases_are_found_where_they_stand() -> None:
+    """Else the test above would hold nothing."""
+    text = "A picture of chance.\nIt knows graphs, not models. What a slice is, is known. It is `budget`'s to know."
+    assert sum(bool(re.search(phrase, text, re.IGNORECASE | re.MULTILINE)) for phrase in BANNED) == 5
