@@ -44,10 +44,11 @@ test-lowest: .venv-lowest/.lowest  ## the test suite under the lowest versions o
 	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest $(PARALLEL) --dist loadfile
 	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest $(PARALLEL) --dist worksteal -m slow
 
-lint: $(VENV)/.dev  ## style, and who may import whom
+lint: $(VENV)/.dev  ## style, spelling, phrases, and who may import whom
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	$(PYTEST) -q tests/test_layers.py
+	$(VENV)/bin/codespell *.md Makefile hubconf.py docs glit_models search export tests benchmarks .github
+	$(PYTEST) -q tests/test_layers.py tests/test_phrases.py
 
 format: $(VENV)/.dev  ## put the style right
 	$(VENV)/bin/ruff check --fix .
@@ -90,6 +91,15 @@ docs: $(VENV)/.dev  ## the site, in build/site/index.html; a dead link or a bad 
 wheel: $(VENV)/.core  ## one file in dist/ that pip installs: pip install "dist/glit_models-VERSION-py3-none-any.whl[train]"
 	$(VENV)/bin/python -m pip wheel --quiet --no-deps --wheel-dir dist .
 	ls dist/*.whl
+
+release-check: $(VENV)/.dev  ## what a release uploads, checked, and tried in a fresh environment outside the checkout
+	rm -rf dist build/lib build/release
+	$(VENV)/bin/python -m build --quiet --outdir dist
+	$(VENV)/bin/python -m twine check --strict dist/*
+	$(PYTHON) -m venv build/release/venv
+	build/release/venv/bin/python -m pip install --quiet "$$(ls dist/*.whl)[export]"
+	cd "$$(mktemp -d)" && glit=$(CURDIR)/build/release/venv/bin/glit && $$glit --version && $$glit demo && \
+		$$glit export glit_tiny.fashion_mnist --out model.onnx && $$glit predict --onnx model.onnx glit-demo.png
 
 clean:  ## remove what was built, but for the environments
 	rm -rf .types .cache build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

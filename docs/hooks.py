@@ -95,7 +95,7 @@ def cli_reference() -> str:
     """The page of the `glit` command: every command with its usage and options."""
     from glit_models.cli import make_parser
 
-    os.environ["COLUMNS"] = "100"  # of the usage lines
+    os.environ["COLUMNS"] = "82"  # of the usage lines
     parser = make_parser()
     lines = ["# Command line", "", "`glit COMMAND --help` prints the same.", "", *_describe(parser)]
     for name, command in _commands(parser).items():

@@ -10,6 +10,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 
 import glit_models
 from glit_models.errors import DISTRIBUTION, pip_install
@@ -80,6 +81,16 @@ def test_the_version_is_the_same_everywhere() -> None:
     assert glit_models.__version__ == PROJECT["project"]["version"]
     changelog = (ROOT / "CHANGELOG.md").read_text()
     assert re.search(rf"^## \[?{re.escape(glit_models.__version__)}\b", changelog, re.MULTILINE)
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == glit_models.__version__
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / ".github").rglob("*.yml")), ids=lambda path: path.name)
+def test_the_files_of_the_forge_are_yaml_and_their_commands_exist(path: Path) -> None:
+    text = path.read_text()
+    assert isinstance(yaml.safe_load(text), dict)
+    targets = {word for line in re.findall(r"run: make (.*)", text) for word in line.split() if "=" not in word}
+    rules = re.findall(r"^(\S+):", (ROOT / "Makefile").read_text().replace("$(VENV)", ".venv"), re.MULTILINE)
+    assert targets - set(rules) == set()
 
 
 LOADED_BY_THE_ZOO = """
