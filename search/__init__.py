@@ -38,6 +38,7 @@ from .recipe import SearchRecipe, load_search_recipe, shipped_search_recipes
 from .report import write_report
 from .space import SearchSpace
 from .supernet import Supernet
+from .transform import LearnedTransformation, Transformation
 from .worker import open_executor
 
 __all__ = [
@@ -56,6 +57,7 @@ __all__ = [
     "Executor",
     "Extracted",
     "Fitness",
+    "LearnedTransformation",
     "Nsga2",
     "RandomSearch",
     "Ranking",
@@ -66,6 +68,7 @@ __all__ = [
     "SearchSpace",
     "Setting",
     "Supernet",
+    "Transformation",
     "autoformer",
     "autoformer_base",
     "autoformer_small",

@@ -43,6 +43,7 @@ class Search(ABC):
         uses_surrogate: whether `proposals` concerns the method (class attribute).
         seeks_front: whether cheap networks count as well as accurate ones, so that a comparison by fitness alone must
             not drop them (class attribute).
+        needs_given: whether it searches among what a given network can become, see `narrow` (class attribute).
         description: what the method does, a sentence for the report (class attribute).
         space: where networks are taken from.
         config: the settings.
@@ -65,6 +66,7 @@ class Search(ABC):
     stage_work: ClassVar[int] = 1
     uses_surrogate: ClassVar[bool] = True
     seeks_front: ClassVar[bool] = False
+    needs_given: ClassVar[bool] = False
     description: ClassVar[str] = ""
 
     def __init__(
@@ -185,6 +187,15 @@ class Search(ABC):
     def front(self, cost: str) -> list[Candidate]:
         """The Pareto front of fitness against a budget's cost, cheapest first. Raises SearchError on another name."""
         return self._candidates.front(cost)
+
+    @classmethod
+    def narrow(cls, space: SearchSpace, given: Spec, cost: Callable[[Spec], float]) -> SearchSpace:
+        """The part of a space that is searched, starting from a given network; for methods that need one.
+
+        Args:
+            cost: of a network, additive over its blocks: its multiply-adds.
+        """
+        return space
 
     def finalists(self, candidates: Sequence[Candidate], count: int) -> list[Candidate]:
         """The `count` networks that are trained by themselves at the end.

@@ -34,6 +34,7 @@ class EvolutionConfig:
             fitted to all scores so far, picks among them. Of a small space every network that is left is proposed,
             which predictions make cheap. 1: those that are proposed are evaluated.
         objectives: for `nsga2`, the costs to be kept low besides a high fitness: macs, params, latency_ms.
+        policy_rate: for `transform_policy`, how far logits move in a generation.
         uniform_over: what random networks are uniform over; see `SearchSpace.sample`.
         max_draws: draws for one random network within budgets, where draws are needed.
 
@@ -56,6 +57,7 @@ class EvolutionConfig:
     mutated_blocks: float | None = 2.0
     proposals: int = 1
     objectives: tuple[str, ...] = ("macs",)
+    policy_rate: float = 20.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "objectives", tuple(self.objectives))  # JSON has lists
@@ -81,6 +83,8 @@ class EvolutionConfig:
         blocks = self.mutated_blocks
         if blocks is not None and (not isinstance(blocks, (int, float)) or not 0 < blocks < math.inf):
             raise SearchError(f"mutated_blocks must be positive, or null, got {blocks!r}")
+        if not isinstance(self.policy_rate, (int, float)) or not 0 < self.policy_rate < math.inf:
+            raise SearchError(f"policy_rate must be positive, got {self.policy_rate!r}")
         if self.num_mutation + self.num_crossover > self.population:
             raise SearchError(
                 f"num_mutation + num_crossover must be at most population={self.population}, "

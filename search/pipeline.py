@@ -67,11 +67,12 @@ class SearchRun:
         self.recipe, self.out = recipe, Path(out)
         refuse_other_recipe(recipe, self.out)
         self.context = RunContext(recipe, self.out, device, max_minutes, command, runtimes, executor)
-        space = recipe.load_space()
+        space = self.context.searched_space()
         self.space = space
         self._names = recipe.method_class.stages
         first = space.stage_one(**recipe.fixed) if len(self._names) > 1 else space
-        self.stages = [Stage(self._names[0], first, self.context)]
+        given = [spec for spec in (recipe.given_spec,) if spec and self.context.admits(spec)]
+        self.stages = [Stage(self._names[0], first, self.context, given)]
         if not self.stages[0].is_finished:
             _ = self.stages[0].search  # raises on budgets that cannot be met
         if self.stages[0].fitness_class.needs_supernet:
@@ -110,7 +111,7 @@ class SearchRun:
             winner = retrained[0].spec
             second = self.space.stage_two(winner)
             # A first stage that is kept from a search with another budget may have a winner outside of this one.
-            initial = [winner] if all(b.admits(b.cost(winner)) for b in self.context.budgets) else []
+            initial = [winner] if self.context.admits(winner) else []
             self.stages.append(Stage(self._names[1], second, self.context, initial, retrained))
             retrained = self.stages[1].run()
         return self._finish(retrained[0])

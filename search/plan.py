@@ -159,7 +159,7 @@ class _Planner:
     def plan(self) -> SearchPlan:
         """All of it."""
         recipe, context = self.recipe, self.context
-        names, space = recipe.method_class.stages, recipe.load_space()
+        names, space = recipe.method_class.stages, context.searched_space()
         spaces = [space.stage_one(**recipe.fixed) if len(names) > 1 else space]
         network = self._draw(names[0], spaces[0])
         if len(names) > 1:

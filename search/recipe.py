@@ -14,9 +14,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, final
 
-from glit_models import Spec
+from glit_models import Spec, parse_spec
 from glit_models.errors import RecipeError, SearchError, WeightsError
-from glit_models.families import FAMILIES, family_of_architecture
+from glit_models.families import FAMILIES, family_of_architecture, named_specs
 from glit_models.recipes import (
     RECIPE_FILE,
     Overrides,
@@ -195,6 +195,7 @@ class SearchRecipe:
         fitness: how networks are compared: a name of `FITNESSES`, or `my_module:MyFitness`. 'inherited' is accuracy
             under the weights of a supernet; the others need none.
         fixed: what the first stage of 'hierarchical' holds fixed; values that are left out are the family's own.
+        given: for `transform`, the network that is made cheaper: a named one, the path of a JSON file, or fields.
         budget: what a network may cost. latency: how that cost is measured.
         train: a training recipe: the data, and what the supernet and the retrained networks have in common.
         supernet, evolution, evaluation, retrain: the parts of a stage.
@@ -210,6 +211,7 @@ class SearchRecipe:
     method: str = "hierarchical"
     fitness: str = "inherited"
     fixed: dict[str, Any] = field(default_factory=dict)
+    given: str | dict[str, Any] | None = None
     budget: BudgetSection = field(default_factory=BudgetSection)
     latency: LatencySection = field(default_factory=LatencySection)
     train: TrainingKeys = field(default_factory=dict)
@@ -258,6 +260,11 @@ class SearchRecipe:
                 f"{key} cannot be set for method {self.method}: cheap networks of the front would be lost"
             )
         self._check_sampling()
+        if self.method_class.needs_given != (self.given is not None):
+            needed = "is missing: set it to a named network, a JSON file or the fields of a spec"
+            why = needed if self.given is None else f"cannot be set: method {self.method} starts from no network"
+            raise RecipeError(f"given {why}")
+        _ = self.given_spec  # raises on what is no network
         fitness = self.fitness_class  # raises on what is none
         self._check_starts(fitness)
         if screen_images is not None and not fitness.can_screen:
@@ -297,6 +304,14 @@ class SearchRecipe:
     def method_class(self) -> type[Search]:
         """The method. Raises SearchError if there is none of that name."""
         return METHODS.find(self.method)
+
+    @property
+    def given_spec(self) -> Spec | None:
+        """The network that the search starts from. Raises SpecError if it cannot be read."""
+        if self.given is None:
+            return None
+        named = named_specs().get(self.given) if isinstance(self.given, str) else None
+        return named or parse_spec(self.given)
 
     @property
     def costs_in_view(self) -> tuple[str, ...]:
@@ -381,6 +396,7 @@ class SearchRecipe:
         for name, bounds in values["budget"].items():
             if bounds["like"] is not None:
                 bounds["within"] = getattr(self.budget, name).percent
+        values["given"] = self.given_spec and self.given_spec.to_dict()
         values["train"] = retrain
         values["supernet"]["train"] = _difference(retrain, supernet)
         del values["train"]["seed"], values["retrain"]["train"]  # said elsewhere

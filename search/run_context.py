@@ -137,6 +137,15 @@ class RunContext:
             prepare=runtimes.get(latency.runtime), cache=self.folder / "latency.json",
         )  # fmt: skip
 
+    def admits(self, spec: Spec) -> bool:
+        """Whether a network is within the budgets."""
+        return all(budget.admits(budget.cost(spec)) for budget in self.budgets)
+
+    def searched_space(self) -> SearchSpace:
+        """The space of the recipe, or what a given network can become in it. Raises SearchError if that is nothing."""
+        space, given = self.recipe.load_space(), self.recipe.given_spec
+        return space if given is None else self.recipe.method_class.narrow(space, given, self.budgets[0].cost)
+
     # ---- stopping ----
 
     def check_stop(self, together: bool) -> None:

@@ -348,7 +348,9 @@ class Stage:
     def _references(self) -> dict[str, Spec]:
         """Known networks of the family by name; they need not be members."""
         family = FAMILIES[self.space.family]
-        known = dict(family.references(self.space.depth, self.space.embed_dims[-1], self.space.network))
+        given = self.recipe.given_spec
+        known = {} if given is None else {"the given network": given}
+        known |= dict(family.references(self.space.depth, self.space.embed_dims[-1], self.space.network))
         return known | {n: s for n, s in family.named.items() if s in self.space and s not in known.values()}
 
     # ---- the state of the evolution ----

@@ -31,8 +31,9 @@ from glit_models.errors import SearchError
 
 SMALL = {"population": 8, "generations": 4, "num_parents": 3, "num_mutation": 3, "num_crossover": 3}
 MIDDLE = [macs_budget(1.3e9, 1.4e9), params_budget()]
-# Those that need no costs; NSGA-II has tests of its own.
-methods = pytest.mark.parametrize("method", [method for method in METHODS.values() if not method.seeks_front])
+# NSGA-II and transformations have tests of their own.
+OTHERS = [method for method in METHODS.values() if not (method.seeks_front or method.needs_given)]
+methods = pytest.mark.parametrize("method", OTHERS)
 
 
 def separable(space: SearchSpace, seed: int) -> tuple[Callable[[GLiTSpec], float], float]:
@@ -243,7 +244,7 @@ def test_a_surrogate_looks_at_every_network_of_a_small_space_and_no_more_are_eva
     assert everything.outcome.startswith("every network within the budgets is evaluated")
 
 
-@pytest.mark.parametrize("method", [m for m in METHODS.values() if m.uses_surrogate])
+@pytest.mark.parametrize("method", [method for method in OTHERS if method.uses_surrogate])
 def test_a_search_with_a_surrogate_goes_on_from_its_state(method: type[Search]) -> None:
     accuracy, _ = separable(glit_released(depth=4), 0)
     space, settings = glit_released(depth=4), {**SMALL, "generations": 8, "proposals": 3}
@@ -347,7 +348,7 @@ def test_a_method_of_ones_own_is_a_module_and_a_name() -> None:
     for name, message in (
         (
             "climb",
-            "unknown search method 'climb'; known: autoformer, evolution, hierarchical, nsga2, random, spos, or ",
+            "unknown search method 'climb'; known: autoformer, evolution, hierarchical, nsga2, random, spos, ",
         ),
         (f"{__name__}:Idle", f"search method '{__name__}:Idle' lacks propose"),
         (f"{__name__}:SMALL", f"search method '{__name__}:SMALL' must be a Search, got dict"),

@@ -46,7 +46,7 @@ budget screening dispatch
 budget_sampler latency
 ask_tell path_sampling
 evolution super_block
-nsga2
+nsga2 transform
 supernet
 starting
 evaluate path_optimizer
