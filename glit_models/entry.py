@@ -9,7 +9,7 @@ from timm.models import build_model_with_cfg
 
 from .families import Family, check_layout
 from .model import SpecTransformer, checkpoint_filter_fn
-from .parts import is_from_outside, try_module
+from .parts.part import is_from_outside, try_module
 from .weights import resolve
 
 __all__ = ["create"]

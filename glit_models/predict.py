@@ -24,19 +24,9 @@ from .errors import DataError, GlitError, first_line
 from .runs.files import whole_file
 from .weights import loading
 
-__all__ = [
-    "DEMO_MODEL",
-    "Classifier",
-    "Prediction",
-    "count_correct",
-    "load_model",
-    "pick_device",
-    "predict_files",
-    "run_demo",
-]
+__all__ = ["Classifier", "Prediction", "load_model", "pick_device", "predict_files"]
 
 DEMO_MODEL = "glit_tiny.fashion_mnist"
-"""The model of `glit demo`, and of `glit predict` unless another is given."""
 
 _BATCH = 32
 _IMAGES = Path(__file__).parent / "data" / "images"

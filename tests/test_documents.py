@@ -4,6 +4,7 @@ import importlib.util
 import re
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -93,6 +94,7 @@ def test_the_figures_are_those_that_the_package_draws() -> None:
     module: Any = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     for name, draw in module.FIGURES.items():
+        assert ElementTree.fromstring(draw()).tag.endswith("svg")
         assert (DOCS / "figures" / name).read_text() == draw(), f"run python docs/figures/draw.py: {name} is old"
 
 

@@ -13,7 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from glit_models import BlockSpec, GLiT, GLiTSpec, count_macs, count_params
 from glit_models.errors import SpecError
-from glit_models.parts import BuildOptions, LocalConv2dPart, TokenGrid, WindowAttentionPart, try_module
+from glit_models.parts import BuildOptions, LocalConv2dPart, TokenGrid, WindowAttentionPart
+from glit_models.parts.part import try_module
 
 BLOCKS: dict[str, dict[str, Any]] = {
     "local_conv2d": {"local_part": "local_conv2d", "kernel_size": 3, "expand_ratio": 2},

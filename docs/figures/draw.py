@@ -13,16 +13,15 @@ CELL, GAP, LEFT, TOP = 40, 6, 190, 64
 INK = "#1f2430"
 BLUE, ORANGE, GREY = "#2f6db5", "#e8833a", "#9aa1ad"
 STYLE = """
-.out1 { animation: out1 14s infinite } .in1 { animation: in1 14s infinite }
-.out2 { animation: out2 14s infinite } .in2 { animation: in2 14s infinite }
-.say { opacity: 0; animation: say 14s infinite }
-@keyframes out1 { 0%, 12% { opacity: 1 } 30%, 100% { opacity: .08 } }
-@keyframes in1 { 0%, 100% { opacity: 1 } }
-@keyframes out2 { 0%, 36% { opacity: .08 } 44%, 56% { opacity: 1 } 74%, 100% { opacity: .08 } }
-@keyframes in2 { 0%, 36% { opacity: .08 } 44%, 100% { opacity: 1 } }
+.out0 { animation: out0 14s infinite } .out1 { animation: out1 14s infinite } .out2 { animation: out2 14s infinite }
+.in2 { animation: in2 14s infinite } .say { opacity: 0; animation: say 14s infinite }
+@keyframes out0 { 0%, 22% { opacity: 1 } 27%, 100% { opacity: 0 } }
+@keyframes out1 { 0%, 30% { opacity: 1 } 46%, 100% { opacity: .08 } }
+@keyframes out2 { 0%, 22% { opacity: 1 } 27%, 50% { opacity: .08 } 54%, 58% { opacity: 1 } 72%, 100% { opacity: .08 } }
+@keyframes in2 { 0%, 22% { opacity: 1 } 27%, 50% { opacity: .08 } 54%, 100% { opacity: 1 } }
 @keyframes say { 0%, 22% { opacity: 1 } 25%, 100% { opacity: 0 } }
 @media (prefers-reduced-motion: reduce) {
-  * { animation: none !important } .out1, .out2 { opacity: .08 } .last { opacity: 1 }
+  * { animation: none !important } .out0 { opacity: 0 } .out1, .out2 { opacity: .08 } .last { opacity: 1 }
 }
 """
 
@@ -43,15 +42,14 @@ def search_svg() -> str:
     for gene, (name, values, color) in GENES.items():
         stage = 1 if gene == "num_global_heads" else 2
         parts.append(_label(LEFT - 44, y + 9 * len(values) + 4, name))
-        boxes: dict[str, list[str]] = {f"out{stage}": [], f"in{stage}": []}
+        boxes: dict[str, list[str]] = {"out0": [], f"out{stage}": [], f"in{stage}": []}
         for number, value in enumerate(values):
             parts.append(_label(LEFT - 8, y + 18 * number + 12, str(value)))
             for index, block in enumerate(GLIT_TINY.blocks):
-                chosen = getattr(block, gene)
-                if chosen is not None:  # else the gene does nothing in this block
-                    place = f"M{LEFT + index * (CELL + GAP)} {y + 18 * number}"
-                    boxes[f"{'in' if value == chosen else 'out'}{stage}"].append(f"{place}h{CELL}v16h-{CELL}z")
-        parts += [f'<path class="{name}" fill="{color}" d="{"".join(d)}"/>' for name, d in boxes.items()]
+                chosen = getattr(block, gene)  # None where the gene does nothing once the heads are divided
+                name_of_class = "out0" if chosen is None else f"{'in' if value == chosen else 'out'}{stage}"
+                boxes[name_of_class].append(f"M{LEFT + index * (CELL + GAP)} {y + 18 * number}h{CELL}v16h-{CELL}z")
+        parts += [f'<path class="{name}" fill="{color}" d="{"".join(d)}"/>' for name, d in boxes.items() if d]
         y += 18 * len(values) + 14
     width = LEFT + GLIT_TINY.depth * (CELL + GAP) + 10
     head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {y}" role="img" font-size="12"'

@@ -20,8 +20,6 @@ from .part import (
     TokenGrid,
     build_part,
     count_linear_params,
-    is_from_outside,
-    try_module,
 )
 from .relative_attention import RelativeAttentionPart
 from .window_attention import WindowAttentionPart
@@ -43,9 +41,7 @@ __all__ = [
     "WindowAttentionPart",
     "build_part",
     "count_linear_params",
-    "is_from_outside",
     "register_part",
-    "try_module",
 ]
 
 PARTS: Table[type[Part]] = Table("part", Part, SpecError)
