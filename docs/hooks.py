@@ -38,6 +38,9 @@ CARD_FIGURES = {
     if source.startswith(CARDS)
 }
 CLI_PAGE = "reference/cli.md"
+_LOADED = re.compile(
+    r'<(script|img|iframe)\b[^>]*\bsrc="(https?:)?//[^"]*"|<link rel="stylesheet" href="(https?:)?//[^"]*"'
+)
 _LINK = re.compile(r"(\]\()([^)#:\s]+)(#[^)\s]*)?(\))")
 
 
@@ -80,9 +83,12 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 
 def on_post_build(config: MkDocsConfig) -> None:
-    """Raise PluginError where a public name is not in the reference, for example for want of a docstring."""
+    """Raise PluginError if a public name is not in the reference, or a page loads something from elsewhere."""
     from mkdocs.exceptions import PluginError
 
+    for path in Path(config.site_dir).rglob("*.html"):
+        if loaded := _LOADED.search(path.read_text(encoding="utf-8")):
+            raise PluginError(f"{path.name} loads {loaded[0]}")
     written = "".join(path.read_text(encoding="utf-8") for path in Path(config.site_dir, "reference").glob("*.html"))
     sources = "".join(path.read_text(encoding="utf-8") for path in Path(config.docs_dir, "reference").glob("*.md"))
     for module in re.findall(r"^::: (\S+)$", sources, re.MULTILINE):
