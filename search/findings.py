@@ -124,6 +124,8 @@ class Findings:
         method: a name of `METHODS`.
         seed: of everything random.
         sharing: how sub-modules share weights.
+        start: the weights that the supernet started from; None for random ones.
+        inherits: whether the networks that were trained by themselves started from the supernet's weights.
         measure: the fitness that candidates were compared by.
         budget: (low, high) by cost, for those with a bound.
         stages: in order; those that have not begun are empty.
@@ -137,6 +139,8 @@ class Findings:
     method: str
     seed: int
     sharing: str
+    start: str | None
+    inherits: bool
     measure: type[Fitness]
     budget: Mapping[str, tuple[float | None, float | None]]
     stages: tuple[StageFindings, ...]
@@ -219,11 +223,13 @@ def _recipe(text: str) -> dict[str, Any]:
         low, high = (_number(name, bounds[key], or_none=True) for key in ("low", "high"))
         if (low, high) != (None, None):
             budget[name] = (low, high)
-    sharing = _mapping(data["supernet"])["sharing"]
+    supernet = _mapping(data["supernet"])
     return {
         "method": data["method"],
         "seed": data["seed"],
-        "sharing": sharing,
+        "sharing": supernet["sharing"],
+        "start": None if supernet.get("from") is None else str(supernet["from"]),
+        "inherits": _mapping(data.get("retrain") or {}).get("start") == "inherited",
         "budget": budget,
         "measure": FITNESSES.get(fitness) or Fitness,
     }

@@ -27,11 +27,11 @@ __all__ = ["write_report"]
 _INTRODUCTION = (
     "This search looked for the network of a space that classifies images best within a budget of computation. "
     "Candidates are compared by a cheap measure, such as their accuracy under the weights of a supernet, which holds "
-    "the weights of all of them and is trained once. The best are trained from scratch, and the best of these wins."
+    "the weights of all of them and is trained once. The best are trained by themselves, and the best of these wins."
 )
 _WORDS = {
     "inherited": "measured with the supernet's weights, on the search set: cheap, and only good for comparing",
-    "stand-alone accuracy": "of a network after training from scratch, on the search set",
+    "stand-alone accuracy": "of a network after training by itself, on the search set",
     "88.0 % (87.3 to 88.6)": "an accuracy and its 95 % interval, as if the images had been drawn at random; another "
     "training of the same network would differ, too",
     "a tie": "two networks whose difference is within its 95 % interval around 0",
@@ -73,6 +73,10 @@ def _write_result(page: Page, findings: Findings) -> None:
     page.heading("The result in numbers")
     rows = {"budget": "; ".join(_show_bounds(*item) for item in findings.budget.items()) or "none"}
     rows["sharing of weights"] = findings.sharing
+    if findings.start is not None:
+        rows["supernet started from"] = findings.start
+    if findings.inherits:
+        rows["networks trained by themselves started from"] = "the supernet's weights, the control's too"
     result = findings.result
     forms = {
         "macs": ("winner's MACs", show_count),
@@ -188,7 +192,10 @@ _COSTS_CAPTION = (
 
 
 def _write_retrained(page: Page, findings: Findings) -> None:
-    page.heading("Networks trained from scratch")
+    page.heading("Networks trained by themselves")
+    known = METHODS.get(findings.method)
+    if known is not None and known.seeks_front:
+        page.text("These lie along the front of all candidates: a family, from accurate networks to cheap ones.")
     for stage in findings.stages:
         if not stage.retrained:
             page.missing(f"{stage.name}'s retrained networks ({stage.name}/retrained.json).")

@@ -15,6 +15,7 @@ from pathlib import Path
 import matplotlib
 import pytest
 import search_folders
+import yaml
 from glit_models.search import figures, findings, write_report
 from glit_models.search.candidates import pareto_front
 from glit_models.search.control import Control
@@ -334,7 +335,7 @@ def test_a_folder_that_is_no_search_is_named(tmp_path: Path) -> None:
         (
             "recipe.yaml",
             b"{method: magic}",
-            "unknown search method 'magic'; known: autoformer, evolution, hierarchical, random",
+            "unknown search method 'magic'; known: autoformer, evolution, hierarchical, nsga2",
         ),
         (
             "recipe.yaml",
@@ -414,3 +415,17 @@ def test_counts_have_the_digits_that_matter(value: float, text: str) -> None:
 )
 def test_durations_have_two_units(seconds: float, text: str) -> None:
     assert show_seconds(seconds) == text
+
+
+def test_a_front_and_a_start_from_weights_are_told(tmp_path: Path) -> None:
+    search = write_search(tmp_path / "search", method="spos")
+    recipe = yaml.safe_load((search / "recipe.yaml").read_text())
+    assert "started from" not in write_report(search).read_text()
+    recipe |= {"method": "nsga2", "retrain": {"start": "inherited"}}
+    recipe["supernet"]["from"] = "glit_tiny.fractal1k<script>"
+    (search / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    page = write_report(search).read_text()
+    assert "supernet started from" in page
+    assert "glit_tiny.fractal1k&lt;script&gt;" in page
+    assert "the supernet&#x27;s weights, the control&#x27;s too" in page
+    assert "along the front of all candidates" in page
