@@ -117,17 +117,18 @@ def search_again(
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise SearchError("`glit search again` begins as one process; go on with any number of them")
     with whole_folder(out) as temporary:
-        _fill(temporary, folder, recipe, keep_winner)
+        trained = _fill(temporary, folder, recipe, keep_winner)
         write_json(temporary / _FILE, origin)
         run = SearchRun(recipe, temporary, device, runtimes=runtimes)  # raises on what cannot be
         if keep_winner:
             winner = parse_spec(temporary / recipe.method_class.stages[0] / "winner.json")
             BudgetSampler(run.space.stage_two(winner), run.context.budgets)
+    say(f"glit: {out} has the supernets of {', '.join(trained)} of {folder}")
     return SearchRun(recipe, out, **settings)
 
 
-def _fill(out: Path, folder: Path, recipe: SearchRecipe, keep_winner: bool) -> None:
-    """Write what a search goes on from."""
+def _fill(out: Path, folder: Path, recipe: SearchRecipe, keep_winner: bool) -> list[str]:
+    """Write what a search goes on from; returns the stages whose supernets it has."""
     first, *_ = names = recipe.method_class.stages
     trained = [name for name in names if has_supernet(folder / name)]
     if first not in trained:
@@ -144,4 +145,4 @@ def _fill(out: Path, folder: Path, recipe: SearchRecipe, keep_winner: bool) -> N
     references = read_references(folder).items()
     write_references({n: r for n, r in references if getattr(before, n) == getattr(recipe.budget, n)}, out)
     write_text(out / RECIPE_FILE, recipe.to_yaml())
-    say(f"glit: taking the supernets of {', '.join(trained)} from {folder}")
+    return trained

@@ -133,7 +133,7 @@ def test_what_cannot_change_is_named_with_status_2_and_nothing_is_written(
     assert cli.main(["search", "again", str(search), "--out", str(out), *words, "--device", "cpu"]) == 2
     error = capsys.readouterr().err
     assert message in error
-    assert error.splitlines()[-1].startswith("glit: ")
+    assert error.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
 
 
