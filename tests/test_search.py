@@ -576,6 +576,10 @@ def test_the_command_says_how_it_is_used(tmp_path: Path, capsys: pytest.CaptureF
         (["smoke"], "takes a recipe and --out DIR"),
         (["report"], "glit search report needs DIR, the folder of a search"),
         (["rank", str(tmp_path), "--set", "seed=1"], "glit search rank takes no --set; it is for `glit search`"),
+        (
+            ["plan", "smoke", "--out", "x"],
+            "glit search plan takes no --out; it is for `glit search`, `glit search again`, ",
+        ),
         (["smoke", "--out", str(tmp_path), "--networks", "3"], "takes no --networks; it is for `glit search rank`"),
         (["report", str(tmp_path)], "recipe.yaml"),
         (["nothing", "--out", str(tmp_path)], "no recipe 'nothing': not a file, and the shipped ones are"),

@@ -81,8 +81,8 @@ def _check_options(args: argparse.Namespace, command: str) -> None:
         positional = "a recipe" if command == "plan" else "DIR, the folder of a search"
         flag = positional if option == "folder" else f"--{option.replace('_', '-')}"
         if given and option not in takes:
-            takers = ", ".join(f"`glit search {other}`" for other, options in _TAKES.items() if option in options)
-            raise SearchError(f"{name or 'glit search'} takes no {flag}; it is for {takers.replace(' `', '`')}")
+            takers = (f"`glit search {other}".strip() + "`" for other, options in _TAKES.items() if option in options)
+            raise SearchError(f"{name} takes no {flag}; it is for {', '.join(takers)}")
         if option in _NEEDS and option in takes and not given:
             raise SearchError(f"{name} needs {flag}" if command else "glit search takes a recipe and --out DIR")
 
