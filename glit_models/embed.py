@@ -27,7 +27,16 @@ from .runs import row_table
 from .runs.files import whole_file
 from .runs.row_table import Row, Rows, import_pyarrow, part_of, write_csv, write_parquet
 
-__all__ = ["ImageSet", "check_embedding", "embed", "open_images", "pooled_features", "write_embedding"]
+__all__ = [
+    "ImageSet",
+    "check_embedding",
+    "check_features",
+    "embed",
+    "logits_and_features",
+    "open_images",
+    "pooled_features",
+    "write_embedding",
+]
 
 _SPLITS = ("train", "validation", "test")
 _NOT_IMAGES = (".tar",)  # files that hold a data set
@@ -108,7 +117,19 @@ def _label(file: Path, folder: Path, splits: Sequence[Path]) -> str | None:
 
 def pooled_features(model: Any, images: Tensor) -> Tensor:
     """Preprocessed images [B, C, height, width] -> features [B, D] float32: what the head's last layer is given."""
-    return model.forward_head(model.forward_features(images), pre_logits=True).flatten(1).float()
+    return logits_and_features(model, images)[1]
+
+
+def check_features(model: Any) -> None:
+    """Raises GlitError if a model has no features."""
+    if not hasattr(model, "forward_head"):
+        raise GlitError("this model has no features before its head; take another one")
+
+
+def logits_and_features(model: Any, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Preprocessed images [B, C, height, width] -> logits [B, K] and `pooled_features` [B, D], in one pass."""
+    tokens = model.forward_features(images)
+    return model.forward_head(tokens), model.forward_head(tokens, pre_logits=True).flatten(1).float()
 
 
 def embed(
@@ -129,8 +150,7 @@ def embed(
         WeightsError: if it gives numbers that are not finite.
     """
     model = classifier.model
-    if not hasattr(model, "forward_head"):
-        raise GlitError("this model has no features before its head; take another one")
+    check_features(model)
     for batch, labels, reasons in readable_batches(images, classifier.transform, batch_size, num_workers, doing):
         with torch.inference_mode():
             pooled = pooled_features(model, batch.to(classifier.device))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ import torch
 
 from .data.labelled import LabelledSplit, match_classes
 from .data.readable import readable_batches, refuse_broken
+from .embed import logits_and_features
 from .errors import GlitError, WeightsError
 from .predict import Classifier
 from .runs.figures import new_figure, save_png
@@ -29,6 +30,7 @@ __all__ = [
     "Evaluation",
     "accuracy_interval",
     "balanced_accuracy",
+    "confusion_figure",
     "draw_confusion",
     "evaluate",
     "evaluate_scores",
@@ -36,6 +38,8 @@ __all__ = [
     "macro_f1",
     "smallest_difference",
 ]
+
+Observe = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], None]
 
 _Z = 1.959964  # of 95 % of a normal distribution
 
@@ -166,7 +170,7 @@ class Evaluation:
 
 def evaluate(
     classifier: Classifier, data: LabelledSplit, batch_size: int = 250, num_workers: int = 0,
-    listing: Path = Path("broken-images.txt"),
+    listing: Path = Path("broken-images.txt"), observe: Observe | None = None,
 ) -> Evaluation:  # fmt: skip
     """Score a classifier on all images, with a progress bar on a terminal.
 
@@ -175,6 +179,7 @@ def evaluate(
         batch_size: images at a time; it changes the speed, not the scores.
         num_workers: processes that load images; 0 loads them in this one.
         listing: a file for the names of broken images, if they are too many for a message.
+        observe: called with the logits [B, K], the features [B, D] and the true classes [B] of each batch, in order.
 
     Raises:
         DataError: if the classes do not fit, or images cannot be read; names them all.
@@ -185,7 +190,7 @@ def evaluate(
     model_names = classifier.class_names if classifier.has_names else None
     labels, matched_by = match_classes(data.name, data.class_names, model_names, num_classes)
     batches = readable_batches(data.source, classifier.transform, batch_size, num_workers, "scoring")
-    tally = _Tally(classifier, data, np.array(labels))
+    tally = _Tally(classifier, data, np.array(labels), observe)
     started = time.perf_counter()
     try:
         tally.count(batches)
@@ -224,10 +229,11 @@ def _count(guesses: np.ndarray, truth: np.ndarray, confusion: np.ndarray) -> int
 class _Tally:
     """Counts of what the model says of each batch. Final; filled by `count`."""
 
-    def __init__(self, classifier: Classifier, data: LabelledSplit, classes: np.ndarray) -> None:
+    def __init__(self, classifier: Classifier, data: LabelledSplit, classes: np.ndarray, observe: Any = None) -> None:
         self.classifier = classifier
         self.data = data
         self.classes = classes  # the model's, by the data's label
+        self.observe = observe
         num_classes = len(classifier.class_names)
         self.top = _TOP if num_classes > _TOP else 1
         self.confusion = np.zeros((num_classes, num_classes), np.int64)
@@ -244,12 +250,18 @@ class _Tally:
                 continue
             images = images.to(self.classifier.device)
             started = time.perf_counter()
-            logits = self.classifier.model(images)  # [B, K]
+            if self.observe is None:
+                logits = self.classifier.model(images)  # [B, K]
+            else:
+                logits, features = logits_and_features(self.classifier.model, images)
             # Equal logits fall as torch.topk has them, and so they do in timm's count.
             guesses = logits.topk(self.top).indices.cpu().numpy()  # [B, top]; waits for the device
             self.times.append((len(labels), time.perf_counter() - started))
             self._refuse_nan(logits)
-            self.correct_top += _count(guesses, self.classes[labels.numpy()], self.confusion)
+            truth = self.classes[labels.numpy()]  # [B]
+            self.correct_top += _count(guesses, truth, self.confusion)
+            if self.observe is not None:
+                self.observe(logits.float().cpu(), features.cpu(), torch.from_numpy(truth))
 
     def images_per_second(self) -> float:
         """Of the model alone; the first batch, in which the device warms up, counts only if it is all there is."""
@@ -276,10 +288,11 @@ def draw_confusion(evaluation: Evaluation, path: Path, title: str) -> None:
         GlitError: if matplotlib is missing or fails.
         WriteError: if `path` cannot be written; what stood there is untouched.
     """
-    save_png(path, lambda: _figure(evaluation, title))
+    save_png(path, lambda: confusion_figure(evaluation, title))
 
 
-def _figure(evaluation: Evaluation, title: str) -> Any:
+def confusion_figure(evaluation: Evaluation, title: str) -> Any:
+    """The figure that `draw_confusion` writes."""
     percent = _percent(evaluation.confusion)
     num_classes = len(percent)
     side = min(max(4.0, 0.42 * num_classes), 12.0)  # inches of the matrix itself

@@ -19,6 +19,7 @@ from .data.readable import refuse_broken
 from .embed import embed
 from .errors import Argument, DataError
 from .evaluate import Evaluation, evaluate_scores
+from .neighbours import nearest
 from .predict import Classifier
 
 __all__ = ["FrozenFeatures", "classify_linearly", "embed_splits", "score_linear", "score_neighbours", "vote"]
@@ -27,7 +28,6 @@ _TEMPERATURE = 0.07  # of DINO's weighted neighbours
 _L2 = (1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 _HELD_OUT = 5  # every so many-th training image of a class chooses the l2
 _MOST_STEPS = 200  # of L-BFGS
-_MOST_PAIRS = 1 << 26  # similarities in memory at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,13 +104,9 @@ def vote(train: Tensor, labels: Tensor, test: Tensor, num_classes: int, k: int) 
 
     Source: Wu et al., arXiv 1805.01978; Caron et al. (DINO), arXiv 2104.14294.
     """
-    train, test = F.normalize(train), F.normalize(test)
+    similarity, neighbours = nearest(test, train, min(k, len(train)))
     votes = torch.zeros(len(test), num_classes)
-    rows = max(_MOST_PAIRS // len(train), 1)
-    for start in range(0, len(test), rows):
-        similarity, nearest = (test[start : start + rows] @ train.T).topk(min(k, len(train)))  # [rows, k]
-        votes[start : start + rows].scatter_add_(1, labels[nearest], ((similarity - 1) / _TEMPERATURE).exp())
-    return votes
+    return votes.scatter_add_(1, labels[neighbours], ((similarity - 1) / _TEMPERATURE).exp())
 
 
 # ---- a linear classifier ----

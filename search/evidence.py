@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from glit_models.evaluate import is_tie
+from glit_models.page import Page
 
 from . import figures
 from .findings import Findings, StageFindings
-from .page import Page
 from .panels import show_accuracy, show_correlation
 from .ranking import Ranking
 from .surrogate import Surrogate

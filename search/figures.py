@@ -5,16 +5,12 @@ Each figure consists of `panels`; its caption is written by `report`.
 
 from __future__ import annotations
 
-import io
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from PIL import Image
-
 from glit_models import Spec
-from glit_models.runs.figures import import_matplotlib, new_figure
+from glit_models.runs.figures import new_figure, png_bytes
 
 from .findings import StageFindings
 from .panels import (
@@ -103,23 +99,13 @@ def draw_times(times: Mapping[tuple[str, str], float]) -> bytes:
 
 def _drawn(fill: Callable[[Any], None], size: tuple[float, float]) -> bytes:
     """The PNG of a figure that `fill` fills, whatever the user's own settings of matplotlib are."""
-    matplotlib = import_matplotlib("search")
-    drawn = io.BytesIO()
-    with matplotlib.style.context(["default", _STYLE]), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing")  # a name in a script that the font lacks
+
+    def draw() -> Any:
         figure = new_figure("search", figsize=size)
         fill(figure)
-        figure.savefig(drawn, dpi=130, metadata={"Software": None}, bbox_inches="tight", pad_inches=0.1)
-    return _with_palette(drawn.getvalue())
+        return figure
 
-
-def _with_palette(png: bytes) -> bytes:
-    """The image in 128 colours, a third of the bytes: the page holds all of them."""
-    small = io.BytesIO()
-    with Image.open(io.BytesIO(png)) as image:
-        colours = image.convert("RGB").quantize(128, dither=Image.Dither.NONE)
-    colours.save(small, format="png", optimize=True)
-    return small.getvalue()
+    return png_bytes(draw, _STYLE, "search")
 
 
 def _size(stages: Sequence[StageFindings], height: float) -> tuple[float, float]:

@@ -13,13 +13,13 @@ from pathlib import Path
 from glit_models import Spec
 from glit_models.evaluate import is_tie
 from glit_models.figure import network_png
+from glit_models.page import Page
 from glit_models.runs.console import show_seconds
 
 from . import figures
 from .evidence import write_control, write_effects, write_ranking
 from .evolution import METHODS
 from .findings import COSTS, Findings, Network, StageFindings, read_findings
-from .page import Page
 from .panels import show_accuracy, show_count
 
 __all__ = ["write_report"]

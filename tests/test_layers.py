@@ -17,7 +17,7 @@ depthwise
 parts
 block cost figure
 runs
-recipes
+recipes page
 weights.files weights.registry weights.download
 model
 families
@@ -29,9 +29,10 @@ entry
 glit autoformer
 data
 predict
-explain embed
+explain embed neighbours
 evaluate prediction_table explanation_sheet
-probe
+probe calibration review
+evaluation_report
 training
 cli
 __main__
@@ -63,7 +64,7 @@ worker again
 findings
 extract
 panels
-figures page
+figures
 evidence
 report
 """

@@ -6,12 +6,14 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import GlitError
+from ..errors import DataError, GlitError
 from .common import Commands, add_command, add_device, echo, model_identity, print_table
 
 if TYPE_CHECKING:
     from ..data.labelled import LabelledSplit
     from ..evaluate import Evaluation
+    from ..evaluation_report import Training
+    from ..predict import Classifier
 
 __all__ = ["add_embed", "add_eval"]
 
@@ -97,12 +99,18 @@ def add_eval(commands: Commands) -> None:
     )  # fmt: skip
     parser.add_argument("--linear", action="store_true", help="... by a linear classifier of the training images")
     parser.add_argument("--confusion", type=Path, metavar="FILE.png", help="draw the confusion matrix")
+    parser.add_argument(
+        "--report", type=Path, metavar="DIR",
+        help="write a page: mistakes, calibration, near-duplicates, labels that may be wrong",
+    )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print JSON, with every class and the confusion matrix")
 
 
 def _run_eval(args: argparse.Namespace) -> int:
     from ..data.labelled import open_labelled
+    from ..embed import check_features
     from ..evaluate import evaluate
+    from ..evaluation_report import Observed, check_report, write_report
     from ..predict import Classifier, load_model, pick_device
     from ..runs.figures import check_can_draw
 
@@ -114,8 +122,14 @@ def _run_eval(args: argparse.Namespace) -> int:
     head = {"model": args.model, "dataset": data.name, "split": data.split, "device": str(device)}
     if args.knn is not None or args.linear:
         return _run_probes(args, data, keys, head)
+    observed = Observed()
+    if args.report is not None:
+        check_report(args.report, data)
     classifier = Classifier(load_model(args.model), device)
-    result = evaluate(classifier, data, args.batch_size, args.workers)
+    if args.report is not None:
+        check_features(classifier.model)
+    observe = None if args.report is None else observed.add
+    result = evaluate(classifier, data, args.batch_size, args.workers, observe=observe)
     if classifier.has_names and result.matched_by == "position":
         pairs = [f"{theirs} is {own}" for theirs, own in zip(data.class_names, classifier.class_names, strict=True)]
         text = f"the data's class names are not the model's; by their order {', '.join(pairs[:3])}, ..."
@@ -130,7 +144,24 @@ def _run_eval(args: argparse.Namespace) -> int:
             f"{result.images_per_second_with_loading:.0f} with loading, on {device}"
         )
     _draw(args, result, title)
+    if args.report is not None:
+        training = _embed_training(args, classifier, data, keys)
+        page = write_report(args.report, title, result, observed, data, training)
+        if not args.json:
+            print(f"Report: {page}")
     return 0
+
+
+def _embed_training(args: argparse.Namespace, classifier: Classifier, data: LabelledSplit, keys: Any) -> Training:
+    """The training images that a report compares with, if there are any."""
+    from ..data.labelled import open_training
+    from ..evaluation_report import Training, embed_training
+
+    try:
+        train = open_training(data, args.root, **keys)
+        return embed_training(classifier, train, args.batch_size, args.workers)
+    except DataError as error:
+        return Training(note=f"No training images were compared with: {error}.")
 
 
 def _run_probes(args: argparse.Namespace, data: LabelledSplit, keys: dict[str, Any], head: dict[str, Any]) -> int:
@@ -143,6 +174,8 @@ def _run_probes(args: argparse.Namespace, data: LabelledSplit, keys: dict[str, A
         raise GlitError(f"--knn must be at least 1, got {args.knn}")
     if args.confusion is not None and args.knn is not None and args.linear:
         raise GlitError("--confusion draws one matrix; give it --knn or --linear")
+    if args.report is not None:
+        raise GlitError("--report is of the model's own head; leave out --knn and --linear")
     train = open_training(data, args.root, **keys)
     classifier = Classifier(load_model(args.model), pick_device(args.device))
     features = embed_splits(classifier, train, data, args.batch_size, args.workers)
