@@ -61,11 +61,11 @@ def track(items: Iterable[T], description: str, total: int | None = None) -> Ite
 def _with_lines(items: Iterable[T], description: str, total: int | None) -> Iterator[T]:
     lines, began = MinuteLines(), time.monotonic()
     for number, item in enumerate(items):
-        if total and number:
-            left = show_seconds((time.monotonic() - began) * (total - number) / number)
-            lines.say(f"{description}: {100 * number // total} %, {left} left")
-        else:
-            lines.say(f"{description}: {number}")
+        left = (time.monotonic() - began) * ((total or 0) - number) / max(number, 1)
+        lines.say(
+            f"{description}: {f'{100 * number // total} %' if total else number}"
+            f"{f', {show_seconds(left)} left' if total and number else ''}"
+        )
         yield item
 
 
