@@ -18,9 +18,10 @@ from torch import Tensor
 
 from .data import Subset
 from .data.image_files import find_images, open_image
-from .data.labelled import open_labelled
+from .data.label_table import LABEL_TABLES, is_label_table
+from .data.labelled import LabelledSplit, open_labelled
 from .data.readable import readable_batches
-from .data.sources import Stream, find_part
+from .data.sources import Stream, find_part, open_listed
 from .errors import DataError, GlitError, WeightsError
 from .predict import Classifier
 from .runs import row_table
@@ -39,7 +40,7 @@ __all__ = [
 ]
 
 _SPLITS = ("train", "validation", "test")
-_NOT_IMAGES = (".tar",)  # files that hold a data set
+_NOT_IMAGES = (".tar", *LABEL_TABLES)  # files that hold a data set
 
 
 # ---- which images ----
@@ -96,7 +97,10 @@ def open_images(
 
 
 def _open_named(data: str, root: str | os.PathLike[str] | None, split: str | None, options: Any) -> ImageSet:
-    opened = open_labelled(data, root, split, **options)
+    if is_label_table(data):
+        opened = LabelledSplit(data, split, open_listed(data, root, split))
+    else:
+        opened = open_labelled(data, root, split, **options)
     if isinstance(opened.source, Stream):
         raise DataError(f"{data} is read as a stream without an index; embed a folder or a data set that has one")
     names = [opened.image_name(index) for index in range(len(opened.source))]

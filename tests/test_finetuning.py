@@ -65,7 +65,7 @@ def test_a_folder_of_classes_becomes_a_model_that_tells_them_apart(small: str, c
     for line in (
         "images: 60 of 3 classes in colours (blue 20, green 20, red 20)",
         f"model: local-dir:{small}, as asked",
-        "validation: 12 of them, each class its share, as there is no val folder (--set data.hold_out=VALUE)",
+        "validation: 12 of them, each class its share, as there is no validation split (--set data.hold_out=VALUE)",
         "image size: 64 pixels, the model's own (--img-size)",
         "batch: 8 of 48 images (--batch-size)",
         "epochs: 8, as asked",
@@ -87,8 +87,8 @@ def test_the_commands_to_try_next_work_as_they_are_printed(small: str, capsys: p
     fill(Path("my colours/test"), 3)
     assert finetune("my colours", "--model", small, "--epochs", "1", "--out", "run") == 0
     out = capsys.readouterr().out
-    assert "validation: the 6 images in its folder" in out
-    assert "test: its folder, scored once at the end" in out
+    assert "validation: the 6 images of its split" in out
+    assert "test: the images of its split, scored once at the end" in out
     assert "of 9 images), epoch 1 was the best" in out
     commands = out.partition("next:\n")[2].splitlines()
     assert [shlex.split(command)[:2] for command in commands] == [["glit", c] for c in ("predict", "eval", "publish")]
@@ -115,7 +115,7 @@ def test_any_classifier_of_timm_can_be_fine_tuned(
     options = ("--img-size", "64", "--epochs", "1", "--batch-size", "4", "--set", "model.pretrained=false")
     assert finetune("colours", "--model", model, *options, "--out", "run") == 0
     err = capsys.readouterr().err
-    assert "reading the images: 0 %" in err
+    assert "reading the images: 0 %\n" in err
     assert "epoch 1/1, step 2/3: loss " in err
     assert main(["predict", "colours/red/0.jpg", "--model", "run/model", "--json"]) == 0
     assert {row["class"] for row in json.loads(capsys.readouterr().out)[0]["classes"]} == set(COLOURS)

@@ -20,7 +20,9 @@ __all__ = ["add_embed", "add_eval"]
 
 def _add_data_options(parser: argparse.ArgumentParser, split_help: str, batch_size: int) -> None:
     """The options that say which images, and how they are loaded."""
-    parser.add_argument("--root", metavar="DIR", help="the folder of a data set that is given by name")
+    parser.add_argument(
+        "--root", metavar="DIR", help="the folder of a data set that is given by name, or of a table's images"
+    )
     parser.add_argument("--split", metavar="NAME", help=split_help)
     parser.add_argument("--download", action="store_true", help="fetch the data set if it is not there")
     parser.add_argument("--input-key", metavar="COLUMN", help="the images' column in a table, if timm cannot tell")
@@ -90,7 +92,8 @@ def add_eval(commands: Commands) -> None:
     )
     parser.add_argument("model", help="MODEL or MODEL.TAG of timm, a weight folder or a repository")
     parser.add_argument(
-        "data", help="a folder of CLASS/* or val/CLASS/*, fashion-mnist, or timm's torch/NAME, hfds/NAME"
+        "data",
+        help="a folder of CLASS/* or val/CLASS/*, FILE.csv, fashion-mnist, or timm's torch/NAME, hfds/NAME",
     )
     _add_data_options(parser, "test unless given; of a folder without one, validation", 250)
     parser.add_argument(

@@ -47,7 +47,7 @@ def add_finetune(commands: Commands) -> None:
         commands,
         "finetune",
         _run_finetune,
-        "Fine-tune a model on a folder of images; again goes on.",
+        "Fine-tune a model on a folder or a table of images; again goes on.",
         {
             "data.root": "folder",
             "model.name": "model",
@@ -58,7 +58,11 @@ def add_finetune(commands: Commands) -> None:
             "patience": "patience",
         },
     )
-    parser.add_argument("folder", metavar="DIR", help="of CLASS/*, or of train/CLASS/*, val/CLASS/*, test/CLASS/*")
+    parser.add_argument(
+        "folder", metavar="DIR",
+        help="of CLASS/*, or of train/CLASS/*, val/CLASS/*, test/CLASS/*; or a table of images and labels, FILE.csv",
+    )  # fmt: skip
+    parser.add_argument("--root", metavar="IMAGES", help="the folder of a table's images, if it is not the table's own")
     parser.add_argument("--model", help="MODEL.TAG, a weight folder or a repository to start from")
     parser.add_argument("--out", metavar="RUN", type=Path, help="folder of the run (runs/ and the name of DIR)")
     for name, text in (("epochs", "how often to see all images"), ("img-size", "pixels"), ("batch-size", "images")):
@@ -69,6 +73,7 @@ def add_finetune(commands: Commands) -> None:
 
 
 def _run_finetune(args: argparse.Namespace) -> int:
+    from ..data.label_table import is_label_table
     from ..predict import pick_device
     from ..recipes import parse_overrides
     from ..training import Trainer
@@ -82,8 +87,9 @@ def _run_finetune(args: argparse.Namespace) -> int:
             raise GlitError(Argument(key), f" and --set {key} say the same; give one of them")
         if value is not None and dest not in ("folder", "model"):
             given[key] = value
-    plan_ = plan(args.folder, args.model, device, given)
-    out = args.out or Path("runs") / Path(args.folder).resolve().name
+    plan_ = plan(args.folder, args.model, device, given, args.root)
+    place = Path(args.folder).resolve()
+    out = args.out or Path("runs") / (place.stem if is_label_table(args.folder) else place.name)
     first = os.environ.get("RANK", "0") == "0"
     if first:
         for choice in plan_.lines:
@@ -91,7 +97,7 @@ def _run_finetune(args: argparse.Namespace) -> int:
         echo(f"run: {out}; the same command goes on where it stopped")
         if not (out / "recipe.yaml").exists():
             check_images(plan_.splits, out / "broken-images.txt")
-    words = [("--model", args.model), ("--epochs", args.epochs), ("--img-size", args.img_size)]
+    words = [("--root", args.root), ("--model", args.model), ("--epochs", args.epochs), ("--img-size", args.img_size)]
     words += [("--batch-size", args.batch_size), ("--class-weights", args.class_weights)]
     words += [("--patience", args.patience)]
     words += [*(("--set", text) for text in args.set)]
@@ -100,7 +106,7 @@ def _run_finetune(args: argparse.Namespace) -> int:
     trainer = Trainer(plan_.recipe, out, device, args.max_minutes, command)
     result = trainer.run()
     if result is not None and first:
-        commands = [f"    {line}" for line in next_commands(args.folder, out, plan_.splits)]
+        commands = [f"    {line}" for line in next_commands(args.folder, out, plan_.splits, args.root)]
         for line in (*describe_score(result, plan_.splits), "next:", *commands):
             echo(line)
     return trainer.stop.exit_status if result is None else 0

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from ..errors import Argument, DataError
-from .sources import Images, Source, Stream, find_part, is_folder, open_source
+from .label_table import is_label_table
+from .sources import Images, Source, Stream, is_folder, open_source, part_of
 
 __all__ = ["Splits", "Subset", "open_splits", "share_images"]
 
@@ -115,15 +116,14 @@ def _usual_test_split(
 ) -> str | None:
     if dataset == "fashion-mnist":
         return "test"
-    unused = hold_out and is_folder(dataset) and root is not None and find_part(root, validation_split)
-    return validation_split if unused else None
+    return validation_split if hold_out and part_of(dataset, root, validation_split) else None
 
 
 def _open_validation(open_one: Any, dataset: str, root: Any, split: str) -> Source:
     try:
         return open_one(split)
     except DataError as error:
-        if is_folder(dataset):
+        if is_folder(dataset) or is_label_table(dataset):
             raise DataError(
                 *error.message.parts, "; set ", Argument("hold_out"), " to validate on some of the training images"
             ) from None
@@ -187,9 +187,8 @@ def _refuse_shared_images(dataset: str, root: Any, names: dict[str, str | None])
 
 def share_images(dataset: str, root: Any, first: str, second: str) -> bool:
     """Whether two splits of a data set have images in common, as far as their names can tell."""
-    if is_folder(dataset) and root is not None:
-        part = find_part(root, first)
-        return first == second or (part is not None and part == find_part(root, second))
+    if (part := part_of(dataset, root, first)) is not None and part == part_of(dataset, root, second):
+        return True
     if dataset.startswith("torch/"):
         both = [split in ("train", "training") for split in (first, second)]
         if dataset.rpartition("/")[2] in ("cifar10", "cifar100", "mnist", "kmnist", "qmnist", "fashion_mnist"):

@@ -14,7 +14,8 @@ from typing import Any
 
 from ..errors import Argument, DataError
 from .datasets import share_images
-from .sources import KINDS, Source, find_part, is_folder, open_source
+from .label_table import is_label_table, read_label_table
+from .sources import KINDS, Source, is_folder, open_source, part_of
 
 __all__ = ["LabelledSplit", "match_classes", "open_labelled", "open_training"]
 
@@ -50,9 +51,10 @@ def open_labelled(
     """Open one split to score on.
 
     Args:
-        name: 'fashion-mnist', what `timm.data.create_dataset` takes ('torch/...', 'hfds/...'), or a folder: of class
-            folders, or of `test`, `val` or `train` folders with class folders in them. 'folder' is the folder `root`.
-        root: the named data set's folder.
+        name: 'fashion-mnist', what `timm.data.create_dataset` takes ('torch/...', 'hfds/...'), a table of labels, or a
+            folder: of class folders, or of `test`, `val` or `train` folders with class folders in them. 'folder' is the
+            folder `root`.
+        root: the named data set's folder, or that of a table's images.
         split: as the data set calls it. None takes the test split, of a folder without one the validation split.
         options: `download`, `input_key` and `target_key` of `open_source`.
 
@@ -63,6 +65,8 @@ def open_labelled(
         if root is None:
             raise DataError(f"{name}: give the folder's path in place of the word, or as ", Argument("root"))
         return _open_folder(Path(root), split)
+    if is_label_table(name):
+        return _open_parts(name, name, root, split)
     if name != "fashion-mnist" and Path(name).exists():
         if root is not None:
             raise DataError(f"{name} is a folder, which is all that is needed; leave out ", Argument("root"))
@@ -81,8 +85,9 @@ def open_training(data: LabelledSplit, root: str | os.PathLike[str] | None = Non
         DataError: if there is none, or it is the one that is scored.
     """
     if data.split is None:
-        raise DataError(f"{data} has no train split; it takes one in train/CLASS/*, beside val/CLASS/* or test/CLASS/*")
-    is_path = data.name != "fashion-mnist" and Path(data.name).exists()
+        way_out = "in its column split" if is_label_table(data.name) else "in train/CLASS/*"
+        raise DataError(f"{data} has no train split; it takes one {way_out}, beside the images that are scored")
+    is_path = data.name != "fashion-mnist" and not is_label_table(data.name) and Path(data.name).exists()
     dataset, place = ("folder", data.name) if is_path else (data.name, root)
     if share_images(dataset, place, data.split, "train"):
         raise DataError(f"{data} is what is trained on; score another split")
@@ -92,12 +97,17 @@ def open_training(data: LabelledSplit, root: str | os.PathLike[str] | None = Non
 def _open_folder(folder: Path, split: str | None) -> LabelledSplit:
     if not folder.exists():
         raise DataError(f"{folder}: no such folder")
+    return _open_parts(str(folder), "folder", folder, split)
+
+
+def _open_parts(name: str, dataset: str, root: str | os.PathLike[str] | None, split: str | None) -> LabelledSplit:
+    """A split of a folder or a table; one without splits is its own train split."""
     if split is None:
-        split = next((kind for kind in ("test", "validation") if find_part(folder, kind)), None)
-    if split is None and find_part(folder, "train"):
-        raise DataError(f"{folder} has only a train split; to score on that, name it")
-    # A folder of classes is its own train split.
-    return LabelledSplit(str(folder), split, open_source("folder", folder, split or "train"))
+        split = next((kind for kind in ("test", "validation") if part_of(dataset, root, kind)), None)
+    has_splits = read_label_table(name, root).has_splits if dataset != "folder" else part_of(dataset, root, "train")
+    if split is None and has_splits:
+        raise DataError(f"{name} has only a train split; to score on that, name it")
+    return LabelledSplit(name, split, open_source(dataset, root, split or "train"))
 
 
 # ---- which class of the model each class of the data is ----

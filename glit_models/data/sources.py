@@ -25,8 +25,9 @@ from timm.utils.misc import natural_key
 from ..errors import UNPRINTABLE, Argument, DataError, first_line, printable
 from .fashion_mnist import FashionMNIST
 from .image_files import list_images, open_image, to_rgb
+from .label_table import is_label_table, read_label_table
 
-__all__ = ["KINDS", "Images", "Source", "Stream", "find_part", "is_folder", "open_source"]
+__all__ = ["KINDS", "Images", "Source", "Stream", "find_part", "is_folder", "open_listed", "open_source", "part_of"]
 
 _PACKAGES = {"hfds": "datasets", "hfids": "datasets", "wds": "webdataset", "tfds": "tensorflow_datasets"}
 _STREAMED = ("hfids", "wds", "tfds")
@@ -40,7 +41,7 @@ class Images:
     """A map-style data set of timm or torchvision as pairs of (RGB PIL image, label).
 
     Args:
-        dataset: what `timm.data.create_dataset` returned, or a `ClassFolder`.
+        dataset: what `timm.data.create_dataset` returned, or an `ImageList`.
         classes: their names in label order.
         labels: of all images, where they are known without reading any; else None.
     """
@@ -70,13 +71,13 @@ class Images:
 
     def filename(self, index: int) -> str:
         """What to call the image in a message: its file where the data set knows one."""
-        if isinstance(self.dataset, ClassFolder):
+        if isinstance(self.dataset, ImageList):
             return str(self.dataset.samples[index][0])
         name = self.dataset.filename(index, absolute=True) if hasattr(self.dataset, "filename") else None
         return str(name or f"image {index} of the data set")
 
     def _read(self, index: int) -> tuple[Image.Image, Any]:
-        if isinstance(self.dataset, ClassFolder):
+        if isinstance(self.dataset, ImageList):
             path, label = self.dataset.samples[index]
             return open_image(path), label
         if not hasattr(self.dataset, "reader"):
@@ -159,6 +160,16 @@ def find_part(root: str | os.PathLike[str], split: str) -> Path | None:
     return None
 
 
+def part_of(name: str, root: str | os.PathLike[str] | None, split: str) -> Path | str | None:
+    """What a split is in a folder or a table of labels: the same for two names of it; None if there is none.
+
+    None, too, for data sets that are neither.
+    """
+    if is_label_table(name):
+        return read_label_table(name, root).part(split)
+    return find_part(root, split) if is_folder(name) and root is not None else None
+
+
 def open_source(
     name: str,
     root: str | os.PathLike[str] | None,
@@ -172,9 +183,9 @@ def open_source(
     """Open one split.
 
     Args:
-        name: 'fashion-mnist', 'folder', or what `timm.data.create_dataset` takes: 'torch/...', 'hfds/...', 'hfids/...',
-            'wds/...', 'tfds/...'.
-        root: its folder; for 'folder' also a tar file.
+        name: 'fashion-mnist', 'folder', the path of a table of labels (see `read_label_table`), or what
+            `timm.data.create_dataset` takes: 'torch/...', 'hfds/...', 'hfids/...', 'wds/...', 'tfds/...'.
+        root: its folder; for 'folder' also a tar file; of a table the folder of its images, if it is another one.
         split: as the data set calls it. A folder without folders of splits in it is its own train split.
         training: let a stream come in a new order each epoch.
         download: let its library fetch it.
@@ -188,6 +199,8 @@ def open_source(
         return FashionMNIST(split, root)
     if is_folder(name):
         return _open_folder(name, root, split)
+    if is_label_table(name):
+        return open_listed(name, root, split)
     kind = name.partition("/")[0].lower()
     if kind not in KINDS:
         raise DataError(
@@ -210,6 +223,13 @@ def open_source(
     dataset = _create(name, place, split, **options)
     names = _class_names(dataset, name, root)
     return Stream(dataset, names, f"{name} {split}") if kind in _STREAMED else Images(dataset, names, None)
+
+
+def open_listed(name: str, root: str | os.PathLike[str] | None, split: str | None) -> Images:
+    """The images of a split that a table lists; None takes all. Raises as `read_label_table`."""
+    table = read_label_table(name, root)
+    samples = table.samples(split)
+    return Images(ImageList(table.classes, samples), table.classes, [label for _, label in samples])
 
 
 def _open_folder(name: str, root: str | os.PathLike[str] | None, split: str) -> Images:
@@ -235,11 +255,22 @@ def _open_folder(name: str, root: str | os.PathLike[str] | None, split: str) -> 
     return Images(dataset, _class_names(dataset, name, path), labels)
 
 
-class ClassFolder:
-    """A folder of class folders: image files with their labels.
+class ImageList:
+    """Image files with their labels.
 
-    A class is a folder in it; the folders below that one belong to it. Attributes: `classes`, their names in label
-    order; `samples`, pairs of path and label.
+    Attributes: `classes`, their names in label order; `samples`, pairs of path and label.
+    """
+
+    def __init__(self, classes: tuple[str, ...], samples: list[tuple[str, int]]) -> None:
+        self.classes = classes
+        self.samples = samples
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+
+class ClassFolder(ImageList):
+    """A folder of class folders. A class is a folder in it; the folders below that one belong to it.
 
     Args:
         natural: order classes and files as timm does, 'class 2' before 'class 10'; else as torchvision does.
@@ -264,12 +295,10 @@ class ClassFolder:
         for child in sorted(folder.iterdir()):
             if child.is_dir() and child.name not in found and not child.name.startswith((".", "_")):
                 raise DataError(f"{child} holds no images; remove it, or put the images of that class there")
-        self.classes = tuple(sorted(found, key=natural_key if natural else None))
-        pairs = [(path, label) for label, name in enumerate(self.classes) for path in found[name]]
-        self.samples = sorted(pairs, key=lambda pair: natural_key(pair[0]) if natural else (pair[1], *_split(pair[0])))
-
-    def __len__(self) -> int:
-        return len(self.samples)
+        classes = tuple(sorted(found, key=natural_key if natural else None))
+        pairs = [(path, label) for label, name in enumerate(classes) for path in found[name]]
+        pairs.sort(key=lambda pair: natural_key(pair[0]) if natural else (pair[1], *_split(pair[0])))
+        super().__init__(classes, pairs)
 
 
 def _split(path: str) -> tuple[str, str]:

@@ -20,8 +20,9 @@ from PIL import Image
 from timm.data import resolve_data_config
 
 from ..data import Splits, open_splits
+from ..data.label_table import is_label_table
 from ..data.readable import readable_batches, refuse_broken
-from ..data.sources import find_part, open_source
+from ..data.sources import open_source, part_of
 from ..errors import Argument, DataError, GlitError, Message, RecipeError, first_line
 from ..evaluate import accuracy_interval
 from ..recipes import Overrides, parse_overrides
@@ -38,6 +39,7 @@ __all__ = [
     "check_images",
     "choose_batch_size",
     "choose_epochs",
+    "data_keys",
     "describe_score",
     "next_commands",
     "plan",
@@ -69,14 +71,19 @@ class Plan:
     splits: Splits
 
 
-def plan(directory: str | os.PathLike[str], model: str | None, device: torch.device, overrides: Overrides = ()) -> Plan:
+def plan(
+    directory: str | os.PathLike[str], model: str | None, device: torch.device, overrides: Overrides = (),
+    root: str | os.PathLike[str] | None = None,
+) -> Plan:  # fmt: skip
     """Look at the images and decide.
 
     Args:
-        directory: holds `CLASS/*`, or `train/CLASS/*` with or without `val/CLASS/*` and `test/CLASS/*`.
+        directory: holds `CLASS/*`, or `train/CLASS/*` with or without `val/CLASS/*` and `test/CLASS/*`; or a table of
+            labels, see `read_label_table`.
         model: as `predict.load_model` names it; None takes the default.
         device: that will train.
         overrides: values by `section.key`, or texts `section.key=value`; they stand whatever the images are.
+        root: the folder of a table's images, if it is not the table's own.
 
     Raises:
         DataError: if there are too few images or classes, or the folders do not fit together.
@@ -86,17 +93,20 @@ def plan(directory: str | os.PathLike[str], model: str | None, device: torch.dev
     _refuse_fixed_keys(given, directory)
     model = given.get("model.name", model)
     name = loading.timm_name(model) if model is not None else DEFAULT
-    choices = _Choices({**given, "model.name": name, "data.dataset": "folder", "data.root": str(directory)})
+    dataset, root = data_keys(directory, root)
+    choices = _Choices({**given, "model.name": name, "data.dataset": dataset, "data.root": root})
     choices.explain(f"model: {name}, as asked" if model else f"model: {name}, the default (", Argument("model"), ")")
     with naming_keys():
-        train = open_source("folder", directory, choices.base.data.train_split)
-    place = find_part(directory, choices.base.data.train_split) or Path(directory)
+        train = open_source(dataset, root, choices.base.data.train_split)
+    part = part_of(dataset, root, choices.base.data.train_split)
+    place = part if isinstance(part, Path) else Path(directory)
     counts = Counter(train.classes[label] for label in train.labels or ())
     if len(counts) < 2:
         only = next(iter(counts))
         inner = place / only
         hint = f"; give {inner} if its folders are the classes" if any(map(Path.is_dir, inner.glob("*"))) else ""
-        raise DataError(f"{directory} has one class, {only}; it takes two or more, each in its folder{hint}")
+        each = ", each in its folder" if dataset == "folder" else ""
+        raise DataError(f"{directory} has one class, {only}; it takes two or more{each}{hint}")
     choices.lines.insert(0, Message(_describe_images(place, counts)))
     if choices.base.class_weights is not None:
         choices.explain(f"class weights: {choices.base.class_weights}, as asked")
@@ -109,6 +119,15 @@ def plan(directory: str | os.PathLike[str], model: str | None, device: torch.dev
     recipe = choices.recipe()
     _check_classifier(recipe, len(counts))
     return Plan(recipe, tuple(choices.lines), splits)
+
+
+def data_keys(directory: str | os.PathLike[str], root: str | os.PathLike[str] | None = None) -> tuple[str, str | None]:
+    """`data.dataset` and `data.root` of a folder or a table. Raises DataError if a folder has another root."""
+    if is_label_table(str(directory)):
+        return str(directory), None if root is None else str(root)
+    if root is not None:
+        raise DataError(f"{directory} is a folder, which is all that is needed; leave out ", Argument("root"))
+    return "folder", str(directory)
 
 
 def _refuse_fixed_keys(given: Mapping[str, Any], directory: Any) -> None:
@@ -165,10 +184,11 @@ def _describe_images(place: Any, counts: Counter[str]) -> str:
 
 
 def _choose_splits(choices: _Choices, directory: Any, counts: Counter[str]) -> Splits:
-    if find_part(directory, "test") is not None:
-        choices.make("data.test_split", "test", "test: its folder, scored once at the end")
+    dataset, root = choices.base.data.dataset, choices.base.data.root
+    if part_of(dataset, root, "test") is not None:
+        choices.make("data.test_split", "test", "test: the images of its split, scored once at the end")
     total = counts.total()
-    has_validation = find_part(directory, choices.base.data.validation_split) is not None
+    has_validation = part_of(dataset, root, choices.base.data.validation_split) is not None
     if "data.hold_out" in choices.given or not (has_validation or "data.validation_split" in choices.given):
         hold_out = _choose_hold_out(choices, directory, counts)
     else:
@@ -178,11 +198,11 @@ def _choose_splits(choices: _Choices, directory: Any, counts: Counter[str]) -> S
     base = choices.base
     with naming_keys():
         splits = open_splits(
-            "folder", directory, hold_out, limit, base.split_seed, train_split=base.data.train_split,
+            dataset, root, hold_out, limit, base.split_seed, train_split=base.data.train_split,
             validation_split=base.data.validation_split, test_split=choices.recipe().data.test_split,
         )  # fmt: skip
     if not hold_out:
-        choices.explain(f"validation: the {len(splits.validation):,} images in its folder")
+        choices.explain(f"validation: the {len(splits.validation):,} images of its split")
     return splits
 
 
@@ -197,7 +217,7 @@ def _choose_hold_out(choices: _Choices, directory: Any, counts: Counter[str]) ->
     return choices.make(
         "data.hold_out",
         hold_out,
-        f"validation: {hold_out:,} of them, each class its share, as there is no val folder (",
+        f"validation: {hold_out:,} of them, each class its share, as there is no validation split (",
         Argument("data.hold_out", ...),
         ")",
     )
@@ -349,13 +369,17 @@ def describe_score(result: dict[str, Any], splits: Splits) -> list[str]:
     return lines
 
 
-def next_commands(directory: str | os.PathLike[str], out: Path, splits: Splits) -> list[str]:
+def next_commands(
+    directory: str | os.PathLike[str], out: Path, splits: Splits, root: str | os.PathLike[str] | None = None
+) -> list[str]:
     """What to type next: predict on an image that was not trained on, score, publish."""
     unseen, model = splits.test or splits.validation, str(out / "model")
-    held_out = find_part(directory, "test") is None and find_part(directory, "validation") is None
+    keys = data_keys(directory, root)
+    held_out = all(part_of(*keys, split) is None for split in ("test", "validation"))
+    data = [str(directory), *(("--root", str(root)) if root is not None else ())]
     commands = [
         ["glit", "predict", unseen.filename(0), "--model", model],
-        ["glit", "eval", model, "OTHER_IMAGES" if held_out else str(directory)],
+        ["glit", "eval", model, *(["OTHER_IMAGES"] if held_out else data)],
     ]
     if (out / "model" / ENTRY_FILE).is_file():  # of this package, not any of timm's
         commands.append(["glit", "publish", model, "--to-folder", str(out / "published"), "--license", "LICENSE"])

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..data.fractals import FractalConfig
+from ..data.label_table import is_label_table
 from ..errors import Argument, RecipeError
 from ..recipes import Overrides, build_recipe, read_recipe, to_yaml
 
@@ -39,7 +40,8 @@ class ModelSection:
 class DataSection:
     """What it is trained on; see `glit_models.data.open_splits`."""
 
-    dataset: str = "folder"  # 'fashion-mnist', 'fractals', 'folder', or a name of timm.data.create_dataset
+    # 'fashion-mnist', 'fractals', 'folder', the path of a table of labels, or a name of timm.data.create_dataset.
+    dataset: str = "folder"
     root: str | None = None
     train_split: str = "train"
     validation_split: str = "validation"
@@ -237,13 +239,15 @@ class Recipe:
 
     def _located(self) -> Recipe:
         """The recipe with the absolute paths of its data and of a model's folder."""
-        root, name = self.data.root, self.model.name
+        root, name, dataset = self.data.root, self.model.name, self.data.dataset
         if root is not None and "://" not in root:
             root = os.path.abspath(root)
+        if is_label_table(dataset):
+            dataset = os.path.abspath(dataset)
         _, is_folder, folder = name.partition("local-dir:")
         return dataclasses.replace(
             self,
-            data=dataclasses.replace(self.data, root=root),
+            data=dataclasses.replace(self.data, root=root, dataset=dataset),
             model=dataclasses.replace(self.model, name=f"local-dir:{os.path.abspath(folder)}" if is_folder else name),
         )
 

@@ -9,6 +9,7 @@ from typing import Any
 from timm.models import save_for_hf
 
 from ..data import Splits
+from ..data.label_table import is_label_table
 from ..data.sources import is_folder
 from ..model import SpecTransformer
 from ..runs.files import whole_folder, write_text
@@ -67,6 +68,8 @@ def record_scores(folder: Path, result: dict[str, Any], splits: Splits, recipe: 
 def data_name(recipe: Recipe) -> str:
     """What a recipe's data are called: the data set, or the folder of images."""
     data = recipe.data
+    if is_label_table(data.dataset):
+        return Path(data.dataset).stem
     if data.root is None or not is_folder(data.dataset):
         return data.dataset
     return Path(data.root).resolve().name.removesuffix(".tar")

@@ -1,0 +1,172 @@
+"""Images and labels that a table lists: CSV or Parquet with the columns `image`, `label` and, if wanted, `split`."""
+
+from __future__ import annotations
+
+import csv
+import functools
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from timm.utils.misc import natural_key
+
+from ..errors import UNPRINTABLE, DataError, first_line, printable
+from ..runs.row_table import import_pyarrow
+
+__all__ = ["LABEL_TABLES", "LabelTable", "is_label_table", "read_label_table"]
+
+LABEL_TABLES = (".csv", ".tsv", ".parquet")
+_SPLITS = {
+    "train": "train", "training": "train", "validation": "validation", "val": "validation", "valid": "validation",
+    "eval": "validation", "evaluation": "validation", "test": "test",
+}  # fmt: skip
+_MOST_NAMED = 5  # rows or files in a message
+
+
+def is_label_table(name: str) -> bool:
+    """Whether a data set's name is the path of a table."""
+    return Path(name).suffix.lower() in LABEL_TABLES and not os.path.isdir(name)
+
+
+@dataclass(frozen=True)
+class LabelTable:
+    """Paths of images and their labels among `classes`, by split; all are of 'train' where the table has no splits."""
+
+    path: str
+    classes: tuple[str, ...]
+    parts: Mapping[str, list[tuple[str, int]]]
+    has_splits: bool
+
+    def part(self, split: str) -> str | None:
+        """What the table calls a split, by any of its usual names; None if it has no image of it."""
+        name = _SPLITS.get(split, split)
+        return name if name in self.parts else None
+
+    def samples(self, split: str | None) -> list[tuple[str, int]]:
+        """Pairs of path and label; None takes all splits. Raises DataError if there is no such split."""
+        if split is None:
+            return [pair for part in self.parts.values() for pair in part]
+        name = self.part(split)
+        if name is None:
+            inside = f"only {', '.join(self.parts)}" if self.has_splits else "no column split"
+            raise DataError(f"{self.path} has no {split} images, {inside}")
+        pairs = self.parts[name]
+        if name == "train" and self.has_splits:
+            lacking = sorted(set(range(len(self.classes))) - {label for _, label in pairs})
+            if lacking:
+                raise DataError(f"{self.path} has no training image of the class {self.classes[lacking[0]]}")
+        return pairs
+
+
+def read_label_table(path: str | os.PathLike[str], root: str | os.PathLike[str] | None = None) -> LabelTable:
+    """Read a table, and check that its images are there.
+
+    Args:
+        path: CSV with commas, semicolons or tabs in UTF-8, or Parquet. It has the columns `image`, `label` and, if
+            wanted, `split` (train, val or test), in any order, and may have others.
+        root: the folder that images are relative to; the table's own unless given.
+
+    Raises:
+        DataError: in one line, if it cannot be read, has no rows, a cell is empty, a split has another name, images are
+            missing, or one has two labels or is in two splits.
+    """
+    try:
+        state = os.stat(path)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+    folder = os.path.dirname(os.path.abspath(path)) if root is None else str(root)
+    if not os.path.isdir(folder):
+        raise DataError(f"{folder}: no such folder")
+    return _read(str(path), folder, root is not None, (state.st_mtime_ns, state.st_size))
+
+
+@functools.lru_cache(maxsize=4)  # a run asks several times, and each time every image would be looked for
+def _read(path: str, folder: str, is_given: bool, _state: tuple[int, int]) -> LabelTable:
+    rows = _read_parquet(path) if path.lower().endswith(".parquet") else _read_csv(path)
+    place = folder if is_given else os.path.dirname(path)
+    found: dict[str, tuple[str, str, str]] = {}  # label, split and where, by the image's path
+    has_splits = False
+    for where, cells in rows:
+        image, label = cells.get("image", ""), cells.get("label", "")
+        has_splits = "split" in cells
+        split = _split(path, where, cells["split"]) if has_splits else "train"
+        for name, value in (("image", image), ("label", label)):
+            if not value:
+                raise DataError(f"{path}: {where} has no {name}")
+            if UNPRINTABLE.search(value):
+                raise DataError(f"{path}: {where} has control characters in its {name}, {printable(value)}")
+        file = os.path.normpath(os.path.join(place, image))
+        before = found.setdefault(file, (label, split, where))
+        for what, one, other in (("labels", before[0], label), ("splits", before[1], split)):
+            if one != other:
+                raise DataError(f"{path}: {image} has two {what}, {one} ({before[2]}) and {other} ({where})")
+    if not found:
+        raise DataError(f"{path} has no rows below its header")
+    _refuse_missing(path, found, is_given)
+    classes = tuple(sorted({label for label, _, _ in found.values()}, key=natural_key))
+    index = {label: number for number, label in enumerate(classes)}
+    parts: dict[str, list[tuple[str, int]]] = {}
+    for file, (label, split, _) in found.items():
+        parts.setdefault(split, []).append((file, index[label]))
+    return LabelTable(path, classes, parts, has_splits)
+
+
+def _split(path: str, where: str, text: str) -> str:
+    if text.lower() not in _SPLITS:
+        raise DataError(f"{path}: {where} has the split {printable(text)!r}; it must be train, val or test")
+    return _SPLITS[text.lower()]
+
+
+def _refuse_missing(path: str, files: Iterable[str], is_given: bool) -> None:
+    missing = [file for file in files if not os.path.isfile(file)]
+    if missing:
+        named = "; ".join(missing[:_MOST_NAMED]) + ("; ..." if len(missing) > _MOST_NAMED else "")
+        hint = "" if is_given else "; relative paths start at the table, unless another root is given"
+        raise DataError(f"{path}: {len(missing):,} of its images are missing: {named}{hint}")
+
+
+Rows = Iterator[tuple[str, dict[str, str]]]  # what to call a row in a message, and its cells by column
+
+
+def _read_csv(path: str) -> Rows:
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            header = file.readline()
+            delimiter = next((mark for mark in ",;\t" if {"image", "label"} <= set(_names(header.split(mark)))), None)
+            if delimiter is None:
+                raise DataError(f"{path}: its first line must name the columns image and label, got {header[:80]!r}")
+            reader = csv.reader(file, delimiter=delimiter, strict=True)
+            names = _names(header.split(delimiter))
+            for cells in reader:
+                where = f"line {reader.line_num + 1}"
+                if len(cells) > len(names):
+                    raise DataError(f"{path}: {where} has {len(cells)} cells, the header {len(names)}")
+                if any(cell.strip() for cell in cells):
+                    cells += [""] * (len(names) - len(cells))
+                    yield where, dict(zip(names, (cell.strip() for cell in cells), strict=True))
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError:
+        raise DataError(f"{path}: not text in UTF-8") from None
+    except csv.Error as error:
+        raise DataError(f"{path}: no CSV ({first_line(error)})") from None
+
+
+def _names(cells: list[str]) -> list[str]:
+    return [cell.strip().strip('"').lower() for cell in cells]
+
+
+def _read_parquet(path: str) -> Rows:
+    _, parquet = import_pyarrow()
+    try:
+        table = parquet.read_table(path)
+        wanted = [name for name in ("image", "label", "split") if name in table.schema.names]
+        columns = {name: table.column(name).to_pylist() for name in wanted}
+    except Exception as error:  # of pyarrow: damaged, or no Parquet
+        raise DataError(f"{path}: cannot be read ({first_line(error)})") from None
+    if not {"image", "label"} <= set(columns):
+        raise DataError(f"{path}: it must have the columns image and label, got {', '.join(table.schema.names)}")
+    for number, cells in enumerate(zip(*columns.values(), strict=True), 1):
+        values = ("" if cell is None else str(cell).strip() for cell in cells)
+        yield f"row {number}", dict(zip(columns, values, strict=True))
