@@ -116,14 +116,15 @@ def _commands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentPar
 
 
 def _describe(parser: argparse.ArgumentParser) -> Iterator[str]:
-    yield from ("```text", parser.format_usage().strip(), "```", "", "| argument | |", "|---|---|")
+    yield from ("```text", parser.format_usage().strip(), "```", "", "| argument | meaning |", "|---|---|")
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction | argparse._HelpAction):
             continue
         name = ", ".join(action.option_strings) or str(action.metavar or action.dest)
         if action.option_strings and action.nargs != 0:
             choices = "{" + ",".join(action.choices) + "}" if action.choices else action.dest.upper()
-            name += f" {action.metavar or choices}"
+            value = action.metavar or choices
+            name += f" {value if isinstance(value, str) else ' '.join(value)}"
         yield f"| `{name}` | {_cell(action.help or '')} |"
     yield ""
 
