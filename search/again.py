@@ -108,9 +108,11 @@ def search_again(
     settings |= {"runtimes": runtimes, "executor": executor}
     origin = {"folder": str(folder.resolve()), "keep_winner": keep_winner}
     if (out / _FILE).is_file():
-        if (begun := read_json(out / _FILE)) != origin:
-            kept = f"{'with' if begun['keep_winner'] else 'without'} keep_winner"
-            raise SearchError(f"{out} was begun from {begun['folder']} {kept}; choose another ", Argument("out", ...))
+        if read_json(out / _FILE) != origin:
+            raise SearchError(
+                f"{out} was begun from another search or with another ", Argument("keep_winner"),
+                f", see {out / _FILE}; choose another ", Argument("out", ...),
+            )  # fmt: skip
         return SearchRun(recipe, out, **settings)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise SearchError(f"{out} is there already; choose another ", Argument("out", ...))
