@@ -22,6 +22,7 @@ def add_train(commands: Commands) -> None:
     )
     parser.add_argument("recipe", help="name of a shipped recipe, or the path of a YAML file")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder of the run")
+    _add_track(parser)
     add_run_options(parser, "override, such as optim.lr=1e-4")
 
 
@@ -31,12 +32,20 @@ def _run_train(args: argparse.Namespace) -> int:
 
     device = pick_device(args.device)
     command = shlex.join(["glit", "train", args.recipe, *(word for text in args.set for word in ("--set", text))])
-    trainer = Trainer(load_recipe(args.recipe, args.set), args.out, device, args.max_minutes, command)
+    recipe = load_recipe(args.recipe, args.set)
+    trainer = Trainer(recipe, args.out, device, args.max_minutes, command, track=args.track)
     result = trainer.run()
     if result is not None and trainer.rank == 0:
         print_json(result)
         echo(f"the model is in {Path(args.out) / 'model'}: try `glit predict IMAGE --model {Path(args.out) / 'model'}`")
     return trainer.stop.exit_status if result is None else 0
+
+
+def _add_track(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--track", metavar="NAMES", default=(), type=lambda text: text.split(","),
+        help="also send the numbers to these: wandb, mlflow, ... (accelerate's names, with commas)",
+    )  # fmt: skip
 
 
 # ---- glit finetune ----
@@ -69,6 +78,7 @@ def add_finetune(commands: Commands) -> None:
         parser.add_argument(f"--{name}", type=int, metavar="N", help=text)
     parser.add_argument("--patience", type=int, metavar="N", help="stop after N epochs without a better score")
     parser.add_argument("--class-weights", metavar="FILE", help="balanced, or a YAML file of CLASS: WEIGHT")
+    _add_track(parser)
     add_run_options(parser, "any key of a recipe, such as optim.lr=1e-4")
 
 
@@ -103,7 +113,7 @@ def _run_finetune(args: argparse.Namespace) -> int:
     words += [*(("--set", text) for text in args.set)]
     asked = [str(word) for pair in words if pair[1] is not None for word in pair]
     command = shlex.join(["glit", "finetune", args.folder, *asked])
-    trainer = Trainer(plan_.recipe, out, device, args.max_minutes, command)
+    trainer = Trainer(plan_.recipe, out, device, args.max_minutes, command, track=args.track)
     result = trainer.run()
     if result is not None and first:
         commands = [f"    {line}" for line in next_commands(args.folder, out, plan_.splits, args.root)]

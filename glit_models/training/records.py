@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from ..errors import WriteError, first_line
 from ..runs.console import say
 from ..runs.figures import new_figure
 from ..runs.files import whole_file, write_text
+from .tracking import Trackers
 
 __all__ = ["Records", "progress_columns"]
 
@@ -35,24 +36,35 @@ def progress_columns() -> tuple[ProgressColumn, ...]:
 
 
 class Records:
-    """The records in one run's folder. An entry is a dict with `step`, and `epoch` where it sums up one."""
+    """The records in one run's folder. An entry is a dict with `step`, and `epoch` where it sums up one.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    Args:
+        folder: of the run.
+        track: names of trackers that get the same numbers, see `check_trackers`.
+    """
+
+    def __init__(self, folder: Path, track: Sequence[str] = ()) -> None:
+        self.folder, self.track = folder, track
+        self.trackers: Trackers | None = None
         self.path = folder / "metrics.jsonl"
         self.board: Any = None
         self.drawn = time.monotonic()
         self.has_undrawn_epoch = False
         self.can_draw = True
 
-    def begin(self, step: int, epochs_done: int) -> None:
-        """Go on after `step`: entries of later steps and epochs, left by a run that was killed, are dropped."""
+    def begin(self, step: int, epochs_done: int, config: Mapping[str, Any]) -> None:
+        """Go on after `step`: entries of later steps and epochs, left by a run that was killed, are dropped.
+
+        Args:
+            config: the recipe's values, for trackers.
+        """
 
         def is_past(entry: dict[str, Any]) -> bool:
             return entry["step"] <= step and entry.get("epoch", 0) <= epochs_done
 
         text = "".join(f"{json.dumps(entry)}\n" for entry in self.entries(is_past)) if step else ""
         write_text(self.path, text)
+        self.trackers = Trackers(self.track, self.folder, config)
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:  # not installed
@@ -71,6 +83,8 @@ class Records:
                 file.write(json.dumps(entry) + "\n")
         except OSError as error:
             raise WriteError(f"{self.path} cannot be written: {error.strerror}") from None
+        if self.trackers is not None:
+            self.trackers.log({key: value for key, value in entry.items() if key != "step"}, entry["step"])
         if self.board is not None:
             for key, value in entry.items():
                 if key not in ("step", "epoch"):
@@ -114,6 +128,8 @@ class Records:
             figure.savefig(path, format="png", dpi=80)
 
     def close(self) -> None:
-        """Finish TensorBoard's file."""
+        """Finish TensorBoard's file, and end the trackers."""
+        if self.trackers is not None:
+            self.trackers.close()
         if self.board is not None:
             self.board.close()

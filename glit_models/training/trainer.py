@@ -12,7 +12,7 @@ import json
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,7 @@ from .reports import DivergedError, StepReports, seed_part
 from .results import record_scores, save_model
 from .selection import Selection
 from .state import Checkpoints, Progress
+from .tracking import check_trackers
 
 __all__ = ["Trainee", "Trainer"]
 
@@ -83,6 +84,7 @@ class Trainer:
         command: the command line of this run, for the model's record.
         trainee: what is trained, where that is not `recipe.model`.
         score_test: whether the test set is scored at the end.
+        track: names of accelerate's trackers that get the run's numbers: 'wandb', 'mlflow', ...
         start: makes the state dict that `recipe.model` starts from, in place of its own weights.
 
     Raises:
@@ -100,7 +102,9 @@ class Trainer:
         trainee: Trainee | None = None,
         score_test: bool = True,
         start: Callable[[], Mapping[str, Tensor]] | None = None,
+        track: Sequence[str] = (),
     ) -> None:
+        check_trackers(track)
         self.recipe = recipe
         self.trainee = trainee
         self.score_test = score_test
@@ -128,7 +132,7 @@ class Trainer:
         self.total_steps = self.steps_per_epoch * recipe.optim.epochs
         self.reports = StepReports(self.accelerator, self.num_classes)
         self._build()
-        self.records = Records(self.out)
+        self.records = Records(self.out, track)
         self.lines = MinuteLines()
 
     # ---- before the first step ----
@@ -247,7 +251,7 @@ class Trainer:
 
     def _begin_records(self) -> None:
         if self.rank == 0:
-            self.records.begin(self.step, self.progress.epochs_done)
+            self.records.begin(self.step, self.progress.epochs_done, self.recipe.to_dict())
 
     def _draw(self, is_wanted: bool) -> None:
         if self.rank == 0 and is_wanted:
