@@ -92,8 +92,9 @@ wheel: $(VENV)/.core  ## one file in dist/ that pip installs: pip install "dist/
 	$(VENV)/bin/python -m pip wheel --quiet --no-deps --wheel-dir dist .
 	ls dist/*.whl
 
-release-check: $(VENV)/.dev  ## what a release uploads, checked, and tried in a fresh environment outside the checkout
+release-check: $(VENV)/.core  ## what a release uploads, checked, and tried in a fresh environment outside the checkout
 	rm -rf dist build/lib build/release
+	$(VENV)/bin/python -m pip install --quiet -e ".[release]"
 	$(VENV)/bin/python -m build --quiet --outdir dist
 	$(VENV)/bin/python -m twine check --strict dist/*
 	$(PYTHON) -m venv build/release/venv
