@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from glit_models.errors import RunError, WriteError
+from glit_models.runs import console
 from glit_models.runs.files import scratch_folder, whole_file, whole_folder, write_bytes, write_json, write_text
 from glit_models.runs.lock import lock_folder
 from glit_models.runs.signals import StopRequest
@@ -232,3 +234,17 @@ def test_a_limit_of_time_begins_with_the_block(monkeypatch: pytest.MonkeyPatch) 
     assert stop.reason == "the limit of 2 minutes"
     assert stop.exit_status == 3
     assert StopRequest().minutes_left is None
+
+
+def test_progress_lines_say_how_much_time_is_left(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(console, "_EVERY", 0.0)
+    times = iter(range(0, 1000, 30))
+    monkeypatch.setattr(console.time, "monotonic", lambda: next(times))
+    assert list(console.track("abc", "reading")) == ["a", "b", "c"]
+    assert list(console.track(iter("ab"), "reading")) == ["a", "b"]
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "reading: 0 %"
+    assert re.fullmatch(r"reading: 33 %, \d min \d+ s left", lines[1])
+    assert lines[3:] == ["reading: 0", "reading: 1"]
