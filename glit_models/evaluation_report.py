@@ -16,11 +16,12 @@ from PIL import Image
 from torch import Tensor
 
 from .calibration import Calibration, calibrate
+from .confusion_figure import confusion_figure
 from .data.labelled import LabelledSplit, match_classes
 from .data.sources import Stream
 from .embed import embed
 from .errors import DataError, GlitError
-from .evaluate import Evaluation, accuracy_interval, confusion_figure
+from .evaluate import Evaluation, accuracy_interval
 from .page import Page
 from .predict import Classifier
 from .review import Pair, doubtful_labels, near_duplicates

@@ -31,7 +31,7 @@ data
 predict
 explain embed neighbours
 evaluate prediction_table explanation_sheet
-probe calibration review
+probe calibration review confusion_figure
 evaluation_report
 training
 cli

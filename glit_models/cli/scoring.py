@@ -210,7 +210,7 @@ def _print_result(result: dict[str, Any]) -> None:
 
 def _draw(args: argparse.Namespace, result: Evaluation, title: str) -> None:
     """The confusion matrix, where it is asked for."""
-    from ..evaluate import draw_confusion
+    from ..confusion_figure import draw_confusion
 
     if args.confusion is not None:
         draw_confusion(result, args.confusion, f"{title}: top-1 {result.top1:.2f} %")
