@@ -76,7 +76,7 @@ def draw_losses(stages: Sequence[StageFindings]) -> bytes:
 
 
 def draw_ranking(rank: Ranking | None, stages: Sequence[StageFindings]) -> bytes:
-    """Quality after training from scratch against what predicts it; the retrained ones of each stage beside it."""
+    """Quality after training by itself against what predicts it; the retrained ones of each stage beside it."""
     panels: list[Callable[[Any], None]] = []
     if rank:
         measures = next(iter(rank.taus.values()))

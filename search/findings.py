@@ -49,7 +49,7 @@ class Network:
         costs: multiply-adds, parameters and perhaps milliseconds, by the names in `COSTS`.
         name: of a reference.
         fitness: what the search compared it by: an accuracy in percent, a loss, ...
-        accuracy: on the search set after training from scratch, in percent.
+        accuracy: on the search set after training by itself, in percent.
         generation: in which it was evaluated.
         origin: how it was found.
         num_images: on which it was scored; 0 where that was not written.
@@ -76,7 +76,7 @@ class StageFindings:
         losses: (step, training loss) of the supernet.
         candidates: what was evaluated, in that order.
         references: known networks, for comparison.
-        retrained: those that were trained from scratch, best first.
+        retrained: those that were trained by themselves, best first.
         winner: the best of these.
         missing: files that are not there yet.
         measure: the search's fitness, which `Network.fitness` is.

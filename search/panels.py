@@ -229,7 +229,7 @@ def fill_times(axes: Any, times: Mapping[tuple[str, str], float]) -> None:
 
 
 def pairs_of(networks: Sequence[Network]) -> list[tuple[float, float]]:
-    """(fitness, accuracy after training from scratch, in percent) of those that have both."""
+    """(fitness, accuracy after training by itself, in percent) of those that have both."""
     return [(n.fitness, n.accuracy) for n in networks if n.fitness is not None and n.accuracy is not None]
 
 

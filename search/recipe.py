@@ -145,7 +145,7 @@ class RetrainSection:
     # 'inherited': from the supernet's weights, those of the control and the ranking, too. For methods with one stage.
     start: Literal["scratch", "inherited"] = "scratch"
     # Successive halving: {8: 1, 3: 3} trains the best 8 for one epoch each, the better 3 of them for three epochs, and
-    # the best `top` of these in full, each time from scratch. Empty: the search's own best are trained in full at once.
+    # the best `top` of these in full, each time anew. Empty: the search's own best are trained in full at once.
     rungs: dict[int, int] = field(default_factory=dict)
 
     def check_rungs(self, population: int, epochs: int) -> None:

@@ -186,7 +186,7 @@ def _describe_generations(stages: Sequence[StageFindings]) -> str:
 _COSTS_CAPTION = (
     "Each point is a candidate, the darker the later; up is better, left is cheaper. The line joins those that none "
     "beats at the same cost or less, the green band is the budget, and networks for comparison are red (a line, where "
-    "only the cost is known). A star wins its stage: it is the best after training from scratch and need not be on "
+    "only the cost is known). A star wins its stage: it is the best after training by itself and need not be on "
     "top here. Of those that were stopped early the accuracy is estimated on a part of the search set."
 )
 
@@ -239,7 +239,7 @@ def _write_effort(page: Page, findings: Findings) -> None:
         page.figure(
             "times",
             figures.draw_times(findings.times),
-            "Time by part: training the supernet, evaluating candidates, training the best from scratch, training the "
+            "Time by part: training the supernet, evaluating candidates, training the best by themselves, training the "
             "winner and its control, and scoring on the test set; "
             f"{show_seconds(sum(findings.times.values()))} in all.",
         )

@@ -86,7 +86,7 @@ def retrain(
 def _pass_rungs(recipe: SearchRecipe, folder: Path, best: Sequence[Candidate], train: Train) -> list[Candidate]:
     """The networks that are the best ones after short trainings: successive halving.
 
-    Each rung trains from scratch with a whole schedule of its length. A network in the middle of a long schedule, at a
+    Each rung trains anew, with a whole schedule of its length. A network in the middle of a long schedule, at a
     high learning rate, shows less of how it will end.
     """
     for rung, (count, epochs) in enumerate(sorted(recipe.retrain.rungs.items(), reverse=True), 1):
