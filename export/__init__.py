@@ -8,6 +8,7 @@ from .huggingface import HuggingFaceTarget
 from .images import ImageSource
 from .metadata import ExportInfo
 from .onnx import OnnxArtifact, export_onnx
+from .openvino import OpenVinoModel, OpenVinoTarget
 from .program import export_torch
 from .runtime import OnnxClassifier
 from .serving import export_triton
@@ -27,6 +28,8 @@ __all__ = [
     "ModelSource",
     "OnnxArtifact",
     "OnnxClassifier",
+    "OpenVinoModel",
+    "OpenVinoTarget",
     "Target",
     "TargetOptions",
     "export_model",

@@ -8,6 +8,7 @@ See docs/extending.md.
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -83,12 +84,19 @@ class Target(ABC):
         suffix: of the file, with its dot; '' for a folder (class attribute).
         options: dataclass of the options that it takes (class attribute).
         packages: modules that must be importable (class attribute).
+        extra: of this package, which installs them (class attribute).
     """
 
     name: ClassVar[str]
     suffix: ClassVar[str]
     options: ClassVar[type[TargetOptions]] = TargetOptions
     packages: ClassVar[tuple[str, ...]] = ()
+    extra: ClassVar[str] = "export"
+
+    @classmethod
+    def missing_packages(cls) -> tuple[str, ...]:
+        """Those of `packages` that are not installed here."""
+        return tuple(name for name in cls.packages if importlib.util.find_spec(name) is None)
 
     @classmethod
     def option_names(cls) -> tuple[str, ...]:
@@ -143,7 +151,7 @@ def export_model(
     maker = chosen()
     maker.check_path(path, given)
     for package in chosen.packages:
-        require(package)
+        require(package, chosen.extra)
     if given.images is not None:
         given.images.pick(1)  # an unsuitable folder is named before the work, not after it
     return maker.export(open_source(model), path, given)

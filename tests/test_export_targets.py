@@ -48,11 +48,24 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def test_the_table_names_what_can_be_made() -> None:
-    assert list(TARGETS) == ["onnx", "huggingface", "torch", "aoti", "triton"]
+    assert list(TARGETS) == ["onnx", "huggingface", "openvino", "torch", "aoti", "triton"]
     for name in TARGETS:
         target = TARGETS.find(name)
         assert target.name == name
         assert {"verify", "images", "force"} <= set(target.option_names())
+
+
+def test_the_formats_are_listed_with_what_they_need(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(TARGETS["openvino"], "packages", ("onnx", "no_such_package"))
+    assert main(["export", "--list"]) == 0
+    listed = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.split()}
+    assert set(TARGETS) <= set(listed)
+    assert listed["onnx"].rstrip().endswith("yes")
+    assert "no: " in listed["openvino"]
+    assert main(["export", "glit_tiny"]) == 2
+    assert capsys.readouterr().err == "glit: glit export needs MODEL and --out FILE; --list shows the formats\n"
 
 
 def test_a_target_is_chosen_by_name_and_gets_its_options(tmp_path: Path) -> None:
@@ -66,7 +79,7 @@ def test_a_target_is_chosen_by_name_and_gets_its_options(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("target", "options", "message"),
     [
-        ("tflite", {}, "unknown export target 'tflite'; known: aoti, huggingface, onnx, torch, triton, or module:Name"),
+        ("tflite", {}, "unknown export target 'tflite'; known: aoti, huggingface, onnx, openvino, torch, triton, or"),
         ("torch", {"opset": 18}, "opset is not an option of the export target torch; it takes verify, images, force"),
         ("onnx", {"max_batch_size": 2}, "max_batch_size is not an option of the export target onnx"),
         ("nowhere_to_be_found:Target", {}, "there is no module 'nowhere_to_be_found'"),
@@ -132,7 +145,7 @@ def test_the_formats_of_0_1_keep_their_names_and_others_are_one_line(
         (["--format", "onnx", "--max-batch", "4"], "--max-batch is not an option of --format onnx, which takes"),
         (
             ["--format", "tflite"],
-            "unknown export target 'tflite'; known: aoti, huggingface, onnx, torch, triton, or module:Name",
+            "unknown export target 'tflite'; known: aoti, huggingface, onnx, openvino, torch, triton, or",
         ),
         (["--format", "torch", "--image-size", "dynamic"], "must be a height and width, got 'dynamic'"),
     ):

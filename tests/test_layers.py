@@ -78,7 +78,7 @@ quantize verify
 writing
 targets
 onnx program
-timing serving huggingface bench
+timing serving huggingface openvino bench
 served
 server
 """

@@ -31,12 +31,13 @@ def add_export(commands: Commands) -> None:
         _run_export,
         "Export a model to ONNX, torch or a server, compared with PyTorch; 1 if they differ.",
     )
-    parser.add_argument("model", help="MODEL.TAG, a weight folder, or a Hub repository NAMESPACE/NAME")
-    parser.add_argument("--out", required=True, metavar="FILE", help="the file to write, model.onnx say; or repository")
+    parser.add_argument("model", nargs="?", help="MODEL.TAG, a weight folder, or a Hub repository NAMESPACE/NAME")
+    parser.add_argument("--out", metavar="FILE", help="the file to write, model.onnx say; or folder")
+    parser.add_argument("--list", action="store_true", help="list the formats, and what each needs here")
     parser.add_argument(
         "--format",
         metavar="NAME",
-        help="onnx (the default), huggingface, torch, aoti, triton, or module:Name for one of your own",
+        help="onnx (the default), huggingface, openvino, torch, aoti, triton, or module:Name for one of your own",
     )
     parser.add_argument("--serving", choices=("triton",), help="the same as --format triton")
     parser.add_argument("--name", help="triton: of the model in the repository")
@@ -78,6 +79,10 @@ def add_export(commands: Commands) -> None:
 def _run_export(args: argparse.Namespace) -> int:
     from glit_models.export import TARGETS, export_model
 
+    if args.list:
+        return _list_formats()
+    if args.model is None or args.out is None:
+        raise GlitError("glit export needs MODEL and --out FILE; --list shows the formats")
     if args.serving and args.format not in (None, args.serving):
         raise GlitError(f"--serving {args.serving} and --format {args.format} exclude each other")
     name = args.serving or _FORMATS.get(args.format, args.format) or "onnx"
@@ -91,6 +96,20 @@ def _run_export(args: argparse.Namespace) -> int:
     for problem in artifact.agreement.problems if artifact.agreement else ():
         echo(f"glit: {artifact.path} is not what PyTorch computes: {problem}", error=True)
     return 1 if artifact.agreement is not None and not artifact.agreement.holds else 0
+
+
+def _list_formats() -> int:
+    from glit_models.errors import pip_install
+    from glit_models.export import TARGETS
+
+    rows = []
+    for name in TARGETS:
+        target = TARGETS[name]
+        what = (target.__doc__ or "").partition("\n")[0]
+        missing = target.missing_packages()
+        rows.append((name, what, f"no: {pip_install(target.extra)}" if missing else "yes"))
+    print_table("Formats of glit export", [("format", "left"), ("what", "left"), ("can be made here", "left")], rows)
+    return 0
 
 
 def _export_options(args: argparse.Namespace, target: Any) -> dict[str, Any]:

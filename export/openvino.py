@@ -1,0 +1,145 @@
+"""OpenVINO's own format: `model.xml` and `model.bin` in a folder, for Intel's processors and graphics.
+
+The model is the ONNX graph of `onnx.py`, read by OpenVINO. https://docs.openvino.ai
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+
+from glit_models.errors import Argument, ExportError, first_line
+from glit_models.reading import parse_json
+from glit_models.runs.files import scratch_folder, whole_folder
+from glit_models.weights.folder import to_json
+
+from .extras import require
+from .graph import to_bytes
+from .metadata import ExportInfo
+from .onnx import OnnxOptions, OnnxTarget, checked_graph
+from .source import ModelSource
+from .targets import Artifact, Target, register_target
+from .verify import compare
+from .writing import UNVERIFIED
+
+__all__ = ["OpenVinoModel", "OpenVinoOptions", "OpenVinoTarget"]
+
+_PRECISIONS = ("fp32", "fp16", "int8")
+_INFO = "glit"  # the key under which `model.xml` says what it is
+
+
+@dataclass(frozen=True)
+class OpenVinoOptions(OnnxOptions):
+    """How to export; see `OnnxOptions`. With fp16 the weights are stored in half precision."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.precision not in _PRECISIONS:
+            raise ExportError(
+                Argument("precision"),
+                f" must be one of {', '.join(_PRECISIONS)}, got {self.precision!r}; OpenVINO computes in bfloat16 by "
+                "itself where the processor can",
+            )
+        if self.preprocess or self.image_size == "dynamic":
+            raise ExportError("this format takes prepared images of one size; leave the preprocessing to the program")
+
+
+@final
+class OpenVinoModel:
+    """A model that OpenVINO runs on the CPU, in float32 unless its weights say otherwise.
+
+    Args:
+        path: of `model.xml`.
+
+    Raises:
+        ExportError: if OpenVINO is missing or cannot read it.
+    """
+
+    provider = "OpenVINO CPU"
+    input_dtype = np.dtype(np.float32)
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        openvino = require("openvino", "openvino")
+        core = openvino.Core()
+        try:
+            model = core.read_model(str(path))
+            self.info = ExportInfo.from_texts(_texts(model), str(path))
+            # Otherwise processors with a matrix unit compute in bfloat16.
+            self._compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        except RuntimeError as error:
+            raise ExportError(f"{path}: OpenVINO cannot read it ({first_line(error)})") from None
+
+    def logits(self, images: np.ndarray) -> np.ndarray:
+        """Logits [B, K] in float32 of prepared images [B, C, H, W] in float32; any B."""
+        size = self.info.batch or 32
+        found = [np.zeros((0, self.info.num_classes), np.float32)]
+        for start in range(0, len(images), size):
+            part = images[start : start + size]
+            padded = np.resize(part, (size, *part.shape[1:])) if self.info.batch else part
+            found.append(self._compiled(padded)[0][: len(part)])
+        return np.concatenate(found)
+
+
+def _texts(model: Any) -> dict[str, str]:
+    """What the file says of itself; nothing if it is not one of ours."""
+    if not model.has_rt_info([_INFO]):
+        return {}
+    texts = parse_json(model.get_rt_info([_INFO]).astype(str))
+    return texts if isinstance(texts, dict) else {}
+
+
+@register_target
+class OpenVinoTarget(Target):
+    """A folder with `model.xml`, `model.bin` and `report.json`."""
+
+    name = "openvino"
+    suffix = ""
+    options = OpenVinoOptions
+    packages = (*OnnxTarget.packages, "openvino")
+    extra = "openvino"
+
+    def check_path(self, path: Path, options: OpenVinoOptions) -> None:
+        """Raises ExportError if there is something at `path`."""
+        if path.exists() and not options.force:
+            raise ExportError(f"{path} exists; ", Argument("force", True), " replaces it")
+
+    def export(self, source: ModelSource, path: Path, options: OpenVinoOptions) -> Artifact:
+        """Write the folder; one that does not agree with PyTorch is `PATH.unverified`."""
+        stored_as_half = options.precision == "fp16"
+        built = dataclasses.replace(options, precision="fp32") if stored_as_half else options
+        graph, notes = checked_graph(source, built)
+        texts = {item.key: item.value for item in graph.metadata_props}
+        if stored_as_half:
+            texts |= dataclasses.replace(ExportInfo.from_texts(texts, str(path)), precision="fp16").to_texts()
+        with scratch_folder(path.with_name(f"{path.name}.export")) as workplace:
+            _convert(to_bytes(graph), workplace, texts, stored_as_half)
+            runner = OpenVinoModel(workplace / "model.xml")
+            agreement = compare(runner, source, options.verify, options.images) if options.verify else None
+            holds = agreement is not None and agreement.holds
+            final = path if holds else path.with_name(f"{path.name}{UNVERIFIED}")
+            found = None if agreement is None else dataclasses.asdict(agreement)
+            report = {"verified": holds, "notes": notes, "info": dataclasses.asdict(runner.info), "agreement": found}
+            with whole_folder(final, replace=True) as folder:
+                for name in ("model.xml", "model.bin"):
+                    os.replace(workplace / name, folder / name)
+                (folder / "report.json").write_text(to_json(report), encoding="utf-8")
+        num_bytes = sum(file.stat().st_size for file in final.iterdir())
+        return Artifact(final, runner.info, num_bytes, agreement, tuple(notes))
+
+
+def _convert(onnx_file: bytes, folder: Path, texts: dict[str, str], stored_as_half: bool) -> None:
+    """Write an ONNX graph as `model.xml` and `model.bin`. Raises ExportError if OpenVINO cannot read it."""
+    openvino = require("openvino", "openvino")
+    (folder / "model.onnx").write_bytes(onnx_file)
+    try:
+        model = openvino.Core().read_model(str(folder / "model.onnx"))
+    except RuntimeError as error:
+        raise ExportError(f"OpenVINO cannot read the graph ({first_line(error)})") from None
+    model.set_rt_info(json.dumps(texts), [_INFO])
+    openvino.save_model(model, str(folder / "model.xml"), compress_to_fp16=stored_as_half)

@@ -1,0 +1,68 @@
+"""`glit export --format openvino`: what is written computes what PyTorch does, and says what it is."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from exported import CLASSES, exported, small_glit
+from glit_models.export import Artifact, OpenVinoModel, export_model
+from glit_models.export.images import generated_images, prepare
+
+from glit_models.errors import ExportError
+
+pytest.importorskip("openvino")
+pytestmark = pytest.mark.usefixtures("cached_graphs")
+
+
+def _export(path: Path, **options: Any) -> Artifact:
+    return export_model(small_glit(), path, "openvino", **{"verify": 4, **options})
+
+
+@pytest.mark.parametrize(("options", "size"), [({}, 1.0), ({"precision": "fp16"}, 0.6), ({"batch": 2}, 1.0)])
+def test_a_folder_computes_what_pytorch_does(tmp_path: Path, options: dict[str, Any], size: float) -> None:
+    artifact = _export(tmp_path / "out", **options)
+    assert artifact.path == tmp_path / "out"
+    assert {file.name for file in artifact.path.iterdir()} == {"model.xml", "model.bin", "report.json"}
+    assert artifact.agreement is not None
+    assert artifact.agreement.holds
+    assert artifact.agreement.provider == "OpenVINO CPU"
+    assert json.loads((artifact.path / "report.json").read_text())["verified"] is True
+    model = OpenVinoModel(artifact.path / "model.xml")
+    assert (model.info.precision, model.info.batch) == (options.get("precision", "fp32"), options.get("batch"))
+    weights = sum(parameter.numel() for parameter in small_glit().parameters()) * 4
+    assert (artifact.path / "model.bin").stat().st_size < 1.1 * size * weights
+
+
+def test_it_answers_as_the_onnx_file_does(tmp_path: Path) -> None:
+    model = OpenVinoModel(_export(tmp_path / "out").path / "model.xml")
+    images = prepare(model.info, generated_images(3, (40, 50)))
+    from glit_models.export import OnnxClassifier
+
+    np.testing.assert_allclose(model.logits(images), OnnxClassifier(exported().path, ["cpu"]).logits(images), atol=1e-4)
+    assert model.info.num_classes == len(CLASSES)
+
+
+def test_int8_is_what_the_onnx_file_holds(tmp_path: Path) -> None:
+    artifact = _export(tmp_path / "out", precision="int8", dynamic_int8=True, verify=0)
+    assert artifact.path.name == "out.unverified"
+    assert OpenVinoModel(artifact.path / "model.xml").info.precision == "int8"
+
+
+def test_what_this_format_cannot_do_is_refused(tmp_path: Path) -> None:
+    for options, message in (
+        ({"preprocess": True}, "leave the preprocessing to the program"),
+        ({"precision": "bf16"}, "precision must be one of fp32, fp16, int8, got 'bf16'; OpenVINO computes in bfloat16"),
+    ):
+        with pytest.raises(ExportError, match=message):
+            _export(tmp_path / "out", **options)
+    (tmp_path / "taken").mkdir()
+    with pytest.raises(ExportError, match="taken exists"):
+        _export(tmp_path / "taken")
+    (tmp_path / "other.xml").write_text("<net/>")
+    with pytest.raises(ExportError, match="other.xml: OpenVINO cannot read it"):
+        OpenVinoModel(tmp_path / "other.xml")
+    assert {path.name for path in tmp_path.iterdir()} == {"taken", "other.xml"}
