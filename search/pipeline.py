@@ -16,6 +16,7 @@ from typing import Any, final
 import torch
 
 from glit_models import Spec
+from glit_models.errors import SearchError
 from glit_models.recipes import RECIPE_FILE, refuse_other_recipe
 from glit_models.runs.files import whole_folder, write_json, write_text
 from glit_models.runs.lock import lock_folder
@@ -79,14 +80,21 @@ class SearchRun:
             self.context.check_memory(space)
             self.stages[0].check_start()
 
-    def run(self) -> dict[str, Any] | None:
+    def run(self, supernet_only: bool = False) -> dict[str, Any] | None:
         """Search to the end and return the result, or None if stopped before it (by signal or `max_minutes`).
 
+        Args:
+            supernet_only: train the first stage's supernet and no more; returns the path of its weights. The search can
+                go on from there, and others can start from it (`supernet.from`).
+
         Raises:
+            SearchError: if there is no supernet to train.
             RunError: if another process is at work in the folder.
             WriteError: if the folder cannot be written to.
         """
         context, path = self.context, self.out / "result.json"
+        if supernet_only and not self.stages[0].fitness_class.needs_supernet:
+            raise SearchError(f"fitness {self.recipe.fitness} has no supernet to train")
         result: dict[str, Any] | None = context.decide(lambda: read_json(path) if path.is_file() else None)
         if result is not None:
             context.say(f"glit: {self.out} is finished; its result is in {path}")
@@ -100,10 +108,15 @@ class SearchRun:
                 write_text(self.out / RECIPE_FILE, self.recipe.to_yaml())
             context.wait()
             try:
-                return self._run()
+                return self._train_supernet() if supernet_only else self._run()
             except Interrupted as why:
                 context.say(f"glit: the search was stopped by {why}; the same command goes on from here")
                 return None
+
+    def _train_supernet(self) -> dict[str, Any]:
+        stage = self.stages[0]
+        stage.prepare()
+        return {"supernet": str(stage.weights)}
 
     def _run(self) -> dict[str, Any]:
         retrained = self.stages[0].run()

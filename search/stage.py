@@ -102,10 +102,7 @@ class Stage:
         if entries is not None:
             return self._read_retrained(entries, done)
         _ = self.search  # impossible budgets are found before anything is trained
-        self._write_space()
-        if self.fitness_class.needs_supernet and not context.decide(self._find_supernet):
-            title = f"{self.name}: training the supernet, {self.space.size:.4g} networks in one"
-            context.run([Task("supernet", {"stage": self.name}, title, is_collective=True)])
+        self.prepare()
         self._evolve()
         retrained = retrain(
             self.recipe, self.folder, self.candidates, self._initial, self._known, self._train_all,
@@ -119,6 +116,17 @@ class Stage:
             write_json(done, entries)
         context.wait()
         return retrained
+
+    def prepare(self) -> None:
+        """Write what is searched, and train the supernet if the fitness needs one.
+
+        Raises:
+            Interrupted: if asked to stop; what was done is kept.
+        """
+        self._write_space()
+        if self.fitness_class.needs_supernet and not self.context.decide(self._find_supernet):
+            title = f"{self.name}: training the supernet, {self.space.size:.4g} networks in one"
+            self.context.run([Task("supernet", {"stage": self.name}, title, is_collective=True)])
 
     def _write_space(self) -> None:
         path = self.folder / "space.yaml"

@@ -146,6 +146,25 @@ def test_a_search_goes_on_from_the_supernet_and_the_networks_of_another(tmp_path
     assert_same_parameters(supernet.state_of(winner), load_file(tmp_path / "second/model/model.safetensors"))
 
 
+def test_a_supernet_can_be_trained_by_itself_and_the_search_goes_on_from_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.set_num_threads(1)
+    overrides = [ROOT, *SMALL, "method=spos", "train.save_dtype=float16"]
+    words = [word for text in overrides for word in ("--set", text)]
+    arguments = ["search", RECIPE, "--out", str(tmp_path / "out"), "--device", "cpu", *words]
+    assert cli.main([*arguments, "--supernet-only"]) == 0
+    assert f"--set supernet.from={tmp_path / 'out'}" in capsys.readouterr().out
+    weights = load_file(tmp_path / "out/joint/supernet/model.safetensors")
+    assert {tensor.dtype for tensor in weights.values()} == {torch.float16, torch.int64}
+    assert not (tmp_path / "out/joint/candidates.jsonl").exists()
+    assert cli.main(arguments) == 0
+    assert (tmp_path / "out/result.json").is_file()
+    arguments[3] = str(tmp_path / "none")
+    assert cli.main([*arguments, "--supernet-only", "--set", "fitness=macs"]) == 2
+    assert capsys.readouterr().err.endswith("glit: fitness macs has no supernet to train\n")
+
+
 def assert_same_parameters(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> None:
     """But for statistics of BatchNorm, and the rounding to half precision."""
     assert first.keys() == second.keys()

@@ -44,6 +44,7 @@ def add_search(commands: Commands) -> None:
     parser.add_argument("--workers", type=int, metavar="N", help="of the engine: how many tasks are done at once")
     parser.add_argument("--address", metavar="HOST:PORT", help="of a Ray cluster (that of this machine)")
     parser.add_argument("--engine-options", nargs="+", default=[], metavar="KEY=VALUE", help="such as num_gpus=1")
+    parser.add_argument("--supernet-only", action="store_true", help="train the first supernet, and stop there")
     parser.add_argument("--networks", type=int, metavar="N", help="rank: how many to train from scratch (10)")
     parser.add_argument("--stage", help="rank, extract: whose supernet (that of the last stage)")
     parser.add_argument("--place", type=int, metavar="N", help="extract: the network in this place; the best has 1")
@@ -57,7 +58,7 @@ def add_search(commands: Commands) -> None:
 
 # What the commands around a search take, besides --device; a search itself takes what stands at ''.
 _TAKES = {
-    "": ("out", "set", "max_minutes", "engine"),
+    "": ("out", "set", "max_minutes", "engine", "supernet_only"),
     "plan": ("folder", "set", "json"),
     "report": ("folder",),
     "rank": ("folder", "networks", "stage", "max_minutes", "engine"),
@@ -94,7 +95,13 @@ def _run_recipe(args: argparse.Namespace) -> int:
     executor = _open_executor(args, args.out)
     command = _command(args.what, args.set)
     run = SearchRun(recipe, args.out, _pick_device(args), args.max_minutes, command, _runtimes(recipe), executor)
-    return _finish(run, args)
+    if not args.supernet_only:
+        return _finish(run, args)
+    result = run.run(supernet_only=True)
+    if result is not None and run.context.rank == 0:
+        print_json(result)
+        echo(f"next: --set supernet.from={args.out} in another search; this one goes on without --supernet-only")
+    return run.context.stop.exit_status if result is None else 0
 
 
 def _run_again(args: argparse.Namespace) -> int:

@@ -143,7 +143,7 @@ class Recipe:
     eval_every: int = 1  # epochs
     patience: int | None = None  # stop after so many epochs without a better validation score
     eval_batch_size: int = 250
-    save_dtype: Literal["float32", "float16"] = "float32"  # of the model folder's weights
+    save_dtype: Literal["float32", "float16"] = "float32"  # of the weights that are left at the end
 
     def __post_init__(self) -> None:
         model, data, augment, optim, distill = self.model, self.data, self.augment, self.optim, self.distill

@@ -438,8 +438,11 @@ class Trainer:
         """Leave the last weights."""
         if self.rank == 0:
             model = self.model if self.ema is None else self.ema.module
+            state = model.state_dict()
+            if self.recipe.save_dtype == "float16":
+                state = {name: value.half() if value.is_floating_point() else value for name, value in state.items()}
             with whole_file(self.out / "model.safetensors") as path:
-                write_state_dict(model.state_dict(), path)
+                write_state_dict(state, path)
         result = {"epochs": self.recipe.optim.epochs, "steps": self.step, "minutes": round(self.progress.minutes, 1)}
         self._write_result(result)
         return result
