@@ -24,18 +24,22 @@ _CELL, _GAP, _MARGIN, _LEFT, _MIXER_HEIGHT, _MLP_HEIGHT = 92, 10, 24, 108, 168, 
 _TOP = _MARGIN + 34  # of the parts that mix tokens
 _BELOW = _TOP + _MIXER_HEIGHT + 2 * _GAP  # where the feed-forward networks begin
 _FONT_SIZE = 14
+_COLOURS = 64
 _ONE_LINE = 22  # pixels; lower boxes stay empty, and those below twice as much show one line
 
 
 def draw_network(spec: Spec, path: str | Path) -> None:
     """Draw a network of any family into a PNG file. Raises OSError if it cannot be written."""
-    network_image(spec).save(path, format="PNG")
+    Path(path).write_bytes(network_png(spec))
 
 
 def network_png(spec: Spec) -> bytes:
     """The figure as the content of a PNG file."""
+    from PIL.Image import Dither
+
     buffer = io.BytesIO()
-    network_image(spec).save(buffer, format="PNG")
+    # A palette makes the file a third as large; the figure has a few colours and their shades at the edges of text.
+    network_image(spec).quantize(_COLOURS, dither=Dither.NONE).save(buffer, format="PNG", optimize=True)
     return buffer.getvalue()
 
 

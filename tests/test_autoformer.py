@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from reference import official_state
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
@@ -281,8 +282,7 @@ def test_weights_of_another_family_are_refused_in_one_line(tmp_path: Path) -> No
     overlay = {"file": str(path), "num_classes": 10}
     with pytest.raises(WeightsError, match="they are of the family autoformer, the model is of glit"):
         timm.create_model("glit_tiny", pretrained=True, pretrained_cfg_overlay=overlay)
-    official = load_file(FIXTURES / "official_w48_state.safetensors")
-    torch.save({"model": official}, path)
+    torch.save({"model": official_state()}, path)
     with pytest.raises(WeightsError, match="they are of the family glit, the model is of autoformer"):
         timm.create_model("autoformer_tiny", pretrained=True, pretrained_cfg_overlay=overlay)
 

@@ -11,6 +11,7 @@ import pytest
 import safetensors.torch
 import torch
 from exported import small_glit
+from reference import official_state
 from torch import nn
 from weight_folders import small_model
 
@@ -38,7 +39,7 @@ def test_the_plain_form_computes_the_same_logits_from_the_same_weights(plain: Mo
 
 
 def test_the_plain_form_computes_what_the_authors_code_does_from_its_state_dict(plain: ModuleType) -> None:
-    state = safetensors.torch.load_file(FIXTURES / "official_w48_state.safetensors")
+    state = official_state()
     expected = safetensors.torch.load_file(FIXTURES / "official_w48_io.safetensors")
     network = plain.PlainGLiT(small_model())
     network.load_state_dict(state)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from reference import official_bytes, official_state
 from safetensors.torch import load_file, save_file
 from specs import TINY48
 from timm.models import load_checkpoint
@@ -25,7 +26,7 @@ TASK = {"spec": TINY48, "img_size": 64, "num_classes": 10}
 @pytest.fixture(scope="module")
 def official() -> dict[str, Tensor]:
     """A state dict of the authors' code at C = 48, 64 x 64 pixels and 10 classes, every tensor random."""
-    return load_file(FIXTURES / "official_w48_state.safetensors")
+    return official_state()
 
 
 @pytest.fixture(scope="module")
@@ -189,7 +190,7 @@ def test_timm_s_own_loading_does_not_run_code_either(malicious: tuple[Path, Path
 
 
 def test_a_file_cut_short_is_named_in_one_line(tmp_path: Path) -> None:
-    whole = (FIXTURES / "official_w48_state.safetensors").read_bytes()
+    whole = official_bytes()
     for name, content in [("cut.safetensors", whole[:5000]), ("cut.pth", b"PK\x03\x04broken"), ("empty.pth", b"")]:
         path = tmp_path / name
         path.write_bytes(content)

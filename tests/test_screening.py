@@ -58,7 +58,7 @@ def _retrain(out: Path, monkeypatch: pytest.MonkeyPatch, stage: Stage | None = N
     """A stage whose trainings give an accuracy at once: by length, and the better the smaller the network is."""
     trained: Trained = []
 
-    def train(self: RunContext, recipe: Recipe, folder: Path) -> dict[str, float]:
+    def train(self: RunContext, recipe: Recipe, folder: Path, start: object = None) -> dict[str, float]:
         spec = GLiTSpec.from_dict(recipe.model.spec)
         _, _, name = folder.relative_to(self.folder).as_posix().partition("/")  # below the stage's folder
         trained.append((name, recipe.optim.epochs, recipe.model.spec))

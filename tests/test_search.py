@@ -473,7 +473,7 @@ def test_every_shipped_search_recipe_is_valid_and_opens_with_its_command(name: s
         (["methd=spos"], "unknown key methd; did you mean method?"),
         (
             ["method=greedy"],
-            "unknown search method 'greedy'; known: autoformer, evolution, hierarchical, random, spos",
+            "unknown search method 'greedy'; known: autoformer, evolution, hierarchical, nsga2",
         ),
         (["fitness=inherit"], r"unknown fitness 'inherit'; .*; did you mean 'inherited'\?"),
         (["train.optim.lrr=1"], "unknown key supernet.train.optim.lrr; did you mean supernet.train.optim.lr?"),

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..errors import SpecError
 from ..spec import check_ratio
 from .flat import FlatAttention
-from .part import BuildOptions, ExportOptions, Part, Slice, TokenGrid, count_linear_params
+from .part import BuildOptions, ExportOptions, Part, Slice, TokenGrid, count_linear_params, show_heads
 
 __all__ = ["AttentionPart", "MultiHeadPart"]
 
@@ -46,7 +46,7 @@ class MultiHeadPart(Part):
     @property
     def label(self) -> str:
         """Heads and their width."""
-        return f"{self.num_heads} heads\nwidth {self.head_dim}"
+        return f"{show_heads(self.num_heads)}\nwidth {self.head_dim}"
 
     def slices_from(self, channel: int, whole: MultiHeadPart) -> dict[str, Slice]:
         """The channels from this one on, the first heads, and the first part of each head's width."""

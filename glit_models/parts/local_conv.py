@@ -19,7 +19,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from ..depthwise import depthwise_conv, is_narrow
 from ..spec import check_int, check_odd
 from .flat import first_token, split_linear
-from .part import BuildOptions, ExportOptions, Part, Slice, TokenGrid, count_linear_params
+from .part import BuildOptions, ExportOptions, Part, Slice, TokenGrid, count_linear_params, show_heads
 
 __all__ = ["GatedConv", "GatedConvPart", "LocalConv", "LocalConvPart"]
 
@@ -108,7 +108,7 @@ class LocalConvPart(GatedConvPart):
     @property
     def label(self) -> str:
         """Heads, kernel size and hidden width over the channels."""
-        return f"{self.num_heads} heads\nconv {self.kernel_size}, x{self.hidden / self.channels:g}"
+        return f"{show_heads(self.num_heads)}\nconv {self.kernel_size}, x{self.hidden / self.channels:g}"
 
     def flatten(self, module: nn.Module, options: ExportOptions) -> nn.Module:
         """With BatchNorm folded and the two halves of the GLU as layers of their own."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .flat import first_token, split_linear
 from .local_conv import GatedConv, GatedConvPart
-from .part import BuildOptions, ExportOptions, TokenGrid
+from .part import BuildOptions, ExportOptions, TokenGrid, show_heads
 
 __all__ = ["LocalConv2d", "LocalConv2dPart"]
 
@@ -47,7 +47,7 @@ class LocalConv2dPart(GatedConvPart):
     def label(self) -> str:
         """Heads, kernel size and hidden width over the channels."""
         side = f"{self.kernel_size}x{self.kernel_size}"
-        return f"{self.num_heads} heads\nconv {side}, x{self.hidden / self.channels:g}"
+        return f"{show_heads(self.num_heads)}\nconv {side}, x{self.hidden / self.channels:g}"
 
     def flatten(self, module: nn.Module, options: ExportOptions) -> nn.Module:
         """With BatchNorm folded and the two halves of the GLU as layers of their own."""

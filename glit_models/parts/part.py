@@ -27,6 +27,7 @@ __all__ = [
     "build_part",
     "count_linear_params",
     "is_from_outside",
+    "show_heads",
     "try_module",
 ]
 
@@ -36,6 +37,11 @@ _PACKAGE = __name__.partition(".")[0]
 def count_linear_params(inputs: int, outputs: int) -> int:
     """Parameters of a linear layer with bias."""
     return inputs * outputs + outputs
+
+
+def show_heads(num_heads: int) -> str:
+    """A number of heads in a figure."""
+    return f"{num_heads} {'head' if num_heads == 1 else 'heads'}"
 
 
 class TokenGrid(NamedTuple):

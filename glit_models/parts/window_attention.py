@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..spec import check_odd
 from .attention import MultiHeadPart
 from .flat import FlatAttention
-from .part import BuildOptions, ExportOptions, Slice, TokenGrid
+from .part import BuildOptions, ExportOptions, Slice, TokenGrid, show_heads
 
 __all__ = ["WindowAttention", "WindowAttentionPart"]
 
@@ -54,7 +54,7 @@ class WindowAttentionPart(MultiHeadPart):
     @property
     def label(self) -> str:
         """Heads and window."""
-        return f"{self.num_heads} heads\nwindow {self.window_size}x{self.window_size}"
+        return f"{show_heads(self.num_heads)}\nwindow {self.window_size}x{self.window_size}"
 
     def slices(self, whole: WindowAttentionPart) -> dict[str, Slice]:
         """The last channels (the first ones belong to global attention); all windows are equal."""
