@@ -108,7 +108,7 @@ class Trainer:
         self.recipe = recipe
         self.trainee = trainee
         self.score_test = score_test
-        self.start = start
+        self.initial_state = start
         self.out = Path(out)
         self.stop = StopRequest(max_minutes)
         self.command = command
@@ -149,8 +149,8 @@ class Trainer:
         else:
             with self.accelerator.main_process_first():
                 self.model = setup.create_model(recipe.model, self.num_classes, bool(recipe.model.img_size_shares))
-            if self.start is not None:
-                self.model.load_state_dict(self.start())
+            if self.initial_state is not None:
+                self.model.load_state_dict(self.initial_state())
         self.model.to(self.device)
         self.preprocessing = setup.resolve_preprocessing(self.model, recipe.data)
         decay = recipe.optim.ema_decay
