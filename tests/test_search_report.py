@@ -420,7 +420,6 @@ def test_durations_have_two_units(seconds: float, text: str) -> None:
 def test_a_front_and_a_start_from_weights_are_told(tmp_path: Path) -> None:
     search = write_search(tmp_path / "search", method="spos")
     recipe = yaml.safe_load((search / "recipe.yaml").read_text())
-    assert "started from" not in write_report(search).read_text()
     recipe |= {"method": "nsga2", "retrain": {"start": "inherited"}}
     recipe["supernet"]["from"] = "glit_tiny.fractal1k<script>"
     (search / "recipe.yaml").write_text(yaml.safe_dump(recipe))
