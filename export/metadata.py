@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
+
+import numpy as np
 
 from glit_models import Spec, parse_spec
 from glit_models.errors import ExportError, GlitError
@@ -18,6 +20,7 @@ from glit_models.weights.registry import preprocessing_problem
 __all__ = ["INPUT", "OUTPUT", "PREFIX", "ExportInfo", "Precision"]
 
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
+_BATCH = 32  # images at a time of a file that takes any number
 INPUT, OUTPUT = "images", "logits"
 PREFIX = "glit."
 _MAX_CHARS = 1 << 23  # of one field; the names of 100,000 classes take a quarter
@@ -104,6 +107,16 @@ class ExportInfo:
             if not is_sound:
                 raise ExportError(f"{where}: its metadata {PREFIX + name!r} is damaged; export it again")
         return cls(**values)
+
+    def run_in_batches(self, images: np.ndarray, run: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+        """Logits [B, K] in float32 of images [B, ...]: `run` gets as many at a time as the file takes."""
+        size = self.batch or _BATCH
+        found = [np.zeros((0, self.num_classes), np.float32)]
+        for start in range(0, len(images), size):
+            part = images[start : start + size]
+            padded = np.resize(part, (size, *part.shape[1:])) if self.batch else part
+            found.append(run(padded)[: len(part)])
+        return np.concatenate(found)
 
     @property
     def labels(self) -> tuple[str, ...]:

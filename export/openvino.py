@@ -77,13 +77,7 @@ class OpenVinoModel:
 
     def logits(self, images: np.ndarray) -> np.ndarray:
         """Logits [B, K] in float32 of prepared images [B, C, H, W] in float32; any B."""
-        size = self.info.batch or 32
-        found = [np.zeros((0, self.info.num_classes), np.float32)]
-        for start in range(0, len(images), size):
-            part = images[start : start + size]
-            padded = np.resize(part, (size, *part.shape[1:])) if self.info.batch else part
-            found.append(self._compiled(padded)[0][: len(part)])
-        return np.concatenate(found)
+        return self.info.run_in_batches(images, lambda batch: self._compiled(batch)[0])
 
 
 def _texts(model: Any) -> dict[str, str]:

@@ -46,8 +46,8 @@ def near_duplicates(
 ) -> list[Pair]:
     """Images that are copies of each other but for size and compression, nearest first.
 
-    Of each image the nearest by features is compared. Features alone would not do, as a good classifier's are nearly
-    the same for all images of a class: the pixels of small copies decide, of at most 300 pairs.
+    Each image is compared with its nearest neighbour by features. Because a good classifier gives nearly the same
+    features to all images of a class, the pixels of small copies decide, for at most 300 pairs.
 
     Args:
         features: [N, D]. others: of another data set [M, D]; None looks for pairs within the first.

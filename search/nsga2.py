@@ -19,7 +19,7 @@ from .candidates import Candidate
 from .choices import draw_below
 from .evolution import METHODS, Evolution
 
-__all__ = ["Nsga2", "crowding_distances", "front_ranks", "hypervolume"]
+__all__ = ["Nsga2", "crowding_distances", "front_ranks"]
 
 Points = NDArray[np.float64]  # [n, objectives], each to be minimised
 
@@ -55,15 +55,6 @@ def crowding_distances(points: Points) -> NDArray[np.float64]:
         if spread > 0:
             distances[order[1:-1]] += (values[order[2:]] - values[order[:-2]]) / spread
     return distances
-
-
-def hypervolume(points: Points, reference: Sequence[float]) -> float:
-    """The area that points [n, 2], both values to be minimised, dominate up to a reference point."""
-    area, height = 0.0, reference[1]
-    for x, y in sorted(map(tuple, points.tolist())):
-        if x < reference[0] and y < height:
-            area, height = area + (reference[0] - x) * (height - y), y
-    return area
 
 
 @final

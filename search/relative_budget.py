@@ -24,7 +24,7 @@ from glit_models.training import setup
 from glit_models.training.recipe import ModelSection
 
 from .budget import Budget, show_cost
-from .recipe import BudgetSection
+from .recipe_sections import BudgetSection
 
 __all__ = ["Reference", "read_references", "resolve_budgets", "write_references"]
 

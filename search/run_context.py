@@ -30,7 +30,8 @@ from .dispatch import dispatch
 from .evaluate import Evaluator, Images, check_memory
 from .executors import Executor
 from .latency import Prepare, latency_budget
-from .recipe import Bounds, SearchRecipe
+from .recipe import SearchRecipe
+from .recipe_sections import Bounds
 from .relative_budget import resolve_budgets
 from .space import SearchSpace
 from .supernet import Supernet

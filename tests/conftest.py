@@ -62,3 +62,13 @@ def cached_graphs() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "trace", cached)
         yield
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The path of a small weight folder, for modules that have no model of their own."""
+    from weight_folders import small_folder
+
+    folder = tmp_path_factory.mktemp("model") / "small"
+    small_folder(folder)
+    return str(folder)

@@ -9,20 +9,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from weight_folders import small_folder
 
 from glit_models import embed
 from glit_models.cli import main
 from glit_models.predict import Classifier, load_model
 
 FASHION_MNIST = Path(__file__).parent / "fixtures" / "fashion-mnist"
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("model") / "small"
-    small_folder(folder)
-    return str(folder)
 
 
 @pytest.fixture(autouse=True)

@@ -22,7 +22,7 @@ from glit_models.search import (
     macs_budget,
     params_budget,
 )
-from glit_models.search.nsga2 import Nsga2, crowding_distances, front_ranks, hypervolume
+from glit_models.search.nsga2 import Nsga2, crowding_distances, front_ranks
 from glit_models.search.surrogate import Surrogate
 from spaces import AUTOFORMER, PRODUCT, SMALL_SPACES, TIED, random_space
 
@@ -475,6 +475,15 @@ DISTANCES = [
     0.8793, 0.3437, np.inf, np.inf, 0.4814, np.inf, 0.9281, 0.6520, 0.3963, 0.9150,
 ]  # fmt: skip
 FRONT = {"population": 20, "generations": 12, "num_mutation": 10, "num_crossover": 10}
+
+
+def hypervolume(points: np.ndarray, reference: tuple[float, float]) -> float:
+    """The area that points [n, 2], both values to be minimised, dominate up to a reference point."""
+    area, height = 0.0, reference[1]
+    for x, y in sorted(map(tuple, points.tolist())):
+        if x < reference[0] and y < height:
+            area, height = area + (reference[0] - x) * (height - y), y
+    return area
 
 
 def test_fronts_and_distances_are_those_of_pymoo() -> None:

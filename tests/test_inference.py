@@ -8,7 +8,7 @@ import pytest
 import timm
 import torch
 from PIL import Image
-from weight_folders import CLASSES, small_folder
+from weight_folders import CLASSES
 
 from glit_models import predict
 from glit_models.cli import main
@@ -16,13 +16,6 @@ from glit_models.data.fashion_mnist import FashionMNIST
 
 IMAGES = Path(predict.__file__).parent / "data" / "images"
 FASHION_MNIST = str(Path(__file__).parent / "fixtures" / "fashion-mnist")
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("model") / "small"
-    small_folder(folder)
-    return str(folder)
 
 
 @pytest.fixture

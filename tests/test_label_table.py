@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from weight_folders import small_folder
 
 from glit_models.cli import main
 from glit_models.data import open_splits
@@ -18,13 +17,6 @@ from glit_models.training import load_recipe
 from glit_models.training.finetuning import plan
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("model") / "small"
-    small_folder(folder)
-    return str(folder)
 
 
 @pytest.fixture(autouse=True)
@@ -171,3 +163,11 @@ def test_a_table_is_fine_tuned_on_scored_and_embedded(model: str, capsys: pytest
     assert json.loads(capsys.readouterr().out)["train_images"] == 6
     data = open_images("labels.csv", "shots")
     assert (len(data.names), data.labels[0], data.names[0]) == (12, "red", "shots/0.png")
+
+
+def test_a_table_is_read_within_bounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "labels.csv"
+    path.write_text("image,label\n" + "x" * 1000)
+    monkeypatch.setattr("glit_models.data.label_table._MOST_BYTES", 500)
+    with pytest.raises(DataError, match=r"labels.csv has 1,012 bytes; a table may have 500"):
+        read_label_table(path)

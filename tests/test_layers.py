@@ -52,6 +52,7 @@ supernet
 starting
 evaluate path_optimizer
 fitness
+recipe_sections
 recipe
 supernet_training retraining relative_budget
 run_context

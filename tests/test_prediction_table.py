@@ -8,17 +8,10 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from weight_folders import CLASSES, small_folder
+from weight_folders import CLASSES
 
 from glit_models import predict
 from glit_models.cli import main
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("model") / "small"
-    small_folder(folder)
-    return str(folder)
 
 
 @pytest.fixture(autouse=True)

@@ -8,19 +8,11 @@ import pytest
 import torch
 from PIL import Image
 from scipy.optimize import minimize
-from weight_folders import small_folder
 
 from glit_models.cli import main
 from glit_models.probe import FrozenFeatures, classify_linearly, score_linear, score_neighbours, vote
 
 COLOURS = {"blue": (40, 40, 200), "green": (40, 200, 40), "red": (200, 40, 40)}
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("model") / "small"
-    small_folder(folder)
-    return str(folder)
 
 
 @pytest.fixture

@@ -120,6 +120,15 @@ def test_starts_need_a_supernet_and_a_method_with_one_stage():
         _recipe("supernet.from_=glit_tiny")
 
 
+def test_a_folder_to_start_from_is_the_same_from_another_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "first").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert _recipe("supernet.from=first").supernet.from_ == str(tmp_path / "first")
+    assert _recipe("supernet.from=glit_tiny").supernet.from_ == "glit_tiny"
+
+
 def test_a_search_whose_start_does_not_fit_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     overrides = [ROOT, *SMALL, "method=spos", "supernet.from=glit_tiny.fractal1k"]
     arguments = ["search", RECIPE, "--out", str(tmp_path / "out"), "--device", "cpu"]

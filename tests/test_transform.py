@@ -109,6 +109,15 @@ def test_a_search_transforms_a_given_network_and_compares_with_it(tmp_path: Path
     assert run.stages[0].candidates.ranked()
 
 
+def test_a_recipe_holds_the_given_network_and_no_longer_needs_its_file(tmp_path: Path) -> None:
+    (tmp_path / "given.json").write_text(GIVEN.to_json())
+    recipe = _recipe(f"given={tmp_path / 'given.json'}")
+    (tmp_path / "given.json").unlink()
+    (tmp_path / "recipe.yaml").write_text(recipe.to_yaml())
+    assert load_search_recipe(str(tmp_path / "recipe.yaml")).meaning() == recipe.meaning()
+    assert recipe.given_spec == GIVEN
+
+
 def test_what_cannot_be_transformed_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(RecipeError, match="^given is missing: set it to a named network, a JSON file or"):
         _recipe()

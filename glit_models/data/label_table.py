@@ -22,6 +22,8 @@ _SPLITS = {
     "eval": "validation", "evaluation": "validation", "test": "test",
 }  # fmt: skip
 _MOST_NAMED = 5  # rows or files in a message
+_MOST_BYTES = 1 << 30  # of a table
+_MOST_HEADER = 1 << 16  # characters of its first line
 
 
 def is_label_table(name: str) -> bool:
@@ -68,13 +70,15 @@ def read_label_table(path: str | os.PathLike[str], root: str | os.PathLike[str] 
         root: the folder that images are relative to; the table's own unless given.
 
     Raises:
-        DataError: in one line, if it cannot be read, has no rows, a cell is empty, a split has another name, images are
-            missing, or one has two labels or is in two splits.
+        DataError: in one line, if it cannot be read or is larger than 1 GiB, has no rows, a cell is empty, a split has
+            another name, images are missing, or one has two labels or is in two splits.
     """
     try:
         state = os.stat(path)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+    if state.st_size > _MOST_BYTES:
+        raise DataError(f"{path} has {state.st_size:,} bytes; a table may have {_MOST_BYTES:,}")
     folder = os.path.dirname(os.path.abspath(path)) if root is None else str(root)
     if not os.path.isdir(folder):
         raise DataError(f"{folder}: no such folder")
@@ -132,7 +136,7 @@ Rows = Iterator[tuple[str, dict[str, str]]]  # what to call a row in a message, 
 def _read_csv(path: str) -> Rows:
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
-            header = file.readline()
+            header = file.readline(_MOST_HEADER)
             delimiter = next((mark for mark in ",;\t" if {"image", "label"} <= set(_names(header.split(mark)))), None)
             if delimiter is None:
                 raise DataError(f"{path}: its first line must name the columns image and label, got {header[:80]!r}")
