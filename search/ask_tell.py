@@ -39,7 +39,8 @@ class Search(ABC):
     Attributes:
         method: name in saved states (class attribute).
         stages: names of a search's stages, and of their folders (class attribute).
-        stage_work: how often a stage has the epochs and generations that the recipe gives (class attribute).
+        stage_work: how many times the epochs, generations and retrained networks of the recipe a stage has (class
+            attribute).
         uses_surrogate: whether `proposals` concerns the method (class attribute).
         seeks_front: whether cheap networks count as well as accurate ones, so that a comparison by fitness alone must
             not drop them (class attribute).

@@ -75,7 +75,7 @@ class Evolution(Search):
 
 @final
 class SposEvolution(Evolution):
-    """`Evolution` with as many epochs and generations as both stages of `HierarchicalEvolution` together."""
+    """`Evolution` with the epochs, generations and retrained networks of both stages of `HierarchicalEvolution`."""
 
     stage_work: ClassVar[int] = 2
     description = "Single Path One-Shot: heads and sizes at once, by evolution."

@@ -253,7 +253,7 @@ class _Planner:
         return seconds / 60
 
     def _retraining_minutes(self, speed: NetworkSpeed) -> float:
-        retrain = self.recipe.retrain
+        retrain = self.recipe.retrain_config()
         rungs = sum(count * self._training_minutes(speed, epochs) for count, epochs in retrain.rungs.items())
         return rungs + retrain.top * self._training_minutes(speed)
 

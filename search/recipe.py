@@ -59,8 +59,8 @@ class SearchRecipe:
         space: a shipped space's name, the path of a YAML file, or what such a file holds; see `load_space`.
         method: a name of `METHODS`, or `my_module:MyMethod`. 'hierarchical' searches the distribution of heads first
             and the other values then (GLiT, section 3.3); 'spos' all at once; 'random' draws from all. The last two
-            have one stage with as many epochs of the supernet and as many generations as both stages of the first
-            together. 'evolution' is 'spos' with the recipe's epochs and generations, 'autoformer' AutoFormer's.
+            have one stage with as many epochs of the supernet, generations and retrained networks as both stages of
+            the first together. 'evolution' is 'spos' with the recipe's own numbers, 'autoformer' AutoFormer's.
         fitness: how networks are compared: a name of `FITNESSES`, or `my_module:MyFitness`. 'inherited' is accuracy
             under the weights of a supernet; the others need none.
         fixed: what the first stage of 'hierarchical' holds fixed; values that are left out are the family's own.
@@ -95,7 +95,7 @@ class SearchRecipe:
 
     def __post_init__(self) -> None:
         evaluation, retrain, screen_images = self.evaluation, self.retrain, self.evaluation.screen_images
-        most_trained = max((retrain.top, *retrain.rungs))
+        most_trained = max((retrain.top, *retrain.rungs)) * self.method_class.stage_work
         for key, value, valid, bound in (
             ("seed", self.seed, self.seed >= 0, "at least 0"),
             ("latency.batch_size", self.latency.batch_size, self.latency.batch_size >= 1, "at least 1"),
@@ -238,6 +238,12 @@ class SearchRecipe:
         """The evolution of one stage."""
         generations = self.evolution.generations * self.method_class.stage_work
         return dataclasses.replace(self.evolution, generations=generations)
+
+    def retrain_config(self) -> RetrainSection:
+        """The retraining of one stage."""
+        work, retrain = self.method_class.stage_work, self.retrain
+        rungs = {count * work: epochs for count, epochs in retrain.rungs.items()}
+        return dataclasses.replace(retrain, top=retrain.top * work, rungs=rungs)
 
     def _training_recipe(self, place: str, overrides: Mapping[str, Any]) -> Recipe:
         for key in ("data", "precision"):

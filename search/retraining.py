@@ -63,10 +63,11 @@ def retrain(
         pick: see `Search.finalists`; where there are rungs, these pick.
     """
     given = [candidate for candidate in candidates if candidate.spec in initial]
-    if recipe.retrain.rungs:
+    config = recipe.retrain_config()
+    if config.rungs:
         best = _pass_rungs(recipe, folder, [c for c in candidates.ranked() if c not in given], train)
     else:
-        best = pick(candidates.ranked(), recipe.retrain.top)
+        best = pick(candidates.ranked(), config.top)
     best += [candidate for candidate in given if candidate not in best]
     trained = {network.spec: (network.accuracy, network.folder) for network in known}
     places = {candidate.spec: place for place, candidate in enumerate(best, 1) if candidate.spec not in trained}
@@ -89,7 +90,8 @@ def _pass_rungs(recipe: SearchRecipe, folder: Path, best: Sequence[Candidate], t
     Each rung trains anew, with a whole schedule of its length. A network in the middle of a long schedule, at a
     high learning rate, shows less of how it will end.
     """
-    for rung, (count, epochs) in enumerate(sorted(recipe.retrain.rungs.items(), reverse=True), 1):
+    config = recipe.retrain_config()
+    for rung, (count, epochs) in enumerate(sorted(config.rungs.items(), reverse=True), 1):
         best = best[:count]
         scores = train([
             (f"rung {rung}, epochs {epochs}: training network {place} of {len(best)}",
@@ -98,4 +100,4 @@ def _pass_rungs(recipe: SearchRecipe, folder: Path, best: Sequence[Candidate], t
         ])  # fmt: skip
         order = sorted(range(len(best)), key=lambda place: -scores[place])
         best = [best[place] for place in order]
-    return list(best[: recipe.retrain.top])
+    return list(best[: config.top])

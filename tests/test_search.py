@@ -210,6 +210,7 @@ def test_methods_of_one_level_have_one_stage_with_the_work_of_two(method: str, t
     result = _search(tmp_path, f"method={method}", "retrain.top=1", "supernet.train.optim.epochs=1")
     assert result["num_evaluated"] == 36
     assert not (tmp_path / "stage1").exists()
+    assert len(json.loads((tmp_path / "joint/retrained.json").read_text())) == 2
     metrics = [json.loads(line) for line in (tmp_path / "joint/supernet/metrics.jsonl").read_text().splitlines()]
     assert [entry["epoch"] for entry in metrics if "epoch" in entry] == [1, 2]
     origins = {json.loads(line)["origin"] for line in (tmp_path / "joint/candidates.jsonl").read_text().splitlines()}
