@@ -291,6 +291,46 @@ def test_publishing_to_the_hub_and_loading_from_there_goes_round(
     assert again.revision != published.revision
 
 
+@pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
+def test_all_shipped_weights_are_published_by_one_command(
+    server: HubServer, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ("glit_tiny.fashion_mnist", "glit_small")  # shipped, and without weights
+    entries = {name: resolve.registry()[name] for name in names}
+    monkeypatch.setattr(resolve, "registry", lambda: entries)
+    assert main(["publish", "--all", "--namespace", "somebody"]) == 0
+    said = capsys.readouterr().out
+    repo = f"somebody/{names[0]}"
+    assert list(server.repos) == [repo]
+    assert f"published {repo}@{server.head(repo)}, sha256 {entries[names[0]].sha256}" in said
+    assert f'"repo": "{repo}"' in said
+    assert main(["publish", "--all", "--to-folder", str(tmp_path / "out")]) == 0
+    assert f"local-dir:{tmp_path / 'out' / names[0]}" in capsys.readouterr().out
+    assert (tmp_path / "out" / names[0] / "README.md").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["--all", "--repo", "a/b"], "give --namespace NAME or --to-folder DIR"),
+        (["--all", "--to-package"], "give --namespace NAME or --to-folder DIR"),
+        (["--all", "--namespace", "a", "--metric", "top-1", "1", "me"], "--metric cannot be given with --all"),
+        (["--all", "--namespace", "a/b"], "'a/b/glit_tiny.fashion_mnist' is not the name of a Hub repository"),
+        (["glit_tiny.fractal1k", "--namespace", "a"], "--namespace goes with --all"),
+        (["--namespace", "a"], "one of the arguments source --all is required"),
+    ],
+)
+def test_publishing_all_takes_only_what_fits_all(
+    arguments: list[str], reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        status = main(["publish", *arguments])
+    except SystemExit as usage:
+        status = int(str(usage.code))
+    assert status == 2
+    assert reason in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("fault", "complaint"), [("hang", r"could not be reached \(.*(within 0.5 s|timed out)"), ("500", r"\(500\)")]
 )

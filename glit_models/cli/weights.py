@@ -12,6 +12,7 @@ from .common import Commands, add_command, echo, print_json, print_table
 
 if TYPE_CHECKING:
     from ..spec import Spec
+    from ..weights.publish import Published
 
 __all__ = ["add_convert", "add_info", "add_list", "add_publish", "add_verify"]
 
@@ -205,10 +206,13 @@ def add_publish(commands: Commands) -> None:
         "Publish weights with a model card, to the Hub or as a folder.",
         {"folder": "to_folder"},
     )
-    parser.add_argument("source", help="MODEL.TAG, a weight folder, or a Hub repository NAMESPACE/NAME")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("source", nargs="?", help="MODEL.TAG, a weight folder, or a Hub repository NAMESPACE/NAME")
+    source.add_argument("--all", action="store_true", help="all shipped weights, each under its own name")
     target = parser.add_mutually_exclusive_group(required=True)
     target.add_argument("--repo", metavar="NAMESPACE/NAME", help="upload to this Hub repository; made if missing")
-    target.add_argument("--to-folder", metavar="DIR", help="write a folder instead")
+    target.add_argument("--namespace", metavar="NAME", help="with --all: the user or organisation to upload to")
+    target.add_argument("--to-folder", metavar="DIR", help="write a folder instead; with --all, a folder for each")
     target.add_argument("--to-package", action="store_true", help="ship it: write into the package (for a checkout)")
     parser.add_argument("--name", metavar="MODEL.TAG", help="name of the weights in the registry")
     for fact, text in (
@@ -228,10 +232,17 @@ def add_publish(commands: Commands) -> None:
 
 
 def _run_publish(args: argparse.Namespace) -> int:
-    from ..weights.publish import publish, ship
+    from ..weights.publish import publish, publish_all, ship
 
     facts = {key: getattr(args, key) for key in ("name", "dataset", "license", "recipe", "origin")}
     facts["metrics"] = [_metric(*metric) for metric in args.metric or ()]
+    if args.all:
+        _check_all(args, facts)
+        for published in publish_all(namespace=args.namespace, folder=args.to_folder):
+            _report_published(published)
+        return 0
+    if args.namespace:
+        raise GlitError("--namespace goes with --all; for one set of weights give --repo NAMESPACE/NAME")
     if args.to_package:
         if not args.name:
             raise GlitError("--to-package needs --name MODEL.TAG")
@@ -239,18 +250,26 @@ def _run_publish(args: argparse.Namespace) -> int:
         echo("added to the registry of this package:")
         print_json({entry.name: entry.to_dict()})
         return 0
-    published = publish(args.source, repo=args.repo, folder=args.to_folder, facts=facts)
-    where = f"{published.place}@{published.revision}" if published.revision else published.place
-    echo(f"published {where}, sha256 {published.sha256}")
-    echo(f"loads with timm.create_model({_timm_name(args, published.revision)!r}, pretrained=True)")
-    if published.revision and published.entry:
-        echo("the registry entry, for glit_models/weights/registry.json:")
-        print_json({published.entry.name: published.entry.to_dict()})
+    _report_published(publish(args.source, repo=args.repo, folder=args.to_folder, facts=facts))
     return 0
 
 
-def _timm_name(args: argparse.Namespace, revision: str | None) -> str:
-    return f"hf-hub:{args.repo}@{revision}" if args.repo else f"local-dir:{args.to_folder}"
+def _check_all(args: argparse.Namespace, facts: dict[str, Any]) -> None:
+    if not (args.namespace or args.to_folder):
+        raise GlitError("--all publishes several sets of weights; give --namespace NAME or --to-folder DIR")
+    if given := [key for key, value in facts.items() if value]:
+        option = given[0].removesuffix("s") if given[0] == "metrics" else given[0]
+        raise GlitError(f"--{option} cannot be given with --all, which takes what the registry says of each")
+
+
+def _report_published(published: Published) -> None:
+    where = f"{published.place}@{published.revision}" if published.revision else published.place
+    echo(f"published {where}, sha256 {published.sha256}")
+    source = "hf-hub" if published.revision else "local-dir"
+    echo(f"loads with timm.create_model('{source}:{where}', pretrained=True)")
+    if published.revision and published.entry:
+        echo("the registry entry, for glit_models/weights/registry.json:")
+        print_json({published.entry.name: published.entry.to_dict()})
 
 
 def _metric(name: str, value: str, source: str) -> dict[str, Any]:

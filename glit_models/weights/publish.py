@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ from .folder import REPO_NAME, WeightFolder, describe, golden_tensors, save_fold
 from .loading import load_model
 from .registry import WeightEntry, read_registry
 
-__all__ = ["Published", "convert", "publish", "read_entry", "ship"]
+__all__ = ["Published", "convert", "publish", "publish_all", "read_entry", "ship"]
 
 
 # ---- converting ----
@@ -191,6 +191,25 @@ def publish(
             return Published(repo, entry.sha256, pinned if registrable else None, revision)
         _copy_folder(staged, Path(str(folder)))
         return Published(str(folder), entry.sha256, entry if registrable else None)
+
+
+def publish_all(*, namespace: str | None = None, folder: str | Path | None = None) -> Iterator[Published]:
+    """Publish each of the shipped weights under its own name, and yield what `publish` returns for it.
+
+    Args:
+        namespace: user or organisation of the Hub; the repositories are `NAMESPACE/MODEL.TAG`. folder: to write
+            `FOLDER/MODEL.TAG` instead.
+
+    Raises:
+        WeightsError: what `publish` raises. Weights before the ones that failed are published.
+    """
+    if (namespace is None) == (folder is None):
+        raise WeightsError("give one of ", Argument("namespace", ...), " and ", Argument("folder", ...))
+    for name in [name for name, entry in resolve.registry().items() if resolve.where(entry) == "shipped"]:
+        if namespace is not None:
+            yield publish(name, repo=f"{namespace}/{name}")
+        else:
+            yield publish(name, folder=Path(str(folder)) / name)
 
 
 def ship(source: str, name: str, *, facts: Mapping[str, Any] | None = None, package: Path | None = None) -> WeightEntry:
