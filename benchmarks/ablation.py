@@ -105,7 +105,7 @@ def _seed(options: argparse.Namespace, seed: int, wait: bool) -> dict[str, dict[
             _copy(out / "spos" / "joint" / "supernet", out / "random" / "joint" / "supernet")
         chance = search("random", _recipe(seed, method="random"))
         if chance is not None:
-            done["one level, by chance"] = _of(chance)
+            done["one level, at random"] = _of(chance)
     if seed == 0:
         apart = search("independent", _recipe(seed, method="spos", supernet__sharing="independent"))
         if apart is not None:

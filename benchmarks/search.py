@@ -3,7 +3,7 @@
 Evaluation: the generations of a search that was really run are evaluated again, one by one and in each way of sharing
 work, on the same weights and images. The scores must be the same, or this stops.
 
-The supernet: a training step of GLiT-Tiny as the active path against the same network by itself, at 64 pixels.
+The supernet: a training step of GLiT-Tiny as the active path against the same network alone, at 64 pixels.
 """
 
 import argparse
@@ -170,7 +170,7 @@ def supernet_rows(
     torch.manual_seed(0)
     images, labels = torch.randn(batch, 3, size, size, device=device), torch.arange(batch, device=device) % 10
     models: dict[str, nn.Module] = {
-        "GLiT-Tiny by itself": timm.create_model("glit_tiny", spec=network, img_size=size, num_classes=10)
+        "GLiT-Tiny, stand-alone": timm.create_model("glit_tiny", spec=network, img_size=size, num_classes=10)
     }
     for sharing in SHARINGS:
         models[f"supernet, {sharing}"] = Supernet(space, sharing, img_size=size, num_classes=10)
@@ -199,7 +199,7 @@ def supernet_rows(
             "parameters, M": sum(parameter.numel() for parameter in model.parameters()) / 1e6,
             "with moments, MB": (_bytes(model.parameters()) + _bytes(_moments(optimizers[name]))) / 1e6,
             "ms a step": seconds[name] * 1e3,
-            "of the network's own": f"{seconds[name] / seconds['GLiT-Tiny by itself']:.2f}",
+            "relative": f"{seconds[name] / seconds['GLiT-Tiny, stand-alone']:.2f}",
         })  # fmt: skip
     return rows
 

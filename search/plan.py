@@ -36,7 +36,7 @@ __all__ = ["SearchPlan", "StagePlan", "plan_search"]
 _NUM_RANDOM = 2000  # networks that shares and medians are of
 _FEWEST_STEPS = 100  # of a value: a rule of thumb
 _FEWEST_CONTROLS = 19  # by chance alone a winner beats all of 19 in one of 20 searches
-_LEAST_DIFFERENCE = 2.0  # points: what the two levels of docs/search.md's ablation differ by
+_LEAST_DIFFERENCE = 2.0  # points: what the two levels of docs/search-benchmarks.md's ablation differ by
 _ACCURACIES = (80, 90)
 
 
@@ -309,7 +309,7 @@ class _Planner:
                 f"{_FEWEST_CONTROLS} make it one of {_FEWEST_CONTROLS + 1}"
             )
         self.warnings.append(
-            "one seed: whole searches with other seeds end elsewhere; docs/search.md shows by how much"
+            "one seed: whole searches with other seeds end elsewhere; docs/search-benchmarks.md shows by how much"
         )
 
 

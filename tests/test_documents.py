@@ -87,15 +87,28 @@ def test_the_readme_states_the_registrys_own_figures() -> None:
     assert f"{score:.2f} % on Fashion-MNIST" in text
 
 
-def test_the_figures_are_those_that_the_package_draws() -> None:
+@pytest.fixture(scope="module")
+def draw() -> Any:
+    """The script that draws the figures, as a module."""
     spec = importlib.util.spec_from_file_location("draw", DOCS / "figures" / "draw.py")
     assert spec is not None
     assert spec.loader is not None
-    module: Any = importlib.util.module_from_spec(spec)
+    module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    for name, draw in module.FIGURES.items():
-        assert ElementTree.fromstring(draw()).tag.endswith("svg")
-        assert (DOCS / "figures" / name).read_text() == draw(), f"run python docs/figures/draw.py: {name} is old"
+    return module
+
+
+def test_the_figures_are_those_that_the_package_draws(draw: Any) -> None:
+    for name, figure in draw.FIGURES.items():
+        assert ElementTree.fromstring(figure()).tag.endswith("svg")
+        assert (DOCS / "figures" / name).read_text() == figure(), f"run python docs/figures/draw.py: {name} is old"
+
+
+def test_a_chart_shows_the_numbers_of_the_table_below_it(draw: Any) -> None:
+    rows = draw.table("search-benchmarks.md", "python -m benchmarks.ablation --threads 1")
+    assert len(rows) == 7
+    shown = [text.text for text in ElementTree.fromstring(draw.ablation_svg()).iter() if text.text]
+    assert all(row["mean"] in shown for row in rows if "±" in row["mean"])
 
 
 def test_links_between_files_lead_to_files() -> None:

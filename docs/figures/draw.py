@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from glit_models.search import glit
@@ -83,7 +84,75 @@ def _label(x: int, y: int, text: str) -> str:
     return f'<text x="{x}" y="{y}" text-anchor="end">{text}</text>'
 
 
-FIGURES = {"glit_tiny.svg": lambda: network_svg(GLIT_TINY), "search.svg": search_svg}
+def table(page: str, command: str) -> list[dict[str, str]]:
+    """The rows of the table that follows a command's line in a page: cells by column."""
+    text = (Path(__file__).parents[1] / page).read_text(encoding="utf-8")
+    lines = re.search(r"^\|.*\|$(\n\|.*\|$)+", text[text.index(f"`{command}`") :], re.MULTILINE)
+    assert lines is not None, f"{page} has no table below {command}"
+    head, _, *rows = ([cell.strip() for cell in line[1:-1].split("|")] for line in lines[0].split("\n"))
+    return [dict(zip(head, row, strict=True)) for row in rows]
+
+
+def bars(title: str, groups: dict[str, dict[str, tuple[float, str]]], colors: dict[str, str]) -> str:
+    """A chart of horizontal bars. `groups`: of each label, for each series, the number and its text."""
+    left, right, y = 250, 390, 58
+    scale = right / max(number for group in groups.values() for number, _ in group.values())
+    parts = [f'<text x="14" y="24" font-size="15">{title}</text>']
+    if len(colors) > 1:
+        for number, (name, color) in enumerate(colors.items()):
+            parts.append(f'<path fill="{color}" d="M{left + 130 * number} 34h12v12h-12z"/>')
+            parts.append(f'<text x="{left + 130 * number + 17}" y="45">{name}</text>')
+    else:
+        y = 42
+    for label, group in groups.items():
+        parts.append(_label(left - 8, y + 9 * len(group) + 4, label))
+        for name, (number, text) in group.items():
+            width = round(number * scale)
+            parts.append(f'<path fill="{colors[name]}" d="M{left} {y}h{width}v16h-{width}z"/>')
+            parts.append(f'<text x="{left + width + 6}" y="{y + 12}">{text}</text>')
+            y += 18
+        y += 8
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 760 {y}" role="img" font-size="12"'
+    paper = f'<title>{title}</title><rect width="760" height="{y}" fill="#fff"/>'
+    return "\n".join([f'{head} font-family="system-ui, sans-serif" fill="{INK}">', paper, *parts, "</svg>"]) + "\n"
+
+
+def speed_svg() -> str:
+    """GLiT-Tiny beside DeiT-Tiny and the plain form, on a CPU."""
+    colors = {"GLiT-Tiny": BLUE, "DeiT-Tiny": ORANGE, "GLiT-Tiny, plain form": GREY}
+    groups: dict[str, dict[str, tuple[float, str]]] = {}
+    for row in table("performance.md", "python -m benchmarks.performance --rounds 11"):
+        rate = row["16: images/s"]
+        groups.setdefault(f"{row['use']}, {row['type']}", {})[row["network"]] = (float(rate), rate)
+    return bars("Images per second on two CPU threads, batches of 16", groups, colors)
+
+
+def pretraining_svg() -> str:
+    """What the shipped weights add where labels are few."""
+    starts = {"scratch, %": "from scratch", "glit_tiny.fractal1k, %": "pretrained"}
+    groups = {
+        f"{row['labels']} labels, {row['epochs']} epochs": {
+            name: (float(row[column].split()[0]), row[column]) for column, name in starts.items()
+        }
+        for row in table("benchmarks.md", "python -m benchmarks.few_labels --threads 1")
+    }
+    return bars("Test accuracy on Fashion-MNIST, %", groups, {"from scratch": GREY, "pretrained": BLUE})
+
+
+def ablation_svg() -> str:
+    """What each part of the search adds."""
+    rows = table("search-benchmarks.md", "python -m benchmarks.ablation --threads 1")
+    groups = {row["found by"]: {"": (float(row["mean"].split()[0]), row["mean"])} for row in rows if "±" in row["mean"]}
+    return bars("Test accuracy of what each search finds, %, three seeds", groups, {"": BLUE})
+
+
+FIGURES = {
+    "glit_tiny.svg": lambda: network_svg(GLIT_TINY),
+    "search.svg": search_svg,
+    "speed.svg": speed_svg,
+    "pretraining.svg": pretraining_svg,
+    "ablation.svg": ablation_svg,
+}
 
 if __name__ == "__main__":
     for name, draw in FIGURES.items():
