@@ -46,7 +46,7 @@ def main() -> None:
                 "requests/s": len(times) / args.seconds,
                 "p50, ms": 1e3 * float(np.quantile(times, 0.5)),
                 "p99, ms": 1e3 * float(np.quantile(times, 0.99)),
-                "images a run": images / runs,
+                "images in a batch": images / runs,
             })  # fmt: skip
     report.show("serving", args, rows)
 
