@@ -88,7 +88,7 @@ def _largest_ratio(blocks: list[BlockParts]) -> float:
 
 
 def _ratio(mlp: Part) -> float:
-    """Hidden width over the channels, as far as a part has one; else 1, for a part of one's own."""
+    """Hidden width over the channels, as far as a part has one; else 1, for a custom part."""
     return float(getattr(mlp, "hidden", mlp.channels)) / mlp.channels
 
 

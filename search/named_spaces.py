@@ -1,4 +1,4 @@
-"""The shipped search spaces by name, at any width and depth, and the reading of one's own from YAML.
+"""The shipped search spaces by name, at any width and depth, and the reading of custom ones from YAML.
 
 They are `SearchSpace`s like any other; nothing else in the search knows their names.
 """

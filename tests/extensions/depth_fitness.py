@@ -1,4 +1,4 @@
-"""A fitness of one's own: how many of a network's parameters lie in its later half."""
+"""A custom fitness: how many of a network's parameters lie in its later half."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""A search method of one's own: go through the networks one gene away from the best one so far."""
+"""A custom search method: go through the networks one gene away from the best one so far."""
 
 from collections.abc import Iterator
 

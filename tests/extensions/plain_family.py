@@ -1,4 +1,4 @@
-"""A family of one's own: plain vision transformers whose blocks choose their heads and feed-forward width."""
+"""A custom family: plain vision transformers whose blocks choose their heads and feed-forward width."""
 
 import dataclasses
 from collections.abc import Mapping

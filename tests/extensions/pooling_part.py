@@ -1,4 +1,4 @@
-"""A part of one's own: average pooling over the patches around each patch, as a local part of GLiT blocks."""
+"""A custom part: average pooling over the patches around each patch, as a local part of GLiT blocks."""
 
 from dataclasses import dataclass
 from typing import ClassVar

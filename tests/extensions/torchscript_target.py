@@ -1,4 +1,4 @@
-"""An export target of one's own: a TorchScript file, loaded by `torch.jit.load` without our code.
+"""A custom export target: a TorchScript file, loaded by `torch.jit.load` without this package.
 
 PYTHONPATH=tests/extensions glit export MODEL --format torchscript_target:TorchScriptTarget --out model.pt
 """
