@@ -85,7 +85,7 @@ def _label(x: int, y: int, text: str) -> str:
 
 
 def table(page: str, command: str) -> list[dict[str, str]]:
-    """The rows of the table that follows a command's line in a page: cells by column."""
+    """The rows of the first table after a command in a page: cells by column."""
     text = (Path(__file__).parents[1] / page).read_text(encoding="utf-8")
     lines = re.search(r"^\|.*\|$(\n\|.*\|$)+", text[text.index(f"`{command}`") :], re.MULTILINE)
     assert lines is not None, f"{page} has no table below {command}"
@@ -122,7 +122,7 @@ def speed_svg() -> str:
     colors = {"GLiT-Tiny": BLUE, "DeiT-Tiny": ORANGE, "GLiT-Tiny, plain form": GREY}
     groups: dict[str, dict[str, tuple[float, str]]] = {}
     for row in table("performance.md", "python -m benchmarks.performance --rounds 11"):
-        rate = row["16: images/s"]
+        rate = row["images/s"]
         groups.setdefault(f"{row['use']}, {row['type']}", {})[row["network"]] = (float(rate), rate)
     return bars("Images per second on two CPU threads, batches of 16", groups, colors)
 
