@@ -1,6 +1,6 @@
-"""The AutoFormer family as timm entry points, ViTAS's networks among them.
+"""timm entry points of the AutoFormer family, including ViTAS's networks.
 
-timm shows this module's name as the models' module.
+timm uses this module's name as the module of its models.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def autoformer_base(pretrained: bool = False, **kwargs: Any) -> AutoFormer:
 
 
 def _create_vitas(variant: str, pretrained: bool, **kwargs: Any) -> AutoFormer:
-    """A network of ViTAS; unlike AutoFormer's, its head sees the class token."""
+    """Create a ViTAS network; unlike AutoFormer's, its head uses the class token."""
     kwargs.setdefault("global_pool", "token")
     return create(variant, FAMILY, pretrained, **kwargs)
 

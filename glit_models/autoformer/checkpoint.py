@@ -1,4 +1,4 @@
-"""The key table between the layout of AutoFormer's authors and ours, and the cut of a supernet to one network."""
+"""Convert AutoFormer checkpoints: map the authors' keys to ours, and cut a supernet to one network."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .spec import AutoFormerSpec
 
 __all__ = ["convert_autoformer_state_dict", "is_autoformer", "to_autoformer"]
 
-# Below `blocks.{i}.` in the authors' code, and in ours.
+# Names below `blocks.{i}.` in the authors' code, and in ours.
 _THEIRS_TO_OURS = {
     "attn_layer_norm.weight": "norm1.weight",
     "attn_layer_norm.bias": "norm1.bias",
@@ -42,20 +42,20 @@ _SUPERNET = "patch_embed_super."  # the supernet's name of `patch_embed.`
 
 
 def is_autoformer(state_dict: Mapping[str, Any]) -> bool:
-    """Whether the keys are in the layout of the authors' code, of a supernet or of one network."""
+    """Whether the keys are in the layout of the authors' code, for a supernet or a single network."""
     return any(key.startswith(_SUPERNET) or ".attn_layer_norm." in key for key in state_dict)
 
 
 def convert_autoformer_state_dict(state_dict: Mapping[str, Any], spec: AutoFormerSpec) -> dict[str, Tensor]:
-    """The weights of the network `spec`, with our names, from a state dict of the authors' code.
+    """Convert a state dict of the authors' code to the network `spec`, with our names.
 
-    A supernet's state dict (the released files are such, with the key `patch_embed_super.proj.weight`) is cut: the
-    network has the first channels, heads, hidden units and blocks. A supernet interleaves the rows of queries, keys
-    and values in the weight of `qkv`, but not in its bias. The state dict of one network has neither to be cut nor to
-    be reordered.
+    A supernet's state dict (such as the released files, with the key `patch_embed_super.proj.weight`) is cut: the
+    network takes the first channels, heads, hidden units and blocks. A supernet interleaves the rows of queries, keys
+    and values in the weight of `qkv`, but not in its bias. The state dict of a single network is neither cut nor
+    reordered.
 
     Args:
-        state_dict: the authors' state dict, or their checkpoint's dict, whose key `model` holds it.
+        state_dict: the authors' state dict, or their checkpoint's dict, which holds it under the key `model`.
         spec: the network.
 
     Raises:
@@ -78,7 +78,7 @@ def convert_autoformer_state_dict(state_dict: Mapping[str, Any], spec: AutoForme
 
 
 def to_autoformer(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The inverse of `convert_autoformer_state_dict`: our state dict as that of a supernet of exactly this size."""
+    """The inverse of `convert_autoformer_state_dict`: our state dict as one of a supernet of exactly this size."""
     converted = {}
     for key, tensor in state_dict.items():
         if (match := re.fullmatch(_BLOCK, key)) is None:
@@ -91,7 +91,7 @@ def to_autoformer(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _cut(supernet: Mapping[str, Tensor], spec: AutoFormerSpec) -> dict[str, Tensor]:
-    """What the network takes of a supernet with our names. Tensors that the supernet lacks are left out."""
+    """Cut a supernet's tensors, with our names, to the network. Tensors that the supernet lacks are left out."""
     network = {}
     for key, piece in _slices(supernet, spec):
         if key not in supernet:
@@ -106,7 +106,7 @@ def _cut(supernet: Mapping[str, Tensor], spec: AutoFormerSpec) -> dict[str, Tens
 
 
 def _slices(supernet: Mapping[str, Tensor], spec: AutoFormerSpec) -> Iterator[tuple[str, Slice]]:
-    """For each tensor of the network, what it takes of the supernet's."""
+    """The slices of the supernet's tensors that the network takes, by tensor name."""
     dim, width = spec.embed_dim, supernet["pos_embed"].shape[-1]
     for key, axis in (
         ("cls_token", 2), ("pos_embed", 2), ("patch_embed.proj.weight", 0), ("patch_embed.proj.bias", 0),

@@ -1,4 +1,4 @@
-"""AutoFormer's model class, its named networks, ViTAS's, and the family's entry in the table of families."""
+"""AutoFormer's model class, the named AutoFormer and ViTAS networks, and the entry in the table of families."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class AutoFormer(SpecTransformer):
     """AutoFormer (arXiv 2107.00651): any network that an `AutoFormerSpec` describes.
 
     The head sees the mean of the patch tokens, taken after the final LayerNorm over all tokens. ViTAS's networks use
-    the class token instead: their entry points, such as `vitas_c`, ask for `global_pool="token"`.
+    the class token instead: their entry points, such as `vitas_c`, set `global_pool="token"`.
 
     Args:
         spec: a spec of the family, a dict of its fields, or the path of a JSON file.
@@ -58,15 +58,15 @@ class AutoFormer(SpecTransformer):
 
 
 def _autoformer(embed_dim: int, heads: str, mlp_ratios: str) -> AutoFormerSpec:
-    """A network from the tables of the authors' configuration files, one value a block."""
+    """Build a network from the tables in the authors' configuration files, one value per block."""
     pairs = zip(heads.split(), mlp_ratios.split(), strict=True)
     return AutoFormerSpec(tuple(AutoFormerBlock(int(h), float(ratio)) for h, ratio in pairs), embed_dim)
 
 
 def _vitas(embed_dim: int, blocks: str) -> AutoFormerSpec:
-    """A network of ViTAS, each block as heads, width of queries, keys and values together, and hidden width.
+    """Build a ViTAS network. Each block lists heads, total width of queries, keys and values, and hidden width.
 
-    '-' is an identity block.
+    '-' stands for an identity block.
     """
     made = []
     for block in blocks.split():

@@ -1,4 +1,4 @@
-"""AutoFormer's networks as data: `AutoFormerBlock` and `AutoFormerSpec`; ViTAS's retrained networks are some of them.
+"""Specs of AutoFormer networks: `AutoFormerBlock` and `AutoFormerSpec`. They also describe ViTAS's retrained networks.
 
 Axes: C channels of a token, H heads, D head width.
 """
@@ -25,8 +25,8 @@ class AutoFormerBlock:
     Attributes:
         num_heads: H; 0 for an identity block, which has nothing else.
         mlp_ratio: hidden width of the feed-forward network over the embedding width, rounded down.
-        mlp_hidden: that hidden width itself; exactly one of the two is given.
-        head_dim: D; None for the network's.
+        mlp_hidden: the hidden width; give exactly one of `mlp_ratio` and `mlp_hidden`.
+        head_dim: D; None for the network's value.
 
     Raises:
         SpecError: names the field, the value and the bound.
@@ -69,13 +69,13 @@ class AutoFormerSpec(Spec):
     """A whole network: one embedding width, and for each block its heads and feed-forward width.
 
     Attributes:
-        blocks: one `AutoFormerBlock` a block, first to last.
+        blocks: one `AutoFormerBlock` per block, first to last.
         embed_dim: C, channels of a token.
         patch_size: side of a square patch, in pixels.
         head_dim: D, width of a head; H * D need not be C.
-        max_relative_position: distances between patches beyond this count as this; None for no relative positions.
+        max_relative_position: larger distances between patches are clamped to this; None for no relative positions.
         scale_by_embed_dim: divide attention scores by sqrt(C // H) instead of sqrt(D), as ViTAS does.
-        block_norm_eps: epsilon of the LayerNorms in blocks; that of the final one is 1e-5.
+        block_norm_eps: epsilon of the LayerNorms in the blocks; the final LayerNorm's is 1e-5.
 
     Raises:
         SpecError: names the block, the field, the value and the bound.
@@ -113,7 +113,7 @@ class AutoFormerSpec(Spec):
             raise SpecError(f"{where}.mlp_ratio must give at least one channel: {block.mlp_ratio} * {self.embed_dim}")
 
     def block_parts(self, index: int) -> BlockParts:
-        """The parts of block `index`, at their sizes."""
+        """The parts of block `index`, with their sizes."""
         block, dim = self.blocks[index], self.embed_dim
         if block.num_heads == 0:
             return BlockParts(dim, (), None, self.block_norm_eps)

@@ -1,4 +1,4 @@
-"""The GLiT family as timm entry points. timm shows this module's name as the models' module."""
+"""timm entry points of the GLiT family. timm uses this module's name as the module of its models."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The key table between the layout of GLiT's authors and ours."""
+"""Convert between the checkpoint layout of GLiT's authors and ours."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..errors import WeightsError
 
 __all__ = ["convert_official_state_dict", "is_official", "to_official"]
 
-# Below `blocks.{i}.0.` in the authors' code (the `.0.` is left from their search) and below `blocks.{i}.` in ours.
+# Names below `blocks.{i}.0.` in the authors' code (`.0.` is left over from their search) and `blocks.{i}.` in ours.
 _OFFICIAL_TO_OURS = (
     ("attn.qkv", "mixer.attn.qkv"),
     ("attn.proj", "mixer.attn.proj"),
@@ -35,7 +35,7 @@ def is_official(state_dict: Mapping[str, Any]) -> bool:
 
 
 def convert_official_state_dict(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The authors' state dict (or their checkpoint's dict, whose key `model` holds it) with our names and shapes.
+    """Convert the authors' state dict (or their checkpoint's dict, with key `model`) to our names and shapes.
 
     Pointwise Conv1d weights (out, in, 1) become Linear's (out, in); depthwise ones (C, 1, K) become (C, 1, 1, K).
 
@@ -62,7 +62,7 @@ def convert_official_state_dict(state_dict: Mapping[str, Any]) -> dict[str, Tens
 
 
 def to_official(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The inverse of `convert_official_state_dict`: our state dict as the authors' code names and shapes it."""
+    """The inverse of `convert_official_state_dict`: our state dict with the authors' names and shapes."""
     table = {ours: official for official, ours in _OFFICIAL_TO_OURS}
     converted = {}
     for key, tensor in state_dict.items():

@@ -47,7 +47,7 @@ def _mixed(mlp_ratio: float) -> BlockSpec:
     return BlockSpec(1, 2, mlp_ratio, qkv_ratio=1, kernel_size=31, expand_ratio=4)
 
 
-# The architecture of the authors' released checkpoint.
+# The architecture of the checkpoint that the authors released.
 GLIT_TINY = GLiTSpec(
     blocks=(
         _global(0.5, 4),
@@ -68,13 +68,13 @@ GLIT_TINY = GLiTSpec(
 )
 """The network of the checkpoint that the authors released: width 192, 12 blocks."""
 GLIT_SMALL = GLIT_TINY.scaled(embed_dim=384, num_heads=6)
-"""GLiT-Tiny scaled as DeiT-S is: width 384, 6 heads. The paper's own is smaller and was never released."""
+"""GLiT-Tiny scaled as DeiT-S is: width 384, 6 heads. The paper's GLiT-Small is smaller and was never released."""
 GLIT_BASE = GLIT_TINY.scaled(embed_dim=768, num_heads=12)
-"""GLiT-Tiny scaled as DeiT-B is: width 768, 12 heads. The paper's own is smaller and was never released."""
+"""GLiT-Tiny scaled as DeiT-B is: width 768, 12 heads. The paper's GLiT-Base is smaller and was never released."""
 
 
 def _references(depth: int, embed_dim: int, network: Mapping[str, Any]) -> dict[str, Spec]:
-    """DeiT's blocks, and GLiT-Tiny's where the depth is its own."""
+    """DeiT's blocks, and GLiT-Tiny's blocks if the depth is the same."""
     num_heads = network["num_heads"]
     all_global = BlockSpec(num_heads, 0, mlp_ratio=4, qkv_ratio=1)
     references: dict[str, Spec] = {"all global, as DeiT": GLiTSpec((all_global,) * depth, embed_dim, **network)}

@@ -1,6 +1,6 @@
-"""GLiT's networks as data: `BlockSpec` and `GLiTSpec`, immutable, validated, compared by value, JSON.
+"""Specs of GLiT networks: `BlockSpec` and `GLiTSpec`, immutable and validated, compared by value, stored as JSON.
 
-Nothing here is about tensors or the task (image size, classes, drop rates).
+A spec holds no tensors, and nothing about the task (image size, classes, drop rates).
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ _LOCAL_PART = "local_conv"
 @final
 @dataclass(frozen=True)
 class BlockSpec:
-    """One block: how its heads divide into global and local ones, and the sizes of its parts.
+    """One block: how many heads are global and local, and the sizes of its parts.
 
-    Fields that do not matter are set to their defaults (`qkv_ratio` without global heads; `local_part` and its sizes
-    without local ones), so that blocks which compute the same function are equal.
+    Fields that have no effect are set to their defaults (`qkv_ratio` without global heads; `local_part` and its sizes
+    without local ones), so that blocks that compute the same function are equal.
 
     Attributes:
         num_global_heads: G, heads of self-attention.
@@ -36,8 +36,8 @@ class BlockSpec:
         qkv_ratio: r, width of query, key and value over the width of the global channels.
         kernel_size: K, odd taps of the depthwise convolution.
         expand_ratio: E, hidden width of the convolution module over the width of the local channels.
-        local_part: kind of the local part: 'local_conv' (the paper's), 'local_conv2d', 'window_attention', or one of
-            your own (see `register_part`).
+        local_part: kind of the local part: 'local_conv' (the paper's), 'local_conv2d', 'window_attention', or a custom
+            one (see `register_part`).
         local_sizes: sizes of the local part that have no field here, such as `{"window_size": 7}`.
 
     Raises:
@@ -93,7 +93,7 @@ class BlockSpec:
             check_int("expand_ratio", self.expand_ratio, 1)
 
     def parts(self, embed_dim: int, head_width: int) -> BlockParts:
-        """The parts of this block in a network of these widths. Raises SpecError if a width is not whole."""
+        """The parts of this block in a network of these widths. Raises SpecError if a width is not an integer."""
         return _parts_of(self, embed_dim, head_width)
 
     @property
@@ -102,11 +102,11 @@ class BlockSpec:
         return {name: getattr(self, name) for name in _NAMED_SIZES} | dict(self.local_sizes)
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields that matter, as plain values."""
+        """The fields that have an effect, as plain values."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         sizes = dict(fields.pop("local_sizes"))
         if fields["local_part"] == _LOCAL_PART:
-            del fields["local_part"]  # as 0.1 wrote it
+            del fields["local_part"]  # version 0.1 wrote no such field
         return {key: value for key, value in (fields | sizes).items() if value is not None}
 
     @classmethod
@@ -144,7 +144,7 @@ class GLiTSpec(Spec):
     """A whole network: its blocks, embedding width, number of heads and patch size.
 
     Attributes:
-        blocks: one `BlockSpec` a block, first to last.
+        blocks: one `BlockSpec` per block, first to last.
         embed_dim: C, channels of a token.
         num_heads: N, heads of every block; C / N is the head width.
         patch_size: side of a square patch, in pixels.
@@ -164,9 +164,9 @@ class GLiTSpec(Spec):
     }
     block_class: ClassVar[type] = BlockSpec
     leading_genes: ClassVar[tuple[str, ...]] = ("num_global_heads", "local_part")
-    # The paper does not say its own values. The ratios are DeiT's, the kernel is about Conformer's (32, arXiv
-    # 2005.08100). The expansion is the only one at which the paper's budget of 1.3 to 1.4 G multiply-adds can be met
-    # with these: at 2 the most expensive network of the first stage has 1.28 G.
+    # The paper does not give its values. The ratios are DeiT's, the kernel size is close to Conformer's (32, arXiv
+    # 2005.08100). The expansion is the only one that meets the paper's budget of 1.3 to 1.4 G multiply-adds with these
+    # values: with 2, the most expensive network of the first stage has 1.28 G.
     first_stage: ClassVar[Mapping[str, Any]] = {"kernel_size": 31, "expand_ratio": 4, "qkv_ratio": 1, "mlp_ratio": 4}
 
     blocks: tuple[BlockSpec, ...]
@@ -205,11 +205,11 @@ class GLiTSpec(Spec):
 
     @property
     def summary(self) -> str:
-        """The sizes that all blocks share, in a few words."""
+        """A short description of the sizes that all blocks share."""
         return f"{self.depth} blocks, width {self.embed_dim}, {self.num_heads} heads, patch {self.patch_size}"
 
     def block_parts(self, index: int) -> BlockParts:
-        """The parts of block `index`, at their sizes."""
+        """The parts of block `index`, with their sizes."""
         return self.blocks[index].parts(self.embed_dim, self.head_width)
 
     @classmethod
@@ -222,7 +222,7 @@ class GLiTSpec(Spec):
 
     @classmethod
     def block_from_genes(cls, genes: Mapping[str, Any], network: Mapping[str, Any]) -> BlockSpec:
-        """A block whose local heads are those of `num_heads` that are not global."""
+        """Build a block from its genes; the heads of `num_heads` that are not global are local."""
         genes, num_heads = dict(genes), network["num_heads"]
         num_global = genes.pop("num_global_heads")
         if isinstance(num_global, bool) or not isinstance(num_global, int) or not 0 <= num_global <= num_heads:
@@ -234,7 +234,7 @@ class GLiTSpec(Spec):
 
     @classmethod
     def genes_of(cls, block: BlockSpec) -> dict[str, Any]:
-        """The genes of a block, how its heads divide first."""
+        """The genes of a block, starting with its division of heads."""
         names = ("kernel_size", "expand_ratio", "qkv_ratio", "mlp_ratio")
         return {
             "num_global_heads": block.num_global_heads,
@@ -244,10 +244,10 @@ class GLiTSpec(Spec):
         }
 
     def scaled(self, embed_dim: int, num_heads: int) -> GLiTSpec:
-        """The same table in proportions at another width: G/N and L/N are kept, the ratios and kernels too.
+        """Scale the blocks to another width: G/N, L/N, the ratios and the kernel sizes stay the same.
 
         Raises:
-            SpecError: if a block's heads do not divide in the same proportion at `num_heads`.
+            SpecError: if the heads of a block cannot be divided in the same proportion at `num_heads`.
         """
         check_int("num_heads", num_heads, 1)
         blocks = []
@@ -264,7 +264,7 @@ class GLiTSpec(Spec):
         return dataclasses.replace(self, blocks=tuple(blocks), embed_dim=embed_dim, num_heads=num_heads)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, as they stand in JSON and in a Hub `config.json`; without `family`, as 0.1 wrote them."""
+        """Plain values as stored in JSON and in a Hub `config.json`; without `family`, as version 0.1 wrote them."""
         return {
             "embed_dim": self.embed_dim,
             "num_heads": self.num_heads,

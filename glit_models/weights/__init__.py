@@ -1,1 +1,1 @@
-"""Weights: which exist, where they lie, what a weight folder is, and how weights are verified and published."""
+"""Find, load, verify, convert and publish weights."""

@@ -1,6 +1,6 @@
-"""Model cards: the README of a Hub repository and the figure of the architecture in it, drawn from entry and spec.
+"""Write model cards: the README of a Hub repository and its figure of the architecture, from entry and spec.
 
-Makes text and figures; `publish.py` handles weights, folders and the Hub.
+`publish.py` handles weights, folders and the Hub.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ __all__ = ["model_card"]
 
 
 def model_card(entry: WeightEntry, spec: Spec, repo: str | None) -> str:
-    """The README of the weights `entry`, metadata in front; `repo` is where it will lie, None for a local folder."""
+    """The README of the weights `entry`, metadata first; `repo` is its repository, None for a local folder."""
     sections = (
         _metadata(entry, spec),
         f"# {entry.name}\n\n{_summary(entry, spec)}",
@@ -35,7 +35,7 @@ def model_card(entry: WeightEntry, spec: Spec, repo: str | None) -> str:
 
 
 def _metadata(entry: WeightEntry, spec: Spec) -> str:
-    """YAML, its values written as JSON, which YAML contains."""
+    """The metadata as YAML; values are written as JSON, which is valid YAML."""
     is_identifier = " " not in entry.license
     data: dict[str, Any] = {
         "library_name": "timm",

@@ -1,6 +1,6 @@
-"""Files from the Hugging Face Hub, by its client's session into its cache, with errors in one line and within seconds.
+"""Download files from the Hugging Face Hub into its client's cache, with timeouts and one-line errors.
 
-Fetches files of repositories. The caller reads them and checks their hash.
+The caller reads the files and checks their hashes.
 """
 
 from __future__ import annotations
@@ -38,29 +38,29 @@ __all__ = [
 T = TypeVar("T")
 
 _COMMIT = "[0-9a-f]{40}"
-WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # what timm looks for, in its order
-_LEAST_BYTES = 1 << 14  # of a download in the time that the Hub has to answer
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # the files that timm looks for, in its order
+_LEAST_BYTES = 1 << 14  # that a download must receive within the Hub's timeout
 
 
 def split_revision(name: str) -> tuple[str, str | None]:
-    """`namespace/name@revision` as repository and revision (None without one)."""
+    """Split `namespace/name@revision` into repository and revision (None without one)."""
     repo, _, revision = name.partition("@")
     return repo, revision or None
 
 
 class _NotFoundError(WeightsError):
-    """There is no such repository, revision or file."""
+    """The repository, revision or file does not exist."""
 
 
 def fetch(repo: str, filename: str, revision: str | None = None) -> Path:
     """The local path of a file of a Hub repository, downloaded unless the client's cache has it.
 
-    A file pinned to a commit needs no network once it is in the cache; nor does any other when offline or when the Hub
-    does not answer. The Hub has `$GLIT_HUB_TIMEOUT` seconds (12 unless set) to answer at all, and a download must go
-    on by 16 KiB in each such time. Nothing is tried twice.
+    A file pinned to a commit needs no network once it is cached; other cached files need none when offline or when the
+    Hub does not respond. The Hub must respond within `$GLIT_HUB_TIMEOUT` seconds (default: 12), and a download must
+    receive at least 16 KiB in each such period. There are no retries.
 
     Raises:
-        WeightsError: offline, unreachable, 401, 403, 404, another status, or a download cut short.
+        WeightsError: if offline or unreachable, on status 401, 403, 404 or another, or if the download is cut short.
         WriteError: if the cache cannot be written.
     """
     from huggingface_hub import constants, hf_hub_url, try_to_load_from_cache
@@ -105,7 +105,7 @@ def fetch_model(name: str, *, weights: bool = True) -> Path:
     """The local folder of a Hub repository NAMESPACE/NAME[@REVISION] with its `config.json` and, if asked for, weights.
 
     Raises:
-        WeightsError, WriteError: as `fetch`.
+        WeightsError, WriteError: as in `fetch`.
     """
     repo, revision = split_revision(name)
     config = fetch(repo, "config.json", revision)
@@ -115,7 +115,7 @@ def fetch_model(name: str, *, weights: bool = True) -> Path:
 
 
 def fetch_first(repo: str, filenames: Sequence[str], revision: str | None = None) -> Path:
-    """The first of these files that the repository has, as `fetch`."""
+    """Fetch the first of these files that the repository has; see `fetch`."""
     for filename in filenames[:-1]:
         with contextlib.suppress(_NotFoundError):
             return fetch(repo, filename, revision)
@@ -123,11 +123,11 @@ def fetch_first(repo: str, filenames: Sequence[str], revision: str | None = None
 
 
 class _Transfer:
-    """One file on its way into the Hub client's cache.
+    """The transfer of one file into the Hub client's cache.
 
     Attributes:
         received: bytes so far.
-        is_wanted: whether to go on.
+        is_wanted: whether to continue.
     """
 
     def __init__(self, folder: Path, filename: str, revision: str | None) -> None:
@@ -136,19 +136,19 @@ class _Transfer:
         self.is_wanted = True
 
     def run(self, url: str, seconds: float) -> Path:
-        """Ask for the file, and read it unless this commit of it is in the cache. `seconds`: to wait for each part."""
+        """Request the file, and read it unless this commit of it is cached. `seconds`: timeout of each read."""
         from huggingface_hub import constants, get_session, get_token
 
         headers = {"Accept-Encoding": "identity"}
         if (token := get_token()) and not constants.HF_HUB_DISABLE_IMPLICIT_TOKEN:
             headers["Authorization"] = f"Bearer {token}"
-        # Where it leads to another host, the client leaves the token out.
+        # On a redirect to another host, the client drops the token.
         with get_session().stream("GET", url, headers=headers, timeout=seconds, follow_redirects=True) as response:
             if response.status_code != 200:
                 raise _refusal(response.status_code, response.headers)
             answers = [*response.history, response]
             commit = next((a.headers["X-Repo-Commit"] for a in answers if "X-Repo-Commit" in a.headers), "")
-            if not re.fullmatch(_COMMIT, commit):  # it becomes a part of the path
+            if not re.fullmatch(_COMMIT, commit):  # it becomes part of the path
                 raise WeightsError(f"{url} is not answered by a Hub; check HF_ENDPOINT and the proxy")
             path = self.folder / "snapshots" / commit / self.filename
             if not path.is_file():
@@ -187,7 +187,7 @@ def _refusal(status: int, headers: Mapping[str, str]) -> WeightsError:
 
 
 def explain(error: Exception) -> str:
-    """In one line, why a request to the Hub failed and what to do."""
+    """Explain in one line why a request to the Hub failed and what to do."""
     from huggingface_hub import constants
 
     response = getattr(_root(error), "response", None)
@@ -215,7 +215,7 @@ def _explain_status(status: int, retry_after: str | None = None) -> str:
 
 @contextlib.contextmanager
 def quiet_client() -> Iterator[None]:
-    """Keep the client's warnings about retries off the terminal: our errors say what happened."""
+    """Hide the client's warnings about retries; our errors explain what happened."""
     logger = logging.getLogger("huggingface_hub")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -226,7 +226,7 @@ def quiet_client() -> Iterator[None]:
 
 
 def hub_timeout() -> float:
-    """Seconds that the Hub has to answer. Raises WeightsError if `$GLIT_HUB_TIMEOUT` is no positive number."""
+    """The Hub's timeout in seconds. Raises WeightsError if `$GLIT_HUB_TIMEOUT` is not a positive number."""
     text = os.environ.get("GLIT_HUB_TIMEOUT", "12")
     try:
         seconds = float(text)
@@ -238,9 +238,9 @@ def hub_timeout() -> float:
 
 
 def within(seconds: float, call: Callable[[], T], progress: Callable[[], int] = lambda: 0) -> T:
-    """The result of `call`, or TimeoutError where `progress` counts less than 16 KiB in `seconds`.
+    """Return the result of `call`; raise TimeoutError if `progress` grows by less than 16 KiB in `seconds`.
 
-    The client's own timeouts leave out looking up names, and count each step.
+    The client's own timeouts do not cover name resolution, and apply to each read separately.
     """
     outcome: Future[T] = Future()
 
@@ -257,7 +257,7 @@ def within(seconds: float, call: Callable[[], T], progress: Callable[[], int] = 
             return outcome.result(min(seconds, 0.25))
         except TimeoutError:
             if outcome.done():
-                raise  # the call's own
+                raise  # raised by the call itself
         if (now := progress()) - seen >= _LEAST_BYTES:
             seen, last = now, time.monotonic()
         elif time.monotonic() - last >= seconds:
@@ -270,7 +270,7 @@ def _cause(error: BaseException) -> str:
 
 
 def _root(error: BaseException) -> BaseException:
-    """What the client's error, which may wrap others, began with."""
+    """The root cause of the client's error, which may wrap others."""
     while error.__cause__ is not None:
         error = error.__cause__
     return error

@@ -1,6 +1,6 @@
-"""Weight files on this machine: their names, where installed ones lie, their hashes, and reading them safely.
+"""Handle weight files: name, hash, read and write them, and locate the installed ones.
 
-Handles tensors and names, not models: `check_fits` compares a state dict with the model that it is for.
+Works on tensors and names; only `check_fits` takes a model, to compare a state dict with it.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ GOLDEN_FILE = "golden.safetensors"
 ENTRY_FILE = "entry.json"
 
 
-# ---- where installed weights lie ----
+# ---- installed weights ----
 
 
 def home() -> Path:
-    """Where this package keeps files of its own: `$GLIT_HOME`, else `$XDG_CACHE_HOME/glit`, else `~/.cache/glit`."""
+    """The package's own folder: `$GLIT_HOME`, else `$XDG_CACHE_HOME/glit`, else `~/.cache/glit`."""
     if own := os.environ.get("GLIT_HOME"):
         return Path(own).expanduser().absolute()
     cache = os.environ.get("XDG_CACHE_HOME")
@@ -57,7 +57,7 @@ def home() -> Path:
 
 
 def installed_folder(name: str) -> Path:
-    """The folder that holds the weights `model.tag` once they are installed."""
+    """The folder where the weights `model.tag` are installed."""
     return home() / "weights" / name
 
 
@@ -71,9 +71,9 @@ def sha256_of(path: str | os.PathLike[str]) -> str:
 
 
 def sha256_checked_before(path: Path) -> str:
-    """The sha256 of a file, read from the file only if its size or time differ from when it was last read.
+    """The sha256 of a file; the file is read only if its size or time changed since the last call.
 
-    The answers are kept in the store; where that cannot be written, every call reads the file.
+    Results are cached in the store; if that is not writable, every call reads the file.
     """
     path = path.resolve()
     stat = path.stat()
@@ -83,7 +83,7 @@ def sha256_checked_before(path: Path) -> str:
         return known[-1]
     digest = sha256_of(path)
     seen[str(path)] = [stat.st_size, stat.st_mtime_ns, digest]
-    with contextlib.suppress(WriteError):  # only a cache: a store that cannot be written costs time, nothing else
+    with contextlib.suppress(WriteError):  # only a cache: without it, the next call takes longer
         write_text(_hashes_file(), json.dumps(seen, indent=1), parents=True)
     return digest
 
@@ -104,12 +104,12 @@ def _read_hashes() -> dict[str, object]:
 
 
 def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """The tensors of a safetensors file or of a torch pickle (unwrapped from `model`, EMA weights preferred).
+    """Read the tensors of a safetensors file or a torch pickle (unwrapped from `model`, EMA weights preferred).
 
-    Nothing is unpickled but tensors and plain values, and the `argparse.Namespace` of training scripts.
+    Only tensors, plain values and the `argparse.Namespace` of training scripts are unpickled.
 
     Raises:
-        WeightsError: if the file is missing, truncated, no checkpoint, or holds code; names the path.
+        WeightsError: if the file is missing or truncated, is not a checkpoint, or holds code; names the path.
     """
     path = Path(path)
     if not path.is_file():
@@ -120,7 +120,7 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
             return _finite(path, safetensors.torch.load_file(path))
         _refuse_compressed(path)
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # torch warns of pickle protocols that it may not know
+            warnings.simplefilter("ignore", UserWarning)  # on pickle protocols that torch may not support
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except SafetensorError as error:
         raise WeightsError(f"{path}: not a whole safetensors file, probably cut short ({error})") from None
@@ -128,7 +128,7 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         raise WeightsError(f"{path}: refused, this pickle holds more than tensors and could run code") from None
     except WeightsError:
         raise
-    except Exception as error:  # a damaged pickle calls what it may with what it likes
+    except Exception as error:  # a damaged pickle can raise anything
         raise WeightsError(f"{path}: not a readable checkpoint ({first_line(error)})") from None
     return _finite(path, _unwrap(path, checkpoint))
 
@@ -141,18 +141,18 @@ def _finite(path: Path, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _refuse_web_page(path: Path) -> None:
-    """What a browser saves in place of a file behind a page that asks, warns or counts down."""
+    """Reject an HTML page, which browsers save instead of the file if a download page comes first."""
     try:
         with path.open("rb") as file:
             start = file.read(256).lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     except OSError:
-        return  # said by what reads it next
+        return  # the next reader reports it
     if start.startswith((b"<!doctype", b"<html", b"<head", b"<?xml")):
         raise WeightsError(f"{path}: a web page and no checkpoint; open the link and save the file behind it")
 
 
 def _refuse_compressed(path: Path) -> None:
-    """torch writes archives without compression; a compressed one may be a thousand times as large in memory."""
+    """Reject compressed archives: torch writes none, and one may be a thousand times as large in memory."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
@@ -183,7 +183,7 @@ def write_state_dict(state_dict: Mapping[str, Tensor], path: Path, metadata: dic
         safetensors.torch.save_file(contiguous, path, metadata)
     except SafetensorError as error:
         raise OSError(first_line(error)) from None
-    with open(path, "r+b") as file:  # the library writes the metadata in an order that changes from run to run
+    with open(path, "r+b") as file:  # the library writes metadata in an order that changes from run to run
         size = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(size))
         header = {key: dict(sorted(value.items())) if key == "__metadata__" else value for key, value in header.items()}
@@ -194,10 +194,10 @@ def write_state_dict(state_dict: Mapping[str, Tensor], path: Path, metadata: dic
 def check_fits(
     state_dict: Mapping[str, Tensor], model: torch.nn.Module, ignore: Collection[str] = (), where: str = "weights"
 ) -> None:
-    """Compare a state dict with what `model` expects, but for keys that start with a prefix in `ignore`.
+    """Compare a state dict with what `model` expects, except for keys with a prefix in `ignore`.
 
     Raises:
-        WeightsError: names the first missing key, unknown key or shape that differs, and the two shapes.
+        WeightsError: names the first missing key, unknown key, or key whose shape differs, with both shapes.
     """
     prefixes = tuple(ignore)
     expected = {key: value for key, value in model.state_dict().items() if not key.startswith(prefixes)}

@@ -1,7 +1,7 @@
-"""Models as folders: `model.safetensors`, timm's `config.json`, and `golden.safetensors` (an input and its logits).
+"""Save and load weight folders: `model.safetensors`, timm's `config.json`, and `golden.safetensors` (input and logits).
 
-Trained, installed, shipped and published weights all lie in such folders, which timm loads with `local-dir:`. What is
-known of the weights beside these goes into `entry.json`. `resolve.py` knows which weights exist.
+Trained, installed, shipped and published weights are all stored in such folders, which timm loads with `local-dir:`.
+`entry.json` holds what else is known of the weights.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from .registry import WeightEntry, preprocessing_problem
 __all__ = ["WeightFolder", "load_folder", "open_folder", "read_config", "save_folder", "spec_of"]
 
 REPO_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
-# What timm copies from the configuration that the model started from, true only of those weights.
+# Keys that timm copies from the initial configuration, and that are true only of the initial weights.
 _OF_THE_SOURCE = ("tag", "license", "origin_url", "description", "notes", "label_names")
 _GOLDEN_SEED = 0
 
@@ -61,24 +61,24 @@ def save_folder(
     name: str | None = None,
     facts: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Write a model as a weight folder, which timm loads with `local-dir:`; all its files or none.
+    """Write a model as a weight folder, which timm loads with `local-dir:`. Writes all files or none.
 
     Args:
-        model: made by `timm.create_model`; its state is written as it is now, whatever mode it is in.
-        directory: made if missing; files of other names in it stay.
+        model: made by `timm.create_model`; its current state is written, in training or evaluation mode.
+        directory: created if missing; other files in it are kept.
         class_names: of the head's outputs; None keeps those of the weights that the model started from.
-        data_config: preprocessing (`mean`, `std`, `interpolation`, `crop_pct`) where it is not that of
+        data_config: preprocessing (`mean`, `std`, `interpolation`, `crop_pct`) if it differs from
             `model.pretrained_cfg`.
         dtype: of the floating-point tensors in the file.
         name: `model.tag` of these weights.
-        facts: what a registry entry says of them: `dataset`, `license`, `recipe`, `origin`, `metrics`;
-            and `checkpoint_sha256`, of the published file that they were converted from.
+        facts: fields of the registry entry: `dataset`, `license`, `recipe`, `origin`, `metrics`; and
+            `checkpoint_sha256`, of the published file that the weights were converted from.
 
     Returns:
-        The registry entry as far as it is known, as it stands in `entry.json`.
+        The registry entry as stored in `entry.json`, with the fields that are known.
 
     Raises:
-        WeightsError: if the weights are not finite numbers in `dtype`, or the class names are too few or too many.
+        WeightsError: if the weights are not finite in `dtype`, or the number of class names is wrong.
         WriteError: if the folder cannot be written.
     """
     directory = Path(directory)
@@ -114,7 +114,7 @@ def _hub_config(
     name: str | None,
     facts: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """timm's Hub configuration of the model as it is now, without what was true only of the weights it started from."""
+    """timm's Hub configuration of the model, without the keys that are true only of the initial weights."""
     source = getattr(model, "pretrained_cfg", None)
     if source is None:
         raise ValueError("save_folder needs a model made by timm.create_model, which gives it a pretrained_cfg")
@@ -131,7 +131,7 @@ def _hub_config(
             data_config=dict(data_config) if data_config else None,
         )
         config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    # timm passes `num_classes` on its own; standing here too, it makes transformers' wrapper fail.
+    # timm passes `num_classes` separately; if it is also here, transformers' wrapper fails.
     config["model_args"].pop("num_classes", None)
     cfg = config["pretrained_cfg"]
     for key in _OF_THE_SOURCE:
@@ -194,7 +194,7 @@ def golden_tensors(model: SpecTransformer, state: Mapping[str, Tensor]) -> dict[
 
 @dataclass(frozen=True)
 class WeightFolder:
-    """A weight folder that was found, under the name the user gave, and its registry entry where there is one."""
+    """A weight folder, the name under which the user asked for it, and its registry entry if it has one."""
 
     name: str
     path: Path
@@ -207,7 +207,7 @@ class WeightFolder:
         return self.path / WEIGHTS_FILE
 
     def config(self) -> dict[str, Any]:
-        """The content of `config.json`. Raises WeightsError if it is missing or of another package."""
+        """The content of `config.json`. Raises WeightsError if it is missing or belongs to another package."""
         return read_config(self.path)
 
 
@@ -243,7 +243,7 @@ def open_folder(source: str, *, golden: bool = True) -> WeightFolder:
 
 
 def read_config(directory: Path) -> dict[str, Any]:
-    """The `config.json` of a weight folder. Raises WeightsError if it is missing, damaged, or of another package."""
+    """Read `config.json` of a weight folder. Raises WeightsError if it is missing, damaged, or of another package."""
     path = directory / CONFIG_FILE
     if not path.is_file():
         raise WeightsError(f"{directory}: no {CONFIG_FILE} in this folder; `glit convert` makes one")
@@ -263,7 +263,7 @@ def read_config(directory: Path) -> dict[str, Any]:
 
 
 def _check_config(config: Mapping[str, Any], path: Path) -> None:
-    """Raises WeightsError on a value that would fail, or mislead, much later; names it."""
+    """Raise WeightsError on a value that would cause an error or a wrong result much later; names it."""
     cfg, count = config["pretrained_cfg"], config.get("num_classes", 1000)
     problem = preprocessing_problem({key: value for key, value in cfg.items() if value is not None})
     if problem is not None:
@@ -276,14 +276,14 @@ def _check_config(config: Mapping[str, Any], path: Path) -> None:
 
 
 def spec_of(config: Mapping[str, Any]) -> Spec:
-    """The architecture that a `config.json` describes. Raises SpecError on an impossible one."""
+    """The architecture that a `config.json` describes. Raises SpecError if it is impossible."""
     spec = config["model_args"].get("spec")
     family = family_of_architecture(config["architecture"])
     return family.named[config["architecture"]] if spec is None else family.spec.parse(spec)
 
 
 def load_folder(directory: str | Path) -> SpecTransformer:
-    """The model of a weight folder with its weights, in float32 and evaluation mode.
+    """Load the model of a weight folder with its weights, in float32 and evaluation mode.
 
     Raises:
         WeightsError: if a file is missing or damaged, or the weights do not fit the configuration.
@@ -295,7 +295,7 @@ def load_folder(directory: str | Path) -> SpecTransformer:
         model: SpecTransformer = timm.create_model(f"local-dir:{directory}")
     except GlitError:
         raise
-    except Exception as error:  # of whatever the configuration says
+    except Exception as error:  # a configuration can make timm raise anything
         text = f"timm cannot build {config['architecture']} ({first_line(error)})"
         raise WeightsError(f"{directory / CONFIG_FILE}: {text}") from None
     weights = directory / WEIGHTS_FILE

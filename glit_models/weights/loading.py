@@ -1,6 +1,6 @@
-"""The one loader: a model with its weights from what people type, `model.tag`, a folder, or a Hub repository.
+"""Load a model with its weights from `model.tag`, a folder, or a Hub repository.
 
-Weights whose hash is recorded are verified. `resolve.py` and `folder.py` know where they lie.
+Weights with a recorded hash are verified. `resolve.py` and `folder.py` find the files.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class LoadedModel:
 
     Attributes:
         name: as the user gave it.
-        folder: that holds the weights; None for a model that is not of this package.
+        folder: the weight folder; None for a model that is not from this package.
     """
 
     model: Any
@@ -39,7 +39,7 @@ class LoadedModel:
 
     @property
     def entry(self) -> WeightEntry | None:
-        """The registry entry of the weights, where there is one."""
+        """The registry entry of the weights, or None."""
         return None if self.folder is None else self.folder.entry
 
     @property
@@ -49,7 +49,7 @@ class LoadedModel:
 
     @cached_property
     def sha256(self) -> str | None:
-        """Of the weights file, which is read for it unless it was verified."""
+        """The sha256 of the weights file. Reads the file unless it was verified."""
         return None if self.folder is None else self.folder.sha256 or sha256_of(self.folder.weights)
 
 
@@ -59,10 +59,10 @@ def load_model(source: str | Path, *, any_timm: bool = False) -> LoadedModel:
     Args:
         source: `model.tag` or `model`, a folder with `config.json` and `model.safetensors`, or a Hub repository
             `namespace/name`.
-        any_timm: also take models of timm that are not of this package.
+        any_timm: also accept timm models that are not from this package.
 
     Raises:
-        WeightsError: if there is no such model, its weights are missing or damaged, or do not fit the configuration.
+        WeightsError: if there is no such model, or its weights are missing, damaged or do not fit the configuration.
         SpecError: if the configuration describes an impossible network.
     """
     source = str(source)
@@ -70,7 +70,7 @@ def load_model(source: str | Path, *, any_timm: bool = False) -> LoadedModel:
         return LoadedModel(_load_with_timm(source), source)
     folder = open_folder(source, golden=False)
     if folder.entry is not None:
-        resolve.find(folder.entry)  # verified
+        resolve.find(folder.entry)  # verifies
         resolve.warn_of(folder.entry)
     return LoadedModel(load_folder(folder.path), folder.name, folder)
 
@@ -105,18 +105,18 @@ def _load_with_timm(source: str) -> Any:
         return create_model(name, pretrained=True).eval()
     except GlitError:
         raise
-    except Exception as error:  # of whatever library the model is
+    except Exception as error:  # the model may come from any library
         raise WeightsError(f"{name} cannot be loaded: {first_line(error)}") from None
 
 
 def create_model(name: str, *, pretrained: bool = False, **keywords: Any) -> Any:
-    """What `timm.create_model` makes, from files of the Hub that `download.fetch` fetched, not timm.
+    """`timm.create_model`, but with files of the Hub downloaded by `download.fetch` instead of timm.
 
     Args:
         name: MODEL, MODEL.TAG, 'local-dir:DIR' or 'hf-hub:NAMESPACE/NAME[@REVISION]'.
 
     Raises:
-        WeightsError: if a file is not there or cannot be fetched; and what timm raises.
+        WeightsError: if a file does not exist or cannot be fetched. Errors of timm are passed on.
     """
     for prefix in ("hf-hub:", "hf_hub:"):
         if name.startswith(prefix):
@@ -132,7 +132,7 @@ def create_model(name: str, *, pretrained: bool = False, **keywords: Any) -> Any
 
 
 def timm_name(source: str) -> str:
-    """What `timm.create_model` calls the model that `load_model` calls `source`.
+    """The name under which `timm.create_model` finds the model that `load_model` finds as `source`.
 
     Raises:
         WeightsError: if there is no such model.

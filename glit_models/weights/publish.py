@@ -1,6 +1,6 @@
-"""Weights on their way to others: converting the authors' checkpoint, publishing to the Hub, shipping in the package.
+"""Convert the authors' checkpoints, publish weights to the Hub, and ship weights in the package.
 
-`folder.py` knows what a weight folder is, `card.py` what its model card says.
+`folder.py` writes weight folders, `card.py` writes model cards.
 """
 
 from __future__ import annotations
@@ -54,23 +54,22 @@ def convert(
     img_size: int | None = None,
     sha256: str | None = None,
 ) -> list[Path]:
-    """Turn a checkpoint, in the authors' layout or ours, into weight folders.
+    """Convert a checkpoint, in the authors' layout or ours, to weight folders.
 
     Args:
         checkpoint: a torch pickle (`model`, or a bare state dict) or a safetensors file.
-        name: `model` or `model.tag` that it belongs to; the tag `in1k` unless given.
-        out: a folder to write.
-        install: also put it into the store, for `timm.create_model(name, pretrained=True)` on this machine.
-        spec, num_classes, img_size: of the checkpoint, where they are not the model's own; not with `install`.
-        sha256: that the checkpoint must have, as its authors published it. Without it, the weights count as unverified,
-            and the published scores are not taken for theirs.
-
+        name: `model` or `model.tag` of the checkpoint; the default tag is `in1k`.
+        out: folder to write.
+        install: also install the weights, for `timm.create_model(name, pretrained=True)` on this machine.
+        spec, num_classes, img_size: of the checkpoint, if they differ from the model's defaults; not with `install`.
+        sha256: expected hash of the checkpoint, as published by its authors. Without it, the weights count as
+            unverified, and the published scores are not recorded for them.
     Returns:
         The folders written.
 
     Raises:
-        WeightsError: on an unreadable checkpoint, one that does not fit the model or has another hash, a name that
-            cannot be installed, or weights to install that were never trained.
+        WeightsError: if the checkpoint is unreadable, does not fit the model or has another hash, if the name cannot be
+            installed, or if the weights to install were never trained.
     """
     if not install and out is None:
         raise WeightsError("nothing to do: give ", Argument("install", True), ", ", Argument("out", ...), ", or both")
@@ -88,7 +87,7 @@ def convert(
     if family.model.is_foreign(state):
         state = family.model.convert_foreign(state, family.spec.parse(spec or family.named[architecture]))
         registered = resolve.registry().get(_with_tag(name))
-        # Only the authors' code writes this layout, and of the named network they released one checkpoint.
+        # Only the authors' code writes this layout, and they released one checkpoint of the named network.
         if registered is not None and not given:
             facts = _facts_of(registered, Path(checkpoint), sha256)
     registered_name = _with_tag(name) if _with_tag(name) in resolve.registry() else architecture
@@ -105,7 +104,7 @@ def convert(
 
 
 def _facts_of(registered: WeightEntry, checkpoint: Path, sha256: str | None) -> dict[str, Any]:
-    """What the registry says of the published checkpoint, as far as it may be said of this one."""
+    """The registry's facts about the published checkpoint that also hold for this one."""
     facts = registered.to_dict() | {"checkpoint_sha256": sha256 and sha256.lower()}
     if sha256 is None:
         facts["metrics"] = ()
@@ -114,7 +113,7 @@ def _facts_of(registered: WeightEntry, checkpoint: Path, sha256: str | None) -> 
 
 
 def _refuse_untrained(model: SpecTransformer, where: str) -> None:
-    """Refuse weights as they are initialised: norms that scale by 1 and shift by 0, statistics of no image."""
+    """Reject freshly initialised weights: norms that scale by 1 and shift by 0, and initial running statistics."""
     norms = [module for module in model.modules() if isinstance(module, (nn.LayerNorm, nn.BatchNorm2d))]
     spreads: list[Any] = [norm.running_var for norm in norms if isinstance(norm, nn.BatchNorm2d)]
     if any(
@@ -150,7 +149,7 @@ def _check_installable(name: str, custom: bool) -> None:
 
 @dataclass(frozen=True)
 class Published:
-    """What `publish` made: the place, the file's sha256, and the registry entry to add if the spec is a named one."""
+    """The result of `publish`: the place, the file's sha256, and the registry entry to add for a named spec."""
 
     place: str
     sha256: str
@@ -165,13 +164,13 @@ def publish(
     folder: str | Path | None = None,
     facts: Mapping[str, Any] | None = None,
 ) -> Published:
-    """Put weights with their model card into a Hub repository (made if missing) or a folder.
+    """Publish weights with their model card to a Hub repository (created if missing) or a folder.
 
     Args:
         source: `model.tag`, a weight folder, or a Hub repository.
         repo: NAMESPACE/NAME to upload to, in one commit. folder: to write instead.
-        facts: replaces what the registry or the folder's `entry.json` says: `name`, `dataset`, `license`, `recipe`,
-            `origin`, `metrics`.
+        facts: override the registry's or the folder's `entry.json`: `name`, `dataset`, `license`, `recipe`, `origin`,
+            `metrics`.
 
     Raises:
         WeightsError: if the source is missing or damaged, a fact that the card needs is unknown, or the Hub refuses.
@@ -213,9 +212,9 @@ def publish_all(*, namespace: str | None = None, folder: str | Path | None = Non
 
 
 def ship(source: str, name: str, *, facts: Mapping[str, Any] | None = None, package: Path | None = None) -> WeightEntry:
-    """Put weights into this package's own `weights/` folder, card and golden tensors too, and into its registry.
+    """Copy weights, with card and golden tensors, into this package's `weights/` folder, and add them to its registry.
 
-    For those who maintain the package, from a checkout. Takes what `publish` takes, raises what it raises.
+    For maintainers, in a checkout. Takes the arguments of `publish` and raises the same errors.
     """
     package = package or resolve.SHIPPED
     with tempfile.TemporaryDirectory() as temporary:
@@ -233,7 +232,7 @@ def ship(source: str, name: str, *, facts: Mapping[str, Any] | None = None, pack
 
 
 def _stage(source: str, staged: Path, repo: str | None, facts: Mapping[str, Any]) -> tuple[WeightEntry, Spec]:
-    """Make the folder to publish: weights and configuration as they are, golden tensors, card and figure anew."""
+    """Prepare the folder to publish: copy weights and configuration, and make golden tensors, card and figure."""
     from ..figure import draw_network
     from .card import model_card
 
@@ -279,7 +278,7 @@ def _complete_entry(found: WeightFolder, model: SpecTransformer, facts: Mapping[
 
 
 def read_entry(directory: Path) -> dict[str, Any]:
-    """What is known of the weights in a folder, as it stands there; empty if it says nothing.
+    """The facts about the weights in a folder, as stored in its `entry.json`; empty if it has none.
 
     Raises:
         WeightsError: if it cannot be read.

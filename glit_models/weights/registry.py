@@ -1,6 +1,6 @@
-"""Registry entries: all that is known of one set of weights, validated, and the file that holds them.
+"""Registry entries: the validated facts about each set of weights, and the file that stores them.
 
-It reads and checks data; `resolve.py` finds the files and verifies them.
+`resolve.py` finds the weight files and verifies them.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ _COMMIT = "[0-9a-f]{40}"
 _MAX_SIDE = 16_384  # pixels
 _INTERPOLATIONS = ("bilinear", "bicubic", "nearest", "lanczos", "box", "hamming", "random")  # timm's
 _CROP_MODES = ("center", "border", "squash")
-_FROM_NAME = ("name", "architecture", "tag")  # the fields that the name of an entry gives
+_FROM_NAME = ("name", "architecture", "tag")  # the fields that are derived from the name of an entry
 
 
 class Metric(NamedTuple):
-    """One score: what was measured, its value, and the command that prints it or the publication that states it."""
+    """One score: the metric, its value, and the command that prints it or the publication that reports it."""
 
     name: str
     value: float
@@ -34,9 +34,9 @@ class Metric(NamedTuple):
 
 
 class WeightEntry(NamedTuple):
-    """One line of the registry: the weights `model.tag`, all that is known of them, and where they are.
+    """One entry of the registry: the weights `model.tag`, the facts about them, and where they are stored.
 
-    `from_dict` makes checked ones.
+    Create entries with `from_dict`, which validates them.
 
     Attributes:
         name: `model.tag`; a bare `model` for an architecture without weights.
@@ -44,14 +44,14 @@ class WeightEntry(NamedTuple):
         params, macs: trainable parameters and multiply-adds for one image of `input_size`.
         input_size: channels, height, width. mean, std, interpolation, crop_pct: the preprocessing.
         num_classes, class_names: of the head.
-        recipe: the command that trained them. origin: where they come from, when it was not a command of ours.
+        recipe: the command that trained them. origin: their source, if it was not a command of this package.
         metrics: the scores.
-        sha256: of the file; needed once there is one.
-        file: path under `glit_models/weights/` if shipped. repo, revision: the Hub repository and the commit there.
-        note: what to do when there are no weights.
+        sha256: of the file; required once there is one.
+        file: path under `glit_models/weights/` if shipped. repo, revision: the Hub repository and its commit.
+        note: what to do if there are no weights.
         default: whether a bare `model` means these weights; at most one entry of an architecture.
-        notice: said once, by the logger, when the weights are loaded.
-        origin_url: timm's: the page where the weights come from.
+        notice: logged once, when the weights are loaded.
+        origin_url: timm's field: the page where the weights come from.
         architecture, tag: the two parts of the name; the tag '' without one.
     """
 
@@ -82,7 +82,7 @@ class WeightEntry(NamedTuple):
     tag: str = ""
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values as they stand in the registry, without the name and without what is not known."""
+        """Plain values as stored in the registry, without the name and unknown fields."""
         values = {**self._asdict(), "metrics": tuple(metric._asdict() for metric in self.metrics)}
         for key in _FROM_NAME:
             del values[key]
@@ -95,7 +95,7 @@ class WeightEntry(NamedTuple):
         Args:
             name: `model.tag` or `model`.
             data: the other fields.
-            place: where the data is from, for errors.
+            place: where the data is from, for error messages.
 
         Raises:
             WeightsError: names the entry, the field, the value and the bound.
@@ -153,10 +153,10 @@ def _check(entry: WeightEntry) -> None:
 
 
 def preprocessing_problem(values: Mapping[str, Any]) -> tuple[str, str] | None:
-    """The field of an image's preparation that cannot be, and its bound; None if all can.
+    """The first preprocessing field with an impossible value, and its bound; None if there is none.
 
     Args:
-        values: `input_size`, `mean`, `std`, `interpolation`, `crop_pct` and `crop_mode`, as far as they are given.
+        values: `input_size`, `mean`, `std`, `interpolation`, `crop_pct` and `crop_mode`; each may be missing.
     """
     size = values.get("input_size", (3, 224, 224))
     if not (isinstance(size, (list, tuple)) and len(size) == 3 and all(_is_count(side) for side in size)):
@@ -201,7 +201,7 @@ def _is_count(value: Any) -> bool:
 
 
 def read_registry(path: Path) -> dict[str, WeightEntry]:
-    """The entries of a registry file by name. Raises WeightsError on anything that is no valid registry."""
+    """The entries of a registry file by name. Raises WeightsError if the file is not a valid registry."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

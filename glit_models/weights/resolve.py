@@ -1,7 +1,6 @@
-"""Which weights exist, where they lie, and whether they are what they claim to be.
+"""Find the weights of registry entries: locate their files, verify them, and configure timm to load them.
 
-It finds verified files for the entries of `registry.json` and tells timm about them. It builds no model; `publish.py`
-makes new entries.
+This module builds no model; `publish.py` makes new entries.
 """
 
 from __future__ import annotations
@@ -39,13 +38,13 @@ SHIPPED = Path(__file__).parent
 
 _logger = logging.getLogger(__name__)
 _SOURCES = ("file", "url", "state_dict", "hf_hub_id")
-# What timm looks for in a folder, in its order.
+# The files that timm looks for in a folder, in its order.
 _FOLDER_FILES = ("model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth")
 
 
 @functools.cache
 def registry() -> dict[str, WeightEntry]:
-    """The entries that this package knows, by name. Raises WeightsError if the package is damaged."""
+    """The registry's entries, by name. Raises WeightsError if the package is damaged."""
     return read_registry(SHIPPED / "registry.json")
 
 
@@ -53,7 +52,7 @@ def get_entry(name: str) -> WeightEntry:
     """The entry `model.tag`; a bare `model` means its default tag.
 
     Raises:
-        WeightsError: if there is none; lists those that exist.
+        WeightsError: if there is none; lists the existing ones.
     """
     architecture, _, tag = name.partition(".")
     entries = [entry for entry in registry().values() if entry.architecture == architecture]
@@ -68,7 +67,7 @@ def get_entry(name: str) -> WeightEntry:
 
 
 def where(entry: WeightEntry) -> str:
-    """Where the weights are: 'shipped', 'installed', 'hub' or 'none'. Looks at names, not into files."""
+    """Where the weights are: 'shipped', 'installed', 'hub' or 'none'. Checks file names only, not contents."""
     if entry.file is not None:
         return "shipped"
     if (installed_folder(entry.name) / WEIGHTS_FILE).is_file():
@@ -93,7 +92,7 @@ def find(entry: WeightEntry) -> Path:
 
 
 def find_unverified(entry: WeightEntry) -> tuple[Path, str | None]:
-    """The weights file of an entry, shipped, else installed, else from the Hub, and the sha256 it should have.
+    """The weights file of an entry (shipped, else installed, else from the Hub) and its expected sha256.
 
     Raises:
         WeightsError: if there are no weights, or they cannot be fetched.
@@ -124,7 +123,7 @@ def _installed_fact(folder: Path, key: str) -> str | None:
 
 
 def is_unverified(entry: WeightEntry) -> bool:
-    """Whether the weights are installed from a file of which nobody said that it has the hash of the published one."""
+    """Whether the weights were installed from a file whose hash was not compared with the published one."""
     return where(entry) == "installed" and _installed_fact(installed_folder(entry.name), "checkpoint_sha256") is None
 
 
@@ -147,7 +146,7 @@ def _verified(name: str, path: Path, expected: str | None, way_out: str) -> Path
 def default_cfgs(family: Family) -> dict[str, dict[str, Any]]:
     """timm's pretrained configurations of a family, keyed `model.tag`; each architecture's default is marked."""
     defaults = _defaults()
-    # timm takes a tag that ends in '*' as the default even without weights, but then only if it comes last.
+    # timm takes a tag that ends in '*' as the default even without weights, but only if it comes last.
     entries = sorted(registry().values(), key=lambda entry: entry.name in defaults)
     return {
         f"{entry.architecture}.{entry.tag}{'*' if entry.name in defaults else ''}": _timm_cfg(entry, family)
@@ -157,7 +156,7 @@ def default_cfgs(family: Family) -> dict[str, dict[str, Any]]:
 
 
 def _defaults() -> set[str]:
-    """The entries that bare model names mean: of each architecture the one that is marked, else the first."""
+    """The entries that bare model names mean: for each architecture the marked one, else the first."""
     defaults: dict[str, str] = {}
     for entry in registry().values():
         if entry.default or entry.architecture not in defaults:
@@ -186,7 +185,7 @@ def _timm_cfg(entry: WeightEntry, family: Family) -> dict[str, Any]:
 
 
 def _timm_source(entry: WeightEntry) -> dict[str, Any]:
-    """The fields of timm's configuration that say where the weights are."""
+    """The fields of timm's configuration that give the source of the weights."""
     place = where(entry)
     if place == "shipped":
         return {"file": str(SHIPPED / str(entry.file))}
@@ -198,13 +197,13 @@ def _timm_source(entry: WeightEntry) -> dict[str, Any]:
 
 
 class Located(NamedTuple):
-    """Where timm finds the weights of a model that it builds.
+    """The source of a model's weights, for timm.
 
     Attributes:
         overlay: for timm's pretrained configuration.
-        state_dict: of a file of the user's own, which has been read. The overlay holds a stand-in: timm would copy all
-            tensors of a state dict in its configuration, and keep them.
-        source: timm's, for the model's configuration after loading in place of the stand-in.
+        state_dict: the content of a local file. The overlay holds a placeholder instead, because timm would copy, and
+            keep, all tensors of a state dict in its configuration.
+        source: timm's field, which replaces the placeholder in the model's configuration after loading.
     """
 
     overlay: dict[str, Any]
@@ -215,12 +214,12 @@ class Located(NamedTuple):
 def locate(variant: str, pretrained_cfg: Any, overlay: Mapping[str, Any] | None) -> Located:
     """Find the weights that timm is to load.
 
-    A source that the caller names (file, URL, state dict, repository, folder) stays; a local file is read here, once.
+    A source that the caller names (file, URL, state dict, repository, folder) is kept; a local file is read here, once.
     Otherwise the registry's file is found and verified.
 
     Args:
         variant: name of the architecture.
-        pretrained_cfg: what timm was given: a tag, a configuration (dict or `PretrainedCfg`), or None.
+        pretrained_cfg: the value given to timm: a tag, a configuration (dict or `PretrainedCfg`), or None.
         overlay: values that replace those of the configuration.
 
     Raises:
@@ -232,7 +231,7 @@ def locate(variant: str, pretrained_cfg: Any, overlay: Mapping[str, Any] | None)
     named = {key: cfg.get(key) for key in (*_SOURCES, "source")}
     entry = registry().get(f"{variant}.{tag}")
     if entry is not None and all(value == _timm_source(entry).get(key) for key, value in named.items() if value):
-        named = {}  # timm's copy of the registry's own configuration: find the file afresh, and verify it
+        named = {}  # timm's copy of the registry's configuration: find and verify the file again
     named |= {key: overlay[key] for key in (*_SOURCES, "source") if key in overlay}
     if any(named.get(key) is not None for key in _SOURCES):
         file = named.get("file")
@@ -240,7 +239,7 @@ def locate(variant: str, pretrained_cfg: Any, overlay: Mapping[str, Any] | None)
             state_dict = _read_source(Path(file), folder=named.get("source") == "local-dir")
             head = state_dict.get("head.weight")
             if head is not None and "file" in overlay:
-                # timm would drop a head of another size than the default configuration's; this file's is the truth
+                # timm would drop a head whose size differs from the default configuration's; use this file's size
                 overlay.setdefault("num_classes", head.shape[0])
             stand_in = {"state_dict": {"file": str(file)}, "source": None}
             return Located(overlay | stand_in, state_dict, named.get("source"))
@@ -254,7 +253,7 @@ def locate(variant: str, pretrained_cfg: Any, overlay: Mapping[str, Any] | None)
 
 
 def warn_of(entry: WeightEntry) -> None:
-    """Log what an entry says of its weights to those who load them; once."""
+    """Log an entry's notice once, when its weights are loaded."""
     if entry.notice is not None:
         _warn_once(f"{entry.name}: {entry.notice}")
 

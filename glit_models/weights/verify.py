@@ -1,6 +1,6 @@
-"""Are these weights what they claim to be: hash, parameter count and golden logits, computed again from the file.
+"""Verify weights: compare their hash, parameter count and golden logits with what their entry says.
 
-It compares and reports; `resolve.py` knows where weights lie, and `publish.py` how they are made.
+`resolve.py` finds weights, and `publish.py` makes them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 
 @dataclass(frozen=True)
 class Check:
-    """One comparison: what was expected and found, as text, and whether they agree (None: nothing to compare)."""
+    """One comparison: the expected and actual values, as text, and whether they agree (None: nothing to compare)."""
 
     name: str
     expected: str
@@ -34,7 +34,7 @@ def verify(source: str) -> list[Check]:
     """Check the weights that `source` names: `model.tag`, a weight folder, or a Hub repository.
 
     Raises:
-        WeightsError: if there are none to check. Damage to those there are is a check that does not agree.
+        WeightsError: if there are none to check. Damaged weights do not raise; their check fails.
     """
     folder = open_folder(source)
     if not folder.weights.is_file():
