@@ -1,4 +1,4 @@
-"""Data sets and how they become batches, over `timm.data`. Independent of models and training."""
+"""Open data sets and batch them, on top of `timm.data`. Independent of models and training."""
 
 from .datasets import Splits, Subset, open_splits
 from .fractals import FractalConfig, Fractals, HeldOutFractals

@@ -1,7 +1,7 @@
-"""Random crops and flips of whole batches, as tensors on the device that trains.
+"""Random crops and flips of whole batches, as tensors on the training device.
 
-timm's transforms work image by image, which on small images takes longer than a small network's training step. Here the
-training images lie in memory as bytes, and the crop, the resize and the flip of a batch are one `grid_sample`.
+timm's transforms process one image at a time, which for small images takes longer than a small network's training step.
+Here the training images are kept in memory as bytes, and one `grid_sample` crops, resizes and flips a batch.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ _MOST_BYTES = 8 << 30
 
 
 class TensorImages:
-    """A data set's images [N, 3, H, W] as bytes and labels [N], and its augmented batches.
+    """A data set in memory: images [N, 3, H, W] as bytes and labels [N]. Makes augmented batches of them.
 
     Args:
         dataset: map-style pairs of (RGB PIL image, label).
-        size: width and height of the batches' images.
-        device: where the batches are made.
+        size: width and height of the images in a batch.
+        device: device on which the batches are made.
 
     Raises:
-        DataError: if the images differ in size, are larger than `size` (nothing here antialiases), or take more than
+        DataError: if the images differ in size, are larger than `size` (there is no antialiasing), or take more than
             8 GiB.
     """
 
@@ -69,10 +69,10 @@ class TensorImages:
         self, augment: Any, *, batch_size: int, num_parts: int, parts: Sequence[int], seed: int, epoch: int,
         first_step: int = 0,
     ) -> Iterator[list[tuple[Tensor, Tensor]]]:  # fmt: skip
-        """This process's parts of an epoch's batches: images [b, 3, S, S] in 0 to 1, labels [b].
+        """Yield this process's parts of an epoch's batches: images [b, 3, S, S] in 0 to 1, labels [b].
 
-        The order of the images is that of `train_parts`. A batch is a function of (seed, epoch, step), however many
-        parts it is cut into. The arguments are those of `train_parts`; `augment` has `scale`, `ratio`, `hflip` and
+        The images come in the order of `train_parts`. A batch is a function of (seed, epoch, step) and does not depend
+        on the number of parts. The arguments are those of `train_parts`; `augment` has `scale`, `ratio`, `hflip` and
         `vflip` as in a recipe.
         """
         order = np.random.default_rng((seed, epoch)).permutation(len(self))
@@ -98,11 +98,11 @@ def random_affine(
     count: int, scale: tuple[float, float], ratio: tuple[float, float], hflip: float, vflip: float,
     rng: np.random.Generator,
 ) -> Tensor:  # fmt: skip
-    """Matrices [count, 2, 3] for `affine_grid`: random crops of an image, each perhaps flipped.
+    """Matrices [count, 2, 3] for `affine_grid`: random crops of an image, with random flips.
 
     Args:
-        scale: the crop's share of the area, uniform. ratio: its width over its height, uniform in the logarithm, as in
-            torchvision's RandomResizedCrop. A crop that would be wider or higher than the image is cut to it.
+        scale: area of the crop as a fraction of the image's, uniform. ratio: width over height, uniform in the
+            logarithm, as in torchvision's RandomResizedCrop. A crop wider or higher than the image is cut to it.
         hflip, vflip: probability of each flip.
     """
     area = rng.uniform(*scale, count)

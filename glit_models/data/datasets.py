@@ -1,4 +1,4 @@
-"""From a data set's name to its three splits, which never share an image: training, validation, test."""
+"""Open a data set's training, validation and test splits by its name, and check that they share no images."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Subset:
         return self.dataset[self.indices[index]]
 
     def filename(self, index: int) -> str:
-        """What to call the image in a message, where `dataset` knows."""
+        """A name of the image for messages, if `dataset` has one."""
         return self.dataset.filename(self.indices[index])
 
 
@@ -40,7 +40,7 @@ class Subset:
 class Splits:
     """Three data sets of (RGB PIL image, label), map-style or each a `Stream`, and the class names in label order.
 
-    Choices are made on `validation`; `test` is for the end. Where a data set has only two parts, `test` is None.
+    Use `validation` for choices and `test` for the final score. If a data set has only two parts, `test` is None.
     """
 
     train: Any
@@ -49,7 +49,7 @@ class Splits:
     class_names: tuple[str, ...]
 
     def count_train(self) -> list[int] | None:
-        """How many training images each class has; None where that is not known without reading them."""
+        """The number of training images of each class; None if that is unknown without reading them."""
         labels = getattr(self.train.dataset, "labels", None) if isinstance(self.train, Subset) else None
         if labels is None:
             return None
@@ -75,16 +75,16 @@ def open_splits(
 
     Args:
         dataset, root, download, input_key, target_key: see `open_source`.
-        hold_out: how many training images, drawn by `seed`, become the validation set; of an image folder, each class
-            gives its share and at least one. 0 takes `validation_split` instead.
-        limit: keep only so many of the training images, the first as drawn.
-        seed: of the draw.
-        train_split, validation_split, test_split: as the data set calls them; an image folder's may be called by their
-            usual synonyms. Without `test_split`, the test set is Fashion-MNIST's own, or the validation folder where
-            `hold_out` leaves it unused, or None.
+        hold_out: number of training images, drawn at random by `seed`, for the validation set; from an image folder,
+            each class gives its share and at least one. 0 uses `validation_split` instead.
+        limit: maximum number of training images; the first ones drawn are kept.
+        seed: seed of the draw.
+        train_split, validation_split, test_split: names in the data set; an image folder's splits also have their usual
+            synonyms. Without `test_split`, the test set is Fashion-MNIST's own, or the validation folder if `hold_out`
+            leaves it unused, or None.
 
     Raises:
-        DataError: if a split is missing, damaged, too small, has other classes than the training split, or shares
+        DataError: if a split is missing, damaged or too small, has other classes than the training split, or shares
             images with another; names it.
     """
     open_one = partial(open_source, dataset, root, download=download, input_key=input_key, target_key=target_key)
@@ -130,11 +130,11 @@ def _open_validation(open_one: Any, dataset: str, root: Any, split: str) -> Sour
         raise
 
 
-# ---- what is held out ----
+# ---- held-out images ----
 
 
 def _draw(train: Source, name: str, hold_out: int, seed: int) -> tuple[list[int], list[int]]:
-    """Indices of the images held out, in order, and of the others, in the order in which they were drawn."""
+    """Indices of the held-out images, sorted, and of the others, in the order in which they were drawn."""
     if isinstance(train, Stream):
         return [], []
     if len(train) <= hold_out:
@@ -150,9 +150,9 @@ def _draw(train: Source, name: str, hold_out: int, seed: int) -> tuple[list[int]
 
 
 def _shares(counts: np.ndarray, hold_out: int) -> list[int]:
-    """How many images of each class to hold out: in proportion, but one of each at least and not all of them.
+    """The number of images of each class to hold out: in proportion, but at least one of each and not all of them.
 
-    A class of one image keeps it for training.
+    A class with a single image keeps it for training.
     """
     least, most = np.minimum(1, counts - 1).clip(0), (counts - 1).clip(0)
     if not least.sum() <= hold_out <= most.sum():
@@ -163,18 +163,18 @@ def _shares(counts: np.ndarray, hold_out: int) -> list[int]:
         )
     quota = counts * (hold_out / counts.sum())
     shares = np.floor(quota).astype(int).clip(least, most)
-    while shares.sum() != hold_out:  # at most one step for each class, and for each image that a bound moved
+    while shares.sum() != hold_out:  # at most one step per class and per image that a bound moved
         step = 1 if shares.sum() < hold_out else -1
         gain = np.where((shares + step >= least) & (shares + step <= most), step * (quota - shares), -np.inf)
         shares[int(gain.argmax())] += step
     return shares.tolist()
 
 
-# ---- what splits may not share ----
+# ---- checks of the splits ----
 
 
 def _refuse_shared_images(dataset: str, root: Any, names: dict[str, str | None]) -> None:
-    """Two splits that are, or overlap, one part of the data set would score on what was trained or chosen on."""
+    """Reject splits that overlap: the score would include images that were used for training or selection."""
     given = [(f"{key}_split", split) for key, split in names.items() if split is not None]
     for index, (key, split) in enumerate(given):
         for other_key, other in given[:index]:
@@ -186,13 +186,13 @@ def _refuse_shared_images(dataset: str, root: Any, names: dict[str, str | None])
 
 
 def share_images(dataset: str, root: Any, first: str, second: str) -> bool:
-    """Whether two splits of a data set have images in common, as far as their names can tell."""
+    """Whether two splits of a data set have images in common, judging by their names."""
     if (part := part_of(dataset, root, first)) is not None and part == part_of(dataset, root, second):
         return True
     if dataset.startswith("torch/"):
         both = [split in ("train", "training") for split in (first, second)]
         if dataset.rpartition("/")[2] in ("cifar10", "cifar100", "mnist", "kmnist", "qmnist", "fashion_mnist"):
-            return both[0] == both[1]  # these have a train and a test part, and timm calls all but 'train' test
+            return both[0] == both[1]  # these have two parts, and timm takes every name but 'train' for the test part
     return any(_slices_overlap(a, b) for a in first.split("+") for b in second.split("+"))
 
 
@@ -200,7 +200,7 @@ _SLICE = re.compile(r"(?P<name>[^\[\]]+)(\[(?P<start>\d*%?):(?P<end>\d*%?)\])?")
 
 
 def _slices_overlap(first: str, second: str) -> bool:
-    """Whether slices such as 'train[:90%]' and 'train[90%:]' share anything, as far as their text can tell."""
+    """Whether slices such as 'train[:90%]' and 'train[90%:]' overlap, judging by their text."""
     a, b = _SLICE.fullmatch(first.strip()), _SLICE.fullmatch(second.strip())
     if a is None or b is None:
         return first == second
@@ -208,7 +208,7 @@ def _slices_overlap(first: str, second: str) -> bool:
         return False
     bounds = [bound for match in (a, b) for bound in (match["start"], match["end"]) if bound]
     if len({bound.endswith("%") for bound in bounds}) > 1:
-        return False  # a share against a count: only the data set knows
+        return False  # a percentage and a count: depends on the size of the data set
     spans = [(_number(match["start"], 0), _number(match["end"], float("inf"))) for match in (a, b)]
     return max(start for start, _ in spans) < min(end for _, end in spans)
 
@@ -218,7 +218,7 @@ def _number(bound: str | None, default: float) -> float:
 
 
 def _refuse_other_classes(dataset: str, train: Source, other: Source, split: str) -> None:
-    """Labels are places in a list of classes; with another list they would mean something else."""
+    """Reject splits with other classes: labels are indices into the list of classes, so they would change meaning."""
     unknown = [name for name in other.classes if name not in train.classes]
     missing = [name for name in train.classes if name not in other.classes]
     if unknown or (missing and is_folder(dataset)):

@@ -1,7 +1,7 @@
-"""Fashion-MNIST (Xiao et al. 2017, MIT licence), read from its four gzipped IDX files.
+"""Read Fashion-MNIST (Xiao et al. 2017, MIT licence) from its four gzipped IDX files.
 
-torchvision's class reads only unpacked copies, which it writes itself: not Debian's package, nor a read-only folder.
-It reports damaged files with a traceback. So the files are read here, and torchvision is only asked to download them.
+torchvision's class reads only unpacked copies that it writes itself, so it can use neither Debian's package nor a
+read-only folder, and fails on damaged files with a traceback. So torchvision is used only to download the files.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ def _holds_files(folder: Path) -> bool:
 
 
 def find_folder(root: str | os.PathLike[str] | None = None) -> Path:
-    """The folder with the four IDX files: `root` if given, else Debian's, else torchvision's, downloaded if need be.
+    """The folder with the four IDX files: `root` if given, else Debian's, else torchvision's, downloaded if necessary.
 
     Raises:
-        DataError: if `root` is given but does not hold them, or the download fails; says what would help.
+        DataError: if `root` is given but does not contain them, or the download fails; suggests a remedy.
     """
     if root is not None:
         for folder in (Path(root), Path(root) / "FashionMNIST" / "raw"):
@@ -92,7 +92,7 @@ class FashionMNIST:
 
 
 def _read_idx(path: Path, ndim: int) -> np.ndarray:
-    """The unsigned bytes of a gzipped IDX file as an array of `ndim` dimensions."""
+    """Read the unsigned bytes of a gzipped IDX file as an array of `ndim` dimensions."""
     try:
         with gzip.open(path) as file:
             data = file.read()

@@ -1,6 +1,6 @@
-"""Image files: which files are images, and the one function that opens them, upright and in RGB.
+"""Find image files, and open them upright and in RGB.
 
-Everything in this package that reads an image from a file reads it here: prediction, training, scoring, calibration.
+The whole package reads image files with this module: prediction, training, scoring, calibration.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from ..runs.console import say
 
 __all__ = ["FORMATS", "find_images", "list_images", "open_image", "to_rgb"]
 
-# Named, because Pillow would hand other files to other programs: PostScript to Ghostscript, whatever their suffix.
+# An explicit list, because Pillow passes some formats to other programs (PostScript to Ghostscript) for any suffix.
 FORMATS = ("JPEG", "PNG", "WebP", "TIFF", "BMP", "GIF", "AVIF", "PPM")
 MOST_PIXELS = 150_000_000
-MOST_STRETCHED = 200  # the longer side over the shorter one: transforms scale the shorter one to the model's size
-_PAGED = ("GIF", "WEBP", "PNG", "AVIF", "TIFF")  # may hold several images that are not views of one
+MOST_STRETCHED = 200  # longer over shorter side: transforms scale the shorter one to the model's size
+_PAGED = ("GIF", "WEBP", "PNG", "AVIF", "TIFF")  # may hold several different images
 
 
 @functools.cache
 def _formats() -> dict[str, list[str]]:
-    """The suffixes of each format that this Pillow reads, by Pillow's name of it."""
+    """The suffixes of each format that the installed Pillow reads, by Pillow's name of the format."""
     Image.init()
     suffixes: dict[str, list[str]] = {name.upper(): [] for name in FORMATS if name.upper() in Image.OPEN}
     for suffix, name in Image.registered_extensions().items():
@@ -43,7 +43,7 @@ def _formats() -> dict[str, list[str]]:
 
 
 def find_images(paths: Iterable[str]) -> list[Path]:
-    """The image files that `paths` name: files as they are, folders searched through in order of name.
+    """The image files that `paths` name: files as given; folders are searched recursively, sorted by name.
 
     Raises:
         DataError: on a URL, a path that does not exist, or a folder without images.
@@ -66,10 +66,10 @@ def find_images(paths: Iterable[str]) -> list[Path]:
 
 
 def list_images(folder: Path) -> Iterator[str]:
-    """The paths of the image files in a folder and below it, in no order.
+    """The paths of the image files in a folder and its subfolders, in no particular order.
 
-    They are told by their suffix. Hidden files and folders are left out, also the `._*` files that macOS makes. Links
-    are followed, except one that leads back to a folder above it.
+    Images are recognised by suffix. Hidden files and folders are skipped, including macOS's `._*` files. Links are
+    followed, except links to a parent folder.
 
     Raises:
         DataError: if a folder cannot be read.
@@ -92,7 +92,7 @@ def _walk(folder: str, suffixes: tuple[str, ...], above: frozenset[str]) -> Iter
         if entry.is_dir():
             yield from _walk(entry.path, suffixes, above | {real})
         elif entry.name.lower().endswith(suffixes) and (entry.is_file() or entry.is_symlink()):
-            yield entry.path  # a link to nothing, too: to leave it out would hide that it is broken
+            yield entry.path  # including broken links, so that they are reported
 
 
 # ---- opening ----
@@ -103,21 +103,21 @@ def open_image(source: str | Path | IO[bytes], name: str | None = None, most_pix
 
     Args:
         source: path, or an open file.
-        name: what to call it in a message; the path unless given.
-        most_pixels: that it may have; `MOST_PIXELS` unless given.
+        name: name of the image in messages; default: the path.
+        most_pixels: maximum number of pixels; default: `MOST_PIXELS`.
 
     Returns:
-        The image in RGB as `to_rgb` makes it; of an animation or a file of several pages the first, which is said
+        The image in RGB as `to_rgb` makes it; the first frame or page if there are several, with a warning logged
         once.
 
     Raises:
-        DataError: if it is not a whole image of one of `FORMATS`, has more than `most_pixels`, or one side is more than
-            `MOST_STRETCHED` times the other.
+        DataError: if it is not a complete image of one of `FORMATS`, has more than `most_pixels`, or one side is more
+            than `MOST_STRETCHED` times the other.
     """
     name = name or str(source)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's, of large sizes and damaged metadata; both are dealt with here
+            warnings.simplefilter("ignore")  # Pillow's, on large sizes and damaged metadata; both are handled here
             with Image.open(source, formats=tuple(_formats())) as image:
                 _check_size(image, name, most_pixels or MOST_PIXELS)
                 if image.format in _PAGED and getattr(image, "is_animated", False):
@@ -127,7 +127,7 @@ def open_image(source: str | Path | IO[bytes], name: str | None = None, most_pix
         raise
     except UnidentifiedImageError:
         raise DataError(f"{name}: not an image of a known format") from None
-    except Exception as error:  # decoders raise all sorts of things on damaged files
+    except Exception as error:  # decoders can raise anything on damaged files
         reason = error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)
         raise DataError(f"{name}: cannot be read ({reason})") from None
 
@@ -146,17 +146,17 @@ _told: set[str] = set()
 
 
 def _say_first_frame(name: str) -> None:
-    if not _told and multiprocessing.parent_process() is None:  # else once by every worker, anew in each epoch
+    if not _told and multiprocessing.parent_process() is None:  # otherwise every worker would repeat it in each epoch
         _told.add(name)
         say(f"glit: {name} holds several images; of such files the first one is taken")
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """An image in RGB: turned upright as its EXIF orientation says, transparent pixels over white.
+    """Convert an image to RGB: turn it upright by its EXIF orientation, and put transparent pixels over white.
 
-    Grey levels of 16 bits are scaled from 0 to 65,535 to 8 bits. Integers of 32 bits are taken for the same, and
-    floating-point numbers for 0 to 1, 0 to 255 or 0 to 65,535, the first that holds them all; levels beyond are scaled
-    from the image's least to its largest.
+    16-bit grey levels are scaled from 0 to 65,535 to 8 bits. 32-bit integers are treated the same way; floating-point
+    levels are taken as 0 to 1, 0 to 255 or 0 to 65,535, the first range that contains them all. Levels outside these
+    ranges are scaled from the image's minimum to its maximum.
     """
     image = _upright(image)
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
@@ -170,7 +170,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 def _upright(image: Image.Image) -> Image.Image:
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:  # damaged metadata, of an image that may be whole
+    except Exception:  # damaged metadata; the image itself may be intact
         return image
     return ImageOps.exif_transpose(image) if orientation != 1 else image
 

@@ -1,4 +1,4 @@
-"""Images and labels that a table lists: CSV or Parquet with the columns `image`, `label` and, if wanted, `split`."""
+"""Read images and labels from a table: CSV or Parquet with the columns `image`, `label` and optionally `split`."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def is_label_table(name: str) -> bool:
 
 @dataclass(frozen=True)
 class LabelTable:
-    """Paths of images and their labels among `classes`, by split; all are of 'train' where the table has no splits."""
+    """Paths of images and their labels among `classes`, by split; without splits in the table, all are of 'train'."""
 
     path: str
     classes: tuple[str, ...]
@@ -41,7 +41,7 @@ class LabelTable:
     has_splits: bool
 
     def part(self, split: str) -> str | None:
-        """What the table calls a split, by any of its usual names; None if it has no image of it."""
+        """The table's name of a split, given by any of its usual names; None if the split has no images."""
         name = _SPLITS.get(split, split)
         return name if name in self.parts else None
 
@@ -62,16 +62,16 @@ class LabelTable:
 
 
 def read_label_table(path: str | os.PathLike[str], root: str | os.PathLike[str] | None = None) -> LabelTable:
-    """Read a table, and check that its images are there.
+    """Read a table, and check that its images exist.
 
     Args:
-        path: CSV with commas, semicolons or tabs in UTF-8, or Parquet. It has the columns `image`, `label` and, if
-            wanted, `split` (train, val or test), in any order, and may have others.
-        root: the folder that images are relative to; the table's own unless given.
+        path: CSV with commas, semicolons or tabs in UTF-8, or Parquet. It has the columns `image`, `label` and
+            optionally `split` (train, val or test), in any order, and may have others.
+        root: the folder that image paths are relative to; default: the table's folder.
 
     Raises:
-        DataError: in one line, if it cannot be read or is larger than 1 GiB, has no rows, a cell is empty, a split has
-            another name, images are missing, or one has two labels or is in two splits.
+        DataError: in one line, if the table cannot be read, is larger than 1 GiB or has no rows, if a cell is empty or
+            a split has another name, or if an image is missing, has two labels or is in two splits.
     """
     try:
         state = os.stat(path)
@@ -85,11 +85,11 @@ def read_label_table(path: str | os.PathLike[str], root: str | os.PathLike[str] 
     return _read(str(path), folder, root is not None, (state.st_mtime_ns, state.st_size))
 
 
-@functools.lru_cache(maxsize=4)  # a run asks several times, and each time every image would be looked for
+@functools.lru_cache(maxsize=4)  # a run calls this several times, and each call checks every image
 def _read(path: str, folder: str, is_given: bool, _state: tuple[int, int]) -> LabelTable:
     rows = _read_parquet(path) if path.lower().endswith(".parquet") else _read_csv(path)
     place = folder if is_given else os.path.dirname(path)
-    found: dict[str, tuple[str, str, str]] = {}  # label, split and where, by the image's path
+    found: dict[str, tuple[str, str, str]] = {}  # label, split and row, by the image's path
     has_splits = False
     for where, cells in rows:
         image, label = cells.get("image", ""), cells.get("label", "")
@@ -130,7 +130,7 @@ def _refuse_missing(path: str, files: Iterable[str], is_given: bool) -> None:
         raise DataError(f"{path}: {len(missing):,} of its images are missing: {named}{hint}")
 
 
-Rows = Iterator[tuple[str, dict[str, str]]]  # what to call a row in a message, and its cells by column
+Rows = Iterator[tuple[str, dict[str, str]]]  # the row's name in messages, and its cells by column
 
 
 def _read_csv(path: str) -> Rows:
@@ -167,7 +167,7 @@ def _read_parquet(path: str) -> Rows:
         table = parquet.read_table(path)
         wanted = [name for name in ("image", "label", "split") if name in table.schema.names]
         columns = {name: table.column(name).to_pylist() for name in wanted}
-    except Exception as error:  # of pyarrow: damaged, or no Parquet
+    except Exception as error:  # raised by pyarrow: damaged, or not Parquet
         raise DataError(f"{path}: cannot be read ({first_line(error)})") from None
     if not {"image", "label"} <= set(columns):
         raise DataError(f"{path}: it must have the columns image and label, got {', '.join(table.schema.names)}")

@@ -1,6 +1,6 @@
-"""The split that a model is scored on, from what people type: a folder's path, or a data set's name.
+"""Open the split that a model is scored on, by a folder's path or a data set's name.
 
-`sources.py` opens it. `match_classes` finds each of its classes among a model's, by their names.
+`sources.py` opens it. `match_classes` matches its classes with a model's, by name.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ __all__ = ["LabelledSplit", "match_classes", "open_labelled", "open_training"]
 class LabelledSplit:
     """A source of (RGB PIL image, label) pairs, the data set's name or folder, and its split.
 
-    `split` is None where a folder holds the classes themselves.
+    `split` is None if the folder contains the class folders directly.
     """
 
     name: str
@@ -36,11 +36,11 @@ class LabelledSplit:
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """In label order."""
+        """The class names, in label order."""
         return self.source.classes
 
     def image_name(self, index: int) -> str:
-        """What to call an image in a message: its file where it has one."""
+        """The name of an image in messages: its file if it has one."""
         filename = getattr(self.source, "filename", None)
         return filename(index) if filename is not None else f"image {index} of {self}"
 
@@ -52,10 +52,10 @@ def open_labelled(
 
     Args:
         name: 'fashion-mnist', what `timm.data.create_dataset` takes ('torch/...', 'hfds/...'), a table of labels, or a
-            folder: of class folders, or of `test`, `val` or `train` folders with class folders in them. 'folder' is the
+            folder: of class folders, or of `test`, `val` or `train` folders that contain class folders. 'folder' is the
             folder `root`.
-        root: the named data set's folder, or that of a table's images.
-        split: as the data set calls it. None takes the test split, of a folder without one the validation split.
+        root: the folder of the named data set, or of a table's images.
+        split: name in the data set. None uses the test split, or a folder's validation split if it has no test split.
         options: `download`, `input_key` and `target_key` of `open_source`.
 
     Raises:
@@ -79,10 +79,10 @@ def open_labelled(
 
 
 def open_training(data: LabelledSplit, root: str | os.PathLike[str] | None = None, **options: Any) -> LabelledSplit:
-    """The training split beside one that is scored; `root` and `options` are those that opened it.
+    """Open the training split that belongs to a scored one; `root` and `options` are those that opened it.
 
     Raises:
-        DataError: if there is none, or it is the one that is scored.
+        DataError: if there is none, or if it is the split that is scored.
     """
     if data.split is None:
         way_out = "in its column split" if is_label_table(data.name) else "in train/CLASS/*"
@@ -101,7 +101,7 @@ def _open_folder(folder: Path, split: str | None) -> LabelledSplit:
 
 
 def _open_parts(name: str, dataset: str, root: str | os.PathLike[str] | None, split: str | None) -> LabelledSplit:
-    """A split of a folder or a table; one without splits is its own train split."""
+    """Open a split of a folder or a table; without splits, all of it is the training split."""
     if split is None:
         split = next((kind for kind in ("test", "validation") if part_of(dataset, root, kind)), None)
     has_splits = read_label_table(name, root).has_splits if dataset != "folder" else part_of(dataset, root, "train")
@@ -110,20 +110,20 @@ def _open_parts(name: str, dataset: str, root: str | os.PathLike[str] | None, sp
     return LabelledSplit(name, split, open_source(dataset, root, split or "train"))
 
 
-# ---- which class of the model each class of the data is ----
+# ---- matching the classes of the data with the model's ----
 
 
 def match_classes(
     data: str, data_names: Sequence[str], model_names: Sequence[str] | None, num_classes: int
 ) -> tuple[tuple[int, ...], str]:
-    """The model's class for each label of the data, and whether it was found by 'name' or by 'position'.
+    """The model's class for each label of the data, and whether classes were matched by 'name' or by 'position'.
 
-    By name where the model has names and all the data's are among them, whatever their order: `T-shirt_top`, which can
-    be a folder, is `T-shirt/top`. By position where no name says otherwise.
+    By name if the model has names and all of the data's are among them, in any order: `T-shirt_top`, which is a valid
+    folder name, matches `T-shirt/top`. By position if no name contradicts it.
 
     Raises:
-        DataError: if the classes are not as many as the model's, or some names are in both but at other places, so
-            that to go by position would count wrongly and say nothing.
+        DataError: if the numbers of classes differ, or if some names are in both lists at different positions, so that
+            matching by position would silently give a wrong score.
     """
     keys, theirs = _comparable(model_names or (), data_names)
     own = {key: index for index, key in enumerate(keys)}
@@ -140,7 +140,7 @@ def match_classes(
 
 
 def _comparable(*lists: Sequence[str]) -> tuple[list[str], ...]:
-    """The names by letters and digits alone if that keeps them apart, else as they are, else none of the first."""
+    """The names reduced to letters and digits if they stay distinct, else unchanged, else none of the first."""
     folded = tuple([re.sub(r"[\W_]+", " ", name).strip().casefold() for name in names] for names in lists)
     plain = tuple(list(names) for names in lists)
     for form in (folded, plain):

@@ -1,9 +1,9 @@
-"""Batches that are a function of (seed, epoch, position) alone, so that a run can stop, go on anywhere, and be shared.
+"""Data loaders whose batches are a function of (seed, epoch, position), so that a run can stop, resume and be shared.
 
 timm's transforms do the work; `timm.data.create_loader` is not used because its samplers and its augmentation draw
-from process-wide generators whose state a checkpoint cannot hold for every worker.
+from process-wide generators, whose states in the workers a checkpoint cannot hold.
 
-`B` the images of a step over all processes, `b` of one part of it.
+`B` is the number of images of a step over all processes, `b` that of one part of it.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ __all__ = ["Batches", "eval_loader", "part_positions", "train_parts"]
 class Batches:
     """The batches of a `DataLoader` (images [b, C, H, W] float32, labels [b] int64), and the errors of its workers.
 
-    Labels are whatever the data set's are, collated.
+    Labels are the data set's, collated.
 
-    Iterating raises DataError for an image that cannot be read, in a worker too, for a worker that has died, and if
-    fewer images come than `stream`, where it is given, promises.
+    Iterating raises DataError if an image cannot be read, also in a worker, if a worker has died, or if there are fewer
+    images than `stream`, if given, declares.
     """
 
     def __init__(self, loader: DataLoader[Any], length: int, stream: Stream | None = None) -> None:
@@ -55,7 +55,7 @@ class Batches:
                 batch = next(batches, None)
                 if batch is None:
                     break
-                if isinstance(batch, DataError):  # returned by a worker; raised there, it would bring its traceback
+                if isinstance(batch, DataError):  # returned by a worker; raised there, it would include a traceback
                     raise batch
                 if isinstance(batch, int):
                     images += batch
@@ -64,7 +64,7 @@ class Batches:
         except RuntimeError as error:
             raise failure_of_machine(error) or error from None
         finally:
-            batches = None  # ends its workers even while a traceback holds this frame
+            batches = None  # ends its workers even if a traceback keeps this frame alive
         if self.stream is not None and images != len(self.stream):
             raise DataError(f"{self.stream.name} promises {len(self.stream)} images, and {images} could be read")
 
@@ -74,13 +74,13 @@ _workers: weakref.WeakSet[Any] = weakref.WeakSet()
 
 @atexit.register
 def _end_workers() -> None:
-    """Python asks its children to end with SIGTERM, which these ignore, and waits for them."""
+    """Kill the workers: Python ends them with SIGTERM, which they ignore, and then waits for them."""
     for process in _workers:
         if process.is_alive():
             process.kill()
 
 
-# ---- data sets with an index ----
+# ---- map-style data sets ----
 
 
 class _Seeded(Dataset[Any]):
@@ -127,17 +127,17 @@ class _PartKeys(Sampler[list[int]]):
     def __iter__(self) -> Iterator[list[int]]:
         for step in self.steps:
             keys = self.keys[step * self.batch_size : (step + 1) * self.batch_size]
-            # All first repetitions, then all second ones: an image's repetitions fall to different parts.
+            # All first repetitions, then all second ones: an image's repetitions go to different parts.
             keys = np.concatenate([keys[first :: self.repeats] for first in range(self.repeats)])
             yield from (keys[positions].tolist() for positions in self.positions)
 
 
 def part_positions(batch_size: int, num_parts: int, part: int) -> np.ndarray:
-    """Positions [b] in a batch of `batch_size` that make up one of `num_parts` equal parts, ascending.
+    """Positions [b], ascending, of one of `num_parts` equal parts in a batch of `batch_size`.
 
-    timm's Mixup pairs position i of what it is given with position len - 1 - i. So a part of even size is a run of
-    positions and its mirror image: each position's partner in the batch is its partner in the part, and mixing the
-    parts one by one (under one draw of lambda and box) is mixing the batch. A part of odd size is a plain slice.
+    timm's Mixup pairs position i of its input with position len - 1 - i. So a part of even size is a run of positions
+    and its mirror image: each position's partner in the batch is also its partner in the part, and mixing the parts one
+    by one (with one draw of lambda and box) equals mixing the batch. A part of odd size is a plain slice.
     """
     size = batch_size // num_parts
     if size % 2:
@@ -150,22 +150,22 @@ def train_parts(
     dataset: Any, transform: Any, *, batch_size: int, num_parts: int, parts: Sequence[int], seed: int, epoch: int,
     first_step: int = 0, repeats: int = 1, num_workers: int = 0,
 ) -> Batches:  # fmt: skip
-    """The parts of an epoch's batches that belong to one process: `len(parts)` a step, in order.
+    """Load the parts of an epoch's batches that belong to one process: `len(parts)` per step, in order.
 
-    The batch of a step is cut into equal parts, for processes and for accumulated gradients; see `part_positions`. What
-    is in it does not depend on how many parts there are, nor on `num_workers`, unless `dataset` is a `Stream`: of that,
-    each process reads a share of its own.
+    The batch of a step is cut into equal parts, for processes and for accumulated gradients; see `part_positions`. Its
+    images do not depend on the number of parts or on `num_workers`, unless `dataset` is a `Stream`, of which each
+    process reads a separate share.
 
     Args:
         dataset: map-style pairs of (PIL image, label), or a `Stream`.
         transform: image -> tensor [C, H, W]; seeded for each image.
-        batch_size: B, a multiple of `num_parts`. An epoch has len(dataset) // B steps; what is left over waits for
-            another epoch's order.
+        batch_size: B, a multiple of `num_parts`. An epoch has len(dataset) // B steps; the remaining images are left
+            out, different ones in each epoch.
         num_parts: processes times accumulated parts.
         parts: numbers, from 0, of this process's parts.
-        first_step: of the epoch, to go on from.
-        repeats: repeated augmentation (Hoffer et al., arXiv 1901.09335; DeiT's RASampler): each image so often in an
-            epoch, each time under another augmentation, over as many fewer images. 1 for a `Stream`.
+        first_step: step of the epoch to resume from.
+        repeats: repeated augmentation (Hoffer et al., arXiv 1901.09335; DeiT's RASampler): an epoch has each image this
+            many times, differently augmented, and this many times fewer images. 1 for a `Stream`.
 
     Returns:
         Images [b, C, H, W] float32 and labels [b] int64, with b = B / num_parts.
@@ -183,7 +183,7 @@ def train_parts(
     stream = _StreamParts(
         dataset, transform, size, (seed, epoch), (parts[0] // len(parts), world_size), count, first_step * len(parts)
     )
-    # A reader that shares its shards among processes tells them apart in its workers only.
+    # A reader that divides its shards among processes distinguishes them only in its workers.
     num_workers = max(num_workers, 1 if world_size > 1 else 0)
     return Batches(_stream_loader(stream, num_workers, (seed, epoch)), count - first_step * len(parts))
 
@@ -191,10 +191,10 @@ def train_parts(
 def eval_loader(
     dataset: Any, transform: Any, batch_size: int, num_workers: int = 0, rank: int = 0, world_size: int = 1
 ) -> Batches:
-    """Images `rank`, `rank + world_size`, ... in order, under a deterministic transform; each once over all ranks.
+    """Load images `rank`, `rank + world_size`, ... in order with a deterministic transform; each once over all ranks.
 
     Raises:
-        DataError: while iterating, on an image that cannot be read, or fewer than a `Stream` promises.
+        DataError: while iterating, on an image that cannot be read, or if a `Stream` has fewer images than it declares.
     """
     if isinstance(dataset, Stream):
         stream = _StreamShare(dataset, transform, batch_size, rank, world_size)
@@ -205,11 +205,11 @@ def eval_loader(
     return Batches(_loader(_Seeded(dataset, transform, 0), batches, num_workers), len(batches))
 
 
-# ---- data sets that are read as a stream ----
+# ---- streamed data sets ----
 
 
 class _StreamParts(IterableDataset[Any]):
-    """Parts number w, w + W, ... of `count`, for worker w of W, which is how a loader takes them from its workers."""
+    """Yields parts w, w + W, ... of `count` in worker w of W: a loader collects from its workers in this order."""
 
     def __init__(
         self, stream: Stream, transform: Any, size: int, state: tuple[int, int], place: tuple[int, int], count: int,
@@ -248,9 +248,9 @@ class _StreamParts(IterableDataset[Any]):
 
 
 class _StreamShare(IterableDataset[Any]):
-    """Every `world_size`-th image of what a worker reads, in batches; the last item is how many it read in all.
+    """Every `world_size`-th image that a worker reads, in batches; the last item is the number of images it read.
 
-    Every process reads all images: timm's readers would give one some twice rather than another too few.
+    Every process reads all images: timm's readers would rather give some images twice than too few.
     """
 
     def __init__(self, stream: Stream, transform: Any, batch_size: int, rank: int, world_size: int) -> None:
@@ -279,11 +279,11 @@ class _StreamShare(IterableDataset[Any]):
 
 
 def _seed_generators(*state: int) -> None:
-    """Seed what timm's transforms draw from."""
+    """Seed the generators that timm's transforms use."""
     number = int(np.random.SeedSequence(state).generate_state(1)[0])
     random.seed(number)
     np.random.seed(number)  # noqa: NPY002
-    torch.default_generator.manual_seed(number)  # torch.manual_seed would also walk every accelerator
+    torch.default_generator.manual_seed(number)  # torch.manual_seed would also seed every accelerator
 
 
 def _loader(dataset: Dataset[Any], batches: Iterable[Any], num_workers: int) -> DataLoader[Any]:
@@ -299,7 +299,7 @@ def _loader(dataset: Dataset[Any], batches: Iterable[Any], num_workers: int) -> 
 
 
 def _stream_loader(dataset: IterableDataset[Any], num_workers: int, state: tuple[int, int]) -> DataLoader[Any]:
-    seed = int(np.random.SeedSequence(state).generate_state(1)[0])  # the workers' own seeds come from it
+    seed = int(np.random.SeedSequence(state).generate_state(1)[0])  # the workers' seeds are derived from it
     return DataLoader(
         dataset,
         batch_size=None,
@@ -320,6 +320,6 @@ def _as_it_is(batch: Any) -> Any:
 
 
 def _leave_signals_to_the_parent(worker: int) -> None:
-    """Schedulers and terminals signal the whole group; workers must live until the parent has saved."""
+    """Ignore signals in workers: schedulers and terminals signal the whole group, and the parent must save first."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)

@@ -1,4 +1,4 @@
-"""Broken images of a data set: all of them at once, before the work or beside it."""
+"""Find the broken images of a data set, all at once, before a job or during it."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from .sources import Stream
 
 __all__ = ["Readable", "readable_batches", "refuse_broken"]
 
-_MOST_NAMED = 5  # in a message
+_MOST_NAMED = 5  # per message
 
 
 class Readable:
-    """A map-style data set's pairs of image and (label, reason): of a broken image a blank one, -1 and why.
+    """A map-style data set's pairs of image and (label, reason); a broken image is blank, with label -1.
 
-    The reason is empty for the others.
+    The reason is empty for images that can be read.
     """
 
     def __init__(self, dataset: Any) -> None:
@@ -44,11 +44,11 @@ class Readable:
 def readable_batches(
     source: Any, transform: Any, batch_size: int, num_workers: int, doing: str
 ) -> Iterator[tuple[Tensor, Tensor, Sequence[str]]]:
-    """All images in order, with a progress bar: images [B, C, H, W], labels [B] and why each is broken, or ''.
+    """Yield all images in order, with a progress bar: images [B, C, H, W], labels [B], and why each is broken, or ''.
 
     Args:
-        source: map-style, or a `Stream`, of which a broken image raises DataError.
-        doing: a word for the progress bar.
+        source: map-style, or a `Stream`; a broken image of a stream raises DataError.
+        doing: description of the progress bar.
     """
     is_stream = isinstance(source, Stream)
     loader = eval_loader(source if is_stream else Readable(source), transform, batch_size, num_workers)
@@ -60,15 +60,15 @@ def refuse_broken(broken: Sequence[str], total: int, listing: Path) -> None:
     """Raise DataError if there are broken images; names them.
 
     Args:
-        broken: what is wrong with each. total: of all images.
-        listing: a file for them all, if they are too many for a message.
+        broken: the fault of each broken image. total: number of all images.
+        listing: a file to list them in if they are too many for a message.
     """
     if not broken:
         return
     named = "; ".join(sorted(broken)[:_MOST_NAMED])
     if len(broken) > _MOST_NAMED:
         named += "; ..."
-        with suppress(WriteError):  # the images are what is wrong
+        with suppress(WriteError):  # the broken images are the error to report
             write_text(listing, "\n".join(sorted(broken)) + "\n", parents=True)
             named += f"; all are listed in {listing}"
     raise DataError(f"{len(broken):,} of {total:,} images cannot be used, mend or remove them: {named}")

@@ -1,7 +1,7 @@
-"""One split of a data set by its name: `Images` where they can be had by index, else a `Stream` of them.
+"""Open one split of a data set by its name: as map-style `Images` if possible, else as a `Stream`.
 
-`timm.data.create_dataset` opens what it names; mistakes that it would not report (a split that is not there,
-an image that cannot be read, classes without names) are refused here. Independent of training and batches.
+`timm.data.create_dataset` opens most of them. This module rejects mistakes that timm would not report: a missing split,
+an image that cannot be read, classes without names. Independent of training and batches.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ __all__ = ["KINDS", "Images", "Source", "Stream", "find_part", "is_folder", "ope
 _PACKAGES = {"hfds": "datasets", "hfids": "datasets", "wds": "webdataset", "tfds": "tensorflow_datasets"}
 _STREAMED = ("hfids", "wds", "tfds")
 KINDS = ("torch", *_PACKAGES)
-_NUMBERS = re.compile(r"\{(\d{1,18})\.\.(\d{1,18})")  # of files: train-{0000..0009}.tar
+_NUMBERS = re.compile(r"\{(\d{1,18})\.\.(\d{1,18})")  # in file names: train-{0000..0009}.tar
 _MOST_SHARDS = 100_000
 _SYNONYMS = (("train", "training"), ("validation", "val", "valid", "eval", "evaluation"))
 
@@ -41,9 +41,9 @@ class Images:
     """A map-style data set of timm or torchvision as pairs of (RGB PIL image, label).
 
     Args:
-        dataset: what `timm.data.create_dataset` returned, or an `ImageList`.
-        classes: their names in label order.
-        labels: of all images, where they are known without reading any; else None.
+        dataset: returned by `timm.data.create_dataset`, or an `ImageList`.
+        classes: class names, in label order.
+        labels: of all images, if they are known without reading the images; else None.
     """
 
     def __init__(self, dataset: Any, classes: tuple[str, ...], labels: list[int] | None) -> None:
@@ -56,12 +56,12 @@ class Images:
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        """Raises DataError if the image is not whole or has no label of the data set's; names its file."""
+        """Raises DataError if the image is damaged or its label is not one of the data set's; names its file."""
         try:
             image, label = self._read(index)
         except DataError:
             raise
-        except Exception as error:  # decoders raise all sorts of things on damaged files
+        except Exception as error:  # decoders can raise anything on damaged files
             raise DataError(f"{self.filename(index)}: cannot be read ({first_line(error)})") from None
         if label is None or not 0 <= int(label) < len(self.classes):
             raise DataError(
@@ -70,7 +70,7 @@ class Images:
         return image, int(label)
 
     def filename(self, index: int) -> str:
-        """What to call the image in a message: its file where the data set knows one."""
+        """The name of the image in messages: its file if the data set knows one."""
         if isinstance(self.dataset, ImageList):
             return str(self.dataset.samples[index][0])
         name = self.dataset.filename(index, absolute=True) if hasattr(self.dataset, "filename") else None
@@ -83,7 +83,7 @@ class Images:
         if not hasattr(self.dataset, "reader"):
             image, label = self.dataset[index]
             return to_rgb(image), label
-        # Not through timm's own indexing: it takes the next image for one that cannot be read.
+        # Not through timm's indexing, which skips an image that cannot be read and returns the next one.
         reader = self.dataset.reader
         if hasattr(reader, "tar_state") and self._process != os.getpid():
             self._process = os.getpid()
@@ -94,7 +94,7 @@ class Images:
 
 
 def _forget_open_files(reader: Any) -> None:
-    """A tar file opened before a fork has one position for both processes; let this one open its own."""
+    """Let this process open its own tar file: one opened before a fork shares its position with the parent."""
     reader.tar_state.tf = None
     for child in reader.tar_state.children.values():
         child.tf = None
@@ -103,10 +103,10 @@ def _forget_open_files(reader: Any) -> None:
 class Stream:
     """The images of an iterable timm data set (WebDataset, TensorFlow Datasets, streamed Hugging Face data sets).
 
-    It has a length but no index: images come in an order that the library makes from (seed, epoch), the number of
-    processes and the number of workers, and that may have some twice and leave out others. An epoch that is resumed is
-    read again from its start and what was trained on is passed over; it has as many images as one that nothing
-    interrupted, but where the library reads in parallel (TensorFlow Datasets) not bit for bit the same batches.
+    It has a length but no index: images come in an order that the library derives from (seed, epoch), the number of
+    processes and the number of workers; some may come twice and others not at all. A resumed epoch is read again from
+    its start, skipping the images already used. It has the same number of images as an uninterrupted epoch, but if
+    the library reads in parallel (TensorFlow Datasets), not exactly the same batches.
     """
 
     labels = None
@@ -120,12 +120,12 @@ class Stream:
         return int(self.dataset.reader.num_samples)
 
     def read(self, seed: int, epoch: int, part_size: int = 1, rank: int = 0, world_size: int = 1) -> Iterator[Any]:
-        """The pairs of (RGB PIL image, label) that belong to process `rank` and to this worker of its loader.
+        """Yield the (RGB PIL image, label) pairs of process `rank` and of the current worker.
 
-        Where the split was opened for training they come in a new order each epoch, again from the start rather than
-        too few for whole parts of `part_size`.
+        If the split was opened for training, the order changes each epoch, and images are repeated from the start if
+        there are too few for whole parts of `part_size`.
         """
-        reader = copy.copy(self.dataset.reader)  # timm's readers keep the state of the first pass
+        reader = copy.copy(self.dataset.reader)  # timm's readers keep state from the first pass
         reader.dist_rank, reader.dist_num_replicas = rank, world_size
         reader.batch_size = part_size
         state = np.random.SeedSequence((seed, epoch)).generate_state(2)
@@ -138,7 +138,7 @@ class Stream:
                 yield to_rgb(image), int(label)
         except DataError:
             raise
-        except Exception as error:  # whatever the library raises, it is about the data
+        except Exception as error:  # all errors of the library concern the data
             raise DataError(f"{self.name} cannot be read: {first_line(error)}") from None
 
 
@@ -151,7 +151,7 @@ def is_folder(name: str) -> bool:
 
 
 def find_part(root: str | os.PathLike[str], split: str) -> Path | None:
-    """The folder or tar file of a split below `root`, such as `root/val` or `root/train.tar`; None if there is none."""
+    """The folder or tar file of a split below `root`, such as `root/val` or `root/train.tar`; None if missing."""
     names = next((group for group in _SYNONYMS if split in group), ())
     for name in (split, *names):
         for path in (Path(root) / name, Path(root) / f"{name}.tar"):
@@ -161,9 +161,9 @@ def find_part(root: str | os.PathLike[str], split: str) -> Path | None:
 
 
 def part_of(name: str, root: str | os.PathLike[str] | None, split: str) -> Path | str | None:
-    """What a split is in a folder or a table of labels: the same for two names of it; None if there is none.
+    """The location of a split in a folder or a table of labels: the same for two names of one split; None if missing.
 
-    None, too, for data sets that are neither.
+    It is also None for data sets that are neither.
     """
     if is_label_table(name):
         return read_label_table(name, root).part(split)
@@ -185,15 +185,15 @@ def open_source(
     Args:
         name: 'fashion-mnist', 'folder', the path of a table of labels (see `read_label_table`), or what
             `timm.data.create_dataset` takes: 'torch/...', 'hfds/...', 'hfids/...', 'wds/...', 'tfds/...'.
-        root: its folder; for 'folder' also a tar file; of a table the folder of its images, if it is another one.
-        split: as the data set calls it. A folder without folders of splits in it is its own train split.
+        root: the data set's folder; for 'folder' also a tar file; for a table, the folder of its images, if different.
+        split: name in the data set. A folder without folders of splits is its own training split.
         training: let a stream come in a new order each epoch.
-        download: let its library fetch it.
-        input_key: the column of the images, if a table has other columns than timm expects.
-        target_key: likewise of the labels.
+        download: allow the library to download the data set.
+        input_key: the column of the images, if it is not the one that timm expects.
+        target_key: likewise for the labels.
 
     Raises:
-        DataError: if it is missing or damaged; names it.
+        DataError: if the data set is missing or damaged; names it.
     """
     if name == "fashion-mnist":
         return FashionMNIST(split, root)
@@ -217,8 +217,8 @@ def open_source(
     if kind in _STREAMED:
         options["is_training"] = training
     if kind in ("hfids", "wds"):
-        options["input_img_mode"] = ""  # as the file has it, for `to_rgb`
-    # webdataset takes what its files are called for URLs and commands, unless they begin with the path of a folder.
+        options["input_img_mode"] = ""  # unconverted, for `to_rgb`
+    # webdataset interprets file names as URLs and commands, unless they begin with the path of a folder.
     place = os.path.abspath(root) if root is not None and kind == "wds" else root
     dataset = _create(name, place, split, **options)
     names = _class_names(dataset, name, root)
@@ -226,7 +226,7 @@ def open_source(
 
 
 def open_listed(name: str, root: str | os.PathLike[str] | None, split: str | None) -> Images:
-    """The images of a split that a table lists; None takes all. Raises as `read_label_table`."""
+    """The images of a split that a table lists; None for all splits. Raises as `read_label_table`."""
     table = read_label_table(name, root)
     samples = table.samples(split)
     return Images(ImageList(table.classes, samples), table.classes, [label for _, label in samples])
@@ -270,13 +270,13 @@ class ImageList:
 
 
 class ClassFolder(ImageList):
-    """A folder of class folders. A class is a folder in it; the folders below that one belong to it.
+    """A folder of class folders. Each folder in it is a class, with all images in it and in its subfolders.
 
     Args:
-        natural: order classes and files as timm does, 'class 2' before 'class 10'; else as torchvision does.
+        natural: sort classes and files as timm does, 'class 2' before 'class 10'; else as torchvision does.
 
     Raises:
-        DataError: if an image lies in no class folder, a class folder holds none, or there are none at all.
+        DataError: if an image is in no class folder, a class folder has none, or there are no images at all.
     """
 
     def __init__(self, folder: Path, natural: bool = True) -> None:
@@ -306,9 +306,9 @@ def _split(path: str) -> tuple[str, str]:
 
 
 def _label_by_first_folder(reader: Any) -> list[int]:
-    """Name the classes of timm's tar reader as `ClassFolder` does: timm takes the innermost folders for them.
+    """Name the classes of timm's tar reader as `ClassFolder` does: timm uses the innermost folders instead.
 
-    What all images lie in (`train/` before `train/CLASS/`) is no class. Hidden files are left out.
+    A folder that contains all images (`train/` before `train/CLASS/`) is no class. Hidden files are skipped.
     """
     folders, is_shown = [], []
     for member, _, inner in reader.samples:
@@ -329,8 +329,8 @@ def _label_by_first_folder(reader: Any) -> list[int]:
 
 
 def _refuse_commands_and_urls(kind: str, name: str, root: str | os.PathLike[str] | None, split: str) -> None:
-    """A recipe may be a stranger's: these libraries would run its `pipe:` in a shell, or fetch what it names."""
-    if ":" in name or name.partition("/")[2] == "pandas":  # a URL, a data set that is a script, a pickle
+    """Reject commands and URLs, as recipes may be untrusted: these libraries run `pipe:` in a shell and fetch URLs."""
+    if ":" in name or name.partition("/")[2] == "pandas":  # a URL, a data set with a script, a pickle
         raise DataError(f"{name}: a data set is named by its folder or as NAMESPACE/NAME, never by a URL or a command")
     if root is not None and ("://" in str(root) or (kind == "wds" and not os.path.isdir(root))):
         raise DataError(Argument("root"), f" {root}: no such folder; data are read from folders, never from commands")
@@ -352,10 +352,10 @@ def _create(name: str, root: str | os.PathLike[str] | None, split: str, **option
     from timm.data import create_dataset
 
     if name.startswith("wds/"):
-        logging.getLogger("timm.data.readers.reader_wds").setLevel(logging.ERROR)  # what it warns of is said below
+        logging.getLogger("timm.data.readers.reader_wds").setLevel(logging.ERROR)  # reported below
     try:
         return create_dataset(name, root=None if root is None else str(root), split=split, **options)
-    except Exception as error:  # whatever the library raises, it is about the data
+    except Exception as error:  # all errors of the library concern the data
         place = f"{name} {split}".strip() + (f" in {root}" if root is not None else "")
         text, advised, _ = first_line(error).partition("You can use download=True to download it")
         if advised:
@@ -371,13 +371,13 @@ def _create(name: str, root: str | os.PathLike[str] | None, split: str, **option
 def _columns_of_table(
     name: str, root: str | os.PathLike[str] | None, keys: dict[str, Any], download: bool
 ) -> dict[str, Any]:
-    """`keys` with what is not given found by type: many data sets on the Hub do not say 'image' and 'label'."""
+    """Add missing `keys` by column type: many data sets on the Hub do not use the names 'image' and 'label'."""
     import datasets
 
     try:
         builder = datasets.load_dataset_builder(name.partition("/")[2], cache_dir=root and str(root))
         if builder.info.features is None and download:
-            builder.download_and_prepare()  # nothing is written of them; they are in the files
+            builder.download_and_prepare()  # the dataset info lacks the columns; the files have them
     except Exception as error:  # no connection, no such data set, no access
         raise DataError(f"{name}: {first_line(error)}") from None
     features = builder.info.features or {}
@@ -397,7 +397,7 @@ def _class_names(dataset: Any, name: str, root: str | os.PathLike[str] | None) -
     reader = getattr(dataset, "reader", dataset)
     mapping = getattr(reader, "class_to_idx", None) or getattr(reader, "class_name_to_idx", None)
     names = getattr(dataset, "classes", None) or getattr(dataset, "all_categories", None)
-    if names:  # torchvision's; ImageNet has several for each class
+    if names:  # from torchvision; ImageNet has several per class
         return tuple(", ".join(name) if isinstance(name, tuple) else str(name) for name in names)
     if mapping:
         return tuple(sorted(mapping, key=mapping.__getitem__))

@@ -1,1 +1,1 @@
-"""What every long job needs: a lock, files written whole, a state with a spare, stop signals, console, processes."""
+"""Support for long jobs: a lock, atomic file writes, a state with a spare copy, stop signals, console, processes."""

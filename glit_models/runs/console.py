@@ -1,4 +1,4 @@
-"""What a long job tells on the terminal: lines and progress bars, on stderr."""
+"""Print the messages and progress bars of long jobs to stderr."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _EVERY = 60.0  # seconds
 
 
 def say(line: str) -> None:
-    """Print a line to stderr at once, with what a terminal would act upon escaped."""
+    """Print a line to stderr without buffering, with control characters escaped."""
     print(printable(line), file=sys.stderr, flush=True)
 
 
 def progress_bar(*columns: str | ProgressColumn, shown: bool = True) -> Progress:
-    """A progress bar with these columns; silent if not `shown`, or where stderr is not a terminal."""
+    """A progress bar with these columns; silent if not `shown`, or if stderr is not a terminal."""
     from rich.console import Console
     from rich.progress import Progress
 
@@ -32,23 +32,23 @@ def progress_bar(*columns: str | ProgressColumn, shown: bool = True) -> Progress
 
 
 class MinuteLines:
-    """Lines for where no progress bar is seen, as stderr is no terminal: at most one a minute. Final."""
+    """Print at most one line per minute, if stderr is not a terminal and shows no progress bar."""
 
     def __init__(self) -> None:
         self.said = time.monotonic()
 
     def say(self, line: str) -> None:
-        """Print a line, unless there is a terminal, or one was printed less than a minute ago."""
+        """Print a line, unless there is a terminal or the last line is less than a minute old."""
         if time.monotonic() - self.said >= _EVERY and not sys.stderr.isatty():
             say(line)
             self.said = time.monotonic()
 
 
 def track(items: Iterable[T], description: str, total: int | None = None) -> Iterable[T]:
-    """The items, with a progress bar over them that disappears at the end, or `MinuteLines`.
+    """Iterate over the items with a progress bar that disappears at the end, or with `MinuteLines`.
 
     Args:
-        total: how many there are, where `items` has no length.
+        total: number of items, if `items` has no length.
     """
     from rich.console import Console
     from rich.progress import track
@@ -70,7 +70,7 @@ def _with_lines(items: Iterable[T], description: str, total: int | None) -> Iter
 
 
 def show_seconds(seconds: float) -> str:
-    """A duration, its two largest units: 2 h 5 min, 4 min 10 s, 12 s."""
+    """Format a duration with its two largest units: 2 h 5 min, 4 min 10 s, 12 s."""
     whole = round(seconds)
     if whole >= 3600:
         minutes = round(seconds / 60)

@@ -1,4 +1,4 @@
-"""Figures by matplotlib, drawn in memory: no window system, no pyplot, whatever `MPLBACKEND` says."""
+"""Draw figures with matplotlib in memory: without a window system, without pyplot, and for any `MPLBACKEND`."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _BACKEND = "MPLBACKEND"
 
 
 def import_matplotlib(extra: str = "train") -> Any:
-    """Import matplotlib with its object interface. Raises GlitError if it is missing; `extra` is what installs it.
+    """Import matplotlib's object interface. Raises GlitError if it is missing; `extra` is what installs it.
 
-    A notebook sets `MPLBACKEND` to a backend of its own for all processes that it starts, and importing matplotlib
-    fails where that one is not installed.
+    A notebook sets `MPLBACKEND` for all processes that it starts, and importing matplotlib fails if that backend is not
+    installed.
     """
     asked = os.environ.pop(_BACKEND, None)
     try:
@@ -40,7 +40,7 @@ def import_matplotlib(extra: str = "train") -> Any:
 
 
 def new_figure(extra: str = "train", **options: Any) -> Any:
-    """An empty figure that is drawn in memory. Raises as `import_matplotlib`; `options` are those of `Figure`."""
+    """A new empty figure, drawn in memory. Raises as `import_matplotlib`; `options` are those of `Figure`."""
     matplotlib = import_matplotlib(extra)
     figure = matplotlib.figure.Figure(**{"layout": "constrained", **options})
     matplotlib.backends.backend_agg.FigureCanvasAgg(figure)
@@ -48,7 +48,7 @@ def new_figure(extra: str = "train", **options: Any) -> Any:
 
 
 def check_can_draw(path: Path, what: str) -> None:
-    """Raise GlitError if a PNG file could not be drawn or written: before the work, not after it. `what` it shows."""
+    """Raise GlitError if a PNG file of `what` could not be drawn or written. For use before the work."""
     import_matplotlib()
     if path.suffix.lower() != ".png":
         raise GlitError(f"{path}: {what} is a PNG; give a name that ends in .png")
@@ -63,20 +63,20 @@ def save_png(path: Path, draw: Callable[[], Any]) -> None:
 
     Raises:
         GlitError: if matplotlib is missing or fails.
-        WriteError: if `path` cannot be written; what stood there is untouched.
+        WriteError: if `path` cannot be written; an existing file is unchanged.
     """
     try:
         figure = draw()
-    except Exception as error:  # of matplotlib, its settings, a font
+    except Exception as error:  # from matplotlib, its settings, or a font
         raise GlitError(f"{path} cannot be drawn: {first_line(error)}") from None
     with whole_file(path) as temporary, _without_warnings():
         figure.savefig(temporary, format="png", dpi=150, bbox_inches="tight", pad_inches=0.15)
 
 
 def png_bytes(draw: Callable[[], Any], style: Mapping[str, Any], extra: str = "train") -> bytes:
-    """The figure that `draw` returns as a PNG file in 128 colours, a third of the bytes: pages hold such figures.
+    """Render the figure that `draw` returns as a PNG file in 128 colours, a third of the size, to embed in pages.
 
-    It is the same whatever the user's own settings of matplotlib are; `style` is what differs from its defaults.
+    The result does not depend on the user's matplotlib settings; `style` changes its defaults.
 
     Raises:
         GlitError: if matplotlib is missing; `extra` is what installs it.
@@ -93,5 +93,5 @@ def png_bytes(draw: Callable[[], Any], style: Mapping[str, Any], extra: str = "t
 @contextmanager
 def _without_warnings() -> Iterator[None]:
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing")  # a name in a script that the font lacks
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # a name may use a script that the font lacks
         yield

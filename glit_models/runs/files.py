@@ -1,7 +1,7 @@
-"""Files and folders that are written whole or not at all. Standard library only.
+"""Write files and folders atomically: completely or not at all. Standard library only.
 
-What is written goes under a temporary name beside its place, is forced to disk, and is then moved there in one step.
-Whoever reads the file sees the old one or the new one, also after a crash or on a full disk.
+Content is written under a temporary name in the same folder, flushed to disk, and moved into place in one step. Readers
+see the old file or the new one, also after a crash or on a full disk.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ _HOST = re.sub(r"\W+", "-", socket.gethostname())[:20] or "host"
 
 @contextmanager
 def whole_file(path: Path, *, parents: bool = False) -> Iterator[Path]:
-    """Give a temporary path to write; the file becomes `path` if the block ends without an error.
+    """Yield a temporary path to write; the file becomes `path` if the block ends without an error.
 
     Args:
-        parents: make the folders above `path` that are missing.
+        parents: create missing parent folders of `path`.
 
     Raises:
-        WriteError: if the file cannot be written, on a full disk for example. What stood at `path` is untouched.
+        WriteError: if the file cannot be written, for example on a full disk. An existing file is unchanged.
     """
     temporary = _beside(path)
     with _naming(path):
@@ -56,14 +56,14 @@ def whole_file(path: Path, *, parents: bool = False) -> Iterator[Path]:
 
 @contextmanager
 def whole_folder(folder: Path, *, replace: bool = False) -> Iterator[Path]:
-    """Give a temporary folder to fill; it becomes `folder` if the block ends without an error.
+    """Yield a temporary folder to fill; it becomes `folder` if the block ends without an error.
 
     Args:
-        replace: remove what stands at `folder`. Otherwise the new files replace those of the same names in it, each
-            in one step, and the others stay.
+        replace: remove an existing `folder`. Otherwise the new files replace files of the same names in it, each in one
+            step, and its other files are kept.
 
     Raises:
-        WriteError: if the folder cannot be written. What stood there is untouched.
+        WriteError: if the folder cannot be written. An existing folder is unchanged.
     """
     folder = folder.absolute()
     with scratch_folder(folder) as temporary, _naming(folder):
@@ -82,10 +82,10 @@ def whole_folder(folder: Path, *, replace: bool = False) -> Iterator[Path]:
 
 @contextmanager
 def scratch_folder(path: Path) -> Iterator[Path]:
-    """Give an empty folder beside `path`, on the same disk, which is removed with all that is left in it at the end.
+    """Yield an empty folder next to `path`, on the same disk, which is removed with its contents at the end.
 
     Raises:
-        WriteError: if it cannot be made.
+        WriteError: if it cannot be created.
     """
     temporary = _beside(path)
     with _naming(path):
@@ -98,36 +98,36 @@ def scratch_folder(path: Path) -> Iterator[Path]:
 
 
 def write_bytes(path: Path, content: bytes, *, parents: bool = False) -> None:
-    """Write a file, as `whole_file` does."""
+    """Write a file atomically; see `whole_file`."""
     with whole_file(path, parents=parents) as temporary:
         temporary.write_bytes(content)
 
 
 def write_text(path: Path, text: str, *, parents: bool = False) -> None:
-    """Write a text file in UTF-8, as `whole_file` does."""
+    """Write a text file in UTF-8 atomically; see `whole_file`."""
     write_bytes(path, text.encode(), parents=parents)
 
 
 def write_json(path: Path, data: Any) -> None:
-    """Write a file of indented JSON, as `whole_file` does."""
+    """Write a file of indented JSON atomically; see `whole_file`."""
     write_text(path, json.dumps(data, indent=2) + "\n")
 
 
 def force_to_disk(path: Path) -> None:
-    """Wait until a file's content is on the disk. Raises OSError."""
+    """Flush a file's content to disk. Raises OSError."""
     with open(path, "rb") as file:
         os.fsync(file.fileno())
 
 
 def _beside(path: Path) -> Path:
-    """A temporary name in the same folder, which is rid of what processes left there that were killed."""
+    """A temporary name in the same folder, after removing temporary files that killed processes left there."""
     _remove_abandoned(path.absolute().parent)
     return path.with_name(f".{path.name[:100]}.{_HOST}.{os.getpid()}.tmp")
 
 
 @functools.cache
 def _remove_abandoned(folder: Path) -> None:
-    """Once a folder; only of this machine, as processes of others cannot be seen."""
+    """Runs once per folder, and only for files of this machine, as processes on others are not visible."""
     for path in folder.glob(f".*.{_HOST}.*.tmp"):
         pid = path.name.split(".")[-2]
         if pid.isdecimal() and not _is_alive(int(pid)):
@@ -150,7 +150,7 @@ def _is_alive(pid: int) -> bool:
 
 @contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """Turn an OSError into a WriteError that names `path` and the reason."""
+    """Convert an OSError to a WriteError that names `path` and the reason."""
     try:
         yield
     except WriteError:

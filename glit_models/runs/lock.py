@@ -1,4 +1,4 @@
-"""One process at a time works in a folder."""
+"""Lock a folder, so that only one process works in it."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ __all__ = ["lock_folder"]
 
 
 def lock_folder(folder: Path) -> IO[str]:
-    """Make `folder` and keep other processes out of it until the file that is returned is closed, or the process ends.
+    """Create and lock `folder`. It is unlocked when the returned file is closed or the process ends.
 
     Raises:
-        WriteError: if it cannot be made or written to, or lies on a file system without `flock`.
-        RunError: if another process is at work in it.
+        WriteError: if it cannot be created or written to, or is on a file system without `flock`.
+        RunError: if another process is working in it.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""This process among others: accelerate's view of it, and BatchNorm over the batch of all of them."""
+"""Work with several processes: create accelerate's `Accelerator`, and synchronise BatchNorm over all of them."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ __all__ = ["make_accelerator", "multiplies_bf16", "synchronise_batchnorm"]
 
 
 def multiplies_bf16() -> bool:
-    """Whether this CPU multiplies matrices of bfloat16 faster than those of float32."""
+    """Whether this CPU multiplies bfloat16 matrices faster than float32 ones."""
     capabilities: Mapping[str, Any] = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     return bool(capabilities.get("amx_bf16"))
 
 
 def make_accelerator(device: str | torch.device | None, precision: str, some_unused: bool = False) -> Any:
-    """accelerate's `Accelerator` for a run; a process that is alone in its run can make one for each of several.
+    """Create accelerate's `Accelerator` for a run; a run with a single process can create several.
 
-    `some_unused`: steps leave some parameters of the model out.
+    `some_unused`: some parameters of the model are not used in every step.
 
     Raises:
-        RunError: if what training needs is not installed.
+        RunError: if a package that training needs is not installed.
     """
     if any(find_spec(name) is None for name in ("accelerate", "matplotlib")):
         raise RunError(f"training needs more than the core package: {pip_install('train')}")
@@ -48,16 +48,16 @@ def make_accelerator(device: str | torch.device | None, precision: str, some_unu
 
 
 class _GatheredBatchNorm2d(nn.BatchNorm2d):
-    """BatchNorm2d whose training statistics are of [B, C, H, W] over all processes, each with the same B.
+    """BatchNorm2d with training statistics of [B, C, H, W] over all processes; each must have the same B.
 
-    For CPUs: torch's SyncBatchNorm takes GPU tensors only.
+    For CPUs: torch's SyncBatchNorm only takes GPU tensors.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return super().forward(x)
         count = x.numel() // x.shape[1] * get_world_size()
-        # Two passes, as the variance of large values would drown in the difference of squares.
+        # Two passes, because the difference of squares loses the variance of large values.
         mean = dist.all_reduce(x.float().sum((0, 2, 3))) / count
         centred = x.float() - mean[:, None, None]
         variance = dist.all_reduce(centred.square().sum((0, 2, 3))) / count
@@ -66,15 +66,15 @@ class _GatheredBatchNorm2d(nn.BatchNorm2d):
             momentum = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
             self.running_mean.lerp_(mean.detach(), momentum)
             self.running_var.lerp_(variance.detach() * (count / (count - 1)), momentum)
-        # F.batch_norm would not pass gradients on to the statistics that it is given.
+        # F.batch_norm would not propagate gradients to the statistics passed to it.
         scale = self.weight * torch.rsqrt(variance + self.eps)
         return (centred * scale[:, None, None] + self.bias[:, None, None]).to(x.dtype)
 
 
 def synchronise_batchnorm(model: nn.Module, device_type: str) -> None:
-    """Let every BatchNorm inside `model` see the batch of all processes, in place; their states keep their names."""
+    """Make every BatchNorm in `model` use the batch of all processes, in place; state dict keys do not change."""
     if device_type != "cpu":
-        nn.SyncBatchNorm.convert_sync_batchnorm(model)  # replaces them where they stand
+        nn.SyncBatchNorm.convert_sync_batchnorm(model)  # replaces them in place
         return
     for module in model.modules():
         if type(module) is nn.BatchNorm2d:

@@ -1,7 +1,7 @@
-"""Tables with a row for each image, CSV, JSON lines or Parquet, that are made row by row and survive a stop.
+"""Tables with one row per image (CSV, JSON lines or Parquet), written row by row so that they survive a stop.
 
-Rows are kept in `FILE.part` as they are made, so that the same command goes on after a stop; the table itself is
-written whole at the end. Rows are read one at a time: memory holds the names of the images, never all rows.
+Finished rows are kept in `FILE.part`, so that the same command resumes after a stop; the table is written atomically
+at the end. Rows are read one at a time: memory holds the names of the images, never all rows.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from .files import whole_file
 
 __all__ = ["Row", "Rows", "check_table", "import_pyarrow", "write_csv", "write_jsonl", "write_parquet", "write_table"]
 
-Row = dict[str, Any]  # 'image', its name; 'error' where it could not be read
-Rows = Callable[[], Iterator[Row]]  # reads them anew with each call
+Row = dict[str, Any]  # 'image': its name; 'error' if it could not be read
+Rows = Callable[[], Iterator[Row]]  # each call reads them again
 
 _CHUNK = 1 << 16  # bytes
-_GROUP = 1000  # rows of a Parquet file that are in memory together
+_GROUP = 1000  # rows of a Parquet file in memory at a time
 
 
 def part_of(out: Path) -> Path:
-    """The file of the rows that are made so far."""
+    """The path of the file of finished rows."""
     return out.with_name(f"{out.name}.part")
 
 
 def check_table(out: Path, suffixes: Iterable[str], what: str) -> None:
-    """Raises GlitError if a table `out` of `what` could not be written: before the work, not after it."""
+    """Raise GlitError if a table `out` of `what` could not be written. For use before the work."""
     if out.suffix not in suffixes:
         raise GlitError(f"{out}: {what} ends in one of {', '.join(suffixes)}")
     if out.exists() or not out.parent.is_dir():
@@ -47,21 +47,21 @@ def write_table(
     out: Path, names: Iterable[str], make: Callable[[Sequence[int]], Iterable[Row]], about: Mapping[str, Any],
     write: Callable[[Path, Rows], None], doing: str | None = None,
 ) -> tuple[int, int]:  # fmt: skip
-    """Make a row for each image and write a table of them, or go on with one that was begun.
+    """Make a row for each image and write a table of them, or resume an unfinished one.
 
     Args:
-        out: the table; has passed `check_table`.
-        names: of the images. make: positions among them -> their rows, in order.
-        about: what makes the rows what they are, such as the model: a begun table of another one is refused.
+        out: path of the table; has passed `check_table`.
+        names: of the images. make: maps positions among them to their rows, in order.
+        about: the settings that determine the rows, such as the model; an unfinished table must have the same.
         write: writes the rows to a path.
-        doing: a word for a progress bar; without one `make` shows its own.
+        doing: description of the progress bar; without one, `make` shows its own.
 
     Returns:
-        How many images the table has, and how many of them failed.
+        The number of images in the table, and how many of them failed.
 
     Raises:
-        GlitError: if the rows that are there are of other settings.
-        WriteError: if the table cannot be written; the rows made so far stay.
+        GlitError: if the unfinished table has other settings.
+        WriteError: if the table cannot be written; finished rows are kept.
     """
     part = part_of(out)
     wanted = {name: index for index, name in enumerate(names)}
@@ -86,7 +86,7 @@ def write_table(
 
 
 def _begin(part: Path, about: Row) -> Iterator[Row]:
-    """Start the file of rows, or check that it is of the same settings and cut off what a kill left of a row."""
+    """Start the file of rows, or check that its settings are the same and remove an incomplete last row."""
     try:
         end = _end_of_lines(part) if part.is_file() else 0
         if not end:
@@ -127,7 +127,7 @@ def _rows(part: Path) -> Iterator[Row]:
 
 
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write rows of plain values; a row without a column has an empty cell there."""
+    """Write rows of plain values as CSV; a missing value leaves an empty cell."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
@@ -135,13 +135,13 @@ def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, An
 
 
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write rows as lines of JSON."""
+    """Write rows as JSON lines."""
     with path.open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def write_parquet(path: Path, types: Mapping[str, Any], rows: Iterator[Mapping[str, Any]]) -> None:
-    """Write rows of the columns `types`, each of a type of pyarrow's; what a row lacks is null."""
+    """Write rows as Parquet with the columns `types`, a dict of pyarrow types; a missing value is null."""
     pyarrow, parquet = import_pyarrow()
     with parquet.ParquetWriter(path, pyarrow.schema(list(types.items()))) as writer:
         while group := list(islice(rows, _GROUP)):
@@ -150,7 +150,7 @@ def write_parquet(path: Path, types: Mapping[str, Any], rows: Iterator[Mapping[s
 
 
 def import_pyarrow() -> tuple[Any, Any]:
-    """pyarrow and pyarrow.parquet. Raises GlitError if they are missing."""
+    """Import pyarrow and pyarrow.parquet. Raises GlitError if they are missing."""
     try:
         return importlib.import_module("pyarrow"), importlib.import_module("pyarrow.parquet")
     except ImportError:

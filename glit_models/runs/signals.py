@@ -1,4 +1,4 @@
-"""When a run should stop: asked to by a signal, or at its limit of time."""
+"""Detect when a run should stop: after a signal, or at its time limit."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 @final
 class StopRequest:
-    """Notes SIGTERM and SIGINT inside a `with` block, and the end of the time that a run has.
+    """Records SIGTERM and SIGINT inside a `with` block, and the end of the run's time limit.
 
-    The first signal asks to stop, so that the run can save and leave. The second raises KeyboardInterrupt.
+    The first signal requests a stop, so that the run can save and exit. The second raises KeyboardInterrupt.
 
     Args:
-        max_minutes: the time that the block has; None for no limit.
+        max_minutes: time limit of the block; None for no limit.
 
     Raises:
-        RunError: if `max_minutes` is negative or no finite number.
+        RunError: if `max_minutes` is negative or not a finite number.
     """
 
     def __init__(self, max_minutes: float | None = None) -> None:
         if max_minutes is not None and not 0 <= max_minutes < math.inf:
             raise RunError(Argument("max_minutes"), f" must be a number of minutes from 0, got {max_minutes:g}")
         self.max_minutes = max_minutes
-        self.signal: str | None = None  # the name of the first that came
+        self.signal: str | None = None  # the name of the first signal
         self._started = time.monotonic()
         self._previous: dict[signal.Signals, Any] = {}
 
@@ -61,12 +61,12 @@ class StopRequest:
 
     @property
     def is_late(self) -> bool:
-        """Whether the limit of time has passed."""
+        """Whether the time limit has passed."""
         return self.minutes_left == 0
 
     @property
     def exit_status(self) -> int:
-        """Of the command whose run was stopped: as the shell has it after a signal, 3 at the limit of time."""
+        """Exit status of the command after a stop: 128 + the number of the signal, or 3 at the time limit."""
         return 3 if self.signal is None else 128 + signal.Signals[self.signal]
 
     @property
@@ -76,4 +76,4 @@ class StopRequest:
             return self.signal
         if self.max_minutes is not None:
             return f"the limit of {self.max_minutes:g} minutes"
-        return "another process of the run"  # which had the signal
+        return "another process of the run"  # that got the signal

@@ -1,4 +1,4 @@
-"""The state of a run on disk: the newest, and the one before it in case the newest is damaged."""
+"""Save and load the state of a run: the newest one, and the one before it in case the newest is damaged."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .files import force_to_disk, whole_file
 
 __all__ = ["StateFiles", "read_tensors", "write_tensors"]
 
-# What reading a damaged file raises, whether it is torch's or JSON.
+# Errors on reading a damaged file, from torch or JSON.
 _DAMAGE = (
     RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError,
     pickle.UnpicklingError, zipfile.BadZipFile,
@@ -39,24 +39,24 @@ class StateFiles:
     spare: Path
 
     def save(self, write: Callable[[Path], object]) -> None:
-        """Let `write` fill a file, which becomes the newest state; the one before becomes the spare.
+        """Let `write` fill a file, which becomes the newest state; the previous one becomes the spare.
 
         Raises:
-            WriteError: if it cannot be written. A readable state is left.
+            WriteError: if it cannot be written. A readable state is kept.
         """
         with whole_file(self.newest) as temporary:
             write(temporary)
             force_to_disk(temporary)  # before the newest state is moved away
             if self.newest.exists():
                 os.replace(self.newest, self.spare)
-        for left in self.newest.parent.glob("*.tmp"):  # by a process that was killed while it wrote
+        for left in self.newest.parent.glob("*.tmp"):  # from a process that was killed while writing
             left.unlink(missing_ok=True)
 
     def load(self, read: Callable[[Path], T]) -> T | None:
-        """What `read` makes of the newest readable state, or None if there is none. Says so if one is damaged.
+        """Load the newest readable state with `read`; None if there is none. Prints a message if one is damaged.
 
         Raises:
-            RunError: if there are states, but none is readable.
+            RunError: if states exist, but none is readable.
         """
         damaged = None
         for path in (self.newest, self.spare):
@@ -73,9 +73,9 @@ class StateFiles:
 
 
 class _Recording:
-    """A file for `torch.save` that keeps the first error of a write for later.
+    """A file for `torch.save` that keeps the first write error for later.
 
-    Were it raised at once, PyTorch would report a full disk as a wrong position in its archive, or end the process.
+    If it were raised at once, PyTorch would report a full disk as a wrong position in its archive, or crash.
     """
 
     def __init__(self, file: IO[bytes]) -> None:
@@ -98,12 +98,12 @@ def write_tensors(state: dict[str, Any], path: Path) -> None:
     """Write tensors and plain values with `torch.save`. Raises OSError, also if the disk is full."""
     with open(path, "wb") as file:
         recording = _Recording(file)
-        torch.save(state, cast(IO[bytes], recording))  # it is used as far as it goes
+        torch.save(state, cast(IO[bytes], recording))  # only the methods above are used
     if recording.error is not None:
         raise recording.error
 
 
 def read_tensors(path: Path) -> dict[str, Any]:
-    """Read what `write_tensors` wrote, without unpickling anything else."""
+    """Read a file of `write_tensors`; nothing else is unpickled."""
     state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     return state

@@ -1,6 +1,6 @@
-"""Formula-driven images for pretraining: every class is a random fractal, and every image is drawn when it is needed.
+"""Formula-driven images for pretraining: every class is a random fractal, and images are drawn on demand.
 
-`dataset` says what is drawn, `classes` finds the classes, `ifs` draws, and `sheet` shows them.
+`dataset` defines the images, `classes` finds the classes, `ifs` draws, and `sheet` shows samples.
 """
 
 from .dataset import FractalConfig, Fractals, HeldOutFractals

@@ -1,8 +1,8 @@
-"""The search for the classes of `fractals`: random systems of maps that give an image worth learning.
+"""Find the classes of `fractals`: random systems of maps whose images have enough structure to learn from.
 
-As in FractalDB (Kataoka et al., ACCV 2020) a system is drawn at random and kept if it covers enough of its image; as
-in its sequel PC-FractalDB (Yamada et al., CVPR 2022) its variance must also be large enough, which keeps thin shapes
-out. Unlike there, every map must be a contraction.
+As in FractalDB (Kataoka et al., ACCV 2020), a system is drawn at random and kept if it covers enough of its image. As
+in its sequel PC-FractalDB (Yamada et al., CVPR 2022), its variance must also be large enough, which excludes thin
+shapes. Unlike in these papers, every map must be a contraction.
 
 Axes: B systems, F maps.
 """
@@ -24,19 +24,19 @@ if TYPE_CHECKING:
 __all__ = ["find_classes", "measure"]
 
 _SIZE = 128
-_DENSITY = 100_000 / 512**2  # points a pixel in FractalDB's own search
+_DENSITY = 100_000 / 512**2  # points per pixel in FractalDB's search
 _BATCH = 128
-_PATIENCE = 4096, 64  # candidates that may fail at first, and for each class that is found
-_DRAWS = 24  # of one map, until one is a contraction
-_LEAST_COVERAGE = 3  # sum of the maps' |det| for each unit of filling rate; with less, images hardly ever pass
-_COUNT, _MAPS = range(20, 22)  # what chance is for; `fractals` and `ifs` have the numbers below
+_PATIENCE = 4096, 64  # candidates that may fail: initially, and more per class found
+_DRAWS = 24  # attempts per map to find a contraction
+_LEAST_COVERAGE = 3  # sum of the maps' |det| per unit of filling rate; with less, images hardly ever pass
+_COUNT, _MAPS = range(20, 22)  # purposes of random numbers; `fractals` and `ifs` use the ones below
 
 
 def measure(maps: Tensor, num_maps: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
-    """Filling rate and variance of systems [B, F, 6], [B] each, from a plain image of 128 pixels.
+    """Filling rate and variance of systems [B, F, 6], [B] each, measured on a plain image of 128 pixels.
 
-    It has as many points a pixel as FractalDB's search, which draws 100,000 on 512 x 512. The variance is the smaller
-    one of the two axes, over the covered pixels, in coordinates from -1 to 1.
+    It has as many points per pixel as in FractalDB's search, which draws 100,000 on 512 x 512. The variance is that of
+    the axis where it is smaller, over the covered pixels, in coordinates from -1 to 1.
     """
     view = torch.tensor([0.0, 0.0, 1.0, 0.0]).expand(len(maps), 4)
     image = draw(maps, num_maps, keys, view, _SIZE, _DENSITY)[:, 0, 1:-1, 1:-1].to(torch.float64)
@@ -65,7 +65,7 @@ def find_classes(config: FractalConfig, seed: int) -> tuple[Tensor, Tensor]:
 def _passing(
     config: FractalConfig, seed: int, center: tuple[Tensor, Tensor] | None = None
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Systems, (maps [F, 6], count []), that pass both thresholds, for as long as enough of them do."""
+    """Yield systems, (maps [F, 6], count []), that pass both thresholds, until too few of them do."""
     found = tried = 0
     while tried < _PATIENCE[0] + _PATIENCE[1] * found:
         keys = hash_keys(seed, torch.arange(tried, tried + _BATCH))
@@ -84,9 +84,9 @@ def _passing(
 def _candidates(
     keys: Tensor, config: FractalConfig, center: tuple[Tensor, Tensor] | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Systems by number: maps [B, F, 6], counts [B], and which of them are worth an image.
+    """Candidate systems by number: maps [B, F, 6], counts [B], and a mask of the ones worth drawing.
 
-    Coefficients are uniform in [-1, 1], or around `center` within delta; each map is the first contraction of some.
+    Coefficients are uniform in [-1, 1], or within delta of `center`; each map is the first contraction among its draws.
     """
     num_maps = (numbers(keys, _COUNT, 1)[:, 0] * (config.max_maps - 1)).to(torch.int64) + 2
     draws = 2 * numbers(keys, _MAPS, _DRAWS * config.max_maps * 6).view(-1, _DRAWS, config.max_maps, 6) - 1

@@ -1,8 +1,8 @@
-"""Formula-driven images for pretraining: each class is a random fractal, each image is made when it is asked for.
+"""Formula-driven images for pretraining: each class is a random fractal, and each image is drawn on demand.
 
-After FractalDB (Kataoka et al., ACCV 2020), OFDB, which shows that one instance a class is enough (Nakamura et al.,
-ICCV 2023, arXiv 2307.14710), and 1p-frac, where all classes are small changes of one fractal (Nakamura et al., ECCV
-2024, arXiv 2408.00677). This module says what is drawn, `ifs` draws it. Nothing is stored, downloaded or drawn ahead.
+Based on FractalDB (Kataoka et al., ACCV 2020), OFDB, which shows that one instance per class is enough (Nakamura et
+al., ICCV 2023, arXiv 2307.14710), and 1p-frac, where all classes are small changes of one fractal (Nakamura et al.,
+ECCV 2024, arXiv 2408.00677). `ifs` does the drawing. Nothing is stored, downloaded or drawn in advance.
 
 Axes: B images, F maps, P colour planes.
 """
@@ -24,39 +24,38 @@ __all__ = ["FractalConfig", "Fractals", "HeldOutFractals"]
 
 Integers = Tensor | Sequence[int]  # of 64 bits
 
-_GRAY = 127  # FractalDB's
-_NUM_COLORS = 4  # of an image
-_HELD_OUT = 1 << 40  # images of a class from this index on are held out; training never gets so far
-_FACTORS, _VIEW, _PALETTE, _PATTERN = range(10, 14)  # what chance is for; `ifs` has the numbers below
+_GRAY = 127  # as in FractalDB
+_NUM_COLORS = 4  # per image
+_HELD_OUT = 1 << 40  # images of a class from this index on are held out; training never reaches it
+_FACTORS, _VIEW, _PALETTE, _PATTERN = range(10, 14)  # purposes of random numbers; `ifs` uses the ones below
 
 
 @dataclass(frozen=True)
 class FractalConfig:
-    """What the classes are and how an instance of one may look.
+    """Settings of the classes and of their instances.
 
     Attributes:
-        num_classes: classes.
+        num_classes: number of classes.
         instances: images of a class in one epoch.
-        held_out: images of a class in the validation set, and as many in the test set.
-        max_maps: a class has from 2 to so many maps; 8 is FractalDB's, fewer give sparser, more distinct shapes.
-        perturbation: each coefficient of an instance is its class's times a factor from 1 - this to 1 + this. 0 leaves
-            the class's own maps, as OFDB does; FractalDB goes to 0.2.
-        single: make every class a change of one fractal (1p-frac) rather than a fractal of its own.
-        delta: with `single`, how far a class's coefficients lie from that fractal's, at most.
+        held_out: images of a class in the validation set, and again in the test set.
+        max_maps: a class has from 2 to this many maps; 8 in FractalDB, fewer give sparser, more distinct shapes.
+        perturbation: an instance's coefficients are its class's times factors from 1 - this to 1 + this. 0 leaves them
+            unchanged, as in OFDB; FractalDB uses up to 0.2.
+        single: make every class a variation of one fractal (1p-frac) instead of a separate fractal.
+        delta: with `single`, maximum difference between a class's coefficients and that fractal's.
         color: 'gray', one level as in FractalDB, or 'color': four parts of the fractal, each in a random colour.
-        render: 'point', or 'patch': at each point a 3 x 3 pattern, one drawn for each image.
-        density: points drawn for each pixel.
-        zoom_min: least size of the fractal, where 1 fills the image.
-        zoom_max: largest; above 1 parts leave the image.
-        rotation: degrees by which an image may be turned either way, up to 180.
-        flip_prob: how often an image is mirrored.
-        filling_rate: least share of pixels that a class covers in the search, where no more than 0.38 can be; 0.2 in
-            FractalDB.
-        variance: least variance of a class's pixels along either axis, the image going from -1 to 1; 0.05 in
+        render: 'point', or 'patch': a 3 x 3 pattern at each point, drawn once per image.
+        density: points drawn per pixel.
+        zoom_min: minimum size of the fractal, where 1 fills the image.
+        zoom_max: maximum size; above 1, parts are outside the image.
+        rotation: maximum rotation in degrees, either way, up to 180.
+        flip_prob: probability of a horizontal flip.
+        filling_rate: minimum fraction of pixels that a class covers in the search, at most 0.38; 0.2 in FractalDB.
+        variance: minimum variance of a class's pixels along either axis, the image going from -1 to 1; 0.05 in
             PC-FractalDB.
 
     Raises:
-        RecipeError: on a value that cannot be; names the key, the value and the bound.
+        RecipeError: on an invalid value; names the key, the value and the bound.
     """
 
     num_classes: int = 1000
@@ -103,8 +102,8 @@ class HeldOutFractals:
     """Images of every class that training never sees.
 
     Args:
-        fractals: whose images they are.
-        number: of the set, from 0; sets of different numbers share no image.
+        fractals: the data set that they belong to.
+        number: number of the set, from 0; different sets share no images.
     """
 
     fractals: Fractals
@@ -120,19 +119,19 @@ class HeldOutFractals:
 
 
 class Fractals:
-    """`num_classes * instances` fractals an epoch, drawn in batches on the device that asks for them.
+    """`num_classes * instances` fractals per epoch, drawn in batches on the device that asks for them.
 
-    An image is a function of the configuration, seed, class, index and size alone: not of the batch it is in, nor of
-    what was drawn before, nor of the device.
+    An image is a function of configuration, seed, class, index and size. It does not depend on the batch, on earlier
+    images or on the device.
 
     Args:
-        config: what to draw.
-        seed: of the classes and of all that differs between their instances, from 0.
+        config: settings of the images.
+        seed: seed of the classes and of the differences between their instances, from 0.
 
     Attributes:
         maps: [classes, F, 6] float32, as `ifs.contract` describes them.
-        num_maps: [classes] int64, how many of the F maps a class has.
-        class_names: one for each class.
+        num_maps: [classes] int64, number of the F maps that a class uses.
+        class_names: one per class.
 
     Raises:
         DataError: if the thresholds of `config` leave too few classes; names them.
@@ -156,16 +155,16 @@ class Fractals:
 
         Args:
             labels: [B] classes.
-            indices: [B] instances, any from 0 to 2**63 - 1: a run takes new ones in every epoch.
-            size: pixels a side, from 8 to 1024.
-            device: where to draw.
+            indices: [B] instances, from 0 to 2**63 - 1; a run uses new ones in every epoch.
+            size: width and height in pixels, from 8 to 1024.
+            device: device to draw on.
 
         Returns:
             uint8 [B, 3, size, size] on `device`, 0 where there is no fractal.
 
         Raises:
-            DataError: on a label or an index out of range (not looked for in tensors on a GPU, which would have to be
-                waited for), unequal lengths, or a size that cannot be.
+            DataError: on a label or an index out of range (not checked for tensors on a GPU, which would force a
+                synchronisation), on unequal lengths, or on an invalid size.
         """
         label, index = _checked(labels, indices, self.config.num_classes)
         if not 8 <= size <= MAX_SIZE:
@@ -198,7 +197,7 @@ class Fractals:
         config = self.config
         turn, mirror, zoom, anchor = numbers(keys, _VIEW, 4).unbind(-1)
         turn = (turn * 2 - 1) * (config.rotation / 360)
-        turn = (turn + (turn < 0)).clamp(max=1 - 2**-20)  # a tiny turn below 0 rounds to a full one
+        turn = (turn + (turn < 0)).clamp(max=1 - 2**-20)  # a tiny negative turn rounds to a full one
         zoom = config.zoom_min + zoom * (config.zoom_max - config.zoom_min)
         return torch.stack((turn, config.flip_prob - mirror, zoom, anchor), -1)
 
@@ -222,7 +221,7 @@ def _checked(labels: Integers, indices: Integers, num_classes: int) -> tuple[Ten
 
 
 def _packed(planes: Tensor) -> Tensor:
-    """[B, H, W] whose bit p is plane p of [B, P, H, W]."""
+    """Pack planes [B, P, H, W] into [B, H, W]: bit p is plane p."""
     images = planes[:, 0].clone()
     for plane in range(1, planes.shape[1]):
         images |= planes[:, plane] << plane
@@ -230,7 +229,7 @@ def _packed(planes: Tensor) -> Tensor:
 
 
 def _patched(images: Tensor, keys: Tensor) -> Tensor:
-    """Draw each image's 3 x 3 pattern, never an empty one, around every point; takes the border of one pixel off."""
+    """Draw each image's 3 x 3 pattern, never an empty one, around every point; removes the border of one pixel."""
     size = images.shape[-1] - 2
     pattern = (numbers(keys, _PATTERN, 1) * 511).to(torch.int64) + 1
     masks = (((pattern >> torch.arange(9, device=keys.device)) & 1) * 255).to(torch.uint8).view(-1, 9, 1, 1)
@@ -242,7 +241,7 @@ def _patched(images: Tensor, keys: Tensor) -> Tensor:
 
 
 def _colored(images: Tensor, keys: Tensor) -> Tensor:
-    """[B, 3, H, W] from packed [B, H, W]: a random colour for each bit; where they meet, each channel's largest."""
+    """Colour packed [B, H, W] as [B, 3, H, W]: a random colour per bit; where bits overlap, each channel's maximum."""
     device = keys.device
     palette = (64 + numbers(keys, _PALETTE, _NUM_COLORS * 3) * 192).to(torch.uint8).view(-1, 3, _NUM_COLORS)
     bits = (torch.arange(1 << _NUM_COLORS, device=device)[:, None] >> torch.arange(_NUM_COLORS, device=device)) & 1

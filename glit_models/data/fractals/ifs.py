@@ -1,8 +1,8 @@
-"""From affine maps to images: how an iterated function system is drawn, with torch, on any device.
+"""Draw iterated function systems (sets of affine maps) as images, with torch, on any device.
 
-Independent of classes and data sets. Only operations whose result IEEE 754 fixes are used (products, sums,
-quotients, square roots, comparisons, integers), each as a kernel of its own, so that devices agree to the bit. Nothing
-is copied to a GPU or read back after its first image, so that drawing does not hold up the work queued there.
+Independent of classes and data sets. All operations have results that IEEE 754 defines (products, sums, quotients,
+square roots, comparisons, integers), and each runs as a separate kernel, so that devices agree to the bit. After the
+first image, nothing is copied to or read from a GPU, so that drawing does not stall its queue.
 
 Axes: B images, F maps, T words (finite sequences of maps), G clouds, M points of a cloud, P colour planes.
 """
@@ -30,21 +30,21 @@ __all__ = [
 ]
 
 MAX_MAPS = 8
-MAX_SIZE = 1024  # pixels a side; a float32 must be able to count the pixels of all planes
-MAX_STRETCH = 0.98  # the largest singular value that a map may have; 1 would be no contraction
+MAX_SIZE = 1024  # pixels per side; a float32 must be able to count the pixels of all planes
+MAX_STRETCH = 0.98  # the largest singular value of a map; a contraction has one below 1
 _NUM_CLOUDS = 4
 _WORD_STEPS, _CLOUD_STEPS = 12, 16
-_MARGIN = 2  # pixels around the image: one for patches that reach in, one for the points that are outside
+_MARGIN = 2  # pixels around the image: one for patches that reach in, one for points outside
 _ANGLES = 4096
 
 
-# ---- chance: a counter-based hash, the same integers everywhere ----
+# ---- random numbers: a counter-based hash, the same integers on every device ----
 
 
 def hash_keys(*parts: Tensor | int) -> Tensor:
-    """Int64 keys from broadcastable integers, of which one is a tensor.
+    """Int64 keys from broadcastable integers, at least one of which is a tensor.
 
-    The finaliser of splitmix64 (Steele et al., OOPSLA 2014) over the sum so far, for each part in turn.
+    Applies the finaliser of splitmix64 (Steele et al., OOPSLA 2014) to the running sum after each part.
     """
     device = next(part.device for part in parts if isinstance(part, Tensor))
     key = torch.zeros((), dtype=torch.int64, device=device)
@@ -62,7 +62,7 @@ def _uniform(keys: Tensor) -> Tensor:
 
 
 def numbers(keys: Tensor, purpose: int, count: int) -> Tensor:
-    """[B, count] in [0, 1) for keys [B]; `draw` takes purposes below 10 for itself."""
+    """[B, count] in [0, 1) for keys [B]; purposes below 10 are reserved for `draw`."""
     return _uniform(hash_keys(keys.unsqueeze(-1), purpose, torch.arange(count, device=keys.device)))
 
 
@@ -71,7 +71,7 @@ def _signed(value: int) -> int:
 
 
 def _shift(key: Tensor, bits: int) -> Tensor:
-    """Logical right shift; torch's own carries the sign."""
+    """Logical right shift; torch's operator extends the sign."""
     return (key >> bits) & ((1 << (64 - bits)) - 1)
 
 
@@ -98,17 +98,17 @@ def contract(maps: Tensor) -> Tensor:
 
 
 def areas(maps: Tensor) -> Tensor:
-    """|det|, what each map makes of a unit of area: [..., F] from [..., F, 6]."""
+    """|det|, the factor by which each map scales areas: [..., F] from [..., F, 6]."""
     a, b, c, d = maps[..., :4].unbind(-1)
     return (a * d - b * c).abs()
 
 
 def _shares(maps: Tensor, num_maps: Tensor) -> Tensor:
-    """Each map's share of |det|, [B, F], as FractalDB chooses them; zero past an image's `num_maps` [B]."""
+    """Each map's share of |det|, [B, F], its probability in FractalDB; zero past an image's `num_maps` [B]."""
     unused = torch.arange(maps.shape[-2], device=maps.device) >= num_maps.unsqueeze(-1)
     weights = areas(maps).clamp(min=1e-6).masked_fill(unused, 0.0)
     total = weights[..., 0]
-    for column in weights.unbind(-1)[1:]:  # in this order everywhere; a device's own sum has its own
+    for column in weights.unbind(-1)[1:]:  # in the same order on every device, unlike `sum`
         total = total + column
     return weights / total.unsqueeze(-1)
 
@@ -119,22 +119,22 @@ def _shares(maps: Tensor, num_maps: Tensor) -> Tensor:
 def draw(
     maps: Tensor, num_maps: Tensor, keys: Tensor, view: Tensor, size: int, density: float, num_planes: int = 1
 ) -> Tensor:
-    """Draw systems: uint8 [B, P, size + 2, size + 2], 1 where a point lies, with a border of one pixel.
+    """Draw systems: uint8 [B, P, size + 2, size + 2], 1 at each point, with a border of one pixel.
 
-    A point is a word of maps applied to a point of the attractor, so it lies on the attractor too. Rather than one
-    random walk a point, every one of T words is applied to every one of M points: T + M walks draw T x M points.
-    Words are drawn from evenly spaced numbers, digit by digit, so that each part of the fractal has its share, and
-    end when their share falls below 1 / T. G clouds take turns, so that equal words draw different points.
+    A point is a word of maps applied to a point of the attractor, so it is on the attractor too. Instead of one random
+    walk per point, each of T words is applied to each of M points: T + M walks draw T x M points. Words are drawn from
+    evenly spaced numbers, digit by digit, so that each part of the fractal gets its share, and end when their share
+    falls below 1 / T. G clouds take turns, so that equal words draw different points.
 
     Args:
         maps: [B, F, 6], contractive.
-        num_maps: [B] int64, how many of F are in use.
-        keys: [B] int64; the rest of the chance.
-        view: [B, 4]: the share of a full turn, in [0, 1); mirrored if above 0; the zoom factor; which point of the
-            fractal the zoom leaves where it is, in [0, 1).
-        size: pixels a side, at most `MAX_SIZE`.
-        density: points a pixel.
-        num_planes: parts of equal share, each drawn into a plane of its own.
+        num_maps: [B] int64, number of the F maps in use.
+        keys: [B] int64; keys of the remaining random numbers.
+        view: [B, 4]: fraction of a full turn, in [0, 1); mirrored if above 0; zoom factor; the point of the fractal
+            that the zoom keeps fixed, in [0, 1).
+        size: pixels per side, at most `MAX_SIZE`.
+        density: points per pixel.
+        num_planes: number of parts of equal share; each is drawn into a separate plane.
     """
     num_points, num_words = _plan(size, density)
     table = _table(maps, num_maps)
@@ -149,33 +149,33 @@ def draw(
 
 
 def images_at_once(size: int, density: float, device: torch.device) -> int:
-    """How many images are best drawn together: what a core's cache holds on a CPU, a bound on memory on a GPU."""
+    """The best number of images to draw together: what fits a core's cache on a CPU, a memory bound on a GPU."""
     num_points, num_words = _plan(size, density)
     return max(1, _held(device)[0] // (num_words + _NUM_CLOUDS * num_points))
 
 
 def _held(device: torch.device) -> tuple[int, int]:
-    """Words and points that may be held at a time: on a GPU, each of the two comes to some hundred megabytes."""
+    """Maximum number of words and points in memory: on a GPU, each takes a few hundred megabytes."""
     return (1 << 15, 1 << 17) if device.type == "cpu" else (1 << 19, 1 << 24)
 
 
 def _plan(size: int, density: float) -> tuple[int, int]:
-    """Points a cloud and words, near the fewest walks: their product is the points of an image."""
+    """Points per cloud and words, with close to the fewest walks: their product is the points of an image."""
     wanted = density * size * size
     num_points = max(1, round(math.sqrt(wanted / _NUM_CLOUDS)))
     return num_points, _NUM_CLOUDS * max(1, math.ceil(wanted / num_points / _NUM_CLOUDS))
 
 
 def _addresses(keys: Tensor, count: int, purpose: int) -> Tensor:
-    """Evenly spaced numbers in [0, 1), each moved at random within its own part: [B, count]."""
+    """Evenly spaced numbers in [0, 1), each moved at random within its interval: [B, count]."""
     return (torch.arange(count, device=keys.device) + numbers(keys, purpose, count)) * (1 / count)
 
 
 def _table(maps: Tensor, num_maps: Tensor) -> tuple[Tensor, Tensor]:
-    """What `_words` looks up: columns [8, B, F + 1] and bounds [F - 1, B, 1].
+    """The lookup table of `_words`: columns [8, B, F + 1] and bounds [F - 1, B, 1].
 
-    The columns are a, b, e, c, d, f, the map's share and the shares before it; the identity comes last. The bounds
-    are where one map's numbers end and the next one's begin.
+    The columns are a, b, e, c, d, f, the map's share and the shares before it; the identity comes last. A bound is
+    where the numbers of one map end and those of the next one begin.
     """
     share = _shares(maps, num_maps)
     before = [torch.zeros_like(share[:, 0])]
@@ -183,7 +183,7 @@ def _table(maps: Tensor, num_maps: Tensor) -> tuple[Tensor, Tensor]:
         before.append(before[-1] + column)
     low = torch.stack(before, -1)
     last = torch.arange(1, maps.shape[1], device=maps.device) >= num_maps.unsqueeze(-1)
-    bounds = low[:, 1:].masked_fill(last, 2.0).T.unsqueeze(-1)  # rounding must not reach a map that is not there
+    bounds = low[:, 1:].masked_fill(last, 2.0).T.unsqueeze(-1)  # rounding must not select a map that does not exist
     a, b, c, d, e, f = maps.unbind(-1)
     columns = torch.stack((a, b, e, c, d, f, share, low))
     identity = columns.new_zeros(8, len(maps), 1)
@@ -192,7 +192,7 @@ def _table(maps: Tensor, num_maps: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _words(table: tuple[Tensor, Tensor], addresses: Tensor, steps: int, least_share: float) -> Tensor:
-    """Read `addresses` [B, T] as words, the map of the largest parts first: their composition, [2, 3, B, T]."""
+    """Read `addresses` [B, T] as words, the map of the largest parts first; returns their composition [2, 3, B, T]."""
     columns, bounds = table
     batch, count = addresses.shape
     rows = columns.shape[-1]
@@ -228,19 +228,19 @@ def _apply(word: Tensor, point: Tensor) -> Tensor:
 
 
 def _fixed_point(maps: Tensor) -> Tensor:
-    """Where the map [B, 6] leaves the plane as it is, [2, B, 1]; a point of the attractor."""
+    """The fixed point of the map [B, 6], [2, B, 1]; it is on the attractor."""
     a, b, c, d, e, f = maps.unsqueeze(1).unbind(-1)
     det = (1 - a) * (1 - d) - b * c
     return torch.stack(((e * (1 - d) + b * f) / det, (f * (1 - a) + c * e) / det))
 
 
 def _view(words: Tensor, cloud: Tensor, view: Tensor, size: int) -> Tensor:
-    """From the plane to pixels, [2, 3, B, 1]: the fractal's box becomes a square, which is turned, flipped and zoomed.
+    """Map the plane to pixels, [2, 3, B, 1]: the fractal's box becomes a square, which is turned, flipped and zoomed.
 
-    The zoom holds a point of the fractal where it is, so that no view is empty.
+    The zoom keeps a point of the fractal fixed, so that no view is empty.
     """
     low, high = cloud.amin(-1, keepdim=True), cloud.amax(-1, keepdim=True)
-    middle, half = (low + high) * 0.5, (high - low) * 0.5  # of the cloud; each word bounds its own copy
+    middle, half = (low + high) * 0.5, (high - low) * 0.5  # of the cloud; each word bounds a copy of it
     middles = _apply(words, middle)
     halves = words[:, 0].abs() * half[0] + words[:, 1].abs() * half[1]
     low, high = (middles - halves).amin(-1, keepdim=True), (middles + halves).amax(-1, keepdim=True)
@@ -261,13 +261,13 @@ def _view(words: Tensor, cloud: Tensor, view: Tensor, size: int) -> Tensor:
 
 @functools.lru_cache
 def _turns(device: torch.device) -> Tensor:
-    """Cosine and sine of the angles that a view can have, [2, angles]; one table, for devices round these apart."""
+    """Cosine and sine of all possible angles, [2, angles]; one table, because devices round them differently."""
     angles = np.arange(_ANGLES) * (2 * np.pi / _ANGLES)
     return torch.from_numpy(np.stack((np.cos(angles), np.sin(angles))).astype(np.float32)).to(device)
 
 
 def _scatter(words: Tensor, cloud: Tensor, raster: Tensor, step: int) -> None:
-    """Set the pixels of `raster` [B, P, W, W] that the words [2, 3, B, T] of the clouds [2, B, G M] fall on."""
+    """Set the pixels of `raster` [B, P, W, W] hit by the words [2, 3, B, T] of the clouds [2, B, G M]."""
     batch, num_planes, width, _ = raster.shape
     words = words.unflatten(-1, (-1, _NUM_CLOUDS)).transpose(-1, -2).unsqueeze(-1)  # [2, 3, B, G, T / G, 1]
     cloud = cloud.unflatten(-1, (_NUM_CLOUDS, -1)).unsqueeze(-2)  # [2, B, G, 1, M]

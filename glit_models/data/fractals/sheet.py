@@ -1,4 +1,4 @@
-"""A sheet of fractals to look at: a row for each class, its name first."""
+"""Draw a contact sheet of fractals: one row per class, starting with its name."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _CAPTION = 100  # width of the first column, in pixels
 
 
 def draw_sheet(fractals: Fractals, instances: int, size: int, out: Path) -> None:
-    """Write a PNG of all classes, a row each: the name, then instances 0, 1, ...
+    """Write a PNG of all classes, one per row: the name, then instances 0, 1, ...
 
     Raises:
-        DataError: if a number is impossible; names it.
+        DataError: on a number out of range; names it.
         WriteError: if `out` cannot be written.
     """
     num_classes = fractals.config.num_classes
