@@ -1,6 +1,6 @@
-"""The parts that blocks are made of, one file each, and the table that names them.
+"""The parts that blocks are made of, one file each, and the table of their names.
 
-A part of your own: subclass `Part` in a file of yours and call `register_part` on it. See docs/extending.md.
+To add a custom part, subclass `Part` and call `register_part` on the class. See docs/extending.md.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Multi-head self-attention: what its kinds share, and attention over all tokens as timm's `Attention`.
+"""Multi-head self-attention: the base class of its kinds, and attention over all tokens as timm's `Attention`.
 
 Axes: N tokens, C channels, H heads, D head width.
 """
@@ -22,11 +22,11 @@ __all__ = ["AttentionPart", "MultiHeadPart"]
 
 @dataclass(frozen=True)
 class MultiHeadPart(Part):
-    """What all kinds of multi-head self-attention share: projections to query, key and value, and the last one.
+    """Base class of multi-head self-attention, with projections to query, key and value, and an output projection.
 
     Attributes:
         num_heads: H.
-        head_dim: D, width of query, key and value of a head; H * D need not be C.
+        head_dim: D, width of a head's query, key and value; H * D may differ from C.
     """
 
     num_heads: int
@@ -34,22 +34,22 @@ class MultiHeadPart(Part):
 
     @property
     def num_params(self) -> int:
-        """Of qkv and output projection."""
+        """Parameters of qkv and output projection."""
         inner = self.num_heads * self.head_dim
         return count_linear_params(self.channels, 3 * inner) + count_linear_params(inner, self.channels)
 
     def num_macs(self, tokens: TokenGrid) -> int:
-        """Of qkv, query @ key and weights @ value over all tokens, and output projection."""
+        """Multiply-adds of qkv, query @ key and weights @ value over all tokens, and output projection."""
         inner, N = self.num_heads * self.head_dim, tokens.num_tokens
         return N * ((3 + 1) * self.channels * inner + 2 * N * inner)
 
     @property
     def label(self) -> str:
-        """Heads and their width."""
+        """The number of heads and their width."""
         return f"{show_heads(self.num_heads)}\nwidth {self.head_dim}"
 
     def slices_from(self, channel: int, whole: MultiHeadPart) -> dict[str, Slice]:
-        """The channels from this one on, the first heads, and the first part of each head's width."""
+        """Slices of the channels from `start` on, the first heads, and the first part of each head's width."""
         C, H, D = self.channels, self.num_heads, self.head_dim
         three, heads, width, channels = (0, 3), (0, H), (0, D), (channel, channel + C)
         inner = (whole.num_heads, whole.head_dim)
@@ -61,7 +61,7 @@ class MultiHeadPart(Part):
         }
 
     def mixing(self, module: Any, x: Tensor) -> Tensor:
-        """The attention weights of each head; `module.visible`, where it has that, says which tokens a token sees."""
+        """The attention weights of each head; `module.visible`, if present, masks the tokens that a token sees."""
         q, k, _ = module.qkv(x).unflatten(2, (3, self.num_heads, self.head_dim)).permute(2, 0, 3, 1, 4).unbind(0)
         scores = (q * module.scale) @ k.transpose(-2, -1)
         visible = getattr(module, "visible", None)
@@ -79,7 +79,7 @@ class AttentionPart(MultiHeadPart):
 
     @classmethod
     def from_genes(cls, num_heads: int, head_width: int, genes: Mapping[str, Any]) -> AttentionPart:
-        """Heads of `qkv_ratio` times their channels."""
+        """Attention whose heads are `qkv_ratio` times as wide as their channels."""
         ratio = genes["qkv_ratio"]
         check_ratio("qkv_ratio", ratio)
         if ratio * head_width < 1 or ratio * head_width % 1:
@@ -89,14 +89,14 @@ class AttentionPart(MultiHeadPart):
         return cls(num_heads * head_width, num_heads, int(ratio * head_width))
 
     def build(self, options: BuildOptions) -> nn.Module:
-        """timm's `Attention`."""
+        """Build timm's `Attention`."""
         return Attention(
             self.channels, num_heads=self.num_heads, attn_head_dim=self.head_dim, qkv_bias=True,
             attn_drop=options.attn_drop, proj_drop=options.proj_drop, **options.factory,
         )  # fmt: skip
 
     def slices(self, whole: AttentionPart) -> dict[str, Slice]:
-        """The first channels (GLiT's own layout)."""
+        """The first channels (GLiT's layout)."""
         return self.slices_from(0, whole)
 
     def flatten(self, module: nn.Module, options: ExportOptions) -> nn.Module:

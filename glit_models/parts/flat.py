@@ -1,4 +1,4 @@
-"""What the flat forms of parts share. In them all tokens lie in one axis, so that a linear layer is one Gemm.
+"""Helpers for the flat forms of parts, where all tokens are in one axis, so that a linear layer is a single Gemm.
 
 Axes: B batch, N tokens, M queries, T = B * N, C channels, H heads, E head width.
 """
@@ -19,7 +19,7 @@ _FLOAT32 = 1  # the number of the type in ONNX
 
 
 def split_linear(layer: nn.Linear, count: int) -> list[nn.Linear]:
-    """A linear layer cut into `count` layers of equally many outputs, without gradients."""
+    """Split a linear layer into `count` layers with equal numbers of outputs, without gradients."""
     layers = []
     for weight, bias in zip(layer.weight.chunk(count), layer.bias.chunk(count), strict=True):
         part = nn.Linear(layer.in_features, weight.shape[0], device="meta")
@@ -30,10 +30,10 @@ def split_linear(layer: nn.Linear, count: int) -> list[nn.Linear]:
 
 
 def split_qkv(layer: nn.Linear, scale: float) -> list[nn.Linear]:
-    """Linear layers for queries, keys and values.
+    """Split a qkv layer into linear layers for queries, keys and values.
 
-    Splitting one product would copy it. The scale of the scores goes into the weights of the queries, which saves a
-    pass over the attention weights.
+    Splitting its output instead would copy it. The scale of the scores is folded into the weights of the queries, which
+    saves a pass over the attention weights.
     """
     q, k, v = split_linear(layer, 3)
     with torch.no_grad():
@@ -50,12 +50,12 @@ def first_token(x: Tensor, num_tokens: int) -> Tensor:
 def attend(
     q: Tensor, k: Tensor, v: Tensor, num_heads: int, options: ExportOptions, visible: Tensor | None = None
 ) -> Tensor:
-    """softmax(q k^T) v for each head, with softmax in float32 whatever the type of the operands.
+    """softmax(q k^T) v for each head, with softmax in float32 for any type of the operands.
 
     Args:
-        q: already scaled, [B, M, H * E]. k: [B, N, H * E]. v: [B, N, H * F].
+        q: scaled queries, [B, M, H * E]. k: [B, N, H * E]. v: [B, N, H * F].
         num_heads: H.
-        options: which operators to use.
+        options: choose the operators.
         visible: bool [M, N], which keys a query sees; None for all.
 
     Returns:
@@ -79,11 +79,11 @@ def attend(
 
 
 class FlatAttention(nn.Module):
-    """Multi-head self-attention, [T, C] -> [T, C], or [B, C] for the first token alone. Final.
+    """Multi-head self-attention, [T, C] -> [T, C], or [B, C] for the first token only. Final.
 
     Args:
         source: has linear layers `qkv` (queries, keys, values, each by head) and `proj`, `num_heads` and `scale`.
-        options: how it is exported.
+        options: options of the export.
         visible: bool [N, N], which tokens a token sees; None for all.
     """
 

@@ -1,4 +1,4 @@
-"""The local part of GLiT: Conformer's convolution module over the token sequence, and what `local_conv2d` shares.
+"""GLiT's local part: Conformer's convolution module over the token sequence, and the code shared with `local_conv2d`.
 
 Axes: B batch, N tokens, T = B * N, C channels, K taps. Tokens stay channels-last [B, N, C] throughout.
 """
@@ -23,17 +23,17 @@ from .part import BuildOptions, ExportOptions, Part, Slice, TokenGrid, count_lin
 
 __all__ = ["GatedConv", "GatedConvPart", "LocalConv", "LocalConvPart"]
 
-torch.fx.wrap("depthwise_conv")  # a leaf for tracers: it looks at devices and shapes
+torch.fx.wrap("depthwise_conv")  # a leaf for tracers, because it branches on devices and shapes
 
 
 @dataclass(frozen=True)
 class GatedConvPart(Part):
-    """What both kinds of convolution module share: two pointwise layers, and a depthwise convolution between them.
+    """Base class of the convolution modules: two pointwise layers with a depthwise convolution between them.
 
     Attributes:
-        num_heads: heads whose channels it takes.
+        num_heads: number of heads whose channels it takes.
         hidden: channels of the depthwise convolution.
-        kernel_size: K, odd number of taps along each axis that is convolved.
+        kernel_size: K, odd number of taps along each convolved axis.
     """
 
     genes: ClassVar[tuple[str, ...]] = ("kernel_size", "expand_ratio")
@@ -45,7 +45,7 @@ class GatedConvPart(Part):
 
     @classmethod
     def from_genes(cls, num_heads: int, head_width: int, genes: Mapping[str, Any]) -> Self:
-        """Kernels of `kernel_size` on `expand_ratio` times the heads' channels."""
+        """The part with kernels of `kernel_size` on `expand_ratio` times the heads' channels."""
         check_odd("kernel_size", genes["kernel_size"])
         check_int("expand_ratio", genes["expand_ratio"], 1)
         channels = num_heads * head_width
@@ -58,13 +58,13 @@ class GatedConvPart(Part):
 
     @property
     def num_params(self) -> int:
-        """Of the pointwise layers, the convolution and BatchNorm."""
+        """Parameters of the pointwise layers, the convolution and BatchNorm."""
         pointwise = count_linear_params(self.channels, 2 * self.hidden)
         pointwise += count_linear_params(self.hidden, self.channels)
         return pointwise + self.hidden * (math.prod(self.kernel) + 1) + 2 * self.hidden
 
     def slices(self, whole: Self) -> dict[str, Slice]:
-        """The last channels (the first ones belong to attention), the first hidden ones, the middle of the kernel."""
+        """The last channels (the first ones belong to attention), the first hidden ones, the centre of the kernel."""
         C, M = self.channels, self.hidden
         last, hidden = (whole.channels - C, whole.channels), (0, M)
         taps = (((large - K) // 2, (large + K) // 2) for large, K in zip(whole.kernel, self.kernel, strict=True))
@@ -94,29 +94,29 @@ class LocalConvPart(GatedConvPart):
 
     @property
     def kernel(self) -> tuple[int, int]:
-        """Along the sequence."""
+        """One row of `kernel_size` taps, along the sequence."""
         return 1, self.kernel_size
 
     def num_macs(self, tokens: TokenGrid) -> int:
-        """Of the pointwise layers (the first one twice as wide, for the gate) and the convolution."""
+        """Multiply-adds of the pointwise layers (the first one is twice as wide, for the gate) and the convolution."""
         return tokens.num_tokens * ((2 + 1) * self.channels * self.hidden + self.hidden * self.kernel_size)
 
     def build(self, options: BuildOptions) -> nn.Module:
-        """See `LocalConv`."""
+        """Build a `LocalConv`."""
         return LocalConv(self, options)
 
     @property
     def label(self) -> str:
-        """Heads, kernel size and hidden width over the channels."""
+        """Heads, kernel size, and ratio of hidden width to channels."""
         return f"{show_heads(self.num_heads)}\nconv {self.kernel_size}, x{self.hidden / self.channels:g}"
 
     def flatten(self, module: nn.Module, options: ExportOptions) -> nn.Module:
-        """With BatchNorm folded and the two halves of the GLU as layers of their own."""
+        """The flat form, with BatchNorm folded and the two halves of the GLU as separate layers."""
         assert isinstance(module, LocalConv)
         return _FlatLocalConv(module, options.first_token_alone)
 
     def mixing(self, module: nn.Module, x: Tensor) -> Tensor:
-        """See `GatedConv.mixing`; the tokens are one row, the class token its first."""
+        """See `GatedConv.mixing`; the tokens form one row that starts with the class token."""
         assert isinstance(module, LocalConv)
         return module.mixing(1, x.shape[1])[None, None]
 
@@ -144,12 +144,12 @@ class GatedConv(nn.Module):
 
     @torch.jit.ignore
     def mixing(self, height: int, width: int) -> Tensor:
-        """The convolution over a grid as a matrix [height * width, height * width] whose rows sum to 1.
+        """The convolution over a grid as a banded matrix [height * width, height * width] whose rows sum to 1.
 
-        An entry is the mean over channels of the absolute value of a tap, BatchNorm folded: the matrix is banded.
+        An entry is the mean over channels of the absolute value of a tap, after folding BatchNorm.
         """
         weight, _ = self._folded()
-        taps = weight.detach().abs().mean((0, 1)).clamp(min=1e-12)  # a kernel of zeros takes all that it sees alike
+        taps = weight.detach().abs().mean((0, 1)).clamp(min=1e-12)  # a kernel of zeros gives uniform weights
         place = torch.arange(height * width, device=taps.device)
         indices, inside = [], torch.ones(len(place), len(place), dtype=torch.bool, device=taps.device)
         for coordinate, size in zip((place // width, place % width), taps.shape, strict=True):
@@ -165,7 +165,7 @@ class GatedConv(nn.Module):
         bn = self.bn
         if not isinstance(bn, nn.BatchNorm2d):
             return self.dwconv.weight, self.dwconv.bias
-        assert bn.running_mean is not None  # only without track_running_stats
+        assert bn.running_mean is not None  # None only without track_running_stats
         assert bn.running_var is not None
         return fuse_conv_bn_weights(
             self.dwconv.weight, self.dwconv.bias, bn.running_mean, bn.running_var, bn.eps, bn.weight, bn.bias
@@ -176,9 +176,9 @@ class LocalConv(GatedConv):
     """Pointwise layer, GLU, depthwise convolution over the sequence, BatchNorm, SiLU, pointwise layer.
 
     The convolution module of Conformer (arXiv 2005.08100, section 2.2) without its LayerNorm. The depthwise
-    convolution is a 2-D one of (1, K) over [1, C, B, N], one image whose rows are the sequences: tokens that lie
-    channels-last in memory need no copy, which is many times faster than the 1-D form on a CPU. (As [B, C, 1, N] it
-    would be as fast, but torch chooses by B how to compute it, and `torch.compile` would recompile.)
+    convolution is a 2-D one of (1, K) over [1, C, B, N], one image whose rows are the sequences: channels-last tokens
+    then need no copy, which is many times faster than the 1-D form on a CPU. ([B, C, 1, N] would be as fast, but torch
+    chooses the algorithm by B, and `torch.compile` would recompile.)
     """
 
     def __init__(self, part: LocalConvPart, options: BuildOptions) -> None:
@@ -198,7 +198,7 @@ class LocalConv(GatedConv):
 
 
 class _FlatLocalConv(nn.Module):
-    """`LocalConv` with BatchNorm folded, [T, C] -> [T, C], or [B, C] for the first token alone."""
+    """`LocalConv` with BatchNorm folded, [T, C] -> [T, C], or [B, C] for the first token only."""
 
     def __init__(self, source: LocalConv, alone: bool) -> None:
         super().__init__()

@@ -1,6 +1,6 @@
-"""The local part of the paper's ablation "Conv2d": as `local_conv`, with a 2-D kernel over the grid of patches.
+"""The local part of the paper's ablation "Conv2d": like `local_conv`, with a 2-D kernel over the grid of patches.
 
-Axes: B batch, N tokens, T = B * N, P prefix tokens, C channels, H/W height and width of the grid, K taps on a side.
+Axes: B batch, N tokens, T = B * N, P prefix tokens, C channels, H/W height and width of the grid, K taps per side.
 """
 
 from __future__ import annotations
@@ -35,27 +35,27 @@ class LocalConv2dPart(GatedConvPart):
         return self.kernel_size, self.kernel_size
 
     def num_macs(self, tokens: TokenGrid) -> int:
-        """Of the pointwise layers for all tokens, and the convolution for the patches."""
+        """Multiply-adds of the pointwise layers for all tokens, and of the convolution for the patches."""
         pointwise = tokens.num_tokens * (2 + 1) * self.channels * self.hidden
         return pointwise + tokens.num_patches * self.hidden * self.kernel_size**2
 
     def build(self, options: BuildOptions) -> nn.Module:
-        """See `LocalConv2d`."""
+        """Build a `LocalConv2d`."""
         return LocalConv2d(self, options)
 
     @property
     def label(self) -> str:
-        """Heads, kernel size and hidden width over the channels."""
+        """Heads, kernel size, and ratio of hidden width to channels."""
         side = f"{self.kernel_size}x{self.kernel_size}"
         return f"{show_heads(self.num_heads)}\nconv {side}, x{self.hidden / self.channels:g}"
 
     def flatten(self, module: nn.Module, options: ExportOptions) -> nn.Module:
-        """With BatchNorm folded and the two halves of the GLU as layers of their own."""
+        """The flat form, with BatchNorm folded and the two halves of the GLU as separate layers."""
         assert isinstance(module, LocalConv2d)
         return _FlatLocalConv2d(module, options)
 
     def mixing(self, module: nn.Module, x: Tensor) -> Tensor:
-        """See `GatedConv.mixing`; prefix tokens take in themselves alone."""
+        """See `GatedConv.mixing`; a prefix token attends only to itself."""
         assert isinstance(module, LocalConv2d)
         prefix = torch.eye(module.num_prefix, dtype=x.dtype, device=x.device)
         return torch.block_diag(prefix, module.mixing(module.height, module.width))[None, None]
@@ -65,7 +65,7 @@ class LocalConv2dPart(GatedConvPart):
 class LocalConv2d(GatedConv):
     """Pointwise layer, GLU, depthwise K x K convolution and BatchNorm of the patches, SiLU, pointwise layer.
 
-    Prefix tokens have no place in the grid: they skip the convolution and its BatchNorm.
+    Prefix tokens are not in the grid: they skip the convolution and its BatchNorm.
     """
 
     def __init__(self, part: LocalConv2dPart, options: BuildOptions) -> None:
@@ -74,7 +74,7 @@ class LocalConv2d(GatedConv):
 
     @torch.jit.ignore
     def set_tokens(self, tokens: TokenGrid) -> None:
-        """The grid of the images from now on."""
+        """Set the grid of the following images."""
         self.height, self.width, self.num_prefix = tokens.height, tokens.width, tokens.num_prefix
 
     def forward(self, x: Tensor) -> Tensor:
@@ -87,7 +87,7 @@ class LocalConv2d(GatedConv):
 
 
 class _FlatLocalConv2d(nn.Module):
-    """`LocalConv2d` with BatchNorm folded, [T, C] -> [T, C], or [B, C] for the first token alone."""
+    """`LocalConv2d` with BatchNorm folded, [T, C] -> [T, C], or [B, C] for the first token only."""
 
     def __init__(self, source: LocalConv2d, options: ExportOptions) -> None:
         super().__init__()

@@ -16,7 +16,7 @@ __all__ = ["MlpPart"]
 @final
 @dataclass(frozen=True)
 class MlpPart(Part):
-    """Linear, exact GELU, linear, for each token by itself.
+    """Linear, exact GELU, linear, for each token separately.
 
     Attributes:
         hidden: channels between the two layers.
@@ -30,20 +30,20 @@ class MlpPart(Part):
 
     @property
     def num_params(self) -> int:
-        """Of both layers."""
+        """Parameters of both layers."""
         return count_linear_params(self.channels, self.hidden) + count_linear_params(self.hidden, self.channels)
 
     def num_macs(self, tokens: TokenGrid) -> int:
-        """Of both layers."""
+        """Multiply-adds of both layers."""
         return tokens.num_tokens * 2 * self.channels * self.hidden
 
     def build(self, options: BuildOptions) -> nn.Module:
-        """timm's `Mlp`."""
+        """Build timm's `Mlp`."""
         return Mlp(self.channels, self.hidden, act_layer=nn.GELU, drop=options.proj_drop, **options.factory)
 
     @property
     def label(self) -> str:
-        """Hidden width over the width of a token."""
+        """The ratio of hidden width to token width."""
         return f"x {self.hidden / self.channels:g}\nMLP"
 
     def slices(self, whole: MlpPart) -> dict[str, Slice]:
@@ -57,7 +57,7 @@ class MlpPart(Part):
         }
 
     def flatten(self, module: nn.Module, options: ExportOptions) -> nn.Module:
-        """The same layers; they take tokens in any number of axes."""
+        """The same layers, which take tokens in any number of axes."""
         assert isinstance(module, Mlp)
         return _FlatMlp(module)
 

@@ -1,4 +1,4 @@
-"""Self-attention with learned relative positions in keys and values, as AutoFormer has it.
+"""Self-attention with learned relative positions in keys and values, as in AutoFormer.
 
 Axes: B batch, N tokens, T = B * N, C channels, H heads, D head width, h/w height and width of the grid.
 """
@@ -26,7 +26,7 @@ class RelativeAttentionPart(MultiHeadPart):
     """Self-attention whose keys and values depend on the distance between two patches.
 
     Attributes:
-        max_distance: distances beyond this many rows or columns count as this many; None for no relative positions.
+        max_distance: larger distances, in rows or columns, are clamped to this; None for no relative positions.
         scale_width: scores are divided by the square root of this; None for D.
 
     Source: AutoFormer (arXiv 2107.00651); relative positions of Shaw et al. (arXiv 1803.02155) in two dimensions.
@@ -46,21 +46,21 @@ class RelativeAttentionPart(MultiHeadPart):
 
     @property
     def num_params(self) -> int:
-        """Of qkv, output projection and the four tables."""
+        """Parameters of qkv, output projection and the four tables."""
         return super().num_params + 4 * self.num_rows * self.head_dim
 
     def num_macs(self, tokens: TokenGrid) -> int:
-        """As without relative positions, and of the products with them."""
+        """Multiply-adds as without relative positions, plus those of the products with them."""
         products = 0 if self.max_distance is None else 2 * tokens.num_tokens**2 * self.num_heads * self.head_dim
         return super().num_macs(tokens) + products
 
     def build(self, options: BuildOptions) -> nn.Module:
-        """See `RelativeAttention`."""
+        """Build a `RelativeAttention`."""
         return RelativeAttention(self, options)
 
     @classmethod
     def covering(cls, parts: Sequence[RelativeAttentionPart]) -> RelativeAttentionPart:
-        """Parts of one head width, distance and scale."""
+        """The largest part; the parts must have the same head width, distance and scale."""
         if len({(part.head_dim, part.max_distance, part.scale_width) for part in parts}) > 1:
             raise NotImplementedError("relative_attention shares weights only at equal head width, distance and scale")
         channels, num_heads = max(part.channels for part in parts), max(part.num_heads for part in parts)
@@ -69,8 +69,8 @@ class RelativeAttentionPart(MultiHeadPart):
     def slices(self, whole: RelativeAttentionPart) -> dict[str, Slice]:
         """The first channels and heads.
 
-        The bias of qkv is the first 3 * H * D values of the larger one, cut in three: which of query, key and value an
-        entry belongs to depends on H. AutoFormer's released weights were trained so.
+        The bias of qkv is the first 3 * H * D values of the larger one, split in three, so H determines whether a value
+        belongs to query, key or value. AutoFormer's released weights were trained this way.
         """
         bias = Slice.first((3 * self.num_heads * self.head_dim,), (3 * whole.num_heads * whole.head_dim,))
         slices = self.slices_from(0, whole) | {"qkv.bias": bias}
@@ -80,7 +80,7 @@ class RelativeAttentionPart(MultiHeadPart):
         return slices
 
     def flatten(self, module: nn.Module, options: ExportOptions) -> nn.Module:
-        """One attention operator, whose keys and values are widened by the rows and columns of the grid."""
+        """The flat form: one attention operator, whose keys and values have more channels for rows and columns."""
         assert isinstance(module, RelativeAttention)
         return FlatAttention(module, options) if self.max_distance is None else _FlatRelative(module, options)
 
@@ -92,9 +92,9 @@ class RelativeAttentionPart(MultiHeadPart):
 
 @final
 class RelativePosition(nn.Module):
-    """Vectors of width D for every pair of tokens: a row for the vertical distance plus one for the horizontal.
+    """Vectors of width D for every pair of tokens: the sum of one for the vertical and one for the horizontal distance.
 
-    Every pair with a prefix token has row 0 of both tables.
+    Every pair with a prefix token uses row 0 of both tables.
     """
 
     def __init__(self, part: RelativeAttentionPart, options: BuildOptions) -> None:
@@ -109,20 +109,20 @@ class RelativePosition(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Truncated normal of 0.02."""
+        """Initialise with a truncated normal distribution of standard deviation 0.02."""
         for table in (self.vertical, self.horizontal):
             nn.init.trunc_normal_(table, std=0.02)
 
     @torch.jit.ignore
     def set_tokens(self, tokens: TokenGrid) -> None:
-        """The grid of the images from now on."""
+        """Set the grid of the following images."""
         patches = torch.arange(tokens.num_patches, device=self.vertical.device)
         for name, place in (("rows", patches // tokens.width), ("columns", patches % tokens.width)):
             index = F.pad(_distance(place, self.max_distance), (tokens.num_prefix, 0, tokens.num_prefix, 0))
             self.register_buffer(name, index, persistent=False)  # [N, N]
 
     def by_axis(self, tokens: TokenGrid) -> tuple[Tensor, Tensor, Tensor]:
-        """The vectors of a grid apart: vertical [h, h, D] and horizontal [w, w, D], and that of prefix tokens [D]."""
+        """The vectors of a grid by axis: vertical [h, h, D], horizontal [w, w, D], and that of prefix tokens [D]."""
         vertical, horizontal = (
             table[_distance(torch.arange(length), self.max_distance)]
             for table, length in ((self.vertical, tokens.height), (self.horizontal, tokens.width))
@@ -130,8 +130,8 @@ class RelativePosition(nn.Module):
         return vertical, horizontal, self.vertical[0] + self.horizontal[0]
 
     def forward(self) -> Tensor:
-        """[N, N, D]: the vector of token j seen from token i."""
-        # As an embedding: its backward pass is faster than that of indexing.
+        """[N, N, D]: the vector of token j relative to token i."""
+        # An embedding, because its backward pass is faster than that of indexing.
         return F.embedding(self.rows, self.vertical) + F.embedding(self.columns, self.horizontal)
 
 
@@ -172,28 +172,28 @@ class RelativeAttention(nn.Module):
 
 
 def _by_query(x: Tensor, matrices: Tensor) -> Tensor:
-    """Multiply each query's row by that query's own matrix: [B, H, N, I], [N, I, J] -> [B, H, N, J]."""
+    """Multiply each query's row by the matrix of that query: [B, H, N, I], [N, I, J] -> [B, H, N, J]."""
     B, H, _, _ = x.shape
     product = x.flatten(0, 1).transpose(0, 1) @ matrices  # [N, B * H, J]
     return product.transpose(0, 1).unflatten(0, (B, H))
 
 
 def _distance(place: Tensor, maximum: int) -> Tensor:
-    """The row of a table for each pair of places [L]: [L, L]."""
+    """The row of the table for each pair of positions [L]: [L, L]."""
     return (place - place[:, None]).clamp(-maximum, maximum) + maximum + 1
 
 
 class _FlatRelative(nn.Module):
-    """`RelativeAttention` as attention with wider heads, [T, C] -> [T, C], or [B, C] for the class token alone.
+    """`RelativeAttention` as attention with wider heads, [T, C] -> [T, C], or [B, C] for the class token only.
 
-    A position vector is the sum of one for the vertical and one for the horizontal distance, so what a query adds to a
-    score depends on the key's row and on its column, not on the key itself. Keys and values get h + 1 + w more
-    channels that say in which row and column a token lies (prefix tokens are in a row of their own); queries get their
-    products with the position vectors of these rows and columns. The same channels of the result are the attention
-    that each row and column received, by which the position vectors of the values are weighted. That is (h + w) / N of
-    the work with a vector for each pair of tokens, and one attention operator.
+    A position vector is the sum of one for the vertical and one for the horizontal distance, so its contribution to a
+    score depends only on the key's row and column. Keys and values get h + 1 + w more channels that mark a token's row
+    and column (prefix tokens have a separate row); queries get their products with the position vectors of these rows
+    and columns. The same channels of the result are the attention that each row and column received, which weights the
+    position vectors of the values. This takes (h + w) / N of the work needed with a vector for each pair of tokens, and
+    one attention operator.
 
-    For the query of a prefix token all vectors are the same: they do not change its softmax.
+    For the query of a prefix token all vectors are equal, so they do not change its softmax.
     """
 
     key_rows: Tensor
@@ -259,18 +259,18 @@ class _FlatRelative(nn.Module):
         return x + positions
 
     def _grid(self, x: Tensor) -> Tensor:
-        """The patches: [B, N, H, E] -> [B, h, w, H, E]."""
+        """The patch tokens as a grid: [B, N, H, E] -> [B, h, w, H, E]."""
         tokens = self.options.tokens
         return x[:, tokens.num_prefix :].unflatten(1, (tokens.height, tokens.width))
 
 
 def _by_row(x: Tensor, matrices: Tensor) -> Tensor:
-    """Multiply with each row's own matrix: [B, h, w, H, I], [h, I, J] -> [B, h, w, H, J]."""
+    """Multiply by the matrix of each row: [B, h, w, H, I], [h, I, J] -> [B, h, w, H, J]."""
     return (x.flatten(2, 3) @ matrices).unflatten(2, (x.shape[2], x.shape[3]))
 
 
 def _places(tokens: TokenGrid) -> Tensor:
-    """Ones where a token is in a row, a prefix token (in row h), or in a column: [N, h + 1 + w]."""
+    """Ones for the row of each token (h for prefix tokens) and for its column: [N, h + 1 + w]."""
     places = torch.zeros(tokens.num_tokens, tokens.height + 1 + tokens.width)
     patches = torch.arange(tokens.num_patches)
     places[: tokens.num_prefix, tokens.height] = 1

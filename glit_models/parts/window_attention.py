@@ -26,10 +26,10 @@ __all__ = ["WindowAttention", "WindowAttentionPart"]
 class WindowAttentionPart(MultiHeadPart):
     """Self-attention of each patch to the patches at most `window_size // 2` rows and columns away.
 
-    It is computed as masked attention over all tokens, and its cost is that of attention over all tokens.
+    It is computed as masked attention over all tokens, so it costs as much as attention over all tokens.
 
     Attributes:
-        window_size: odd side of the window, in patches.
+        window_size: odd side length of the window, in patches.
 
     Source: GLiT (arXiv 2107.02960), ablation of the locality module.
     """
@@ -43,21 +43,21 @@ class WindowAttentionPart(MultiHeadPart):
 
     @classmethod
     def from_genes(cls, num_heads: int, head_width: int, genes: Mapping[str, Any]) -> WindowAttentionPart:
-        """Heads as wide as their channels, in windows of `window_size` x `window_size` patches."""
+        """The part with heads as wide as their channels, in windows of `window_size` x `window_size` patches."""
         check_odd("window_size", genes["window_size"])
         return cls(num_heads * head_width, num_heads, head_width, genes["window_size"])
 
     def build(self, options: BuildOptions) -> nn.Module:
-        """See `WindowAttention`."""
+        """Build a `WindowAttention`."""
         return WindowAttention(self, options)
 
     @property
     def label(self) -> str:
-        """Heads and window."""
+        """The number of heads and the window size."""
         return f"{show_heads(self.num_heads)}\nwindow {self.window_size}x{self.window_size}"
 
     def slices(self, whole: WindowAttentionPart) -> dict[str, Slice]:
-        """The last channels (the first ones belong to global attention); all windows are equal."""
+        """The last channels (the first ones belong to global attention); the window size must be equal."""
         return self.slices_from(whole.channels - self.channels, whole)
 
     def flatten(self, module: nn.Module, options: ExportOptions) -> nn.Module:
@@ -68,7 +68,7 @@ class WindowAttentionPart(MultiHeadPart):
 
 @final
 class WindowAttention(nn.Module):
-    """Masked self-attention. Prefix tokens have no place in the grid: they and the patches do not see each other."""
+    """Masked self-attention. Prefix tokens are not in the grid: they and the patches do not see each other."""
 
     def __init__(self, part: WindowAttentionPart, options: BuildOptions) -> None:
         super().__init__()
@@ -84,7 +84,7 @@ class WindowAttention(nn.Module):
 
     @torch.jit.ignore
     def set_tokens(self, tokens: TokenGrid) -> None:
-        """The grid of the images from now on."""
+        """Set the grid of the following images."""
         device = self.qkv.weight.device
         rows = torch.arange(tokens.num_patches, device=device) // tokens.width
         columns = torch.arange(tokens.num_patches, device=device) % tokens.width

@@ -1,4 +1,4 @@
-"""Recipes and the one trainer, for pretraining, fine-tuning and retraining."""
+"""Recipes, and the trainer for pretraining, fine-tuning and retraining."""
 
 from .objective import Objective
 from .recipe import Recipe, load_recipe, shipped_recipes

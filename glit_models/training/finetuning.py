@@ -1,7 +1,7 @@
-"""Fine-tuning on a folder of images: what to train and how, each choice with its reason, and what the score is worth.
+"""Plan fine-tuning on a folder of images: choose the settings, explain each choice, and describe the final score.
 
-It looks at the folder and makes a recipe; the trainer trains, the command line prints. The values that do not depend
-on the images are in `recipes/finetune.yaml`.
+This module inspects the folder and makes a recipe; the trainer trains, and the command line prints. Values that do not
+depend on the images are in `recipes/finetune.yaml`.
 """
 
 from __future__ import annotations
@@ -45,17 +45,17 @@ __all__ = [
     "plan",
 ]
 
-DEFAULT = "glit_tiny.fractal1k"  # pretrained on nothing but formulas, so no image's licence comes with it
+DEFAULT = "glit_tiny.fractal1k"  # pretrained on formulas only, so no image licence applies
 
 _HOLD_OUT_SHARE = 0.2
-_MOST_HELD_OUT = 5000  # more would tell half a percent apart better than it matters
-_STEPS = 1000  # at the least, where 100 epochs have so many
+_MOST_HELD_OUT = 5000  # enough to measure accuracy to within half a percent
+_STEPS = 1000  # minimum, within 100 epochs
 _EPOCHS = (10, 100)
 _BATCH_SIZES = (8, 16, 32, 64, 128)
 _STEPS_PER_EPOCH = 12
 _MANY_IMAGES = 10_000
 _FEW_IMAGES = 1000
-_IMBALANCE = 3  # times the images of another class
+_IMBALANCE = 3  # ratio of the images of two classes
 _FIXED = (
     "data.dataset", "data.root", "data.download", "data.input_key", "data.target_key", "data.fractals",
     "data.train_on_validation",
@@ -64,7 +64,7 @@ _FIXED = (
 
 @dataclass(frozen=True)
 class Plan:
-    """A recipe for one folder, a line for each choice in it, and the data it is for."""
+    """A recipe for one folder, a line of explanation for each choice in it, and the data."""
 
     recipe: Recipe
     lines: tuple[Message, ...]
@@ -75,18 +75,18 @@ def plan(
     directory: str | os.PathLike[str], model: str | None, device: torch.device, overrides: Overrides = (),
     root: str | os.PathLike[str] | None = None,
 ) -> Plan:  # fmt: skip
-    """Look at the images and decide.
+    """Inspect the images and choose the settings.
 
     Args:
-        directory: holds `CLASS/*`, or `train/CLASS/*` with or without `val/CLASS/*` and `test/CLASS/*`; or a table of
-            labels, see `read_label_table`.
-        model: as `predict.load_model` names it; None takes the default.
-        device: that will train.
-        overrides: values by `section.key`, or texts `section.key=value`; they stand whatever the images are.
-        root: the folder of a table's images, if it is not the table's own.
+        directory: contains `CLASS/*`, or `train/CLASS/*` with or without `val/CLASS/*` and `test/CLASS/*`; or a table
+            of labels, see `read_label_table`.
+        model: a model as in `predict.load_model`; None uses the default.
+        device: device for training.
+        overrides: values by `section.key`, or strings `section.key=value`; they take precedence over the choices here.
+        root: the folder of a table's images, if it is not the table's folder.
 
     Raises:
-        DataError: if there are too few images or classes, or the folders do not fit together.
+        DataError: if there are too few images or classes, or the folders do not match.
         RecipeError, WeightsError: on a model or an override that cannot be used.
     """
     given = dict(overrides) if isinstance(overrides, Mapping) else parse_overrides(overrides)
@@ -122,7 +122,7 @@ def plan(
 
 
 def data_keys(directory: str | os.PathLike[str], root: str | os.PathLike[str] | None = None) -> tuple[str, str | None]:
-    """`data.dataset` and `data.root` of a folder or a table. Raises DataError if a folder has another root."""
+    """`data.dataset` and `data.root` of a folder or a table. Raises DataError if `root` is given for a folder."""
     if is_label_table(str(directory)):
         return str(directory), None if root is None else str(root)
     if root is not None:
@@ -131,7 +131,7 @@ def data_keys(directory: str | os.PathLike[str], root: str | os.PathLike[str] | 
 
 
 def _refuse_fixed_keys(given: Mapping[str, Any], directory: Any) -> None:
-    """Refuse keys that would do nothing here, rather than ignore them."""
+    """Reject overrides of keys that would have no effect here."""
     for key in given:
         if key.startswith(_FIXED):
             raise RecipeError(
@@ -143,7 +143,7 @@ def _refuse_fixed_keys(given: Mapping[str, Any], directory: Any) -> None:
 
 
 class _Choices:
-    """Overrides of the finetune recipe by key, the user's and those made here, and a line for each of the latter."""
+    """Overrides of the finetune recipe by key, the user's and the chosen ones, and a line for each chosen one."""
 
     def __init__(self, given: Mapping[str, Any]) -> None:
         self.overrides = dict(given)
@@ -155,7 +155,7 @@ class _Choices:
         self.lines.append(Message(*parts))
 
     def make(self, key: str, value: Any, *line: str | Argument) -> Any:
-        """The value of a key: the user's if there is one, else `value`, which `line` (its parts) explains."""
+        """The value of a key: the user's if given, else `value`, which `line` and its parts explain."""
         section, _, field = key.partition(".")
         if not field:
             section, field = "", key
@@ -193,7 +193,7 @@ def _choose_splits(choices: _Choices, directory: Any, counts: Counter[str]) -> S
         hold_out = _choose_hold_out(choices, directory, counts)
     else:
         hold_out = 0
-    # The recipe states how many images it is for, so that a run does not go on with other ones.
+    # The recipe records the number of images, so that a run does not resume with different ones.
     limit = choices.make("data.limit", total - hold_out)
     base = choices.base
     with naming_keys():
@@ -236,7 +236,7 @@ def _choose_size(choices: _Choices, name: str, device: torch.device) -> None:
 
 
 def _choose_model(choices: _Choices, name: str) -> int:
-    """Its own image size; no stochastic depth where it has none."""
+    """Return the model's image size; turn stochastic depth off if the model does not support it."""
     try:
         try:
             model = loading.create_model(name, drop_path_rate=0.1)
@@ -248,12 +248,12 @@ def _choose_model(choices: _Choices, name: str) -> int:
         return int(resolve_data_config(model=model)["input_size"][-1])
     except GlitError:
         raise
-    except Exception as error:  # of whatever library the model is
+    except Exception as error:  # the model may come from any library
         raise RecipeError(Argument("model", name), f" cannot be built: {first_line(error)}") from None
 
 
 def _choose_length(choices: _Choices, num_images: int) -> None:
-    """Batch, epochs, rate and mixing, from how many images there are to train on."""
+    """Choose batch size, epochs, learning rate and mixing from the number of training images."""
     batch = choose_batch_size(num_images)
     line = f"batch: {batch} of {num_images:,} images ("
     batch = choices.make("optim.batch_size", batch, line, Argument("optim.batch_size"), ")")
@@ -276,13 +276,13 @@ def _choose_length(choices: _Choices, num_images: int) -> None:
 
 
 def choose_batch_size(num_images: int) -> int:
-    """The largest usual one that leaves an epoch some steps."""
+    """The largest common batch size with enough steps per epoch."""
     fitting = [size for size in _BATCH_SIZES if size * _STEPS_PER_EPOCH <= num_images]
     return min(fitting[-1] if fitting else _BATCH_SIZES[0], num_images)
 
 
 def choose_epochs(num_images: int, batch_size: int) -> int:
-    """As many as give enough steps, within what is neither too little of a cosine nor the same images for ever."""
+    """The number of epochs that gives enough steps, within 10 to 100."""
     steps = max(1, num_images // max(batch_size, 1))
     return min(max(math.ceil(_STEPS / steps), _EPOCHS[0]), _EPOCHS[1])
 
@@ -309,7 +309,7 @@ def _count_cores() -> int:
 
 
 def _check_classifier(recipe: Recipe, num_classes: int) -> None:
-    """Build what the trainer will build, and ask it about one empty image."""
+    """Build the model as the trainer will, and run it on one empty image."""
     model, size = create_model(recipe.model, num_classes), recipe.model.img_size
     try:
         with torch.inference_mode():
@@ -324,7 +324,7 @@ def _check_classifier(recipe: Recipe, num_classes: int) -> None:
         )
 
 
-# ---- before and after the training ----
+# ---- before and after training ----
 
 
 def _no_image(image: Image.Image) -> torch.Tensor:
@@ -332,13 +332,13 @@ def _no_image(image: Image.Image) -> torch.Tensor:
 
 
 def check_images(splits: Splits, listing: Path) -> None:
-    """Read every image once, with a progress bar: better now than in the middle of an epoch.
+    """Read every image once, with a progress bar, so that errors appear before training starts.
 
     Args:
-        listing: a file for the names of broken images, if they are too many for a message.
+        listing: file for the names of broken images, if they are too many for a message.
 
     Raises:
-        DataError: if some cannot be read; names them.
+        DataError: if some images cannot be read; names them.
     """
     broken: list[str] = []
     datasets = [dataset for dataset in (splits.train, splits.validation, splits.test) if dataset is not None]
@@ -350,7 +350,7 @@ def check_images(splits: Splits, listing: Path) -> None:
 
 
 def describe_score(result: dict[str, Any], splits: Splits) -> list[str]:
-    """What came out and how sure it is: lines for people."""
+    """Describe the result and its confidence interval, as lines of text."""
     kind, scored = ("validation", splits.validation) if splits.test is None else ("test", splits.test)
     top1, count = result[f"{kind}_top1"], len(scored)
     correct = round(top1 * count / 100)
@@ -372,7 +372,7 @@ def describe_score(result: dict[str, Any], splits: Splits) -> list[str]:
 def next_commands(
     directory: str | os.PathLike[str], out: Path, splits: Splits, root: str | os.PathLike[str] | None = None
 ) -> list[str]:
-    """What to type next: predict on an image that was not trained on, score, publish."""
+    """The commands to run next: predict on an image that was not used for training, score, publish."""
     unseen, model = splits.test or splits.validation, str(out / "model")
     keys = data_keys(directory, root)
     held_out = all(part_of(*keys, split) is None for split in ("test", "validation"))
@@ -381,6 +381,6 @@ def next_commands(
         ["glit", "predict", unseen.filename(0), "--model", model],
         ["glit", "eval", model, *(["OTHER_IMAGES"] if held_out else data)],
     ]
-    if (out / "model" / ENTRY_FILE).is_file():  # of this package, not any of timm's
+    if (out / "model" / ENTRY_FILE).is_file():  # a model of this package, not another of timm's
         commands.append(["glit", "publish", model, "--to-folder", str(out / "published"), "--license", "LICENSE"])
     return [shlex.join(command) for command in commands]

@@ -1,4 +1,4 @@
-"""What a step minimises: cross-entropy with mixed or smoothed labels, and a teacher's word beside it.
+"""The training loss: cross-entropy with mixed or smoothed labels, and distillation from a teacher.
 
 Axes: `B` batch, `K` classes.
 """
@@ -28,10 +28,10 @@ class Objective:
 
     Args:
         augment: label smoothing, mixup and cutmix.
-        distill: the teacher's part; `teacher` is made by `make_teacher` from its name.
+        distill: settings of the distillation; `make_teacher` creates the teacher from its name.
         num_classes: K.
-        preprocessing: `mean` and `std` that the student's images are normalised with.
-        weights: of the classes [K], 1 in the mean over the training images; None for 1 each.
+        preprocessing: `mean` and `std` that normalise the student's images.
+        weights: class weights [K] whose mean over the training images is 1; None for no weights.
     """
 
     def __init__(
@@ -57,28 +57,28 @@ class Objective:
             self.teacher = _Teacher(make_teacher(distill.teacher), distill.teacher, num_classes, preprocessing)
 
     def set_teacher(self, teacher: Callable[[Tensor], Tensor | None], share: float) -> None:
-        """Let a teacher's soft labels have this share of the loss.
+        """Set the teacher and the weight of its soft labels in the loss.
 
         Args:
-            teacher: the student's images [B, C, H, W] -> logits [B, K], or None for images that it does not teach.
+            teacher: maps the student's images [B, C, H, W] to logits [B, K], or to None for images that it skips.
         """
         self.teacher, self.distill = teacher, DistillSection(kind="soft", alpha=share, temperature=1.0)
 
     def mix(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Images [B, C, H, W] and labels [B] -> mixed images and targets: [B, K] where mixing is on, else the labels.
+        """Mix images [B, C, H, W] and labels [B]. Returns images and targets: [B, K] if mixing is on, else the labels.
 
         Draws from numpy's process-wide generator, as timm's Mixup does.
         """
         return self.mixup(images, labels) if self.mixup is not None else (images, labels)
 
     def loss(self, logits: Tensor, images: Tensor, targets: Tensor) -> Tensor:
-        """Logits [B, K], the images [B, C, H, W] they are of and their targets -> the mean loss."""
+        """The mean loss of logits [B, K], given their images [B, C, H, W] and targets."""
         logits = logits.float()
-        # Mixed targets have been smoothed already.
+        # Mixed targets are already smoothed.
         smoothing = self.smoothing if targets.ndim == 1 else 0.0
         if self.weights is None:
             loss = F.cross_entropy(logits, targets, label_smoothing=smoothing)
-        else:  # the mean over images, not over their weights: so a batch's loss is the mean of its parts' losses
+        else:  # the mean over images, not over weights, so that a batch's loss is the mean of its parts' losses
             loss = F.cross_entropy(logits, targets, self.weights, label_smoothing=smoothing, reduction="none").mean()
         if self.teacher is None:
             return loss
@@ -95,13 +95,13 @@ class Objective:
 
 
 def class_weights(given: str | None, splits: Splits, device: torch.device) -> Tensor | None:
-    """The weights [K] of the classes in the loss, 1 in the mean over the training images.
+    """Class weights [K] for the loss; their mean over the training images is 1.
 
     Args:
-        given: 'balanced', by the inverse of a class's images; the path of a YAML or JSON file of `CLASS: WEIGHT`; None.
+        given: 'balanced', inverse to the class counts; the path of a YAML or JSON file of `CLASS: WEIGHT`; None.
 
     Raises:
-        RecipeError: if the file has other classes or no positive numbers, or how many images a class has is not known.
+        RecipeError: if the file has other classes or values that are not positive, or the class counts are unknown.
     """
     if given is None:
         return None
@@ -132,7 +132,7 @@ def _read_weights(path: str, class_names: Sequence[str]) -> list[float]:
 
 
 class _Teacher:
-    """A trained classifier asked about the student's images, in its own size and normalisation."""
+    """A trained classifier, applied to the student's images at its own size and normalisation."""
 
     def __init__(self, model: Any, name: str, num_classes: int, preprocessing: dict[str, Any]) -> None:
         if model.num_classes != num_classes:

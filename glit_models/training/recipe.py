@@ -1,4 +1,4 @@
-"""A recipe is a YAML file and these dataclasses: every choice of a training run, checked before it starts."""
+"""Training recipes: dataclasses for all settings of a run, read from YAML and checked before the run starts."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ _SHIPPED = Path(__file__).with_name("recipes")
 
 @dataclass(frozen=True)
 class ModelSection:
-    """What is trained: keywords of `timm.create_model`, and how it is run."""
+    """The model: keywords of `timm.create_model`, and how it is run."""
 
     name: str = "glit_tiny"  # any timm classifier: MODEL, MODEL.TAG, 'local-dir:DIR', 'hf-hub:NAMESPACE/NAME'
-    spec: dict[str, Any] | str | None = None  # a GLiTSpec's fields, or the path of its JSON file
+    spec: dict[str, Any] | str | None = None  # the fields of a GLiTSpec, or the path of its JSON file
     pretrained: bool = False
     img_size: int = 224
-    # Batches of other sizes than img_size, each with its share of the steps: cheap pretraining on small images.
+    # Other image sizes, each with its share of the steps: cheap pretraining on small images.
     img_size_shares: dict[int, float] | None = None
     drop_rate: float = 0.0
     drop_path_rate: float = 0.0
-    freeze: tuple[str, ...] = ()  # parameters whose names begin so stay as they are, normalisation statistics too
+    freeze: tuple[str, ...] = ()  # prefixes of parameters to freeze, with their normalisation statistics
     grad_checkpointing: bool = False  # recompute activations in the backward pass: less memory, a third more time
     compile: bool = False  # torch.compile
 
 
 @dataclass(frozen=True)
 class DataSection:
-    """What it is trained on; see `glit_models.data.open_splits`."""
+    """The data; see `glit_models.data.open_splits`."""
 
     # 'fashion-mnist', 'fractals', 'folder', the path of a table of labels, or a name of timm.data.create_dataset.
     dataset: str = "folder"
@@ -46,16 +46,16 @@ class DataSection:
     train_split: str = "train"
     validation_split: str = "validation"
     test_split: str | None = None  # scored once, at the end
-    hold_out: int = 0  # this many training images become the validation set
-    limit: int | None = None  # keep only so many of the others
-    split_seed: int | None = None  # of the draw of both; the run's seed unless given
-    train_on_validation: bool = False  # train on the validation images, too; nothing is scored on them then
-    download: bool = False  # let the data set's own library fetch it
-    input_key: str | None = None  # names of the image's and the label's columns, where they are not the usual ones
+    hold_out: int = 0  # number of training images for the validation set
+    limit: int | None = None  # maximum number of the remaining training images
+    split_seed: int | None = None  # seed of both draws; default: the run's seed
+    train_on_validation: bool = False  # also train on the validation images; they are then not scored
+    download: bool = False  # allow the data set's library to download it
+    input_key: str | None = None  # names of the image and label columns, if unusual
     target_key: str | None = None
     fractals: FractalConfig = field(default_factory=FractalConfig)
     num_workers: int = 1
-    mean: tuple[float, ...] | None = None  # these four: the model's own preprocessing unless given
+    mean: tuple[float, ...] | None = None  # default for these four: the model's preprocessing
     std: tuple[float, ...] | None = None
     interpolation: str | None = None
     crop_pct: float | None = None
@@ -63,7 +63,7 @@ class DataSection:
 
 @dataclass(frozen=True)
 class AugmentSection:
-    """How training images are changed; keywords of `timm.data.create_transform` and `timm.data.Mixup`."""
+    """Augmentation: keywords of `timm.data.create_transform` and `timm.data.Mixup`."""
 
     scale: tuple[float, float] = (0.08, 1.0)
     ratio: tuple[float, float] = (0.75, 1.3333)
@@ -71,40 +71,40 @@ class AugmentSection:
     vflip: float = 0.0
     color_jitter: float = 0.0
     auto_augment: str | None = None
-    train_interpolation: str | None = None  # of the random crop; 'random' takes bilinear or bicubic
+    train_interpolation: str | None = None  # of the random crop; 'random' chooses bilinear or bicubic
     re_prob: float = 0.0
     re_mode: Literal["const", "rand", "pixel"] = "const"
-    repeats: int = 1  # repeated augmentation: each image so often in an epoch, over as many fewer images
+    repeats: int = 1  # repeated augmentation: each image this often in an epoch, of fewer images
     mixup: float = 0.0
     cutmix: float = 0.0
     mixup_switch_prob: float = 0.5
     label_smoothing: float = 0.1
-    # Crop and flip whole batches as tensors on the device that trains: faster for small images, which must all have one
-    # size of at most model.img_size. Crops are bilinear; scale, ratio, hflip and vflip alone can be set beside it.
+    # Crop and flip whole batches as tensors on the training device: faster for small images, which must all have one
+    # size of at most model.img_size. Crops are bilinear; of this section, only scale, ratio, hflip and vflip apply.
     batched: bool = False
 
     @property
     def beyond_batched(self) -> str | None:
-        """The first key that is set and that `batched` cannot do."""
+        """The first key that is set and that `batched` does not support."""
         keys = ("color_jitter", "auto_augment", "train_interpolation", "re_prob")
         return next((key for key in keys if getattr(self, key)), "repeats" if self.repeats > 1 else None)
 
 
 @dataclass(frozen=True)
 class OptimSection:
-    """Optimiser and schedule; lengths in epochs, rates for a step."""
+    """Optimiser and schedule; lengths are in epochs, rates are per step."""
 
     opt: str = "adamw"
     lr: float = 1e-3
-    lr_base_batch: int | None = None  # lr is for this batch size, and scales linearly with batch_size
+    lr_base_batch: int | None = None  # batch size that lr is for; lr scales linearly with batch_size
     min_lr: float = 1e-5
     warmup_lr: float = 1e-6
     weight_decay: float = 0.05
-    layer_decay: float | None = None  # each block's rate over the next one's
+    layer_decay: float | None = None  # ratio of each block's rate to the next one's
     momentum: float = 0.9
     betas: tuple[float, float] | None = None
-    batch_size: int = 128  # of a step, over all processes and accumulated parts together
-    grad_accumulation: int = 1  # parts that a process's share of a batch is cut into
+    batch_size: int = 128  # per step, over all processes and accumulated parts
+    grad_accumulation: int = 1  # number of parts of a process's share of a batch
     epochs: int = 10
     warmup_epochs: float = 1.0
     clip_grad: float | None = 1.0
@@ -113,20 +113,20 @@ class OptimSection:
 
 @dataclass(frozen=True)
 class DistillSection:
-    """Learning from a teacher as well (DeiT, arXiv 2012.12877, section 4)."""
+    """Distillation from a teacher (DeiT, arXiv 2012.12877, section 4)."""
 
     teacher: str | None = None  # any timm classifier with weights, named as model.name
     kind: Literal["soft", "hard"] = "hard"
-    alpha: float = 0.5  # the teacher's share of the loss
+    alpha: float = 0.5  # weight of the teacher in the loss
     temperature: float = 3.0  # of 'soft'
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A whole run.
+    """All settings of a run.
 
     Raises:
-        RecipeError: on a value that cannot be; names the key, the value and the bound.
+        RecipeError: on an invalid value; names the key, the value and the bound.
     """
 
     model: ModelSection = field(default_factory=ModelSection)
@@ -137,13 +137,13 @@ class Recipe:
     class_weights: str | None = None  # in the loss: 'balanced', or a YAML file of CLASS: WEIGHT
     seed: int = 0
     precision: Literal["fp32", "bf16"] = "fp32"  # bf16: autocast, parameters stay float32
-    retries: int = 0  # how often a diverged run goes back to its last checkpoint and on with half the rate
+    retries: int = 0  # maximum restarts of a diverged run from its last checkpoint at half the rate
     checkpoint_minutes: float = 2.0
-    keep: Literal["best", "last"] = "best"  # which epoch's weights are the result; 'best' is by the validation set
+    keep: Literal["best", "last"] = "best"  # the epoch whose weights are kept; 'best' on the validation set
     eval_every: int = 1  # epochs
-    patience: int | None = None  # stop after so many epochs without a better validation score
+    patience: int | None = None  # stop after this many epochs without a better validation score
     eval_batch_size: int = 250
-    save_dtype: Literal["float32", "float16"] = "float32"  # of the weights that are left at the end
+    save_dtype: Literal["float32", "float16"] = "float32"  # of the saved weights
 
     def __post_init__(self) -> None:
         model, data, augment, optim, distill = self.model, self.data, self.augment, self.optim, self.distill
@@ -205,14 +205,14 @@ class Recipe:
 
     @property
     def split_seed(self) -> int:
-        """The seed of what is held out and kept of the training images."""
+        """The seed of the draws for `hold_out` and `limit`."""
         return self.seed if self.data.split_seed is None else self.data.split_seed
 
     def check_parts(self, num_processes: int) -> int:
-        """How many equal parts a batch is cut into: processes times accumulated parts.
+        """The number of equal parts of a batch: processes times accumulated parts.
 
         Raises:
-            RecipeError: if the batch cannot be cut so.
+            RecipeError: if the batch cannot be divided into them.
         """
         parts = num_processes * self.optim.grad_accumulation
         even = 2 if self.augment.mixup or self.augment.cutmix else 1
@@ -225,20 +225,20 @@ class Recipe:
         return parts
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, as they stand in YAML."""
+        """Plain values, as stored in YAML."""
         return dataclasses.asdict(self)
 
     def to_yaml(self) -> str:
-        """The whole recipe with every default written out, and paths that mean the same from every folder."""
+        """The whole recipe as YAML, with all defaults, and with absolute paths."""
         return to_yaml(self._located())
 
     def meaning(self) -> dict[str, Any]:
-        """What the recipe asks for; equal for recipes that ask for the same run."""
-        only_last = self.eval_every >= self.optim.epochs  # the last epoch alone is scored, and so the best
+        """The settings that define the run; equal for recipes of the same run."""
+        only_last = self.eval_every >= self.optim.epochs  # only the last epoch is scored, so it is the best
         return {**self._located().to_dict(), "keep": "last" if only_last else self.keep}
 
     def _located(self) -> Recipe:
-        """The recipe with the absolute paths of its data and of a model's folder."""
+        """The recipe with absolute paths of its data and of a model's folder."""
         root, name, dataset = self.data.root, self.model.name, self.data.dataset
         if root is not None and "://" not in root:
             root = os.path.abspath(root)
@@ -262,13 +262,13 @@ def shipped_recipes() -> list[str]:
 
 
 def load_recipe(name: str, overrides: Overrides = ()) -> Recipe:
-    """Read a shipped recipe by name or any by path.
+    """Read a recipe: a shipped one by name, or any by path.
 
     Args:
-        overrides: values by `section.key`, or texts `section.key=value`.
+        overrides: values by `section.key`, or strings `section.key=value`.
 
     Raises:
-        RecipeError: if it is missing, no YAML, or has an unknown key or a wrong type; names the nearest valid key.
+        RecipeError: if it is missing, is not YAML, or has an unknown key or a wrong type; names the nearest valid key.
     """
     recipe: Recipe = build_recipe(Recipe, read_recipe(name, overrides, _SHIPPED))
     return recipe

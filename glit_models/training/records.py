@@ -1,6 +1,6 @@
-"""What a run records: `metrics.jsonl`, TensorBoard's events where it is installed, `curves.png`, the progress bar.
+"""Record a run: `metrics.jsonl`, TensorBoard events if it is installed, `curves.png`, and the progress bar.
 
-Only the first process of a run has records.
+Only the first process of a run writes records.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .tracking import Trackers
 
 __all__ = ["Records", "progress_columns"]
 
-_DRAW_EVERY = 30.0  # seconds: a drawing takes as long as a short epoch of a small network
+_DRAW_EVERY = 30.0  # seconds; drawing takes as long as a short epoch of a small network
 
 
 def progress_columns() -> tuple[ProgressColumn, ...]:
@@ -36,11 +36,11 @@ def progress_columns() -> tuple[ProgressColumn, ...]:
 
 
 class Records:
-    """The records in one run's folder. An entry is a dict with `step`, and `epoch` where it sums up one.
+    """The records in one run's folder. An entry is a dict with `step`; entries for an epoch also have `epoch`.
 
     Args:
-        folder: of the run.
-        track: names of trackers that get the same numbers, see `check_trackers`.
+        folder: folder of the run.
+        track: names of trackers that get the same numbers; see `check_trackers`.
     """
 
     def __init__(self, folder: Path, track: Sequence[str] = ()) -> None:
@@ -53,7 +53,7 @@ class Records:
         self.can_draw = True
 
     def begin(self, step: int, epochs_done: int, config: Mapping[str, Any]) -> None:
-        """Go on after `step`: entries of later steps and epochs, left by a run that was killed, are dropped.
+        """Resume after `step`: entries of later steps and epochs, left by a killed run, are dropped.
 
         Args:
             config: the recipe's values, for trackers.
@@ -72,7 +72,7 @@ class Records:
         self.board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=step + 1)
 
     def entries(self, is_wanted: Callable[[dict[str, Any]], bool]) -> list[dict[str, Any]]:
-        """The wanted entries so far; a line that a kill cut short is left out."""
+        """The entries so far that `wanted` accepts; an incomplete last line is skipped."""
         lines = self.path.read_text().splitlines() if self.path.is_file() else []
         return [entry for line in lines if line.endswith("}") and is_wanted(entry := json.loads(line))]
 
@@ -94,20 +94,20 @@ class Records:
         self.has_undrawn_epoch |= "epoch" in entry
 
     def draw_if_due(self) -> None:
-        """Write `curves.png` unless it was written, or the records were made, less than half a minute ago."""
+        """Write `curves.png`, at most once every 30 seconds."""
         if time.monotonic() - self.drawn >= _DRAW_EVERY:
             self.draw()
 
     def draw(self) -> None:
         """Write `curves.png`: loss, learning rate and validation accuracy over the steps.
 
-        What keeps it from being drawn is said, once, and stops nothing.
+        A failure to draw is reported once, and does not stop the run.
         """
         self.drawn = time.monotonic()
         self.has_undrawn_epoch = False
         try:
             self._draw()
-        except Exception as error:  # of matplotlib, its settings, a font
+        except Exception as error:  # from matplotlib, its settings, or a font
             if self.can_draw:
                 say(f"glit: curves.png is not drawn ({first_line(error)}); the numbers are in {self.path}")
             self.can_draw = False
@@ -128,7 +128,7 @@ class Records:
             figure.savefig(path, format="png", dpi=80)
 
     def close(self) -> None:
-        """Finish TensorBoard's file, and end the trackers."""
+        """Close TensorBoard's file and the trackers."""
         if self.trackers is not None:
             self.trackers.close()
         if self.board is not None:

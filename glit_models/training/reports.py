@@ -1,4 +1,4 @@
-"""A step's randomness and its report: the loss on its way from the device, and whether to save and to stop."""
+"""Share each step's loss and requests to save or stop among processes, and seed the parts of a step."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from torch import Tensor
 
 __all__ = ["DivergedError", "Report", "StepReports", "seed_part"]
 
-_DIVERGED = 10.0  # a loss beyond so many times that of guessing, log(classes), is taken for divergence
+_DIVERGED = 10.0  # a loss above this many times that of guessing, log(classes), counts as diverged
 
 
 class DivergedError(Exception):
-    """A step whose loss is not finite, or far beyond that of guessing."""
+    """Raised for a step whose loss is not finite, or far above that of guessing."""
 
     def __init__(self, loss: float, step: int) -> None:
         self.loss, self.step = loss, step
 
 
 class Report(NamedTuple):
-    """What all processes agreed on after a step."""
+    """The result of a step over all processes."""
 
     step: int
     loss: float
@@ -32,21 +32,21 @@ class Report(NamedTuple):
 
 
 class StepReports:
-    """The reports of steps, which are read once they have arrived from a GPU: training does not wait for them.
+    """The reports of steps. They are read after they arrive from a GPU, so that training does not wait for them.
 
     Args:
-        accelerator: of the run.
-        num_classes: of the data.
+        accelerator: accelerator of the run.
+        num_classes: number of classes of the data.
     """
 
     def __init__(self, accelerator: Any, num_classes: int) -> None:
         self.accelerator = accelerator
         self.largest = _DIVERGED * math.log(num_classes)
-        # Steps whose reports have not been read yet, and what tells that they have arrived.
+        # Steps whose reports have not been read yet, and the events that mark their arrival.
         self.waiting: list[tuple[int, Tensor, torch.cuda.Event | None]] = []
 
     def add(self, step: int, loss: Tensor, *, save: bool, stop: bool) -> None:
-        """Agree with the other processes on the mean loss (a scalar), and whether one wants to save or to stop."""
+        """Reduce the mean loss (a scalar) over all processes, and whether one of them wants to save or to stop."""
         report = torch.zeros(3, device=loss.device)
         report[0], report[1], report[2] = loss, float(save), float(stop)
         report = self.accelerator.reduce(report, "sum")
@@ -54,10 +54,10 @@ class StepReports:
         self.waiting.append((step, *_on_host(report)))
 
     def read(self, lag: int) -> Iterator[Report]:
-        """The reports of all but the last `lag` steps.
+        """Yield the reports of all but the last `lag` steps.
 
         Raises:
-            DivergedError: if a loss is not finite, or far beyond that of guessing.
+            DivergedError: if a loss is not finite, or far above that of guessing.
         """
         while len(self.waiting) > lag:
             step, report, arrived = self.waiting.pop(0)
@@ -71,9 +71,9 @@ class StepReports:
 
 
 def _on_host(report: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
-    """Start copying a step's report from a GPU, without waiting; the event is over once the copy has arrived.
+    """Start copying a step's report from a GPU without waiting; the event completes when the copy has arrived.
 
-    Read later, the report itself would be copied after all steps that are queued by then.
+    A copy made later would have to wait for all steps queued until then.
     """
     if report.device.type != "cuda":
         return report, None
@@ -84,7 +84,7 @@ def _on_host(report: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
 
 
 def seed_part(seed: int, step: int, part: int, device: torch.device) -> None:
-    """Seed what a part draws from: mixup as for the whole batch (numpy), dropout for the part alone (torch)."""
+    """Seed the generators of a part: mixup as for the whole batch (numpy), dropout for this part only (torch)."""
     np.random.seed(np.random.SeedSequence((seed, step)).generate_state(1))  # noqa: NPY002  (timm's Mixup draws from it)
     state = int(np.random.SeedSequence((seed, step, part)).generate_state(1)[0])
     torch.default_generator.manual_seed(state)

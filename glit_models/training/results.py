@@ -1,4 +1,4 @@
-"""What a finished run leaves to be used: a model folder that timm loads, whatever classifier was trained."""
+"""Save the result of a run: a model folder that timm loads, for any classifier, with the facts about its training."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from .recipe import Recipe
 
 __all__ = ["data_name", "record_scores", "save_model"]
 
-_MOST_COUNTED = 10  # classes whose images are counted one by one
+_MOST_COUNTED = 10  # maximum number of classes whose images are listed one by one
 
 
 def save_model(
     model: Any, folder: Path, splits: Splits, preprocessing: dict[str, Any], recipe: Recipe, command: str | None
 ) -> None:
-    """Write `model` as it is; a GLiT with its golden tensors and what is known of its training.
+    """Write `model`; for a GLiT, also its golden tensors and the facts about its training.
 
     Raises:
         WeightsError: if its weights are not finite in the recipe's `save_dtype`.
@@ -38,16 +38,16 @@ def save_model(
         return
     size = recipe.model.img_size
     model.pretrained_cfg.update(preprocessing, input_size=(3, size, size))
-    for key in ("test_input_size", "test_crop_pct"):  # of the weights that it started from
+    for key in ("test_input_size", "test_crop_pct"):  # true only of the initial weights
         model.pretrained_cfg.pop(key, None)
     with whole_folder(folder) as temporary:
         save_for_hf(model, temporary, model_config={"label_names": list(splits.class_names)}, safe_serialization=True)
 
 
 def record_scores(folder: Path, result: dict[str, Any], splits: Splits, recipe: Recipe, command: str | None) -> None:
-    """Add the scores of a run to what is known of the weights in `folder`, where anything is."""
+    """Add a run's scores to the facts about the weights in `folder`, if it has such facts."""
     path = folder / ENTRY_FILE
-    if not path.is_file():  # a model of timm's
+    if not path.is_file():  # not a model of this package
         return
     chose = ", which also chose the epoch" if recipe.keep == "best" else ""
     splits_scored: tuple[tuple[str, Any, str], ...] = (
@@ -66,7 +66,7 @@ def record_scores(folder: Path, result: dict[str, Any], splits: Splits, recipe: 
 
 
 def data_name(recipe: Recipe) -> str:
-    """What a recipe's data are called: the data set, or the folder of images."""
+    """The name of a recipe's data: the data set, or the folder of images."""
     data = recipe.data
     if is_label_table(data.dataset):
         return Path(data.dataset).stem
@@ -76,7 +76,7 @@ def data_name(recipe: Recipe) -> str:
 
 
 def _describe_training(recipe: Recipe, splits: Splits) -> str:
-    """How the weights came about, in a sentence."""
+    """Describe the training of the weights in a sentence."""
     model, optim = recipe.model, recipe.optim
     start = f"Fine-tuned from {model.name}" if model.pretrained else f"{model.name} trained from scratch"
     kept = f"of the best epoch on {len(splits.validation):,} validation images" if recipe.keep == "best" else "the last"
@@ -88,7 +88,7 @@ def _describe_training(recipe: Recipe, splits: Splits) -> str:
 
 
 def _counts(splits: Splits) -> str:
-    """How many training images each class has, where that is known without reading them."""
+    """The number of training images of each class, if it is known without reading them."""
     counts = splits.count_train()
     if counts is None:
         return ""

@@ -1,4 +1,4 @@
-"""Which weights of a run are its result: scored on the validation set after epochs, the best kept as a file."""
+"""Score a run's model on the validation set after epochs, and keep the best weights as a file."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ __all__ = ["Selection"]
 class Selection:
     """Scores a model and keeps its best weights, in float32.
 
-    Made before the model is prepared for training: what is scored is untouched by that.
+    Create it before the model is prepared for training, so that the preparation does not affect the scored model.
 
     Args:
-        recipe: of the run.
-        folder: of the run.
-        model: that is trained.
-        averaged: the model of averaged weights, which are scored instead if there are some.
-        accelerator: of the run.
+        recipe: recipe of the run.
+        folder: folder of the run.
+        model: the trained model.
+        averaged: the model of averaged weights, which is scored instead if given.
+        accelerator: accelerator of the run.
     """
 
     def __init__(
@@ -43,12 +43,12 @@ class Selection:
         self.scored = copy.deepcopy(model) if averaged is None else averaged
 
     def weights(self, feed: Feed, step: int) -> nn.Module:
-        """The model to score after a step: of the averaged weights where there are some."""
+        """The model to score after a step: with averaged weights if there are any."""
         if self.averaged is None:
             self.scored.load_state_dict(self.model.state_dict())
         if not self.recipe.model.img_size_shares:
             return self.scored
-        # BatchNorm's running statistics are of all sizes together, and wrong for any single one.
+        # BatchNorm's running statistics mix all image sizes, and are wrong for any single one.
         scored = copy.deepcopy(self.scored)
         seed_part(self.recipe.seed, step, 0, self.accelerator.device)
         update_bn(feed.for_statistics(), scored)
@@ -56,7 +56,7 @@ class Selection:
 
     @torch.inference_mode()
     def score(self, model: nn.Module, feed: Feed, dataset: Any) -> float:
-        """Top-1 accuracy in percent, over the shares of all processes; `spread` has what else was counted."""
+        """Top-1 accuracy in percent, over the shares of all processes; `spread` holds the other scores."""
         batches, count = feed.scoring(dataset)
         device = self.accelerator.device
         num_classes = len(feed.splits.class_names)

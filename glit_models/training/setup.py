@@ -1,4 +1,4 @@
-"""From a recipe's sections to the model, optimiser, schedule and transforms of a run, by timm's parts."""
+"""Create the model, optimiser, schedule and transforms of a run from its recipe, with timm's components."""
 
 from __future__ import annotations
 
@@ -34,17 +34,17 @@ _ELSEWHERE = ("local-dir:", "hf-hub:", "hf_hub:")
 
 
 def create_model(section: ModelSection, num_classes: int, dynamic: bool = False) -> Any:
-    """The model of a recipe, with its weights if it starts from some. `dynamic`: it takes images of any size.
+    """Create the model of a recipe, with its initial weights if any. `dynamic`: accept images of any size.
 
     Raises:
-        RecipeError: if there is no such model, or it cannot be built so.
-        WeightsError, SpecError: on what its weights or spec lack.
+        RecipeError: if there is no such model, or it cannot be built with these settings.
+        WeightsError, SpecError: on errors in its weights or spec.
     """
     if not section.name.startswith(_ELSEWHERE) and not timm.is_model(section.name.partition(".")[0]):
         raise RecipeError(f"model.name {section.name!r} is no model; `glit list` shows what there is")
     keywords = {key: value for key, value in asdict(section).items() if key not in ("name", *_HOW_TO_RUN)}
     if section.spec is None:
-        del keywords["spec"]  # other models than GLiT have none
+        del keywords["spec"]  # only GLiT models have one
     if dynamic:
         keywords["dynamic_img_size"] = True
     try:
@@ -62,7 +62,7 @@ def create_model(section: ModelSection, num_classes: int, dynamic: bool = False)
 
 
 def _create(name: str, num_classes: int, keywords: dict[str, Any]) -> Any:
-    """timm's model. Keywords that it does not take are left out where that changes nothing: a convnet's image size."""
+    """Create timm's model. Keywords that it rejects are dropped if they change nothing, like a convnet's image size."""
     try:
         return loading.create_model(name, num_classes=num_classes, **keywords)
     except TypeError as error:
@@ -73,7 +73,7 @@ def _create(name: str, num_classes: int, keywords: dict[str, Any]) -> Any:
 
 
 def prepare_for_device(model: nn.Module, device_type: str) -> None:
-    """Choose the operators that train fastest there."""
+    """Choose the operators that train fastest on the device."""
     if device_type == "cpu":
         for module in model.modules():
             if isinstance(module, Attention):
@@ -81,10 +81,10 @@ def prepare_for_device(model: nn.Module, device_type: str) -> None:
 
 
 def freeze(model: nn.Module, prefixes: tuple[str, ...]) -> list[nn.Module]:
-    """Stop the gradients of all parameters whose names begin so; returns the modules to keep in evaluation mode.
+    """Freeze all parameters whose names start with a prefix; returns the modules to keep in evaluation mode.
 
     Raises:
-        RecipeError: if a prefix names nothing, or nothing is left to train.
+        RecipeError: if a prefix matches nothing, or nothing is left to train.
     """
     frozen = []
     for prefix in prefixes:
@@ -106,10 +106,10 @@ def _is_under(name: str, prefix: str) -> bool:
 
 
 def create_optimizer(model: nn.Module, optim: OptimSection) -> Optimizer:
-    """timm's optimiser of that name: no decay on biases, norms and embeddings, rates by layer where asked for.
+    """Create timm's optimiser: no decay on biases, norms and embeddings, and layer-wise rates if requested.
 
     Raises:
-        RecipeError: if there is none, or it does not take the recipe's values.
+        RecipeError: if there is no such optimiser, or it rejects the recipe's values.
     """
     keywords: dict[str, Any] = {} if optim.betas is None else {"betas": optim.betas}
     if optim.opt in ("adam", "adamw"):
@@ -124,7 +124,7 @@ def create_optimizer(model: nn.Module, optim: OptimSection) -> Optimizer:
 
 
 def scaled_lr(optim: OptimSection) -> float:
-    """The peak rate for the batch of all processes: linear in the batch where the recipe has a base."""
+    """The peak learning rate for the batch of all processes; linear in the batch size if the recipe has a base."""
     return optim.lr if optim.lr_base_batch is None else optim.lr * optim.batch_size / optim.lr_base_batch
 
 
@@ -142,17 +142,17 @@ def create_schedule(optimizer: Optimizer, optim: OptimSection, steps_per_epoch: 
 
 
 def resolve_preprocessing(model: nn.Module, data: DataSection) -> dict[str, Any]:
-    """Mean, std, interpolation and crop: the model's own unless the recipe gives others."""
+    """Mean, std, interpolation and crop: the recipe's if given, else the model's."""
     own = resolve_data_config(model=model)
     given = {key: getattr(data, key) for key in ("mean", "std", "interpolation", "crop_pct")}
     return {key: own[key] if value is None else value for key, value in given.items()}
 
 
 def create_train_transform(size: int, augment: AugmentSection, preprocessing: dict[str, Any]) -> Any:
-    """timm's training transform.
+    """Create timm's training transform.
 
     Raises:
-        RecipeError: if `augment.auto_augment` is no policy of timm's.
+        RecipeError: if `augment.auto_augment` is not a policy of timm.
     """
     color_jitter: Any = augment.color_jitter or None  # timm's types leave out None, which turns it off
     try:
@@ -181,12 +181,12 @@ def create_train_transform(size: int, augment: AugmentSection, preprocessing: di
 
 
 def _posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
-    """As timm's, which asks for 0 bits at full strength: black until Pillow 13, which refuses it."""
+    """Posterize as timm does, but return black for 0 bits (full strength), which Pillow 13 rejects."""
     if bits == 0:
         return Image.new(image.mode, image.size)
     return image if bits >= 8 else ImageOps.posterize(image, bits)
 
 
 def create_eval_transform(size: int, preprocessing: dict[str, Any]) -> Any:
-    """timm's evaluation transform."""
+    """Create timm's evaluation transform."""
     return create_transform(size, **preprocessing)

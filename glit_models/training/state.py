@@ -1,4 +1,4 @@
-"""How far a run is, and its checkpoints: what a run that was stopped or killed goes on from."""
+"""The progress of a run, and its checkpoints, from which a stopped or killed run resumes."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ __all__ = ["Checkpoints", "Progress"]
 
 @dataclass
 class Progress:
-    """How far a run is.
+    """The progress of a run.
 
     Attributes:
         step: steps done.
-        epochs_done: trained and scored; the last step of an epoch may be done before its score is.
-        loss_sum: over the steps of the epoch under way.
-        retries_used: after steps that diverged.
+        epochs_done: epochs trained and scored; the last step of an epoch may be done before its score.
+        loss_sum: sum over the steps of the current epoch.
+        retries_used: restarts after diverged steps.
         best: the best validation accuracy so far, and its epoch.
-        minutes: of training, over all times that the run was started.
+        minutes: minutes of training, over all starts of the run.
     """
 
     step: int = 0
@@ -42,10 +42,10 @@ class Checkpoints:
     """The checkpoints of one run: the newest, and the one before it.
 
     Args:
-        folder: of the run.
-        progress: of the run; `load` sets its fields.
-        model, optimizer: of the run.
-        averaged: the model of averaged weights, if there is one.
+        folder: folder of the run.
+        progress: progress of the run; `load` sets its fields.
+        model, optimizer: model and optimiser of the run.
+        averaged: the model of averaged weights, if any.
     """
 
     def __init__(
@@ -57,25 +57,25 @@ class Checkpoints:
         self.start_clock()
 
     def start_clock(self) -> None:
-        """Count minutes of training from now on, beside those of the progress."""
+        """Start counting minutes of training, on top of those in the progress."""
         self.started = self.saved = time.monotonic()
         self.minutes_before = self.progress.minutes
 
     @property
     def minutes_since_saved(self) -> float:
-        """Since the newest checkpoint was written, or the clock started."""
+        """Minutes since the newest checkpoint was written, or the clock started."""
         return (time.monotonic() - self.saved) / 60
 
     def load(self) -> bool:
-        """Go back to the newest readable checkpoint; returns whether there is one.
+        """Restore the newest readable checkpoint; returns whether there is one.
 
         Raises:
-            RunError: if there are checkpoints, but none is readable.
+            RunError: if checkpoints exist, but none is readable.
         """
         return bool(self.files.load(self._restore))
 
     def _restore(self, path: Path) -> bool:
-        """Read a checkpoint, all of it before anything is set; one of other kinds or shapes counts as damaged."""
+        """Read a checkpoint completely, then set the state; wrong types or shapes count as damage."""
         state = read_tensors(path)
         kinds: dict[str, type] = {
             each.name: type(getattr(self.progress, each.name)) for each in dataclasses.fields(Progress)
@@ -94,10 +94,10 @@ class Checkpoints:
         return True
 
     def save(self, *, write: bool) -> None:
-        """Note the time, and write a checkpoint if `write`, which one process of the run does.
+        """Update the minutes, and write a checkpoint if `write`, which is set in one process of the run.
 
         Raises:
-            WriteError: if it cannot be written. A readable checkpoint is left.
+            WriteError: if it cannot be written. A readable checkpoint is kept.
         """
         self.progress.minutes = self.minutes_before + (time.monotonic() - self.started) / 60
         self.saved = time.monotonic()

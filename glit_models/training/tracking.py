@@ -1,4 +1,4 @@
-"""Trackers of experiments, such as wandb and mlflow, beside a run's own records; accelerate talks to them."""
+"""Send a run's numbers to experiment trackers, such as wandb and mlflow, through accelerate."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from ..runs.console import say
 __all__ = ["Trackers", "check_trackers"]
 
 _PROJECT = "glit-models"
-_RUN_NAME = {"wandb": "name", "mlflow": "run_name", "trackio": "name"}  # what a tracker's own library calls it
-_OWN = "tensorboard"  # written by `Records` wherever it is installed
+_RUN_NAME = {"wandb": "name", "mlflow": "run_name", "trackio": "name"}  # its name in each tracker's library
+_OWN = "tensorboard"  # written by `Records` if it is installed
 
 
 def check_trackers(names: Sequence[str]) -> None:
-    """Raises RunError on a tracker that accelerate does not know, or whose library is not installed."""
+    """Raise RunError on a tracker that accelerate does not support, or whose library is not installed."""
     if not names:
         return
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
@@ -35,12 +35,12 @@ class Trackers:
     """The trackers of one run, in its first process.
 
     Args:
-        names: of trackers, which `check_trackers` has accepted.
-        folder: of the run; its name is that of the run in each tracker.
+        names: names of trackers that `check_trackers` has accepted.
+        folder: folder of the run; its name is the run's name in each tracker.
         config: the recipe's values.
 
     Raises:
-        RunError: if one cannot be started, for example for want of a login.
+        RunError: if a tracker cannot be started, for example without a login.
     """
 
     def __init__(self, names: Sequence[str], folder: Path, config: Mapping[str, Any]) -> None:
@@ -57,30 +57,30 @@ class Trackers:
                 tracker = tracker_class(_PROJECT, *place, **keywords)
                 tracker.start()
                 tracker.store_init_configuration(dict(_flat("", config)))
-            except Exception as error:  # of whatever library it is
+            except Exception as error:  # raised by any tracker's library
                 raise RunError(Argument("track"), f": {name} cannot be started ({first_line(error)})") from None
             self._trackers.append((name, tracker))
 
     def log(self, values: Mapping[str, float], step: int) -> None:
-        """Send numbers. A tracker that fails is left out from then on, which is said; it stops no training."""
+        """Send numbers. A tracker that fails is reported and dropped; training continues."""
         for name, tracker in tuple(self._trackers):
             try:
                 tracker.log(dict(values), step=step)
-            except Exception as error:  # of whatever library it is
+            except Exception as error:  # raised by any tracker's library
                 say(f"glit: {name} takes no more numbers ({first_line(error)}); the run goes on without it")
                 self._trackers.remove((name, tracker))
 
     def close(self) -> None:
-        """End them."""
+        """Close the trackers."""
         for name, tracker in self._trackers:
             try:
                 tracker.finish()
-            except Exception as error:  # of whatever library it is
+            except Exception as error:  # raised by any tracker's library
                 say(f"glit: {name} cannot be ended ({first_line(error)})")
 
 
 def _flat(prefix: str, values: Mapping[str, Any]) -> list[tuple[str, str | int | float | bool]]:
-    """Pairs of `section.key` and a plain value."""
+    """Pairs of `section.key` and plain value."""
     pairs: list[tuple[str, str | int | float | bool]] = []
     for key, value in values.items():
         if isinstance(value, Mapping):

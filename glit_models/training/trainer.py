@@ -1,8 +1,8 @@
-"""The training loop: a function of the recipe alone, whatever interrupts it and however many processes share it.
+"""The training loop. Its result depends only on the recipe, not on interruptions or the number of processes.
 
-Batches come from (seed, epoch, step) and every step draws from generators seeded by (seed, step), so a run that is
-killed and started again ends where it would have ended. accelerate places the model, distributes it and chooses the
-precision. This module knows recipes, data and timm's model contract; not where weights are published.
+Batches come from (seed, epoch, step), and every step uses generators seeded by (seed, step), so a killed run that is
+started again ends with the same result. accelerate places the model, distributes it and sets the precision. This module
+works with recipes, data and timm's model interface; it does not publish weights.
 """
 
 from __future__ import annotations
@@ -50,26 +50,26 @@ _WARM_UP_STEPS = 3  # before steps are timed
 
 
 class Trainee(ABC):
-    """What a run trains where that is more than its recipe's model: the supernet of a search. Abstract.
+    """Base class for training something other than the recipe's model, such as the supernet of a search. Abstract.
 
-    Its last weights are the run's result, `model.safetensors`; they are not scored.
+    Its last weights are saved as `model.safetensors`; they are not scored.
     """
 
     @abstractmethod
     def create_model(self, num_classes: int) -> nn.Module:
-        """The model, on the CPU, with as many outputs."""
+        """Create the model, on the CPU, with `num_classes` outputs."""
 
     @abstractmethod
     def begin(
         self, model: Any, optimizer: Optimizer, objective: Objective, prepare: Callable[[nn.Module], object]
     ) -> None:
-        """Called once before the first step. `prepare` does to a module what is done to a model before training."""
+        """Called once before the first step. `prepare` prepares a module as the trainer prepares a model."""
 
     @abstractmethod
     def begin_part(self, model: Any, step: int, part: int) -> None:
         """Called before the forward pass of every part of a step's batch.
 
-        The parts of a step are numbered over all processes; each process takes as many, one after the other.
+        The parts of a step are numbered over all processes; each process takes the same number, one after the other.
         """
 
 
@@ -77,18 +77,18 @@ class Trainer:
     """One run in one folder, in this process or shared with others that `accelerate launch` or `torchrun` started.
 
     Args:
-        recipe: what to do.
-        out: folder of the run; one that holds a run of the same recipe is continued.
-        device: 'cpu', 'cuda', ...; None takes the GPU if there is one.
-        max_minutes: save and leave after so long.
-        command: the command line of this run, for the model's record.
-        trainee: what is trained, where that is not `recipe.model`.
-        score_test: whether the test set is scored at the end.
+        recipe: recipe of the run.
+        out: folder of the run; a run of the same recipe in it is resumed.
+        device: 'cpu', 'cuda', ...; None uses the GPU if there is one.
+        max_minutes: time limit, after which the run saves and exits.
+        command: the command line of this run, recorded with the model.
+        trainee: what to train instead of `recipe.model`.
+        score_test: whether to score the test set at the end.
         track: names of accelerate's trackers that get the run's numbers: 'wandb', 'mlflow', ...
-        start: makes the state dict that `recipe.model` starts from, in place of its own weights.
+        start: makes the initial state dict of `recipe.model`, instead of its pretrained weights.
 
     Raises:
-        RecipeError: if `out` holds a run of another recipe (names the key), or the data do not fit the recipe.
+        RecipeError: if `out` contains a run of another recipe (names the key), or the data does not fit the recipe.
         DataError, RunError, WriteError: if the data or the folder cannot be used.
     """
 
@@ -138,7 +138,7 @@ class Trainer:
     # ---- before the first step ----
 
     def _open_splits(self) -> Splits:
-        with self.accelerator.main_process_first():  # one downloads, the others find it
+        with self.accelerator.main_process_first():  # one process downloads, the others use its copy
             return open_data(self.recipe)
 
     def _build(self) -> None:
@@ -180,11 +180,11 @@ class Trainer:
 
     @property
     def step(self) -> int:
-        """Steps done."""
+        """Number of finished steps."""
         return self.progress.step
 
     def _prepare(self, module: nn.Module) -> None:
-        """Make a module fast to train on this device, and normalise over the batch of all processes."""
+        """Prepare a module for fast training on this device, and synchronise its BatchNorm over all processes."""
         setup.prepare_for_device(module, self.device.type)
         if self.accelerator.num_processes > 1:
             synchronise_batchnorm(module, self.device.type)
@@ -192,7 +192,7 @@ class Trainer:
     # ---- the run ----
 
     def run(self) -> dict[str, Any] | None:
-        """Train to the end and return the result, or None if stopped before it (by signal or `max_minutes`)."""
+        """Train to the end and return the result, or None if stopped early (by a signal or `max_minutes`)."""
         result = self.out / "result.json"
         if result.is_file():
             self._say(f"glit: {self.out} is finished; its result is in {result}")
@@ -200,7 +200,7 @@ class Trainer:
         with lock_folder(self.out) if self.rank == 0 else nullcontext():
             if self.rank == 0:
                 write_text(self.out / RECIPE_FILE, self.recipe.to_yaml())
-            self.accelerator.wait_for_everyone()  # the folder is there
+            self.accelerator.wait_for_everyone()  # the folder exists
             return self._run()
 
     def _run(self) -> dict[str, Any] | None:
@@ -208,9 +208,9 @@ class Trainer:
         if resumed:
             self._say(f"glit: going on from step {self.step} of {self.total_steps}")
         self.checkpoints.start_clock()
-        self.accelerator.wait_for_everyone()  # nobody reads any more
+        self.accelerator.wait_for_everyone()  # all have read
         if not resumed:
-            self._save()  # there is always a checkpoint to go back to
+            self._save()  # so that there is always a checkpoint to restore
         self._begin_records()
         with self.stop:
             try:
@@ -221,13 +221,13 @@ class Trainer:
         return self._finish() if finished else None
 
     def time_steps(self, count: int, max_seconds: float) -> float:
-        """Seconds of a training step, its data included: the mean of some, after a few that are slower.
+        """Measure the seconds of a training step including its data: the mean of a few, after slower warm-up steps.
 
-        It changes the weights and writes nothing; make another trainer for the run itself.
+        This changes the weights and writes nothing; create another trainer for the run.
 
         Args:
-            count: steps that are timed.
-            max_seconds: after which no further one begins.
+            count: number of timed steps.
+            max_seconds: start no further step after this time.
         """
         self.model.train()
         steps = (parts for epoch in itertools.count() for parts in self.feed.steps(epoch, 0))
@@ -240,7 +240,7 @@ class Trainer:
         return (self._clock() - began) / timed
 
     def _clock(self) -> float:
-        """Seconds, when the device has done what it was asked."""
+        """The time in seconds, after the device has finished its work."""
         if self.device.type != "cpu":
             torch.accelerator.synchronize()
         return time.monotonic()
@@ -261,7 +261,7 @@ class Trainer:
         self.checkpoints.save(write=self.rank == 0)
 
     def _train(self) -> bool:
-        """All epochs that are left; whether they were done."""
+        """Train the remaining epochs; returns whether all are done."""
         with progress_bar(*progress_columns(), shown=self.rank == 0) as self.bar:
             self.bar.add_task("", total=self.total_steps, completed=self.step, epoch=0, status="")
             while self.progress.epochs_done < self.recipe.optim.epochs and not self._is_out_of_patience():
@@ -280,20 +280,20 @@ class Trainer:
         return True
 
     def _train_epoch(self) -> bool:
-        """The rest of the epoch under way and its score; whether it was done."""
+        """Train the rest of the current epoch and score it; returns whether it is done."""
         epoch = self.progress.epochs_done
         first = self.step - epoch * self.steps_per_epoch
         began = time.monotonic()
         self.model.train()
         for module in self.frozen:
             module.eval()
-        lag = 0 if self.device.type == "cpu" else 1  # reading a step's loss would make the GPU wait for the next one
+        lag = 0 if self.device.type == "cpu" else 1  # reading a step's loss at once would stall the GPU
         for done, parts in enumerate(self.feed.steps(epoch, first), 1):
             self._train_step(parts)
             rate = done * self.recipe.optim.batch_size / (time.monotonic() - began)
             save, stop = self._read_reports(lag, rate)
             if save or stop:
-                self._read_reports(0)  # a checkpoint is of the last step, whose loss must be good
+                self._read_reports(0)  # the checkpoint includes the last step, so check its loss
                 self._save()
             if stop:
                 self._say(
@@ -324,7 +324,7 @@ class Trainer:
                 self.accelerator.backward(loss)
             mean += loss.detach()
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.recipe.optim.clip_grad or math.inf)
-        mean = torch.where(norm.isfinite(), mean, math.nan)  # this step spoils the weights
+        mean = torch.where(norm.isfinite(), mean, math.nan)  # this step makes the weights invalid
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.progress.step += 1
@@ -333,7 +333,7 @@ class Trainer:
         self._add_report(mean)
 
     def _add_report(self, loss: Tensor) -> None:
-        """Agree with the other processes on a step's loss, and whether to save and to stop after it."""
+        """Share a step's loss with the other processes, and whether to save or stop after it."""
         due = self.rank == 0 and self.checkpoints.minutes_since_saved >= self.recipe.checkpoint_minutes
         self.reports.add(self.step, loss, save=due, stop=self.stop.is_late or self.stop.signal is not None)
 
@@ -362,7 +362,7 @@ class Trainer:
             self.records.write({"step": step, "loss": loss, "lr": lr, "images_per_second": round(rate, 1)})
 
     def _go_back(self, error: DivergedError) -> None:
-        """After a diverged step: on from the last checkpoint with half the rate, if the recipe has tries left."""
+        """After a diverged step, resume from the last checkpoint at half the rate, if the recipe has retries left."""
         place = (
             f"the loss is {error.loss:g} at step {error.step} (epoch {error.step // self.steps_per_epoch}, batch "
             f"{error.step % self.steps_per_epoch})"
@@ -379,13 +379,13 @@ class Trainer:
                 "try a lower optim.lr, or set retries"
             )
         self._say(f"glit: {place}; going back to step {self.step}, with {0.5 ** (used + 1):g} of the rate")
-        self._save()  # so that a kill does not give the try back
+        self._save()  # so that the retry counts even if the run is killed
         self._begin_records()
 
     # ---- scores ----
 
     def _end_epoch(self, rate: float) -> None:
-        """Score the epoch on the validation set, keep the weights if they are the best so far, and say so."""
+        """Score the epoch on the validation set, keep the weights if they are the best so far, and print the score."""
         epoch, epochs = self.progress.epochs_done + 1, self.recipe.optim.epochs
         loss = self.progress.loss_sum / self.steps_per_epoch
         entry: dict[str, Any] = {"step": self.step, "epoch": epoch, "train_loss": loss}
@@ -410,7 +410,7 @@ class Trainer:
         self._say(f"epoch {epoch}/{epochs}: loss {loss:.3f}{line}, {rate:.0f} images/s")
 
     def _finish(self) -> dict[str, Any]:
-        """Leave the best weights as a model folder, and score what was written there on the test set, once."""
+        """Save the best weights as a model folder, and score the saved folder once on the test set."""
         if self.trainee is not None:
             return self._finish_trainee()
         self.accelerator.wait_for_everyone()  # the best weights are written
@@ -431,11 +431,11 @@ class Trainer:
         return result
 
     def _spread(self, split: str) -> dict[str, float]:
-        """The scores of the last scoring in which each class counts the same."""
+        """The class-balanced scores of the last scoring."""
         return {f"{split}_{name}": round(value, 2) for name, value in self.selection.spread.items()}
 
     def _finish_trainee(self) -> dict[str, Any]:
-        """Leave the last weights."""
+        """Save the last weights."""
         if self.rank == 0:
             model = self.model if self.ema is None else self.ema.module
             state = model.state_dict()
