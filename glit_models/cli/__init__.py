@@ -1,8 +1,8 @@
-"""The `glit` command: reads arguments, calls the package, prints. What the commands do is done elsewhere.
+"""The `glit` command: parse arguments, call the package, print results.
 
-A command is one `add_<name>(commands)` that declares its arguments, and one `_run_<name>(args) -> int` that imports
-what it needs, prints, and returns the exit status: 0, or 1 if the work was done and something was found wrong. Bad
-input is a GlitError, which `main` prints. To add a command, write both and add the first to `_COMMANDS`.
+A command consists of `add_<name>(commands)`, which declares its arguments, and `_run_<name>(args) -> int`, which
+imports what it needs, prints, and returns the exit status: 0, or 1 if the work was done but problems were found. Bad
+input raises a GlitError, which `main` prints. To add a command, write both functions and add the first to `_COMMANDS`.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ _COMMANDS: tuple[Callable[[Commands], None], ...] = (
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The parser of the whole command line; docs/hooks.py makes the reference of it."""
+    """The parser of the whole command line; docs/hooks.py generates the reference from it."""
     parser = argparse.ArgumentParser(prog="glit", description="GLiT vision transformers: models, weights, the Hub.")
     parser.add_argument("--version", action="version", version=f"glit-models {__version__}")
     parser.add_argument(
         "--import", dest="modules", metavar="MODULE", action="append", default=[],
-        help="import a Python module first, which registers parts, families or targets of your own",
+        help="import a Python module that registers custom parts, families or targets",
     )  # fmt: skip
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for add in _COMMANDS:
@@ -56,10 +56,10 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line `argv` (of the process by default) and return its exit status."""
+    """Run the command line `argv` (default: the process's arguments) and return its exit status."""
     try:
         args = make_parser().parse_args(argv)
-    except SystemExit as stop:  # argparse has printed the help, or what is wrong
+    except SystemExit as stop:  # argparse has printed the help or the error
         return int(stop.code or 0)
     try:
         for module in args.modules:
@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        # The reader has gone; Python would complain once more when it flushes stdout at exit.
+        # The reader has closed the pipe; without this, Python would print an error when it flushes stdout at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except (RuntimeError, MemoryError, OSError) as error:

@@ -1,4 +1,4 @@
-"""What all commands share: how they are declared, and how they print tables and JSON."""
+"""Shared code of the commands: declare them, and print tables and JSON."""
 
 from __future__ import annotations
 
@@ -34,11 +34,10 @@ def add_command(
     text: str,
     options: Mapping[str, str] = MappingProxyType({}),
 ) -> argparse.ArgumentParser:
-    """A command's parser, whose `run` is called with what it reads.
+    """Add a command and return its parser; `run` is called with the parsed arguments.
 
     Args:
-        options: the option's `dest`, or the recipe's key, for each argument of the library that has another name; for
-            messages.
+        options: for messages: the option's `dest`, or the recipe's key, of each library argument that has another name.
     """
     parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text)
     parser.set_defaults(run=run, parser=parser, options=options)
@@ -46,14 +45,14 @@ def add_command(
 
 
 def spelled(message: Message, args: argparse.Namespace) -> str:
-    """The text of a message, with the options of the command that read `args` where it names arguments."""
+    """The text of a message, with arguments written as the options of the command that parsed `args`."""
     return message.spelled(lambda argument: _option(argument, args))
 
 
 def _option(argument: Argument, args: argparse.Namespace) -> str:
-    """`--force` for `force=True`; of a command that takes a recipe, `--set KEY=VALUE` for what has no own option.
+    """Write an argument as an option: `--force` for `force=True`; for a key of a recipe `--set KEY=VALUE`.
 
-    What the command has no option for is written as in Python.
+    Arguments without an option are written as in Python.
     """
     dest = args.options.get(argument.name, argument.name)
     action = next((action for action in args.parser._actions if action.dest == dest), None)
@@ -74,24 +73,24 @@ def _option(argument: Argument, args: argparse.Namespace) -> str:
 
 
 def echo(line: str, error: bool = False) -> None:
-    """Print a line, to stderr if `error`, with what a terminal would act upon escaped: names may be anybody's."""
+    """Print a line, to stderr if `error`, with control characters escaped, because names may be untrusted."""
     print(printable(line), file=sys.stderr if error else sys.stdout, flush=error)
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:
-    """The option of where to compute, as `predict.pick_device` takes it."""
-    parser.add_argument("--device", help="cpu, cuda, ...; the GPU if there is one unless given")
+    """Add the option --device; see `predict.pick_device`."""
+    parser.add_argument("--device", help="cpu, cuda, ... (default: the GPU if there is one)")
 
 
 def add_run_options(parser: argparse.ArgumentParser, set_help: str) -> None:
-    """The options of a command that trains: overrides of its recipe, the device, a limit of time."""
+    """Add the options of a command that trains: overrides of its recipe, the device, a time limit."""
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=set_help)
     add_device(parser)
-    parser.add_argument("--max-minutes", type=float, metavar="M", help="save and leave after so long, with status 3")
+    parser.add_argument("--max-minutes", type=float, metavar="M", help="save and exit with status 3 after M minutes")
 
 
 def model_identity(name: str) -> dict[str, str | None]:
-    """What tells a model from others in a file of results that is gone on with: its name, and a hash of its file."""
+    """Identify a model in a file of results that can be resumed: its name, and a hash of its file."""
     from ..weights.files import WEIGHTS_FILE, sha256_of
 
     file = Path(name) / WEIGHTS_FILE if Path(name).is_dir() else Path(name)
@@ -118,7 +117,7 @@ def print_table(title: str | None, columns: Sequence[tuple[str, str]], rows: Seq
         table.add_row(*map(printable, row))
     console = Console(markup=False, highlight=False, emoji=False)
     if not console.is_terminal:
-        console.width = 120  # in a file or a pipe there is no width to keep to
-    with console.capture() as captured:  # rich would answer a broken pipe with an exit status of its own
+        console.width = 120  # for a file or a pipe
+    with console.capture() as captured:  # rich would exit on a broken pipe with another status
         console.print(table)
     print(captured.get(), end="")

@@ -1,4 +1,4 @@
-"""Commands about deployment: export, serve, bench."""
+"""Deployment commands: export, serve, bench."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ __all__ = ["add_bench", "add_export", "add_serve"]
 # ---- glit export ----
 
 
-# The options of export targets that are options of the command. What one has no default here was not given.
+# The options of export targets that are options of the command. Those without a default here were not given.
 _OPTIONS = (
     "opset", "precision", "batch", "image_size", "preprocess", "calibration", "dynamic_int8", "verify", "images",
     "providers", "force", "name", "gpu", "max_batch_size", "instances", "engine_cache", "input_name",
 )  # fmt: skip
-_FORMATS = {"aotinductor": "aoti"}  # what 0.1 called them
+_FORMATS = {"aotinductor": "aoti"}  # names in version 0.1
 
 
 def add_export(commands: Commands) -> None:
@@ -29,49 +29,47 @@ def add_export(commands: Commands) -> None:
         commands,
         "export",
         _run_export,
-        "Export a model to ONNX, torch or a server, compared with PyTorch; 1 if they differ.",
+        "Export a model to ONNX, torch or a server, and compare outputs with PyTorch; exit with 1 if they differ.",
     )
     parser.add_argument("model", nargs="?", help="MODEL.TAG, a weight folder, or a Hub repository NAMESPACE/NAME")
-    parser.add_argument("--out", metavar="FILE", help="the file to write, model.onnx say; or folder")
-    parser.add_argument("--list", action="store_true", help="list the formats, and what each needs here")
+    parser.add_argument("--out", metavar="FILE", help="file or folder to write, such as model.onnx")
+    parser.add_argument("--list", action="store_true", help="list the formats and the packages that each needs")
     parser.add_argument(
         "--format",
         metavar="NAME",
-        help="onnx (the default), huggingface, openvino, torch, aoti, triton, or module:Name for one of your own",
+        help="onnx (default), huggingface, openvino, torch, aoti, triton, or module:Name for a custom one",
     )
-    parser.add_argument("--serving", choices=("triton",), help="the same as --format triton")
-    parser.add_argument("--name", help="triton: of the model in the repository")
-    parser.add_argument("--serve-on", dest="gpu", choices=("gpu", "cpu"), help="triton: where; a GPU if there is one")
+    parser.add_argument("--serving", choices=("triton",), help="same as --format triton")
+    parser.add_argument("--name", help="triton: name of the model in the repository")
+    parser.add_argument("--serve-on", dest="gpu", choices=("gpu", "cpu"), help="triton: device (gpu if there is one)")
     parser.add_argument(
-        "--max-batch", dest="max_batch_size", type=int, metavar="N", help="triton: images put together (64)"
+        "--max-batch", dest="max_batch_size", type=int, metavar="N", help="triton: maximum batch size (default: 64)"
     )
-    parser.add_argument("--instances", type=int, metavar="N", help="triton: copies of the model (1)")
+    parser.add_argument("--instances", type=int, metavar="N", help="triton: number of model instances (default: 1)")
     parser.add_argument(
-        "--engine-cache", metavar="DIR", help="triton: where the server keeps TensorRT's engines (/engines)"
+        "--engine-cache", metavar="DIR", help="triton: folder of the server's TensorRT engines (default: /engines)"
     )
-    parser.add_argument("--opset", type=int, metavar="N", help="20 (the default; 23 for bf16), 23 or 18")
-    parser.add_argument("--input-name", metavar="NAME", help="of the graph's input (images; huggingface: pixel_values)")
-    parser.add_argument("--precision", metavar="P", help="fp32 (the default), fp16, bf16 or int8")
-    parser.add_argument("--batch", metavar="N", help="images at a time; any number unless given")
+    parser.add_argument("--opset", type=int, metavar="N", help="ONNX opset: 18, 20 or 23 (default: 20; 23 for bf16)")
+    parser.add_argument("--input-name", metavar="NAME", help="graph input (default: images; huggingface: pixel_values)")
+    parser.add_argument("--precision", metavar="P", help="fp32 (default), fp16, bf16 or int8")
+    parser.add_argument("--batch", metavar="N", help="fixed batch size (default: any)")
+    parser.add_argument("--image-size", metavar="H,W", help="height and width, or dynamic (default: the model's)")
     parser.add_argument(
-        "--image-size", metavar="H,W", help="height and width, or dynamic; the model's own unless given"
+        "--preprocess", action="store_true", help="accept uint8 images; resize, crop and normalise them in the graph"
     )
+    parser.add_argument("--calibration", metavar="DATA", help="int8: representative images")
+    parser.add_argument("--dynamic-int8", action="store_true", help="int8 scaled at run time, without calibration")
+    parser.add_argument("--verify", type=int, metavar="N", help="images to compare on (default: 64; 0 for none)")
     parser.add_argument(
-        "--preprocess", action="store_true", help="take uint8 images; resize, crop and normalise in the graph"
+        "--data", dest="images", help="folder or data set to compare on, as for `glit eval` (default: generated images)"
     )
-    parser.add_argument("--calibration", metavar="DATA", help="int8: images like those it will see")
-    parser.add_argument("--dynamic-int8", action="store_true", help="int8 with scales chosen at run time, uncalibrated")
-    parser.add_argument("--verify", type=int, metavar="N", help="images to compare on (64); 0 for none")
+    parser.add_argument("--root", metavar="DIR", help="folder of a data set given by name")
     parser.add_argument(
-        "--data", dest="images", help="compare on these, a folder or data set as for `glit eval`; else on generated"
+        "--provider", dest="providers", help="provider to verify with: cpu, cuda or tensorrt (default: the fastest)"
     )
-    parser.add_argument("--root", metavar="DIR", help="folder of a named data set")
+    parser.add_argument("--force", action="store_true", help="overwrite an existing file or folder")
     parser.add_argument(
-        "--provider", dest="providers", help="cpu, cuda or tensorrt to verify with; the fastest there is unless given"
-    )
-    parser.add_argument("--force", action="store_true", help="replace what is there")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="another option of a format of your own"
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="another option of a custom format"
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
 
@@ -113,7 +111,7 @@ def _list_formats() -> int:
 
 
 def _export_options(args: argparse.Namespace, target: Any) -> dict[str, Any]:
-    """The options that were given, as the target's options; those of `--set` among them."""
+    """The given options, including those of `--set`, as the target's options."""
     from glit_models.export import ImageSource
 
     known = target.option_names()
@@ -140,7 +138,7 @@ def _export_options(args: argparse.Namespace, target: Any) -> dict[str, Any]:
 
 
 def _key_and_value(text: str) -> tuple[str, Any]:
-    """KEY=VALUE, the value as YAML reads it."""
+    """Parse KEY=VALUE; the value is read as YAML."""
     import yaml
 
     key, equals, value = text.partition("=")
@@ -197,20 +195,20 @@ def _print_artifact(artifact: Any) -> None:
 
 def add_serve(commands: Commands) -> None:
     parser = add_command(
-        commands, "serve", _run_serve, "Serve models over HTTP, by the protocol of Triton and KServe, until Ctrl-C."
+        commands, "serve", _run_serve, "Serve models over HTTP, with the protocol of Triton and KServe, until Ctrl-C."
     )
     parser.add_argument("model", help="a file of `glit export`, a Triton repository, MODEL.TAG or a weight folder")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1: this machine alone)")
-    parser.add_argument("--port", type=int, default=8000, metavar="N", help="(8000); 0 for any that is free")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine)")
+    parser.add_argument("--port", type=int, default=8000, metavar="N", help="port (default: 8000); 0 for any free one")
     parser.add_argument(
-        "--provider", "--device", dest="provider", help="cpu, cuda or tensorrt; the fastest there is unless given"
+        "--provider", "--device", dest="provider", help="cpu, cuda or tensorrt (default: the fastest available)"
     )
-    parser.add_argument("--threads", type=int, metavar="N", help="on the CPU; all of it unless given")
-    parser.add_argument("--max-batch", type=int, default=16, metavar="N", help="images put together (16)")
-    parser.add_argument("--max-delay-ms", type=float, default=2.0, metavar="MS", help="to wait for more images (2)")
-    parser.add_argument("--max-body", default="20MB", metavar="SIZE", help="of a request (20MB)")
-    parser.add_argument("--timeout", type=float, default=30.0, metavar="S", help="seconds that an answer may take (30)")
-    parser.add_argument("--name", help="of the model, if it is one; that of its weights unless given")
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all cores)")
+    parser.add_argument("--max-batch", type=int, default=16, metavar="N", help="maximum batch size (default: 16)")
+    parser.add_argument("--max-delay-ms", type=float, default=2.0, metavar="MS", help="batching delay (default: 2)")
+    parser.add_argument("--max-body", default="20MB", metavar="SIZE", help="maximum size of a request (default: 20MB)")
+    parser.add_argument("--timeout", type=float, default=30.0, metavar="S", help="request timeout in s (default: 30)")
+    parser.add_argument("--name", help="name of a single model (default: the name of its weights)")
 
 
 def _run_serve(args: argparse.Namespace) -> int:
@@ -238,18 +236,18 @@ def _num_bytes(text: str) -> int:
 
 def add_bench(commands: Commands) -> None:
     parser = add_command(
-        commands, "bench", _run_bench, "Measure a model in PyTorch and ONNX Runtime, in one interleaved run."
+        commands, "bench", _run_bench, "Measure a model's speed in PyTorch and ONNX Runtime, in one interleaved run."
     )
     parser.add_argument("model", help="MODEL.TAG, a weight folder, or a Hub repository NAMESPACE/NAME")
-    parser.add_argument("--onnx", action="append", default=[], metavar="FILE", help="an exported file; may be repeated")
-    parser.add_argument("--batch", default="1,16", metavar="N,...", help="images at a time (1,16)")
-    parser.add_argument("--providers", metavar="P,...", help="cpu, cuda, tensorrt; the fastest there is unless given")
-    parser.add_argument("--rounds", type=int, default=30, metavar="N", help="measurements of each (30)")
-    parser.add_argument("--threads", type=int, metavar="N", help="on the CPU; all of it unless given")
-    parser.add_argument("--device", help="of PyTorch: cpu, cuda, ...; the GPU if there is one unless given")
-    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
-    parser.add_argument("--no-baseline", action="store_true", help="leave deit_tiny_patch16_224 out")
-    parser.add_argument("--plot", metavar="FILE.png", help="draw it")
+    parser.add_argument("--onnx", action="append", default=[], metavar="FILE", help="exported file; can be repeated")
+    parser.add_argument("--batch", default="1,16", metavar="N,...", help="batch sizes (default: 1,16)")
+    parser.add_argument("--providers", metavar="P,...", help="cpu, cuda, tensorrt (default: the fastest available)")
+    parser.add_argument("--rounds", type=int, default=30, metavar="N", help="number of measurements (default: 30)")
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all cores)")
+    parser.add_argument("--device", help="PyTorch device: cpu, cuda, ... (default: the GPU if there is one)")
+    parser.add_argument("--no-compile", action="store_true", help="skip torch.compile")
+    parser.add_argument("--no-baseline", action="store_true", help="skip deit_tiny_patch16_224")
+    parser.add_argument("--plot", metavar="FILE.png", help="draw the result")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 

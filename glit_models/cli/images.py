@@ -1,4 +1,4 @@
-"""Commands that classify images and explain what comes out: predict, explain, demo."""
+"""Commands that classify images and explain predictions: predict, explain, demo."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ __all__ = ["add_demo", "add_explain", "add_predict"]
 
 
 def add_predict(commands: Commands) -> None:
-    parser = add_command(commands, "predict", _run_predict, "Classify images: files, and folders with all they hold.")
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="an image, or a folder of them")
-    parser.add_argument("--model", help="MODEL.TAG, a weight folder or a repository (glit_tiny.fashion_mnist)")
-    parser.add_argument("--onnx", metavar="FILE", help="a file that `glit export` wrote, instead of a model")
-    parser.add_argument("--topk", type=int, default=5, metavar="K", help="how many classes to show (default 5)")
+    parser = add_command(commands, "predict", _run_predict, "Classify image files, and all images in folders.")
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="an image, or a folder of images")
+    parser.add_argument("--model", help="MODEL.TAG, a weight folder or a repository (default: glit_tiny.fashion_mnist)")
+    parser.add_argument("--onnx", metavar="FILE", help="use a file written by `glit export` instead of a model")
+    parser.add_argument("--topk", type=int, default=5, metavar="K", help="number of classes to show (default: 5)")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument(
-        "--out", type=Path, metavar="FILE", help="write a table: .csv, .jsonl or .parquet; the same command goes on"
+        "--out", type=Path, metavar="FILE", help="write a table: .csv, .jsonl or .parquet; run again to resume"
     )
     add_device(parser)
 
@@ -95,16 +95,16 @@ def add_explain(commands: Commands) -> None:
     parser = add_command(
         commands, "explain", _run_explain, "Draw what a model looks at, and how its blocks mix tokens."
     )
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="an image, or a folder of them")
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="an image, or a folder of images")
     parser.add_argument(
-        "--model", default="glit_tiny.fashion_mnist", help="as `glit predict` takes it (glit_tiny.fashion_mnist)"
+        "--model", default="glit_tiny.fashion_mnist", help="as for `glit predict` (default: glit_tiny.fashion_mnist)"
     )
     parser.add_argument(
         "--method", default="attention", metavar="METHOD",
-        help="attention (default), gradcam (any model of timm's; needs grad-cam) or locality",
+        help="attention (default), gradcam (any timm model; needs grad-cam) or locality",
     )  # fmt: skip
-    parser.add_argument("--block", type=int, metavar="N", help="this block alone, by its number from 0")
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE.png", help="the sheet")
+    parser.add_argument("--block", type=int, metavar="N", help="show only this block, numbered from 0")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE.png", help="image file to write")
     add_device(parser)
 
 
@@ -133,8 +133,8 @@ def _run_explain(args: argparse.Namespace) -> int:
 
 
 def add_demo(commands: Commands) -> None:
-    parser = add_command(commands, "demo", _run_demo, "Classify the images that come with the package, and draw them.")
-    parser.add_argument("--out", default="glit-demo.png", metavar="FILE", help="the contact sheet (glit-demo.png)")
+    parser = add_command(commands, "demo", _run_demo, "Classify the example images of the package, and draw them.")
+    parser.add_argument("--out", default="glit-demo.png", metavar="FILE", help="contact sheet (default: glit-demo.png)")
 
 
 def _run_demo(args: argparse.Namespace) -> int:

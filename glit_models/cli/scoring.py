@@ -1,4 +1,4 @@
-"""Commands that run a model over a data set: eval, embed."""
+"""Commands that run a model on a data set: eval, embed."""
 
 from __future__ import annotations
 
@@ -19,23 +19,21 @@ __all__ = ["add_embed", "add_eval"]
 
 
 def _add_data_options(parser: argparse.ArgumentParser, split_help: str, batch_size: int) -> None:
-    """The options that say which images, and how they are loaded."""
-    parser.add_argument(
-        "--root", metavar="DIR", help="the folder of a data set that is given by name, or of a table's images"
-    )
+    """Add the options that select the images and set how they are loaded."""
+    parser.add_argument("--root", metavar="DIR", help="folder of a data set given by name, or of a table's images")
     parser.add_argument("--split", metavar="NAME", help=split_help)
-    parser.add_argument("--download", action="store_true", help="fetch the data set if it is not there")
-    parser.add_argument("--input-key", metavar="COLUMN", help="the images' column in a table, if timm cannot tell")
-    parser.add_argument("--target-key", metavar="COLUMN", help="the labels' column")
+    parser.add_argument("--download", action="store_true", help="download the data set if it is missing")
+    parser.add_argument("--input-key", metavar="COLUMN", help="image column of a table (default: detected by timm)")
+    parser.add_argument("--target-key", metavar="COLUMN", help="label column of a table")
     parser.add_argument(
-        "--batch-size", type=int, default=batch_size, metavar="N", help=f"images at a time (default {batch_size})"
+        "--batch-size", type=int, default=batch_size, metavar="N", help=f"batch size (default: {batch_size})"
     )
-    parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes that load images (default 0)")
+    parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes that load images (default: 0)")
     add_device(parser)
 
 
 def _check_loading(args: argparse.Namespace) -> dict[str, Any]:
-    """The arguments of `open_labelled` that only some data sets have. Raises GlitError on an impossible number."""
+    """The arguments of `open_labelled` that only some data sets have. Raises GlitError on an invalid number."""
     if args.batch_size < 1:
         raise GlitError(f"--batch-size must be at least 1, got {args.batch_size}")
     if args.workers < 0:
@@ -48,16 +46,16 @@ def _check_loading(args: argparse.Namespace) -> dict[str, Any]:
 
 def add_embed(commands: Commands) -> None:
     parser = add_command(
-        commands, "embed", _run_embed, "Write the features of images to a file, a row for each; again goes on.",
+        commands, "embed", _run_embed, "Write image features to a file, one row per image; run again to resume.",
         {"num_workers": "workers"},
     )  # fmt: skip
-    parser.add_argument("data", help="a folder of images, with or without classes, or a data set as `glit eval` has it")
-    parser.add_argument("--model", required=True, help="MODEL or MODEL.TAG of timm, a weight folder or a repository")
+    parser.add_argument("data", help="a folder of images, with or without classes, or a data set as for `glit eval`")
+    parser.add_argument("--model", required=True, help="timm's MODEL or MODEL.TAG, a weight folder or a Hub repository")
     parser.add_argument(
         "--out", type=Path, required=True, metavar="FILE",
-        help=".npy, with a list of the images in a .csv beside it; .csv or .parquet",
+        help="file to write: .npy (with a .csv that lists the images), .csv or .parquet",
     )  # fmt: skip
-    _add_data_options(parser, "this one alone; of a data set by name, test unless given", 32)
+    _add_data_options(parser, "split to use (default: all images of a folder; test for a data set given by name)", 32)
 
 
 def _run_embed(args: argparse.Namespace) -> int:
@@ -79,7 +77,7 @@ def _run_embed(args: argparse.Namespace) -> int:
 # ---- glit eval ----
 
 
-_MOST_CLASSES = 20  # rows of a table that people read
+_MOST_CLASSES = 20  # maximum rows of the printed table
 
 
 def add_eval(commands: Commands) -> None:
@@ -87,24 +85,24 @@ def add_eval(commands: Commands) -> None:
         commands,
         "eval",
         _run_eval,
-        "Score a model on a labelled data set: top-1, top-5, each class, speed.",
+        "Score a model on a labelled data set: top-1, top-5, per-class scores, speed.",
         {"num_workers": "workers"},
     )
-    parser.add_argument("model", help="MODEL or MODEL.TAG of timm, a weight folder or a repository")
+    parser.add_argument("model", help="timm's MODEL or MODEL.TAG, a weight folder or a Hub repository")
     parser.add_argument(
         "data",
         help="a folder of CLASS/* or val/CLASS/*, FILE.csv, fashion-mnist, or timm's torch/NAME, hfds/NAME",
     )
-    _add_data_options(parser, "test unless given; of a folder without one, validation", 250)
+    _add_data_options(parser, "split to use (default: test; validation for a folder without one)", 250)
     parser.add_argument(
         "--knn", type=int, nargs="?", const=20, metavar="K",
-        help="score frozen features by the K (20) nearest training images, in place of the model's own head",
+        help="score frozen features with the K nearest training images (default: 20) instead of the model's head",
     )  # fmt: skip
-    parser.add_argument("--linear", action="store_true", help="... by a linear classifier of the training images")
+    parser.add_argument("--linear", action="store_true", help="score frozen features with a linear classifier")
     parser.add_argument("--confusion", type=Path, metavar="FILE.png", help="draw the confusion matrix")
     parser.add_argument(
         "--report", type=Path, metavar="DIR",
-        help="write a page: mistakes, calibration, near-duplicates, labels that may be wrong",
+        help="write an HTML report: mistakes, calibration, near-duplicates, possibly wrong labels",
     )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print JSON, with every class and the confusion matrix")
 
@@ -121,7 +119,7 @@ def _run_eval(args: argparse.Namespace) -> int:
     if args.confusion is not None:
         check_can_draw(args.confusion, "the confusion matrix")
     device = pick_device(args.device)
-    data = open_labelled(args.data, args.root, args.split, **keys)  # before the model, which may need fetching
+    data = open_labelled(args.data, args.root, args.split, **keys)  # before the model, which may be downloaded
     head = {"model": args.model, "dataset": data.name, "split": data.split, "device": str(device)}
     if args.knn is not None or args.linear:
         return _run_probes(args, data, keys, head)
@@ -156,7 +154,7 @@ def _run_eval(args: argparse.Namespace) -> int:
 
 
 def _embed_training(args: argparse.Namespace, classifier: Classifier, data: LabelledSplit, keys: Any) -> Training:
-    """The training images that a report compares with, if there are any."""
+    """The training images that a report compares with, or None."""
     from ..data.labelled import open_training
     from ..evaluation_report import Training, embed_training
 
@@ -168,7 +166,7 @@ def _embed_training(args: argparse.Namespace, classifier: Classifier, data: Labe
 
 
 def _run_probes(args: argparse.Namespace, data: LabelledSplit, keys: dict[str, Any], head: dict[str, Any]) -> int:
-    """Score frozen features by the ways that are asked for."""
+    """Score frozen features with the requested probes."""
     from ..data.labelled import open_training
     from ..predict import Classifier, load_model, pick_device
     from ..probe import embed_splits, score_linear, score_neighbours
@@ -209,7 +207,7 @@ def _print_result(result: dict[str, Any]) -> None:
 
 
 def _draw(args: argparse.Namespace, result: Evaluation, title: str) -> None:
-    """The confusion matrix, where it is asked for."""
+    """Draw the confusion matrix, if requested."""
     from ..confusion_figure import draw_confusion
 
     if args.confusion is not None:

@@ -1,4 +1,4 @@
-"""The command that searches, and those around a search: plan, report, rank, again, extract."""
+"""The search command, and its subcommands: plan, report, rank, again, extract."""
 
 from __future__ import annotations
 
@@ -24,39 +24,39 @@ __all__ = ["add_search"]
 def add_search(commands: Commands) -> None:
     parser = add_command(
         commands, "search", _run_search,
-        "Search for a network; the same command again goes on where it stopped. Around it: `glit search plan RECIPE` "
-        "says before what it will take, `report DIR` shows it in a page, `rank DIR` measures how far its supernet can "
-        "be trusted, `extract DIR --out FOLDER` writes networks with the weights that they inherit, and `again DIR "
-        "--set ... --out DIR2` searches on its trained supernets, with another budget for example.",
+        "Search for a network; run the same command again to resume. Subcommands: `glit search plan RECIPE` estimates "
+        "the cost of a search, `report DIR` writes it as an HTML page, `rank DIR` measures how well its supernet ranks "
+        "networks, `extract DIR --out FOLDER` writes networks with the weights that they inherit, and `again DIR "
+        "--set ... --out DIR2` searches again on its trained supernets, for example with another budget.",
         {f"data.{key}": f"train.data.{key}" for key in ("root", "download", "hold_out", "num_workers")},
     )  # fmt: skip
     parser.add_argument(
-        "what", metavar="RECIPE", help="name of a shipped recipe, path of a YAML file; or plan, report, rank, ..."
+        "what", metavar="RECIPE", help="name of a shipped recipe, a YAML file, or a subcommand: plan, report, rank, ..."
     )
     parser.add_argument(
-        "folder", metavar="DIR", nargs="?", type=Path, help="of the search, after report, rank, ...; plan: a recipe"
+        "folder", metavar="DIR", nargs="?", type=Path, help="report, rank, ...: folder of the search; plan: a recipe"
     )
-    parser.add_argument("--out", metavar="DIR", type=Path, help="folder of the search; extract: of the model")
+    parser.add_argument("--out", metavar="DIR", type=Path, help="folder of the search; extract: folder of the model")
     add_run_options(parser, "override, such as evolution.generations=10")
     parser.add_argument(
-        "--engine", metavar="E", help="who does the work: local, ray, slurm, module:Name (this process)"
+        "--engine", metavar="E", help="engine that runs tasks: local, ray, slurm or module:Name (default: this process)"
     )
-    parser.add_argument("--workers", type=int, metavar="N", help="of the engine: how many tasks are done at once")
-    parser.add_argument("--address", metavar="HOST:PORT", help="of a Ray cluster (that of this machine)")
+    parser.add_argument("--workers", type=int, metavar="N", help="number of tasks that the engine runs at once")
+    parser.add_argument("--address", metavar="HOST:PORT", help="address of a Ray cluster (default: this machine's)")
     parser.add_argument("--engine-options", nargs="+", default=[], metavar="KEY=VALUE", help="such as num_gpus=1")
-    parser.add_argument("--supernet-only", action="store_true", help="train the first supernet, and stop there")
-    parser.add_argument("--networks", type=int, metavar="N", help="rank: how many to train from scratch (10)")
-    parser.add_argument("--stage", help="rank, extract: whose supernet (that of the last stage)")
-    parser.add_argument("--place", type=int, metavar="N", help="extract: the network in this place; the best has 1")
+    parser.add_argument("--supernet-only", action="store_true", help="stop after training the first supernet")
+    parser.add_argument("--networks", type=int, metavar="N", help="rank: networks to train from scratch (default: 10)")
+    parser.add_argument("--stage", help="rank, extract: stage whose supernet to use (default: the last)")
+    parser.add_argument("--place", type=int, metavar="N", help="extract: the network's place, 1 for the best")
     parser.add_argument(
-        "--front", metavar="COST", help="extract: those that none beats at less macs, params, latency_ms"
+        "--front", metavar="COST", help="extract: the Pareto front of fitness and macs, params or latency_ms"
     )
     parser.add_argument("--json", action="store_true", help="plan: print JSON")
-    parser.add_argument("--keep-winner", action="store_true", help="again: keep the first stage as it is")
-    parser.add_argument("--spec", metavar="FILE", help="extract: the network of a JSON file")
+    parser.add_argument("--keep-winner", action="store_true", help="again: keep the result of the first stage")
+    parser.add_argument("--spec", metavar="FILE", help="extract: spec of the network, a JSON file")
 
 
-# What the commands around a search take, besides --device; a search itself takes what stands at ''.
+# The options of each subcommand, besides --device; those of a search itself are at ''.
 _TAKES = {
     "": ("out", "set", "max_minutes", "engine", "supernet_only"),
     "plan": ("folder", "set", "json"),
@@ -75,7 +75,7 @@ def _run_search(args: argparse.Namespace) -> int:
 
 
 def _check_options(args: argparse.Namespace, command: str) -> None:
-    """Raises SearchError if a command lacks what it needs, or was given what it does not take."""
+    """Raise SearchError if a subcommand lacks a required option, or was given one that it does not take."""
     name, takes = f"glit search {command}".strip(), _TAKES[command]
     for option in dict.fromkeys(option for options in _TAKES.values() for option in options):
         given = getattr(args, option) not in (None, False, [])
@@ -129,19 +129,19 @@ def _finish(run: SearchRun, args: argparse.Namespace) -> int:
 
 
 def _command(what: str, overrides: list[str], *options: str) -> str:
-    """The command line, for the records of what is trained."""
+    """The command line, for the records of trained models."""
     return shlex.join(["glit", "search", what, *options, *(word for text in overrides for word in ("--set", text))])
 
 
 def _pick_device(args: argparse.Namespace) -> torch.device | str | None:
-    """Where to compute; each worker of an engine finds out by itself."""
+    """The device of this process; None leaves the choice to each worker of an engine."""
     from ..predict import pick_device
 
     return args.device if args.engine else pick_device(args.device)
 
 
 def _open_executor(args: argparse.Namespace, folder: Path) -> Executor | None:
-    """Who does the work, None for this process. Raises SearchError on options that no engine takes."""
+    """Open the engine, or return None for this process. Raises SearchError if options are given without an engine."""
     from glit_models.search import open_executor
 
     from ..recipes import parse_overrides
@@ -157,10 +157,10 @@ def _open_executor(args: argparse.Namespace, folder: Path) -> Executor | None:
 
 
 def _runtimes(recipe: SearchRecipe) -> dict[str, Callable[..., Callable[[], object]]]:
-    """What the recipe times networks with besides PyTorch: search and export do not know each other.
+    """The runtimes besides PyTorch that the recipe measures latency with; `search` does not import `export`.
 
     Raises:
-        ExportError: if it is not installed; said now, not after a supernet is trained.
+        ExportError: if one is not installed; raised before a supernet is trained.
     """
     if recipe.latency.runtime != "onnx":
         return {}

@@ -1,4 +1,4 @@
-"""Commands about training: train, finetune, fractals."""
+"""Training commands: train, finetune, fractals."""
 
 from __future__ import annotations
 
@@ -17,9 +17,7 @@ __all__ = ["add_finetune", "add_fractals", "add_train"]
 
 
 def add_train(commands: Commands) -> None:
-    parser = add_command(
-        commands, "train", _run_train, "Train a model; the same command again goes on where it stopped."
-    )
+    parser = add_command(commands, "train", _run_train, "Train a model; run the same command again to resume.")
     parser.add_argument("recipe", help="name of a shipped recipe, or the path of a YAML file")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder of the run")
     _add_track(parser)
@@ -44,7 +42,7 @@ def _run_train(args: argparse.Namespace) -> int:
 def _add_track(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--track", metavar="NAMES", default=(), type=lambda text: text.split(","),
-        help="also send the numbers to these: wandb, mlflow, ... (accelerate's names, with commas)",
+        help="also send metrics to these trackers of accelerate, separated by commas: wandb, mlflow, ...",
     )  # fmt: skip
 
 
@@ -56,7 +54,7 @@ def add_finetune(commands: Commands) -> None:
         commands,
         "finetune",
         _run_finetune,
-        "Fine-tune a model on a folder or a table of images; again goes on.",
+        "Fine-tune a model on a folder or a table of images; run again to resume.",
         {
             "data.root": "folder",
             "model.name": "model",
@@ -69,12 +67,12 @@ def add_finetune(commands: Commands) -> None:
     )
     parser.add_argument(
         "folder", metavar="DIR",
-        help="of CLASS/*, or of train/CLASS/*, val/CLASS/*, test/CLASS/*; or a table of images and labels, FILE.csv",
+        help="a folder of CLASS/*, or train/CLASS/*, val/CLASS/*, test/CLASS/*; or a table of images, FILE.csv",
     )  # fmt: skip
-    parser.add_argument("--root", metavar="IMAGES", help="the folder of a table's images, if it is not the table's own")
-    parser.add_argument("--model", help="MODEL.TAG, a weight folder or a repository to start from")
-    parser.add_argument("--out", metavar="RUN", type=Path, help="folder of the run (runs/ and the name of DIR)")
-    for name, text in (("epochs", "how often to see all images"), ("img-size", "pixels"), ("batch-size", "images")):
+    parser.add_argument("--root", metavar="IMAGES", help="folder of a table's images (default: the table's folder)")
+    parser.add_argument("--model", help="MODEL.TAG, a weight folder or a Hub repository to start from")
+    parser.add_argument("--out", metavar="RUN", type=Path, help="folder of the run (default: runs/ and DIR's name)")
+    for name, text in (("epochs", "epochs to run"), ("img-size", "image size in pixels"), ("batch-size", "batch size")):
         parser.add_argument(f"--{name}", type=int, metavar="N", help=text)
     parser.add_argument("--patience", type=int, metavar="N", help="stop after N epochs without a better score")
     parser.add_argument("--class-weights", metavar="FILE", help="balanced, or a YAML file of CLASS: WEIGHT")
@@ -127,22 +125,22 @@ def _run_finetune(args: argparse.Namespace) -> int:
 
 def add_fractals(commands: Commands) -> None:
     parser = add_command(
-        commands, "fractals", _run_fractals, "Draw a sheet of the fractals that pretraining needs no data for."
+        commands, "fractals", _run_fractals, "Draw a sheet of the fractals that are used for pretraining without data."
     )
-    parser.add_argument("--out", default="glit-fractals.png", metavar="FILE", help="the sheet (glit-fractals.png)")
-    parser.add_argument("--classes", type=int, default=12, metavar="N", help="the first classes, a row each (12)")
-    parser.add_argument("--instances", type=int, default=8, metavar="N", help="images of each class (8)")
-    parser.add_argument("--size", type=int, default=112, metavar="PIXELS", help="side of an image (112)")
-    parser.add_argument("--seed", type=int, default=0, help="of the classes and their instances (0)")
-    parser.add_argument("--max-maps", type=int, metavar="N", help="maps that a class may have")
+    parser.add_argument("--out", default="glit-fractals.png", metavar="FILE", help="sheet (default: glit-fractals.png)")
+    parser.add_argument("--classes", type=int, default=12, metavar="N", help="classes, one row each (default: 12)")
+    parser.add_argument("--instances", type=int, default=8, metavar="N", help="images per class (default: 8)")
+    parser.add_argument("--size", type=int, default=112, metavar="PIXELS", help="side of an image (default: 112)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the classes and their instances (default: 0)")
+    parser.add_argument("--max-maps", type=int, metavar="N", help="maximum number of maps of a class")
     parser.add_argument(
-        "--perturbation", type=float, metavar="SHARE", help="how far instances leave their class's maps"
+        "--perturbation", type=float, metavar="SHARE", help="random relative change of a class's maps in each instance"
     )
-    parser.add_argument("--single", action="store_true", default=None, help="all classes are changes of one fractal")
-    parser.add_argument("--delta", type=float, metavar="D", help="with --single: how far classes lie from that fractal")
+    parser.add_argument("--single", action="store_true", default=None, help="make all classes variants of one fractal")
+    parser.add_argument("--delta", type=float, metavar="D", help="with --single: maximum change of that fractal")
     parser.add_argument("--color", choices=("gray", "color"), help="one level of gray, or four colours")
     parser.add_argument("--render", choices=("point", "patch"), help="points, or a 3 x 3 pattern at each of them")
-    parser.add_argument("--density", type=float, metavar="POINTS", help="points drawn for each pixel")
+    parser.add_argument("--density", type=float, metavar="POINTS", help="points per pixel")
 
 
 def _run_fractals(args: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""Commands about networks and weights: list, info, convert, publish, verify."""
+"""Model and weight commands: list, info, convert, publish, verify."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["add_convert", "add_info", "add_list", "add_publish", "add_verify"]
 
 
 def add_list(commands: Commands) -> None:
-    parser = add_command(commands, "list", _run_list, "List the models and the weights that exist for them.")
+    parser = add_command(commands, "list", _run_list, "List the models and their available weights.")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -66,7 +66,7 @@ def add_info(commands: Commands) -> None:
     parser = add_command(
         commands, "info", _run_info, "Show a network: its blocks, parameters, multiply-adds and weights."
     )
-    parser.add_argument("model", help="MODEL, MODEL.TAG, a weight folder, or a spec as a JSON file")
+    parser.add_argument("model", help="MODEL, MODEL.TAG, a weight folder, or the JSON file of a spec")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -133,7 +133,7 @@ def _block_rows(spec: Spec, size: tuple[int, int]) -> list[dict[str, Any]]:
 
 
 def _describe(model: str) -> tuple[Spec, dict[str, Any], str]:
-    """The spec that `model` names, the task it is for, and where its weights are."""
+    """The spec that `model` names, its task, and where its weights are."""
     from ..families import named_specs, parse_spec
     from ..weights import resolve
     from ..weights.folder import read_config, spec_of
@@ -160,16 +160,16 @@ def _describe(model: str) -> tuple[Spec, dict[str, Any], str]:
 
 def add_convert(commands: Commands) -> None:
     parser = add_command(
-        commands, "convert", _run_convert, "Turn a checkpoint, of the authors' code or ours, into safetensors."
+        commands, "convert", _run_convert, "Convert a checkpoint, of the authors' code or ours, to safetensors."
     )
-    parser.add_argument("checkpoint", help="a torch pickle (.pth, .pth.tar) or a safetensors file")
-    parser.add_argument("--model", required=True, help="MODEL or MODEL.TAG that it belongs to")
-    parser.add_argument("--install", action="store_true", help="install it for pretrained=True on this machine")
+    parser.add_argument("checkpoint", help="torch pickle (.pth, .pth.tar) or safetensors file")
+    parser.add_argument("--model", required=True, help="MODEL or MODEL.TAG of the checkpoint")
+    parser.add_argument("--install", action="store_true", help="install weights for pretrained=True on this machine")
     parser.add_argument("--out", metavar="DIR", help="write a weight folder")
-    parser.add_argument("--spec", metavar="FILE", help="JSON file of its architecture, if not the model's own")
-    parser.add_argument("--num-classes", type=int, metavar="N", help="its classes, if not the model's own")
-    parser.add_argument("--img-size", type=int, metavar="PIXELS", help="its image size, if not the model's own")
-    parser.add_argument("--sha256", metavar="HEX", help="of the file as it was published; another one is refused")
+    parser.add_argument("--spec", metavar="FILE", help="JSON file of its spec (default: the model's)")
+    parser.add_argument("--num-classes", type=int, metavar="N", help="number of its classes (default: the model's)")
+    parser.add_argument("--img-size", type=int, metavar="PIXELS", help="its image size (default: the model's)")
+    parser.add_argument("--sha256", metavar="HEX", help="published hash of the file; any other file is rejected")
 
 
 def _run_convert(args: argparse.Namespace) -> int:
@@ -203,23 +203,23 @@ def add_publish(commands: Commands) -> None:
         commands,
         "publish",
         _run_publish,
-        "Publish weights with a model card, to the Hub or as a folder.",
+        "Publish weights with a model card, to the Hub or to a folder.",
         {"folder": "to_folder"},
     )
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("source", nargs="?", help="MODEL.TAG, a weight folder, or a Hub repository NAMESPACE/NAME")
     source.add_argument("--all", action="store_true", help="all shipped weights, each under its own name")
     target = parser.add_mutually_exclusive_group(required=True)
-    target.add_argument("--repo", metavar="NAMESPACE/NAME", help="upload to this Hub repository; made if missing")
-    target.add_argument("--namespace", metavar="NAME", help="with --all: the user or organisation to upload to")
-    target.add_argument("--to-folder", metavar="DIR", help="write a folder instead; with --all, a folder for each")
-    target.add_argument("--to-package", action="store_true", help="ship it: write into the package (for a checkout)")
+    target.add_argument("--repo", metavar="NAMESPACE/NAME", help="upload to this Hub repository; created if missing")
+    target.add_argument("--namespace", metavar="NAME", help="with --all: user or organisation to upload to")
+    target.add_argument("--to-folder", metavar="DIR", help="write to a folder instead; with --all, a folder for each")
+    target.add_argument("--to-package", action="store_true", help="write into the package, in a checkout")
     parser.add_argument("--name", metavar="MODEL.TAG", help="name of the weights in the registry")
     for fact, text in (
-        ("dataset", "the data they were trained on"),
-        ("license", "their licence, as an SPDX identifier"),
-        ("recipe", "the command that trained them"),
-        ("origin", "where they come from, when it was not a command"),
+        ("dataset", "training data of the weights"),
+        ("license", "licence of the weights, as an SPDX identifier"),
+        ("recipe", "command that trained the weights"),
+        ("origin", "source of the weights, if they were not trained with a command"),
     ):
         parser.add_argument(f"--{fact}", help=text)
     parser.add_argument(
@@ -227,7 +227,7 @@ def add_publish(commands: Commands) -> None:
         nargs=3,
         action="append",
         metavar=("NAME", "VALUE", "SOURCE"),
-        help="a score, and the command that prints it",
+        help="a score, its value, and the command that prints it",
     )
 
 
@@ -287,7 +287,7 @@ def _metric(name: str, value: str, source: str) -> dict[str, Any]:
 
 def add_verify(commands: Commands) -> None:
     parser = add_command(
-        commands, "verify", _run_verify, "Recompute hash, parameter count and golden logits; 1 if one differs."
+        commands, "verify", _run_verify, "Recompute hash, parameter count and golden logits; exit 1 if one differs."
     )
     parser.add_argument("source", help="MODEL.TAG, a weight folder, or a Hub repository NAMESPACE/NAME[@REVISION]")
     parser.add_argument("--json", action="store_true", help="print JSON")

@@ -1,4 +1,4 @@
-"""What a part is: one kind of sub-module of a block, and everything that depends on its kind.
+"""The base class of block parts, such as attention or the local convolution.
 
 Axes: B batch, N tokens, T = B * N, C channels.
 """
@@ -35,17 +35,17 @@ _PACKAGE = __name__.partition(".")[0]
 
 
 def count_linear_params(inputs: int, outputs: int) -> int:
-    """Parameters of a linear layer with bias."""
+    """Number of parameters of a linear layer with bias."""
     return inputs * outputs + outputs
 
 
 def show_heads(num_heads: int) -> str:
-    """A number of heads in a figure."""
+    """Format a number of heads for a figure."""
     return f"{num_heads} {'head' if num_heads == 1 else 'heads'}"
 
 
 class TokenGrid(NamedTuple):
-    """The tokens of one image: `height` x `width` patches in row-major order, after `num_prefix` other tokens."""
+    """The tokens of one image: `num_prefix` prefix tokens, then `height` x `width` patches in row-major order."""
 
     height: int
     width: int
@@ -58,15 +58,15 @@ class TokenGrid(NamedTuple):
 
     @property
     def num_tokens(self) -> int:
-        """N, number of all tokens."""
+        """N, the number of all tokens."""
         return self.num_patches + self.num_prefix
 
 
 class BuildOptions(NamedTuple):
-    """What a part's module needs beside its sizes.
+    """Options of a part's module, apart from its sizes.
 
     Attributes:
-        tokens: the tokens that it will see; a module that depends on their grid has a method `set_tokens(tokens)`.
+        tokens: the tokens of its input; a module that depends on their grid has a method `set_tokens(tokens)`.
         attn_drop: dropout probability of attention weights.
         proj_drop: dropout probability after the last projection.
         device, dtype: of the parameters.
@@ -80,19 +80,19 @@ class BuildOptions(NamedTuple):
 
     @property
     def factory(self) -> dict[str, Any]:
-        """Keyword arguments `device` and `dtype` of torch's layers."""
+        """Keyword arguments `device` and `dtype` for torch's layers."""
         return {"device": self.device, "dtype": self.dtype}
 
 
 class ExportOptions(NamedTuple):
-    """How a part's module becomes a flat one for export.
+    """Options for converting a part's module to its flat form for export.
 
     Attributes:
-        tokens: the tokens of an image; for a part whose module has no `set_tokens` their number may differ.
+        tokens: the tokens of an image; if the module has no `set_tokens`, their number may vary.
         attention: 'operator' for ONNX's `Attention` (opset 23), 'products' for two matrix products and a softmax,
-            'fused' for torch's own operator.
+            'fused' for torch's operator.
         dtype: of the activations.
-        first_token_alone: only the class token, the first one of each image, is needed.
+        first_token_alone: compute only the class token, which is the first token of each image.
     """
 
     tokens: TokenGrid
@@ -102,7 +102,7 @@ class ExportOptions(NamedTuple):
 
 
 class Slice(NamedTuple):
-    """Which values of a larger tensor a smaller one takes: a range along each axis of a view of the larger tensor.
+    """The slice of a larger tensor that a smaller one takes: a range along each axis of a view of the larger tensor.
 
     Attributes:
         view: shape of the view.
@@ -121,15 +121,15 @@ class Slice(NamedTuple):
 
     @property
     def is_whole(self) -> bool:
-        """Whether it takes everything."""
+        """Whether the slice is the whole tensor."""
         return all(bounds == (0, size) for bounds, size in zip(self.box, self.view, strict=True))
 
     def of(self, tensor: Tensor) -> Tensor:
-        """The smaller tensor; it shares memory with `tensor` where its values lie in one run."""
+        """The smaller tensor; it shares memory with `tensor` if its values are contiguous."""
         return self.inside(tensor).reshape(self.shape)
 
     def inside(self, tensor: Tensor) -> Tensor:
-        """The same values as a part of `tensor`, in the form of the box."""
+        """The same values as a view of `tensor`, in the shape of the box."""
         return tensor.view(self.view)[tuple(slice(*bounds) for bounds in self.box)]
 
     def put(self, tensor: Tensor, values: Tensor) -> None:
@@ -140,20 +140,20 @@ class Slice(NamedTuple):
 
 @dataclass(frozen=True)
 class Part(ABC):
-    """One sub-module of a block at given sizes: maps [B, N, C] to [B, N, C]. Abstract.
+    """A sub-module of a block with its sizes: maps [B, N, C] to [B, N, C]. Abstract.
 
-    A subclass is a frozen dataclass whose fields are its sizes, the first of them `channels`. It is all that the
-    package knows of its kind: add a file like this folder's, register the class with `register_part`, and specs,
+    A subclass is a frozen dataclass whose fields are its sizes, starting with `channels`. Everything about a kind of
+    part is in its class: add a file like the ones in this folder, register the class with `register_part`, and specs,
     costs, models, supernets, figures and exports can use it.
 
     Attributes:
-        kind: its name in specs, search spaces and tables (class attribute).
-        slot: the name of its module in a block, as it stands in state dicts (class attribute).
+        kind: name in specs, search spaces and tables (class attribute).
+        slot: name of the module in a block, as in state dicts (class attribute).
         genes: for a part that can take a GLiT block's local heads, the names of its sizes in a `BlockSpec`
             (class attribute).
-        has_running_statistics: whether its module has BatchNorm, so that a network taken out of a supernet needs its
+        has_running_statistics: whether the module has BatchNorm, so that a network extracted from a supernet needs its
             statistics recomputed (class attribute).
-        color: of its box in figures (class attribute).
+        color: colour of its box in figures (class attribute).
         channels: C, channels in and out.
     """
 
@@ -167,7 +167,7 @@ class Part(ABC):
 
     @classmethod
     def from_genes(cls, num_heads: int, head_width: int, genes: Mapping[str, Any]) -> Self:
-        """The part that takes `num_heads` heads of `head_width` channels of a GLiT block.
+        """Create the part that takes `num_heads` heads of `head_width` channels of a GLiT block.
 
         Raises:
             SpecError: names the gene, its value and the bound.
@@ -181,11 +181,11 @@ class Part(ABC):
 
     @abstractmethod
     def num_macs(self, tokens: TokenGrid) -> int:
-        """Multiply-adds for one image: matrix products and convolutions, zero padding counted as computed."""
+        """Multiply-adds for one image: matrix products and convolutions; zero padding is included."""
 
     @abstractmethod
     def build(self, options: BuildOptions) -> nn.Module:
-        """The module, [B, N, C] -> [B, N, C], with parameters as torch's layers initialise them."""
+        """Build the module, [B, N, C] -> [B, N, C], with torch's default initialisation."""
 
     @property
     @abstractmethod
@@ -194,17 +194,17 @@ class Part(ABC):
 
     @property
     def key(self) -> str:
-        """Its sizes as one word: the name of its weights in a supernet where parts do not share any.
+        """The sizes as one word, which names the part's weights in a supernet where parts share none.
 
-        Characters that cannot stand in a module's name are written as their code: 0.5 as `0_2e_5`. A key that could be
-        an attribute of a module (`half`), or is empty, ends with an underscore.
+        Characters that are not allowed in a module's name are written as their code: 0.5 as `0_2e_5`. A key that is
+        empty or could be an attribute of a module (`half`) ends with an underscore.
         """
         sizes = (getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "channels")
         key = "-".join(_as_word(size) for size in sizes if size is not None)
         return f"{key}_" if key.isidentifier() or not key else key
 
     def slices(self, whole: Self) -> dict[str, Slice]:
-        """For each tensor of its module's state dict, what it takes of a larger part's (weight entanglement).
+        """For each tensor in the module's state dict, the slice that it takes of a larger part's (weight entanglement).
 
         Raises:
             NotImplementedError: if this kind of part cannot share weights between sizes.
@@ -218,35 +218,35 @@ class Part(ABC):
         return cls(**{name: max(getattr(part, name) for part in parts) for name in names})
 
     def flatten(self, module: nn.Module, options: ExportOptions) -> nn.Module:
-        """What exports instead of `module`, whose BatchNorm is folded: called with (x [T, C], N), returns [T, C].
+        """The module to export instead of `module`, with BatchNorm folded: called with (x [T, C], N), returns [T, C].
 
-        With `options.first_token_alone` it returns the class token of each image, [B, C]. The default keeps the module
-        as it is and reshapes around it. Children keep the names that they have in `module`: nodes and weights of the
-        exported graph, and the layers that int8 leaves in float, are named after them.
+        With `options.first_token_alone` it returns the class token of each image, [B, C]. The default wraps the module
+        in reshapes. Children keep the names that they have in `module`: nodes and weights of the exported graph, and
+        the layers that int8 leaves in float, are named after them.
         """
         return _Reshaped(module, options.first_token_alone)
 
     def mixing(self, module: nn.Module, x: Tensor) -> Tensor:
-        """How much of each token (column) each token (row) takes in: [B, N, C] -> [B, heads, N, N].
+        """How strongly each token (row) takes in each token (column): [B, N, C] -> [B, heads, N, N].
 
-        Weights are not negative, and rows sum to 1. A mixing that does not depend on the images may have B = 1.
-        `glit explain` asks for it.
+        Weights are not negative, and rows sum to 1. B may be 1 if they do not depend on the images. `glit explain` uses
+        this method.
 
         Raises:
-            SpecError: if this kind of part does not say.
+            SpecError: if this kind of part does not implement it.
         """
         raise SpecError(f"part {self.kind!r} does not say how it mixes tokens; give its class a method `mixing`")
 
 
 def _as_word(size: Any) -> str:
-    """A size in letters, digits and underscores; different ones differ."""
+    """Convert a size to letters, digits and underscores; different sizes give different words."""
     is_whole = isinstance(size, (int, float)) and float(size).is_integer()
     text = str(int(size)) if is_whole else str(size)
     return re.sub("[^A-Za-z0-9]", lambda found: f"_{ord(found[0]):x}_", text)
 
 
 class _Reshaped(nn.Module):
-    """A module over [B, N, C] as one over [T, C]. Exported names leave `.module` out."""
+    """Wraps a module over [B, N, C] to take [T, C]. Exported names leave `.module` out."""
 
     def __init__(self, module: nn.Module, first_token_alone: bool) -> None:
         super().__init__()
@@ -258,7 +258,7 @@ class _Reshaped(nn.Module):
 
 
 def build_part(part: Part, options: BuildOptions) -> nn.Module:
-    """`part.build(options)`; what a part from outside the package builds is tried once.
+    """`part.build(options)`; a module from a part outside the package is tried once.
 
     Raises:
         SpecError: if such a module fails, changes the shape of its input, or has other than `part.num_params`
@@ -277,7 +277,7 @@ def build_part(part: Part, options: BuildOptions) -> nn.Module:
 
 
 def is_from_outside(cls: type) -> bool:
-    """Whether a class is a user's own, not one of this package."""
+    """Whether a class is user-defined, not from this package."""
     return cls.__module__.partition(".")[0] != _PACKAGE
 
 
@@ -285,10 +285,10 @@ def is_from_outside(cls: type) -> bool:
 def try_module(name: str, module: nn.Module, x: Tensor, shape: tuple[int, ...]) -> None:
     """Run a module once in evaluation and once in training mode, on an input for which it must return this shape.
 
-    The module and the random number generator are left as they were.
+    The state of the module and of the random number generator is restored.
 
     Raises:
-        SpecError: if it fails or returns something else; begins with `name`.
+        SpecError: if it fails or returns another shape; begins with `name`.
     """
     modes = {child: child.training for child in module.modules()}
     buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
@@ -322,8 +322,8 @@ class BlockParts:
 
     Attributes:
         dim: C, channels of a token.
-        mixers: the parts that mix tokens, each on its own channels, in this order; their channels add up to `dim`.
-            None at all, together with no `mlp`, is an identity block.
+        mixers: the parts that mix tokens, each on separate channels, in this order; their channels add up to `dim`.
+            With no mixers and no `mlp`, the block is an identity block.
         mlp: the part after the second norm.
         norm_eps: epsilon of both LayerNorms.
     """
@@ -347,7 +347,7 @@ class BlockParts:
 
     @property
     def is_identity(self) -> bool:
-        """Whether the block does nothing."""
+        """Whether the block is an identity block."""
         return self.mlp is None
 
     def named(self) -> Iterator[tuple[str, Part]]:
@@ -359,16 +359,16 @@ class BlockParts:
 
     @property
     def has_running_statistics(self) -> bool:
-        """Whether any part has."""
+        """Whether any part has running statistics."""
         return any(part.has_running_statistics for part in self.mixers)
 
     @property
     def num_params(self) -> int:
-        """Trainable parameters, the norms' included."""
+        """Trainable parameters, including the norms."""
         return 0 if self.is_identity else 2 * 2 * self.dim + sum(part.num_params for _, part in self.named())
 
     def num_macs(self, tokens: TokenGrid) -> int:
-        """Multiply-adds for one image of these tokens. Raises SpecError if a part says a negative number."""
+        """Multiply-adds for one image of these tokens. Raises SpecError if a part returns a negative number."""
         macs = [(part, part.num_macs(tokens)) for _, part in self.named()]
         for part, number in macs:
             if number < 0:

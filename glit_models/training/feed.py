@@ -1,7 +1,7 @@
-"""The batches of a run: images through timm's transforms, or fractals drawn on the device that trains.
+"""Feed a run with batches: images through timm's transforms, or fractals drawn on the training device.
 
-A batch is a function of (seed, epoch, step), however many processes and accumulated parts it is cut into. This
-module handles data and recipes, not models.
+A batch is a function of (seed, epoch, step), for any number of processes and accumulated parts. This module handles
+data and recipes, not models.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _STATISTICS_BATCHES = 8
 
 @contextmanager
 def naming_keys(section: str = "data") -> Iterator[None]:
-    """Let an error about the arguments of `glit_models.data` name the keys of a recipe's section that gave them."""
+    """Rename arguments of `glit_models.data` in errors to the recipe's keys that set them."""
     try:
         yield
     except DataError as error:
@@ -45,7 +45,7 @@ def naming_keys(section: str = "data") -> Iterator[None]:
 
 
 def open_data(recipe: Recipe) -> Splits:
-    """The splits that a recipe names. Raises DataError if they cannot be had."""
+    """Open the splits that a recipe names. Raises DataError if they are not available."""
     data = recipe.data
     if data.dataset == "fractals":
         if data.train_on_validation:
@@ -71,16 +71,16 @@ def _batches_naming_keys(batches: Iterable[tuple[Tensor, Tensor]]) -> Iterator[t
 
 
 class Feed:
-    """What one process sees of a recipe's data.
+    """The part of a recipe's data that one process uses.
 
     Args:
         preprocessing: mean, std, interpolation and crop.
-        device: where the batches go.
-        num_parts: how many parts a batch is cut into. parts: the numbers of those that this process takes.
+        device: device of the batches.
+        num_parts: number of parts that a batch is cut into. parts: the numbers of this process's parts.
         rank, world_size: of this process, for scoring.
 
     Raises:
-        RecipeError: if the recipe asks for what the data cannot give.
+        RecipeError: if the data does not support a setting of the recipe.
     """
 
     def __init__(
@@ -115,7 +115,7 @@ class Feed:
                 self.in_memory = TensorImages(splits.train, recipe.model.img_size, device)
 
     def steps(self, epoch: int, first_step: int) -> Iterator[list[tuple[Tensor, Tensor]]]:
-        """This process's parts of every batch of an epoch from `first_step` on: images [B, C, H, W] and labels [B]."""
+        """Yield this process's parts of an epoch's batches from `first_step` on: images [B, C, H, W], labels [B]."""
         if isinstance(self.splits.train, Fractals):
             yield from self._fractal_steps(self.splits.train, epoch, first_step)
             return
@@ -146,7 +146,7 @@ class Feed:
             yield [((part - self.mean) / self.std, labels) for part, labels in parts]
 
     def for_statistics(self, num_batches: int = _STATISTICS_BATCHES) -> Iterator[Tensor]:
-        """Some training images [B, C, H, W] of the recipe's own size, the same in every process."""
+        """Yield some training images [B, C, H, W] of the recipe's image size, the same in every process."""
         train, recipe = self.splits.train, self.recipe
         size, batch_size = recipe.model.img_size, recipe.optim.batch_size
         if isinstance(train, Fractals):
@@ -167,7 +167,7 @@ class Feed:
         return images, labels.to(self.device, non_blocking=True)
 
     def _size_at(self, epoch: int, step: int) -> int:
-        """The image size of a step: the recipe's, or drawn from its shares."""
+        """The image size of a step: the recipe's, or drawn at random from `img_size_shares`."""
         shares = self.recipe.model.img_size_shares
         if shares is None:
             return self.recipe.model.img_size
@@ -191,13 +191,13 @@ class Feed:
 
     def _draw(self, fractals: Fractals, labels: Tensor, index: Tensor, size: int) -> tuple[Tensor, Tensor]:
         images = fractals.batch(labels, index, size, self.device)
-        labels = labels.to(self.device, non_blocking=True)  # else the host would wait for all work queued on a GPU
+        labels = labels.to(self.device, non_blocking=True)  # otherwise the host waits for all work queued on a GPU
         return (images.float() / 255 - self.mean) / self.std, labels
 
     def scoring(self, dataset: Any, order: Sequence[int] | None = None) -> tuple[Iterable[tuple[Tensor, Tensor]], int]:
-        """This process's share of a split as batches, and how many images all shares have together.
+        """This process's share of a split as batches, and the number of images of all shares together.
 
-        `order`: the positions of the images to take, where it is not all of them as they come.
+        `order`: positions of the images to take; None takes all in order.
         """
         if isinstance(dataset, HeldOutFractals):
             positions = torch.arange(len(dataset)) if order is None else torch.tensor(order)
