@@ -1,6 +1,6 @@
-"""Vision transformers found by architecture search, GLiT and AutoFormer, for timm: importing this registers them.
+"""GLiT, AutoFormer and other vision transformers found by architecture search. Importing this registers them with timm.
 
-The zoo. Needs torch and timm only; `glit_models.search` and `glit_models.export` build on it, never the reverse.
+Needs only torch and timm; `glit_models.search` and `glit_models.export` build on it, never the reverse.
 """
 
 import sys
@@ -10,7 +10,7 @@ __version__ = "0.1.0"
 
 
 def _prints_help_alone() -> bool:
-    """Whether this process is the `glit` command and prints its help: loading torch would take seconds for nothing."""
+    """Whether this process is the `glit` command and only prints its help, which should not wait for torch to load."""
     program, *words = getattr(sys, "argv", None) or [""]
     is_glit = program.endswith("/glit") or (program == "-m" and "glit_models" in sys.orig_argv)
     options = words[: words.index("--")] if "--" in words else words

@@ -1,4 +1,4 @@
-"""`python -m glit_models` is the `glit` command."""
+"""Run the `glit` command with `python -m glit_models`."""
 
 import sys
 

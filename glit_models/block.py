@@ -1,4 +1,4 @@
-"""Parts joined to a block: pre-norm, residual, each part on its own channels.
+"""Build blocks from parts: pre-norm and residual; each part processes separate channels.
 
 Axes: B batch, N tokens, C channels. Tokens stay channels-last [B, N, C] throughout.
 """
@@ -18,10 +18,10 @@ __all__ = ["Block", "Mixer", "build_block"]
 
 @final
 class Mixer(nn.ModuleDict):
-    """Parts that mix tokens, each on its own channels, their results concatenated; one module a part, by its slot.
+    """Parts that mix tokens, each on separate channels, with concatenated results; one module per part, named by slot.
 
-    In GLiT the first channels go to attention and the last ones to the local part; nothing mixes them here (GLiT,
-    arXiv 2107.02960, section 3.1).
+    In GLiT, attention takes the first channels and the local part the last ones; nothing mixes the two groups here
+    (GLiT, arXiv 2107.02960, section 3.1).
     """
 
     def __init__(self, parts: tuple[Part, ...], options: BuildOptions) -> None:
@@ -33,7 +33,7 @@ class Mixer(nn.ModuleDict):
         pieces = x.split(self.widths, dim=-1)
         outputs: list[Tensor] = []
         for index, module in enumerate(self.values()):
-            # A linear layer adds its bias in a pass of its own unless its input is contiguous.
+            # A linear layer adds its bias in a separate pass unless its input is contiguous.
             outputs.append(module(pieces[index].contiguous()))
         return torch.cat(outputs, dim=-1) if len(outputs) > 1 else outputs[0]
 
@@ -43,8 +43,8 @@ class Block(nn.Module):
     """x + mixer(norm1(x)), then x + mlp(norm2(x)), each under stochastic depth.
 
     Args:
-        parts: the parts of the block, at their sizes.
-        options: what their modules need beside.
+        parts: the parts of the block, with their sizes.
+        options: other options of the parts' modules.
         drop_path: stochastic-depth probability.
     """
 
@@ -67,7 +67,7 @@ class Block(nn.Module):
 
     @torch.jit.ignore
     def set_tokens(self, tokens: TokenGrid) -> None:
-        """Tell every module that depends on the grid of tokens."""
+        """Set the grid of tokens of every module that depends on it."""
         for module in self.modules():
             if module is not self and callable(set_tokens := getattr(module, "set_tokens", None)):
                 set_tokens(tokens)
@@ -82,5 +82,5 @@ class Block(nn.Module):
 
 
 def build_block(parts: BlockParts, options: BuildOptions, drop_path: float = 0.0) -> nn.Module:
-    """The block of these parts; `nn.Identity` for an identity block."""
+    """Build a block from its parts; `nn.Identity` for an identity block."""
     return nn.Identity() if parts.is_identity else Block(parts, options, drop_path)

@@ -1,4 +1,4 @@
-"""Whether a classifier is as sure as it is right: calibration error, and the temperature that lessens it.
+"""Calibration of a classifier: expected calibration error and temperature scaling.
 
 Axes: N images, K classes.
 """
@@ -16,13 +16,13 @@ __all__ = ["Bin", "Calibration", "calibrate", "calibration_bins", "calibration_e
 
 _BINS = 15
 _RANGE = (0.02, 50.0)  # of temperatures
-_STEPS = 60  # of the search for one, each 0.62 of the range before
-_FEWEST = 50  # images; a temperature of fewer would say little
+_STEPS = 60  # of the search for a temperature; each shrinks the range to 0.62
+_FEWEST = 50  # minimum number of images for a reliable temperature
 
 
 @dataclass(frozen=True)
 class Bin:
-    """Images whose confidence lies in one interval: how many, their mean confidence and their accuracy, 0 to 1."""
+    """Images whose confidence is in one interval: their number, mean confidence and accuracy, 0 to 1."""
 
     images: int
     confidence: float
@@ -31,9 +31,9 @@ class Bin:
 
 @dataclass(frozen=True)
 class Calibration:
-    """The bins and the error, in percent, of all images; and what a temperature does, where there are images enough.
+    """The bins and the error in percent over all images, and the effect of a temperature if there are enough images.
 
-    The temperature is fitted on half of the images; `error_before` and `error_after` are of the other half.
+    The temperature is fitted on half of the images; `error_before` and `error_after` are measured on the other half.
     """
 
     bins: tuple[Bin, ...]
@@ -45,10 +45,10 @@ class Calibration:
 
 
 def calibrate(logits: Tensor, truth: Tensor, seed: int = 0) -> Calibration:
-    """Compare the confidence in the most probable class with how often it is right.
+    """Compare the confidence in the most probable class with the accuracy.
 
     Args:
-        logits: [N, K]. truth: classes [N]. seed: of the halves that a temperature is fitted and judged on.
+        logits: [N, K]. truth: classes [N]. seed: seed of the split into halves for fitting and measuring a temperature.
     """
     bins = calibration_bins(logits, truth)
     error = calibration_error(bins)
@@ -63,7 +63,7 @@ def calibrate(logits: Tensor, truth: Tensor, seed: int = 0) -> Calibration:
 
 
 def calibration_bins(logits: Tensor, truth: Tensor) -> tuple[Bin, ...]:
-    """The images by their confidence, in 15 intervals of the same width; those without images are left out."""
+    """Group the images by confidence into 15 intervals of equal width; empty intervals are left out."""
     confidence, guesses = logits.softmax(1).max(1)
     correct = (guesses == truth).double()
     places = (confidence * _BINS).long().clamp(max=_BINS - 1)
@@ -85,9 +85,9 @@ def calibration_error(bins: tuple[Bin, ...]) -> float:
 
 
 def fit_temperature(logits: Tensor, truth: Tensor) -> float:
-    """The number that logits [N, K] are divided by for the least negative log-likelihood, from 0.02 to 50.
+    """The temperature, from 0.02 to 50, that minimises the negative log-likelihood of logits [N, K] divided by it.
 
-    The loss has one minimum, as it is convex in 1 / temperature; a golden-section search finds it.
+    The loss has a single minimum, as it is convex in 1 / temperature; a golden-section search finds it.
     """
 
     def loss(log_temperature: float) -> float:

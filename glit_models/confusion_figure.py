@@ -1,4 +1,4 @@
-"""The confusion matrix of an evaluation as a figure. Needs matplotlib."""
+"""Draw the confusion matrix of an evaluation. Needs matplotlib."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from .runs.figures import new_figure, save_png
 
 __all__ = ["confusion_figure", "draw_confusion"]
 
-_MOST_NAMED = 40  # classes; with more, their names would be too small to read
-_MOST_NUMBERED = 20  # classes; with more, the numbers in the cells would be
+_MOST_NAMED = 40  # classes; with more, the names are too small to read
+_MOST_NUMBERED = 20  # classes; with more, the numbers in the cells are
 _LONGEST_NAME = 24
 
 
 def draw_confusion(evaluation: Evaluation, path: Path, title: str) -> None:
-    """Draw what part of each class's images was taken for which class into a PNG file.
+    """Draw the confusion matrix as a PNG file, in percent of each class's images.
 
-    Classes have their names up to 40, and their numbers beyond; cells have their percentages up to 20 classes.
+    Classes are labelled by name up to 40, else by number; cells show percentages up to 20 classes.
 
     Raises:
         GlitError: if matplotlib is missing or fails.
-        WriteError: if `path` cannot be written; what stood there is untouched.
+        WriteError: if `path` cannot be written; an existing file is unchanged.
     """
     save_png(path, lambda: confusion_figure(evaluation, title))
 
@@ -36,7 +36,7 @@ def confusion_figure(evaluation: Evaluation, title: str) -> Any:
     side = min(max(4.0, 0.42 * num_classes), 12.0)  # inches of the matrix itself
     figure = new_figure(figsize=(side + 3.0, side + 2.2))
     axes = figure.add_subplot()
-    # The square root lets a few mistakes be seen beside many right answers.
+    # The square root makes a few mistakes visible next to many correct predictions.
     image = axes.imshow(np.sqrt(percent), cmap="Blues", vmin=0, vmax=10, interpolation="nearest")
     bar = figure.colorbar(image, ax=axes, shrink=0.8, ticks=[part**0.5 for part in (0, 1, 5, 20, 50, 100)])
     bar.ax.set_yticklabels(["0 %", "1 %", "5 %", "20 %", "50 %", "100 %"])
@@ -50,7 +50,7 @@ def confusion_figure(evaluation: Evaluation, title: str) -> Any:
 
 
 def _percent(confusion: np.ndarray) -> np.ndarray:
-    """Counts [K, K] -> percent of the row's images [K, K]; a class without images has zeros."""
+    """Convert counts [K, K] to percent of each row; a class without images gets zeros."""
     return 100 * confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
 
 

@@ -1,4 +1,4 @@
-"""Parameters and multiply-adds (MACs) of a spec in closed form: sums over the parts of its blocks."""
+"""Compute parameters and multiply-adds (MACs) of a spec in closed form, as sums over the parts of its blocks."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def count_params(
 ) -> int:
     """Trainable parameters of the network (running statistics of BatchNorm are not parameters).
 
-    `num_classes=0` counts no head. 7,264,456 for GLIT_TINY and 5,867,944 for AUTOFORMER_TINY with the defaults.
+    `num_classes=0` counts no head. With the defaults 7,264,456 for GLIT_TINY and 5,867,944 for AUTOFORMER_TINY.
     """
     dim = spec.embed_dim
     total = count_linear_params(in_chans * spec.patch_size**2, dim)  # patch embedding
@@ -49,9 +49,9 @@ def count_macs(
     in_chans: int = 3,
     class_token: bool = True,
 ) -> int:
-    """Multiply-adds for one image: matrix products and convolutions only, zero padding counted as computed.
+    """Multiply-adds for one image: matrix products and convolutions only; zero padding is included.
 
-    Equals half of what `torch.utils.flop_counter` counts. 1,472,873,280 for GLIT_TINY with the defaults.
+    Equals half of what `torch.utils.flop_counter` counts. With the defaults 1,472,873,280 for GLIT_TINY.
     """
     tokens = _tokens(spec, img_size, class_token)
     total = tokens.num_patches * in_chans * spec.patch_size**2 * spec.embed_dim

@@ -1,7 +1,7 @@
-"""The depthwise convolution with gradients on CPU, where the stock gradient of its weight is slow.
+"""Depthwise convolution with a faster weight gradient on CPU.
 
-oneDNN computes output and input gradient of a channels-last depthwise convolution quickly but
-takes far longer for the weight gradient; batched matrix products do that better (`python -m benchmarks.depthwise`).
+oneDNN quickly computes the output and the input gradient of a channels-last depthwise convolution, but takes far longer
+for the weight gradient; batched matrix products are faster there (`python -m benchmarks.depthwise`).
 
 Axes: B batch, N tokens, C channels, K taps, T tokens of a tile.
 """
@@ -15,14 +15,14 @@ from torch import Tensor
 
 __all__ = ["depthwise_conv", "is_narrow"]
 
-_MAX_TILE = 40  # tokens; of 16 to 100 about so many were the fastest at GLiT-Tiny's sizes
-_MAX_WHOLE = 32  # tokens that are one tile without padding; of many channels, more would fill the cache
+_MAX_TILE = 40  # tokens; about the fastest of 16 to 100 at GLiT-Tiny's sizes
+_MAX_WHOLE = 32  # tokens of a single tile without padding; with many channels, more would fill the cache
 
 
 def is_narrow(channels: int, taps: int) -> bool:
-    """Whether oneDNN's bfloat16 kernel is to be kept away from: with so few channels and so many taps it never returns.
+    """Whether to avoid oneDNN's bfloat16 kernel, which never returns with so few channels and so many taps.
 
-    Seen with torch 2.15 on a CPU with AMX; one channel more, or two taps fewer, and it does.
+    Seen with torch 2.15 on a CPU with AMX; with one channel more or two taps fewer, it returns.
     """
     return channels <= 16 and taps >= 15
 
@@ -31,7 +31,7 @@ def is_narrow(channels: int, taps: int) -> bool:
 def depthwise_conv(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """`F.conv2d(x, weight, bias, padding=(0, K // 2), groups=C)`: [1, C, B, N], [C, 1, 1, K], [C] -> [1, C, B, N].
 
-    The same numbers as the stock operator but for the rounding of the weight's gradient.
+    Equal to the stock operator except for the rounding of the weight's gradient.
     """
     if torch.jit.is_scripting():
         return F.conv2d(x, weight, bias, padding=(0, weight.shape[3] // 2), groups=weight.shape[0])
@@ -67,7 +67,7 @@ class _Depthwise(torch.autograd.Function):
             )[0]
         if ctx.needs_input_grad[1]:
             grad_weight = weight_grad(x[0].transpose(0, 1), grad[0].transpose(0, 1), weight.shape[3])
-        if ctx.needs_input_grad[2]:  # not from the operator above: asking it for this computes the slow part too
+        if ctx.needs_input_grad[2]:  # not from the operator above, which would compute the slow part
             grad_bias = grad.sum((0, 2, 3))
         return grad_x, grad_weight, grad_bias
 
@@ -75,8 +75,8 @@ class _Depthwise(torch.autograd.Function):
 def weight_grad(x: Tensor, grad: Tensor, taps: int) -> Tensor:
     """The sum over b and n of grad[b, c, n] * x[b, c, n + k - K // 2]: [B, C, N], [B, C, N] -> [C, 1, 1, K].
 
-    A matrix product for each channel holds all products of two tokens that are at most a tile and K apart; tap k
-    collects a diagonal of it. Its operands are contiguous: torch would copy them matrix by matrix.
+    A matrix product per channel holds all products of two tokens that are at most a tile and K apart; tap k sums one of
+    its diagonals. Its operands are contiguous, because torch would otherwise copy them matrix by matrix.
     """
     diagonals = _whole(x, grad, taps) if x.shape[2] <= _MAX_WHOLE else _tiled(x, grad, taps)
     return diagonals.view(x.shape[1], 1, 1, taps)
@@ -97,12 +97,12 @@ def _tiled(x: Tensor, grad: Tensor, taps: int) -> Tensor:
     batch, channels, tokens = x.shape
     tiles = -(-tokens // _MAX_TILE)
     tile = -(-tokens // tiles)
-    window = tile + taps - 1  # of x, that a tile of the gradient meets
+    window = tile + taps - 1  # of x, for one tile of the gradient
     missing = tiles * tile - tokens
     windows = F.pad(x, (taps // 2, taps // 2 + missing)).unfold(2, window, tile)  # [B, C, tiles, window]
     windows = windows.permute(1, 0, 2, 3).reshape(channels, -1, window).contiguous()
     tiled = F.pad(grad, (0, missing)).view(batch, channels, tiles, tile)
     tiled = tiled.permute(1, 3, 0, 2).reshape(channels, tile, -1).contiguous()
     products = torch.bmm(tiled, windows)  # [C, T, window]
-    # Token t of a tile meets tap k at t + k of the window.
+    # Token t of a tile uses tap k at t + k of the window.
     return products.as_strided((channels, tile, taps), (products.stride(0), window + 1, 1)).sum(1)

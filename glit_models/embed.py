@@ -1,4 +1,4 @@
-"""Images as feature vectors: what a model's head is given of each image, in memory or in a file.
+"""Compute feature vectors of images, the input of a model's head, in memory or into a file.
 
 Axes: B batch, D features.
 """
@@ -40,18 +40,18 @@ __all__ = [
 ]
 
 _SPLITS = ("train", "validation", "test")
-_NOT_IMAGES = (".tar", *LABEL_TABLES)  # files that hold a data set
+_NOT_IMAGES = (".tar", *LABEL_TABLES)  # files that contain a data set
 
 
-# ---- which images ----
+# ---- images ----
 
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Images with a name each, and a label where they have one.
+    """Images with names, and labels if they have any.
 
     Args:
-        images: map-style pairs of (RGB PIL image, anything); raises DataError for one that cannot be read.
+        images: map-style pairs of (RGB PIL image, anything); raises DataError if an image cannot be read.
     """
 
     names: Sequence[str]
@@ -73,12 +73,12 @@ class _Files:
 def open_images(
     data: str, root: str | os.PathLike[str] | None = None, split: str | None = None, **options: Any
 ) -> ImageSet:
-    """All images of a folder, with or without classes, or a data set by name.
+    """Open all images of a folder, with or without classes, or a data set by name.
 
     Args:
-        data: an image, a folder of images in any order, or what `open_labelled` takes. The label of an image is the
-            first folder below `data` that it lies in, or below `data`'s folder of a split; None where there is none.
-        root, split, options: see `open_labelled`. Without `split`, all images of a folder are taken.
+        data: an image, a folder of images in any layout, or what `open_labelled` takes. The label of an image is its
+            first folder below `data`, or below a split's folder in `data`; None if there is none.
+        root, split, options: see `open_labelled`. Without `split`, all images of a folder are used.
 
     Raises:
         DataError: if there is no such data set or split, or no image.
@@ -116,22 +116,22 @@ def _label(file: Path, folder: Path, splits: Sequence[Path]) -> str | None:
     return None
 
 
-# ---- their features ----
+# ---- features ----
 
 
 def pooled_features(model: Any, images: Tensor) -> Tensor:
-    """Preprocessed images [B, C, height, width] -> features [B, D] float32: what the head's last layer is given."""
+    """Features [B, D] float32 of preprocessed images [B, C, height, width]: the input of the head's last layer."""
     return logits_and_features(model, images)[1]
 
 
 def check_features(model: Any) -> None:
-    """Raises GlitError if a model has no features."""
+    """Raise GlitError if a model has no features."""
     if not hasattr(model, "forward_head"):
         raise GlitError("this model has no features before its head; take another one")
 
 
 def logits_and_features(model: Any, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Preprocessed images [B, C, height, width] -> logits [B, K] and `pooled_features` [B, D], in one pass."""
+    """Logits [B, K] and `pooled_features` [B, D] of preprocessed images [B, C, height, width], in one pass."""
     tokens = model.forward_features(images)
     return model.forward_head(tokens), model.forward_head(tokens, pre_logits=True).flatten(1).float()
 
@@ -139,37 +139,37 @@ def logits_and_features(model: Any, images: Tensor) -> tuple[Tensor, Tensor]:
 def embed(
     classifier: Classifier, images: Any, batch_size: int = 32, num_workers: int = 0, doing: str = "embedding"
 ) -> Iterator[tuple[Tensor, Tensor, Sequence[str]]]:
-    """The features of a data set's images, batch by batch, with a progress bar on a terminal.
+    """Compute the features of a data set's images in batches, with a progress bar on a terminal.
 
     Args:
-        classifier: a model of timm's and its preprocessing.
+        classifier: a timm model and its preprocessing.
         images: map-style pairs of (RGB PIL image, label), or a `Stream`.
 
     Yields:
-        Features [B, D] float32 on the CPU, labels [B], and for each image why it could not be read, or ''. The features
+        Features [B, D] float32 on the CPU, labels [B], and for each image why it cannot be read, or ''. The features
         of a broken image are NaN, and its label is -1.
 
     Raises:
         GlitError: if the model has no features.
-        WeightsError: if it gives numbers that are not finite.
+        WeightsError: if it returns values that are not finite.
     """
     model = classifier.model
     check_features(model)
     for batch, labels, reasons in readable_batches(images, classifier.transform, batch_size, num_workers, doing):
         with torch.inference_mode():
             pooled = pooled_features(model, batch.to(classifier.device))
-        features = pooled.cpu().clone()  # outside of inference mode, so that it can be trained on
+        features = pooled.cpu().clone()  # outside inference mode, so that it can be used for training
         if not bool(features.isfinite().all()):
             raise WeightsError("the model's features are not finite: its weights are damaged, or its numbers overflow")
         features[torch.tensor([bool(reason) for reason in reasons])] = torch.nan
         yield features, labels, reasons
 
 
-# ---- a file of them ----
+# ---- files of features ----
 
 
 def check_embedding(out: Path) -> None:
-    """Raises GlitError if `out` could not be written: before the work, not after it."""
+    """Raise GlitError if `out` could not be written. For use before the work."""
     row_table.check_table(out, _WRITERS, "a file of features")
     beside = out.with_suffix(".csv")
     if out.suffix == ".npy" and beside.exists() and not part_of(out).exists():
@@ -180,18 +180,18 @@ def write_embedding(
     out: Path, classifier: Classifier, data: ImageSet, about: Mapping[str, Any], batch_size: int = 32,
     num_workers: int = 0,
 ) -> tuple[int, int]:  # fmt: skip
-    """Write the features of images, or go on with a file that was begun.
+    """Write the features of images to a file, or resume an unfinished one.
 
     Args:
-        out: `.npy`, with the images listed in a CSV file beside it; `.csv`; or `.parquet`. Has passed
-            `check_embedding`. Each image has a row, with NaN or nothing for features where it could not be read.
-        about: what makes the features what they are, such as the model: a begun file of another one is refused.
+        out: `.npy`, with a CSV file next to it that lists the images; `.csv`; or `.parquet`. Has passed
+            `check_embedding`. Each image has a row; if it cannot be read, its features are NaN or empty.
+        about: the settings that determine the features, such as the model; an unfinished file must have the same.
 
     Returns:
-        How many images it has, and how many of them could not be read.
+        The number of images, and how many of them could not be read.
 
     Raises:
-        GlitError, WriteError: see `row_table.write_table`; and as `embed`.
+        GlitError, WriteError: see `row_table.write_table` and `embed`.
     """
 
     def make(left: Sequence[int]) -> Iterator[Row]:
@@ -209,7 +209,7 @@ def write_embedding(
 
 
 def _features(row: Row) -> np.ndarray | None:
-    """[D] float32; None of an image that could not be read."""
+    """Features [D] float32; None for an image that cannot be read."""
     text = row.get("features")
     return None if text is None else np.frombuffer(base64.b64decode(text), np.float32)
 

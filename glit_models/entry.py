@@ -1,4 +1,4 @@
-"""What timm entry points of every family share: the model, built by timm and loaded from verified weights."""
+"""Create a model for a timm entry point: timm builds it and loads it from verified weights."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ __all__ = ["create"]
 
 
 def create(variant: str, family: Family, pretrained: bool, **kwargs: Any) -> Any:
-    """What a timm entry point of a family returns: the model, built and loaded as timm does.
+    """Create the model of a timm entry point, as timm builds and loads it.
 
-    A model of a family from outside the package is tried once, so that a mistake in it is found here.
+    A model of a family from outside the package is run once, so that errors in it appear here.
 
     Args:
-        variant: timm's name of the network, which is the entry point's name.
-        family: the family that the network belongs to.
+        variant: timm's name of the network, which is the name of the entry point.
+        family: the family of the network.
         pretrained: load weights, which the registry finds and verifies.
-        kwargs: the entry point's.
+        kwargs: the keyword arguments of the entry point.
 
     Raises:
-        SpecError: if a model from outside the package fails or returns other than one row of logits an image.
+        SpecError: if a model from outside the package fails or does not return one row of logits per image.
         WeightsError: if the weights are missing, damaged, or do not fit.
     """
     out_indices = kwargs.pop("out_indices", 3)
@@ -41,13 +41,13 @@ def create(variant: str, family: Family, pretrained: bool, **kwargs: Any) -> Any
         if located is not None and located.state_dict is not None:
             state_dict = located.state_dict
             cfg: Any = model.pretrained_cfg
-            del cfg["state_dict"]  # the stand-in
+            del cfg["state_dict"]  # the placeholder
             if located.source is not None:
                 cfg["source"] = located.source
         try:
             return checkpoint_filter_fn(state_dict, model)
         except Exception:
-            check_layout(state_dict.get("model", state_dict), family)  # has the better reason, if it has one
+            check_layout(state_dict.get("model", state_dict), family)  # gives a better reason, if it fails
             raise
 
     model = build_model_with_cfg(
@@ -58,7 +58,7 @@ def create(variant: str, family: Family, pretrained: bool, **kwargs: Any) -> Any
         feature_cfg={"out_indices": out_indices, "feature_cls": "getter"},
         **kwargs,
     )
-    if is_from_outside(family.model) and isinstance(model, SpecTransformer):  # what timm's `features_only` gives is not
+    if is_from_outside(family.model) and isinstance(model, SpecTransformer):  # not with timm's `features_only`
         _try(model, family)
     return model
 

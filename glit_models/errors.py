@@ -1,7 +1,7 @@
-"""The errors that a user can cause, each one line that names the thing and the way out.
+"""Errors that a user can cause, with one-line messages that name the cause and the remedy.
 
-The command line prints these and exits with status 2; anything else is a bug and keeps its traceback. A message that
-names an argument holds an `Argument`: Python reads `force=True` where the command line prints `--force`.
+The command line prints these and exits with status 2; any other error is a bug and keeps its traceback. A message that
+names an argument contains an `Argument`: Python shows `force=True` where the command line prints `--force`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable
 from typing import NamedTuple
 
-# What a user may catch; the rest is for the package's own messages.
+# The exceptions that a user may catch; the rest is for the package's messages.
 __all__ = [
     "DataError",
     "ExportError",
@@ -26,11 +26,11 @@ __all__ = [
 
 
 class Argument(NamedTuple):
-    """An argument of a function, or a key of a recipe such as `data.root`, as a message names it.
+    """An argument of a function, or a key of a recipe such as `data.root`, in a message.
 
     Attributes:
-        name: of the argument.
-        value: to give it; `...` stands for any, None names the argument alone.
+        name: name of the argument.
+        value: suggested value; `...` stands for any value, None names only the argument.
     """
 
     name: str
@@ -43,10 +43,10 @@ class Argument(NamedTuple):
 
 
 class Message:
-    """A line of text that may name arguments.
+    """A line of text that may contain arguments.
 
     Args:
-        parts: joined as they are.
+        parts: strings and arguments, which are joined without separators.
     """
 
     def __init__(self, *parts: str | Argument) -> None:
@@ -56,15 +56,15 @@ class Message:
         return self.spelled(str)
 
     def spelled(self, spell: Callable[[Argument], str]) -> str:
-        """The text in one line, with each argument as `spell` writes it, and what no terminal should see escaped."""
+        """The text in one line, with each argument formatted by `spell`, and with control characters escaped."""
         return printable("".join(part if isinstance(part, str) else spell(part) for part in self.parts))
 
 
 class GlitError(Exception):
-    """Base of every error that a user's input, files or network can cause.
+    """Base class of all errors that a user's input, files or network can cause.
 
     Args:
-        parts: of its message; see `Message`.
+        parts: parts of the message; see `Message`.
     """
 
     def __init__(self, *parts: str | Argument) -> None:
@@ -73,42 +73,42 @@ class GlitError(Exception):
 
 
 class SpecError(GlitError, ValueError):
-    """An architecture that cannot be built: names the block, the field, the value and the bound."""
+    """An architecture cannot be built. Names the block, the field, the value and the bound."""
 
 
 class WeightsError(GlitError, RuntimeError):
-    """Weights that are missing, unreachable, damaged or do not fit the model."""
+    """Weights are missing, unreachable, damaged or do not fit the model."""
 
 
 class DataError(GlitError, ValueError):
-    """An image, folder or data set that is missing or cannot be read."""
+    """An image, folder or data set is missing or cannot be read."""
 
 
 class RecipeError(GlitError, ValueError):
-    """A training recipe with an unknown key, a wrong type or an impossible combination."""
+    """A training recipe has an unknown key, a wrong type or an impossible combination."""
 
 
 class WriteError(GlitError, OSError):
-    """A file or folder that cannot be written: names it and the reason."""
+    """A file or folder cannot be written. Names it and the reason."""
 
 
 class RunError(GlitError, RuntimeError):
-    """A run whose folder is in use, whose state is damaged, or that cannot start on this machine."""
+    """A run's folder is in use, its state is damaged, or it cannot start on this machine."""
 
 
 class TrainingError(RunError):
-    """A training run that cannot go on."""
+    """A training run cannot continue."""
 
 
 class SearchError(GlitError, ValueError):
-    """A search space, budget or search that cannot be: names the key, the value and the bound."""
+    """A search space, budget or search is invalid. Names the key, the value and the bound."""
 
 
 class ExportError(GlitError, RuntimeError):
-    """A model that cannot be exported so, an exported file that cannot be used, or a provider that is not there."""
+    """A model cannot be exported with these options, an exported file cannot be used, or a provider is unavailable."""
 
 
-# What pip installs: "." is the checkout. CONTRIBUTING says what becomes of it with the release on PyPI.
+# What pip installs: "." is the checkout. CONTRIBUTING explains how this changes with a release on PyPI.
 DISTRIBUTION = "."
 
 
@@ -118,28 +118,28 @@ def pip_install(extra: str) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's text, or its type's name where it has none."""
+    """The first line of an error's text, or the name of its type if it has none."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def failure_of_machine(error: BaseException) -> GlitError | None:
-    """A failure that is no bug but of this machine, wherever it is raised: too little memory, a process that died."""
+    """Describe an error that is caused by the machine, not by a bug: too little memory, a process that died."""
     text = first_line(error)
     if isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text:
         return GlitError(f"memory is short ({text[:200]}); a smaller batch, image or network takes less")
-    if "DataLoader worker" in text and "Caught" not in text:  # no exception of its own
+    if "DataLoader worker" in text and "Caught" not in text:  # torch has no exception type for this
         return DataError(
             "a process that loads data died; is memory short? try a lower ", Argument("num_workers"), f" ({text})"
         )
-    if isinstance(error, OSError) and error.filename is not None:  # a name too long, a disk that cannot be read
+    if isinstance(error, OSError) and error.filename is not None:  # such as a name that is too long
         return GlitError(f"{str(error.filename)[:200]}: {error.strerror}")
     return None
 
 
-# Control characters, marks that turn the direction of text, and bytes of file names that are no UTF-8.
+# Control characters, marks that change the direction of text, and bytes of file names that are not UTF-8.
 UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def printable(text: str) -> str:
-    """One line of text that is safe on a terminal and in a file: what is in UNPRINTABLE, as Python escapes it."""
+    """One line of text that is safe on a terminal and in a file: characters in UNPRINTABLE are escaped as in Python."""
     return UNPRINTABLE.sub(lambda match: match[0].encode("unicode_escape").decode(), text)

@@ -1,6 +1,6 @@
-"""A classifier's scores on a labelled data set: top-1, top-5, each class, the confusion matrix, and the speed.
+"""Score a classifier on a labelled data set: top-1, top-5, per-class scores, confusion matrix and speed.
 
-It counts as timm's `validate.py` does. The command line prints what it returns.
+Accuracy is computed as in timm's `validate.py`. The command line prints the results.
 
 Axes: B batch, K classes of the model.
 """
@@ -44,7 +44,7 @@ _TOP = 5
 
 @dataclass(frozen=True)
 class ClassScore:
-    """One class: images of it, images called by its name, and images of which both are true."""
+    """The counts of one class: images of the class, images predicted as the class, and images that are both."""
 
     name: str
     images: int
@@ -53,27 +53,26 @@ class ClassScore:
 
     @property
     def recall(self) -> float | None:
-        """Correct in percent of the class's images; None if it has none."""
+        """Correct predictions in percent of the class's images; None if it has none."""
         return 100 * self.correct / self.images if self.images else None
 
     @property
     def precision(self) -> float | None:
-        """Correct in percent of the images called by the class's name; None if there are none."""
+        """Correct predictions in percent of the predictions of this class; None if there are none."""
         return 100 * self.correct / self.predicted if self.predicted else None
 
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """What was counted, and what follows from it. Accuracies are in percent.
+    """The counts of an evaluation and the scores derived from them. Accuracies are in percent.
 
     Args:
-        class_names: of the K classes.
+        class_names: names of the K classes.
         confusion: images [K, K] int64, by true class (row) and by predicted class (column).
-        correct_top5: images whose class is among the five most probable; None with five classes or fewer, of which
-            it would say nothing.
-        matched_by: how the data's classes were found among the model's, 'name' or 'position'.
-        images_per_second: of the model alone, without the first batch if there are more; None where it is not known.
-        images_per_second_with_loading: of all that the scoring took.
+        correct_top5: number of images whose class is among the five most probable; None with five classes or fewer.
+        matched_by: how the data's classes were matched with the model's: 'name' or 'position'.
+        images_per_second: speed of the model alone, without the first batch if there are more; None if unknown.
+        images_per_second_with_loading: speed of the whole evaluation.
     """
 
     class_names: tuple[str, ...]
@@ -85,12 +84,12 @@ class Evaluation:
 
     @property
     def images(self) -> int:
-        """How many were scored."""
+        """Number of scored images."""
         return int(self.confusion.sum())
 
     @property
     def correct(self) -> int:
-        """Of how many the most probable class was the true one."""
+        """Number of images whose most probable class is the true one."""
         return int(self.confusion.trace())
 
     @property
@@ -123,14 +122,14 @@ class Evaluation:
         )
 
     def mistaken_for(self, index: int) -> tuple[str, int] | None:
-        """The class that images of class `index` are most often taken for wrongly, and how many are."""
+        """The class that images of class `index` are most often mistaken for, and the number of such images."""
         wrong = self.confusion[index].copy()
         wrong[index] = 0
         other = int(wrong.argmax())
         return (self.class_names[other], int(wrong[other])) if wrong[other] else None
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it as JSON has it, without what is not known."""
+        """The results as plain values for JSON, without unknown ones."""
         top5 = {} if self.correct_top5 is None else {"top5": self.top5, "correct_top5": self.correct_top5}
         speed = {} if self.images_per_second is None else {"images_per_second": round(self.images_per_second, 1)}
         return {
@@ -158,7 +157,7 @@ class Evaluation:
         }
 
 
-# ---- counting ----
+# ---- counts ----
 
 
 def evaluate(
@@ -168,16 +167,16 @@ def evaluate(
     """Score a classifier on all images, with a progress bar on a terminal.
 
     Args:
-        data: its classes are found among the model's by `match_classes`.
-        batch_size: images at a time; it changes the speed, not the scores.
-        num_workers: processes that load images; 0 loads them in this one.
-        listing: a file for the names of broken images, if they are too many for a message.
+        data: its classes are matched with the model's by `match_classes`.
+        batch_size: batch size; it affects the speed, not the scores.
+        num_workers: number of processes that load images; 0 loads them in this process.
+        listing: file for the names of broken images, if they are too many for a message.
         observe: called with the logits [B, K], the features [B, D] and the true classes [B] of each batch, in order.
 
     Raises:
-        DataError: if the classes do not fit, or images cannot be read; names them all.
-        WeightsError: if the model gives NaN.
-        GlitError: if there is not enough memory on the device.
+        DataError: if the classes do not match, or images cannot be read; names them all.
+        WeightsError: if the model returns NaN.
+        GlitError: if the device runs out of memory.
     """
     num_classes = len(classifier.class_names)
     model_names = classifier.class_names if classifier.has_names else None
@@ -206,7 +205,7 @@ def evaluate(
 def evaluate_scores(
     scores: torch.Tensor, truth: np.ndarray, class_names: tuple[str, ...], images_per_second: float
 ) -> Evaluation:
-    """What follows from scores [N, K] of images and their true classes [N]; the speed is that of all that it took."""
+    """Evaluate given scores [N, K] of images and their true classes [N]; the speed is that of the whole computation."""
     top = _TOP if len(class_names) > _TOP else 1
     confusion = np.zeros((len(class_names), len(class_names)), np.int64)
     correct = _count(scores.topk(top).indices.numpy(), truth, confusion)
@@ -214,29 +213,29 @@ def evaluate_scores(
 
 
 def _count(guesses: np.ndarray, truth: np.ndarray, confusion: np.ndarray) -> int:
-    """Add guesses [B, top], best first, to the confusion matrix; of how many images the truth [B] is among them."""
+    """Add predictions [B, top], best first, to the confusion matrix; returns how many contain the true class [B]."""
     np.add.at(confusion, (truth, guesses[:, 0]), 1)
     return int((guesses == truth[:, None]).any(1).sum())
 
 
 class _Tally:
-    """Counts of what the model says of each batch. Final; filled by `count`."""
+    """Accumulates counts of a model's predictions over batches. Final; filled by `count`."""
 
     def __init__(self, classifier: Classifier, data: LabelledSplit, classes: np.ndarray, observe: Any = None) -> None:
         self.classifier = classifier
         self.data = data
-        self.classes = classes  # the model's, by the data's label
+        self.classes = classes  # the model's class for each label of the data
         self.observe = observe
         num_classes = len(classifier.class_names)
         self.top = _TOP if num_classes > _TOP else 1
         self.confusion = np.zeros((num_classes, num_classes), np.int64)
         self.correct_top = 0
         self.times: list[tuple[int, float]] = []  # images, and seconds of the model alone, of each batch
-        self.broken: list[str] = []  # what is wrong with each image that cannot be read
+        self.broken: list[str] = []  # the fault of each image that cannot be read
 
     @torch.inference_mode()
     def count(self, batches: Iterable[Any]) -> None:
-        """Add images [B, C, H, W], their labels [B] and why they are broken; after a broken one only look for more."""
+        """Add images [B, C, H, W], labels [B] and errors; after the first broken image, only record further ones."""
         for images, labels, reasons in batches:
             self.broken += filter(None, reasons)
             if self.broken:
@@ -247,7 +246,7 @@ class _Tally:
                 logits = self.classifier.model(images)  # [B, K]
             else:
                 logits, features = logits_and_features(self.classifier.model, images)
-            # Equal logits fall as torch.topk has them, and so they do in timm's count.
+            # Ties are ordered as by torch.topk, as in timm's count.
             guesses = logits.topk(self.top).indices.cpu().numpy()  # [B, top]; waits for the device
             self.times.append((len(labels), time.perf_counter() - started))
             self._refuse_nan(logits)
@@ -257,7 +256,7 @@ class _Tally:
                 self.observe(logits.float().cpu(), features.cpu(), torch.from_numpy(truth))
 
     def images_per_second(self) -> float:
-        """Of the model alone; the first batch, in which the device warms up, counts only if it is all there is."""
+        """Speed of the model alone, without the first batch (in which the device warms up) if there are more."""
         counts, seconds = zip(*(self.times[1:] or self.times), strict=True)
         return sum(counts) / sum(seconds)
 
@@ -269,21 +268,21 @@ class _Tally:
             raise WeightsError(f"the model gives NaN on {name}: its weights are damaged, or its numbers overflow")
 
 
-# ---- scores of a confusion matrix, and how sure they are ----
+# ---- scores of a confusion matrix, and their confidence ----
 
 
 def balanced_accuracy(confusion: np.ndarray) -> float:
-    """The mean of the classes' recalls in percent, of those that have images: each class counts the same.
+    """The mean recall in percent over the classes that have images.
 
     Args:
-        confusion: images [K, K], by true class (row) and by predicted class.
+        confusion: images [K, K], by true class (row) and by predicted class (column).
     """
     images = confusion.sum(1)
     return 100 * float((confusion.diagonal()[images > 0] / images[images > 0]).mean())
 
 
 def macro_f1(confusion: np.ndarray) -> float:
-    """The mean of the classes' F1 scores in percent, of those that have images or predictions.
+    """The mean F1 score in percent over the classes that have images or predictions.
 
     F1 is the harmonic mean of precision and recall. `confusion` as for `balanced_accuracy`.
     """
@@ -292,13 +291,13 @@ def macro_f1(confusion: np.ndarray) -> float:
 
 
 def accuracy_interval(accuracy: float, num_images: int) -> tuple[float, float]:
-    """The 95 % confidence interval of an accuracy, in percent, for images drawn at random.
+    """The 95 % confidence interval of an accuracy, in percent, for images drawn at random (Wilson score interval).
 
-    It does not cover the difference that another training of the same model would make.
+    It does not include the variation between trainings of the same model.
 
     Args:
         accuracy: in percent.
-        num_images: on which it was measured.
+        num_images: number of images on which it was measured.
 
     Source: E. B. Wilson, Journal of the American Statistical Association 22 (1927).
     """
@@ -309,16 +308,16 @@ def accuracy_interval(accuracy: float, num_images: int) -> tuple[float, float]:
 
 
 def smallest_difference(accuracy: float, num_images: int) -> float:
-    """By how many points two networks near an accuracy in percent must differ on so many images to be no tie."""
+    """The smallest difference, in points, that is not a tie between two networks near this accuracy in percent."""
     share = accuracy / 100
     return 100 * _Z * math.sqrt(2 * share * (1 - share) / num_images)
 
 
 def is_tie(a: float, b: float, num_images: int) -> bool:
-    """Whether two accuracies in percent on so many images each are too near for the images to tell them apart.
+    """Whether the difference of two accuracies in percent, each on `num_images` images, is not significant.
 
-    The difference is then within its 95 % interval around 0. Two networks that are scored on the same images differ
-    less by chance than this assumes.
+    The difference is then within its 95 % interval around 0. This is conservative for two networks that are scored on
+    the same images, because their difference varies less.
     """
     variance = sum(value / 100 * (1 - value / 100) for value in (a, b)) / num_images
     return abs(a - b) / 100 <= _Z * math.sqrt(variance)

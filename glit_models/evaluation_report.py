@@ -1,6 +1,6 @@
-"""The report of an evaluation: one HTML page with its scores, its mistakes, and what in the data deserves a look.
+"""Write the report of an evaluation: an HTML page with scores, mistakes, and images and labels to review.
 
-It decides what the page says; what is counted and compared is in `evaluate`, `calibration` and `review`.
+This module lays out the page; `evaluate`, `calibration` and `review` compute its content.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ __all__ = ["Observed", "Training", "check_report", "embed_training", "write_repo
 _MOST_CARDS = 24
 _MOST_TRAINING = 100_000  # images; more would take longer than the rest of the report
 _THUMBNAIL = 160  # pixels of the longer side
-_UPSCALED = 64  # smaller images are enlarged to this, with their pixels to be seen
+_UPSCALED = 64  # smaller images are enlarged to this size, with visible pixels
 _WORDS = {
     "top-1, top-5": "images whose class is the most probable one, or among the five most probable",
     "97.0 % (95.1 to 98.2)": "a score and its 95 % interval (Wilson's), as if the images had been drawn at random",
@@ -46,14 +46,14 @@ _WORDS = {
 
 @dataclass
 class Observed:
-    """The logits, features and true classes of all images that were scored, in order; filled by `add`. Final."""
+    """Collects the logits, features and true classes of all scored images, in order; filled by `add`. Final."""
 
     logits: list[Tensor] = field(default_factory=list)
     features: list[Tensor] = field(default_factory=list)
     truth: list[Tensor] = field(default_factory=list)
 
     def add(self, logits: Tensor, features: Tensor, truth: Tensor) -> None:
-        """Add a batch [B, K], [B, D] and [B]; what `evaluate` takes as `observe`."""
+        """Add a batch [B, K], [B, D] and [B]; the callback for `evaluate`'s argument `observe`."""
         self.logits.append(logits)
         self.features.append(features)
         self.truth.append(truth)
@@ -61,8 +61,8 @@ class Observed:
 
 @dataclass(frozen=True, eq=False)
 class Training:
-    """Training images to compare with: features [M, D], the model's classes [M], and their places in `data`; or a note
-    that says why there are none."""
+    """Training images to compare with: features [M, D], the model's classes [M], and their indices in `data`; or a note
+    that explains why there are none."""
 
     data: LabelledSplit | None = None
     features: Tensor | None = None
@@ -72,7 +72,7 @@ class Training:
 
 
 def check_report(folder: Path, data: LabelledSplit) -> None:
-    """Raises GlitError if a report could not be written: before the work, not after it."""
+    """Raise GlitError if a report could not be written. For use before the work."""
     import_matplotlib()
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise GlitError(f"{folder} exists; remove it or give another name")
@@ -85,10 +85,10 @@ def check_report(folder: Path, data: LabelledSplit) -> None:
 def embed_training(
     classifier: Classifier, train: LabelledSplit, batch_size: int = 250, num_workers: int = 0
 ) -> Training:
-    """The features of a training split, with a progress bar; of one that is too large, the reason.
+    """Compute the features of a training split, with a progress bar; a split that is too large gives only a note.
 
     Raises:
-        DataError: if its classes do not fit the model's.
+        DataError: if its classes do not match the model's.
     """
     count = len(train.source)
     if isinstance(train.source, Stream) or count > _MOST_TRAINING:
@@ -115,10 +115,10 @@ def write_report(
     """Write `folder/index.html` and its figures.
 
     Args:
-        folder: has passed `check_report`.
+        folder: folder to write; has passed `check_report`.
 
     Raises:
-        WriteError: if it cannot be written; then nothing of it is there.
+        WriteError: if it cannot be written; nothing is then left in its place.
     """
     page = Page(folder)
     scored = _Scored(observed, result.class_names, data)
@@ -133,7 +133,7 @@ def write_report(
 
 
 class _Scored:
-    """The images that were scored, with what the model says of them. Final."""
+    """The scored images with the model's predictions. Final."""
 
     def __init__(self, observed: Observed, class_names: Sequence[str], data: LabelledSplit) -> None:
         self.logits, self.features = torch.cat(observed.logits), torch.cat(observed.features)
@@ -145,7 +145,7 @@ class _Scored:
         return _open(self.data, index)
 
     def card(self, index: int, *more: str) -> tuple[list[bytes], list[str]]:
-        """Its thumbnail, its name, its classes, and more lines."""
+        """The image's thumbnail, name, classes, and more lines."""
         said = f"predicted: {self.class_names[int(self.predicted[index])]}, {100 * float(self.confidence[index]):.1f} %"
         own = float(self.logits[index].softmax(0)[self.truth[index]])
         label = f"label: {self.class_names[int(self.truth[index])]}, {100 * own:.1f} %"
@@ -158,7 +158,7 @@ def _open(data: LabelledSplit, index: int) -> Image.Image:
 
 
 def _thumbnail(image: Image.Image) -> bytes:
-    """The image as a small JPEG file."""
+    """Encode the image as a small JPEG file."""
     scale = _UPSCALED // max(image.size)
     if scale > 1:
         image = image.resize((scale * image.width, scale * image.height), Image.Resampling.NEAREST)
@@ -168,7 +168,7 @@ def _thumbnail(image: Image.Image) -> bytes:
     return file.getvalue()
 
 
-# ---- the sections ----
+# ---- sections ----
 
 
 def _write_summary(page: Page, result: Evaluation) -> None:
@@ -286,7 +286,7 @@ def _write_pairs(
     page: Page, what: str, scored: _Scored, pairs: Sequence[Pair], other: LabelledSplit,
     places: Sequence[int] | None = None, labels: Tensor | None = None,
 ) -> None:  # fmt: skip
-    """`other` holds the second image of each pair, at `places` where these are not its indices."""
+    """`other` contains the second image of each pair, at `places` if these are not its indices."""
     if not pairs:
         page.text(f"{what}: none was found.")
         return

@@ -1,6 +1,6 @@
-"""What a prediction rests on: how blocks mix tokens, attention rollout, and Grad-CAM, as maps over the image.
+"""Explain predictions as maps over the image: how blocks mix tokens, attention rollout, and Grad-CAM.
 
-The parts say how they mix tokens (`Part.mixing`): attention its weights, a convolution a banded matrix of its kernel.
+`Part.mixing` gives the mixing of each part: attention weights, or a banded matrix of a convolution's kernel.
 
 Axes: B batch, N tokens, H heads, h/w height and width of the grid of patches.
 """
@@ -24,12 +24,12 @@ __all__ = ["BlockMixing", "GradCam", "attention_map", "gradcam", "mean_distances
 
 @dataclass(frozen=True, eq=False)
 class BlockMixing:
-    """How one block mixes the tokens of images.
+    """The mixing of tokens in one block.
 
     Attributes:
-        heads: for each part that mixes tokens, by its kind, how much of each token (column) each token (row) takes in,
+        heads: for each part that mixes tokens, by kind, the weight of each token (column) in each token (row),
             [B, H, N, N]; rows sum to 1. Empty for an identity block.
-        matrix: [B, N, N], the mean of the parts weighted by their channels, each the mean over its heads.
+        matrix: [B, N, N], the mean over heads, then over parts weighted by their channels.
     """
 
     heads: Mapping[str, Tensor]
@@ -38,15 +38,15 @@ class BlockMixing:
 
 @torch.no_grad()
 def token_mixing(model: nn.Module, images: Tensor) -> list[BlockMixing]:
-    """How each block of a model mixes the tokens of images.
+    """Compute how each block of a model mixes the tokens of images.
 
     Args:
-        model: of this package; it is put into evaluation mode.
+        model: a model of this package; it is set to evaluation mode.
         images: preprocessed, [B, in_chans, height, width], on the model's device.
 
     Raises:
-        GlitError: if the model is not of this package.
-        SpecError: if a part does not say how it mixes tokens.
+        GlitError: if the model is not from this package.
+        SpecError: if a part does not implement `mixing`.
     """
     network = check_ours(model).eval()
     heads: list[dict[str, Tensor]] = [{} for _ in network.blocks]
@@ -73,7 +73,7 @@ def token_mixing(model: nn.Module, images: Tensor) -> list[BlockMixing]:
 
 
 def check_ours(model: nn.Module) -> SpecTransformer:
-    """The model. Raises GlitError if it is not of this package."""
+    """Return the model. Raises GlitError if it is not from this package."""
     if not isinstance(model, SpecTransformer):
         way_out = Argument("method", "gradcam")
         raise GlitError(
@@ -91,11 +91,11 @@ def _one_matrix(block: Any, heads: Mapping[str, Tensor], num_images: int, num_to
 
 
 def rollout(blocks: Sequence[BlockMixing]) -> Tensor:
-    """How much of each token the first block takes in arrives at each token of the last: [B, N, N]; rows sum to 1.
+    """The weight of each input token in each token after the last block: [B, N, N]; rows sum to 1.
 
-    Each block's matrix stands beside the identity of its residual branch, half and half.
+    Each block's matrix is averaged with the identity of its residual branch.
 
-    Source: Abnar and Zuidema, Quantifying attention flow in transformers (arXiv 2005.00928), here with convolutions.
+    Source: Abnar and Zuidema, Quantifying attention flow in transformers (arXiv 2005.00928), extended to convolutions.
     """
     product = torch.eye(blocks[0].matrix.shape[-1])
     for block in blocks:
@@ -105,10 +105,10 @@ def rollout(blocks: Sequence[BlockMixing]) -> Tensor:
 
 
 def attention_map(model: nn.Module, matrix: Tensor, images: Tensor) -> Tensor:
-    """What the pooled features take of each patch: the class token's row, or the mean of the patches' rows.
+    """The weight of each patch in the pooled features: the class token's row, or the mean of the patches' rows.
 
     Args:
-        model: of this package.
+        model: a model of this package.
         matrix: of `BlockMixing`, of one of its heads, or of `rollout`, [B, N, N].
         images: as in `token_mixing`.
 
@@ -122,22 +122,22 @@ def attention_map(model: nn.Module, matrix: Tensor, images: Tensor) -> Tensor:
 
 
 def _pooled(model: SpecTransformer, num_tokens: int) -> Tensor:
-    """How much of each token the pooled features take, [N]."""
+    """The weight of each token in the pooled features, [N]."""
     weights = torch.zeros(num_tokens)
     weights[0 if model.global_pool == "token" else slice(model.num_prefix_tokens, None)] = 1
     return weights / weights.sum()
 
 
 def _grid(model: Any, images: Tensor) -> tuple[int, int]:
-    """Height and width of the grid of patches of these images."""
+    """Height and width of the images' grid of patches."""
     height, width = model.patch_embed.dynamic_feat_size(tuple(images.shape[-2:]))
     return height, width
 
 
 def mean_distances(model: nn.Module, block: BlockMixing, images: Tensor) -> dict[str, Tensor]:
-    """How far each head reaches: by kind of part the mean distance between patches in patches, weighted by mixing, [H].
+    """The mean distance, in patches, of the patches that each head mixes, weighted by mixing, [H], by kind of part.
 
-    The mean over patches and images; the class token has no place and is left out.
+    This is the mean over patches and images; the class token has no position and is left out.
     """
     prefix, (height, width) = check_ours(model).num_prefix_tokens, _grid(model, images)
     place = torch.arange(height * width)
@@ -156,13 +156,13 @@ def mean_distances(model: nn.Module, block: BlockMixing, images: Tensor) -> dict
 
 @dataclass(frozen=True, eq=False)
 class GradCam:
-    """Maps of Grad-CAM.
+    """Grad-CAM maps.
 
     Attributes:
-        maps: from 0 to 1, [B, height, width] of the images.
-        classes: that they explain, [B]: the most probable ones.
-        block: at which they are taken; None for a network without blocks of tokens.
-        note: one line, if they are not of the last block or say nothing of some patches; else empty.
+        maps: values from 0 to 1, [B, height, width] of the images.
+        classes: the explained classes, [B], which are the most probable ones.
+        block: the block whose features are used; None for a network without blocks of tokens.
+        note: a line of text if the maps are not of the last block or do not cover some patches; else empty.
     """
 
     maps: Tensor
@@ -172,18 +172,18 @@ class GradCam:
 
 
 def gradcam(model: nn.Module, images: Tensor, block: int | None = None) -> GradCam:
-    """Grad-CAM by the `grad-cam` package: at the first norm of a block, or the last feature map of a timm network.
+    """Compute Grad-CAM with the `grad-cam` package: at the first norm of a block, or a timm network's last feature map.
 
-    With a class token the gradient of a patch is zero where no path leads from the block's mixing to that token. A
-    convolution of kernel K over the tokens leads there from the first K // 2 patches only.
+    With a class token, the gradient of a patch is zero if no path leads from the block's mixing to that token. A
+    convolution of kernel K over the tokens has such paths only from the first K // 2 patches.
 
     Args:
-        model: any classifier of timm; it is put into evaluation mode.
+        model: any timm classifier; it is set to evaluation mode.
         images: as in `token_mixing`.
-        block: its number, from 0; the last one that all patches reach the prediction from unless given.
+        block: number of the block, from 0; default: the last block from which all patches reach the prediction.
 
     Raises:
-        GlitError: if grad-cam is missing, or the model has no such block, or no layer that is known to do.
+        GlitError: if grad-cam is missing, the model has no such block, or it has no layer that is known to work.
     """
     grad_cam = import_gradcam()
     model = model.eval()
@@ -191,7 +191,7 @@ def gradcam(model: nn.Module, images: Tensor, block: int | None = None) -> GradC
     if isinstance(model, SpecTransformer):
         block, note = _choose_block(model, images[:1], block)
     layer, block, reshape = _layer(model, images, block)
-    images = images.detach().requires_grad_()  # else a frozen network has no gradients
+    images = images.detach().requires_grad_()  # otherwise a frozen network has no gradients
     with torch.enable_grad(), grad_cam(model, [layer], reshape) as cam:
         maps = torch.from_numpy(cam(images, None))
         classes = cam.outputs.detach().argmax(-1).cpu()
@@ -200,7 +200,7 @@ def gradcam(model: nn.Module, images: Tensor, block: int | None = None) -> GradC
 
 
 def import_gradcam() -> Any:
-    """The class `GradCAM` of the package grad-cam. Raises GlitError if it is missing."""
+    """Import the class `GradCAM` of the package grad-cam. Raises GlitError if it is missing."""
     try:
         return importlib.import_module("pytorch_grad_cam").GradCAM
     except ImportError as error:
@@ -208,7 +208,7 @@ def import_gradcam() -> Any:
 
 
 def _choose_block(model: SpecTransformer, images: Tensor, block: int | None) -> tuple[int, str]:
-    """The block for Grad-CAM, and what there is to say about it."""
+    """Choose the block for Grad-CAM; returns it with a note on the choice."""
     check_block(model, block)
     possible = [index for index, module in enumerate(model.blocks) if isinstance(module, Block)]
     if block is not None and block not in possible:
@@ -233,7 +233,7 @@ def _choose_block(model: SpecTransformer, images: Tensor, block: int | None) -> 
 
 
 def check_block(model: nn.Module, block: int | None) -> None:
-    """Raises GlitError if a model has no block of this number."""
+    """Raise GlitError if a model has no block of this number."""
     blocks = getattr(model, "blocks", ())
     if block is not None and not 0 <= block < len(blocks):
         bound = f"from 0 to {len(blocks) - 1}" if len(blocks) else "left out: this model has no blocks"
@@ -241,7 +241,7 @@ def check_block(model: nn.Module, block: int | None) -> None:
 
 
 def reached_patches(model: nn.Module, images: Tensor) -> tuple[list[int], int]:
-    """For each block, how many patches reach the prediction by its mixing and the blocks after it; and of how many."""
+    """For each block, the number of patches that reach the prediction through it and later blocks; and the total."""
     mixings = token_mixing(model, images)
     network, num_tokens = check_ours(model), mixings[0].matrix.shape[-1]
     needed = _pooled(network, num_tokens) > 0
@@ -257,7 +257,7 @@ Reshape = Callable[[Tensor], Tensor]
 
 
 def _layer(model: Any, images: Tensor, block: int | None) -> tuple[nn.Module, int | None, Reshape | None]:
-    """The layer whose output Grad-CAM weighs, its block, and what makes [B, C, h, w] of the output."""
+    """The layer whose output Grad-CAM uses, its block, and a function that reshapes the output to [B, C, h, w]."""
     blocks = getattr(model, "blocks", None)
     if blocks and hasattr(model, "num_prefix_tokens") and hasattr(blocks[-1], "norm1"):
         check_block(model, block)

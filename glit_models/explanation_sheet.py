@@ -1,6 +1,6 @@
-"""Explanations of image files on one sheet, a PNG file: the images beside their maps, or the blocks' mixing of tokens.
+"""Draw explanations of image files on one sheet, a PNG file: images with their maps, or the blocks' mixing of tokens.
 
-It opens images and draws; `explain.py` computes.
+This module opens images and draws; `explain.py` computes.
 
 Axes: L blocks, N tokens, H heads, h/w height and width of the grid of patches.
 """
@@ -35,7 +35,7 @@ from .runs.figures import new_figure, save_png
 
 __all__ = ["METHODS", "check_method", "draw_explanations"]
 
-_MOST_IMAGES = 50  # rows of a sheet
+_MOST_IMAGES = 50  # maximum rows of a sheet
 _CELL = 1.5  # inches
 _COLORS = "tab10"
 
@@ -43,7 +43,7 @@ Row = list[tuple[str, np.ndarray]]  # a title and a map [h, w], for each map of 
 
 
 def check_method(model: Any, method: str, block: int | None = None) -> None:
-    """Raises GlitError if the model cannot be explained so, or has no such block."""
+    """Raise GlitError if the method does not support the model, or it has no such block."""
     if method not in METHODS:
         raise GlitError(Argument("method"), f" must be one of {', '.join(METHODS)}, got {method!r}")
     if method == "gradcam":
@@ -56,20 +56,20 @@ def check_method(model: Any, method: str, block: int | None = None) -> None:
 def draw_explanations(
     classifier: Classifier, paths: Sequence[Path], out: Path, method: str = "attention", block: int | None = None
 ) -> list[str]:
-    """Explain what a model makes of image files, and draw the sheet.
+    """Explain a model's predictions for image files, and draw the sheet.
 
     Args:
         classifier: the model and its preprocessing.
-        paths: of the images; files that cannot be read are left out.
+        paths: image files; files that cannot be read are skipped.
         out: PNG file to write; has passed `runs.figures.check_can_draw`.
         method: 'attention', 'gradcam' or 'locality'.
-        block: show this block alone, head by head; for 'gradcam' take the features of this block.
+        block: show only this block, head by head; for 'gradcam', use the features of this block.
 
     Returns:
-        One line for each file that could not be read. If that is all of them, nothing is written.
+        One line for each file that could not be read. If none could be read, nothing is written.
 
     Raises:
-        GlitError: if the model cannot be explained so, or there are too many images.
+        GlitError: if the method does not support the model, or there are too many images.
         WriteError: if `out` cannot be written.
     """
     check_method(classifier.model, method, block)
@@ -82,7 +82,7 @@ def draw_explanations(
     return failed
 
 
-Images = list[tuple[str, Tensor]]  # file name and what the model sees, [C, height, width]
+Images = list[tuple[str, Tensor]]  # file name and preprocessed image [C, height, width]
 Draw = Callable[[], Any]  # returns the figure
 
 
@@ -102,7 +102,7 @@ def _attention_sheet(classifier: Classifier, images: Images, block: int | None) 
 
 
 def _attention_row(model: Any, image: Tensor, block: int | None) -> tuple[str, Row]:
-    """Of all blocks, and their rollout; or of one block's heads, and the rollout up to it."""
+    """Maps of all blocks and their rollout, or of one block's heads and the rollout up to that block."""
     blocks = token_mixing(model, image)
     if block is None:
         named = [("rollout", rollout(blocks))]
@@ -140,7 +140,7 @@ def _map_sheet(classifier: Classifier, images: Images, explain: Callable[[Tensor
 
 
 def _draw_maps(rows: Sequence[tuple[str, np.ndarray, Row]]) -> Any:
-    """A row for each image: what the model sees, and its maps laid over it, each scaled to its own largest value."""
+    """Draw one row per image: the preprocessed image, and its maps overlaid, each scaled to its maximum."""
     columns = 1 + len(rows[0][2])
     figure = new_figure(figsize=(_CELL * columns, (_CELL + 0.35) * len(rows)))
     axes = figure.subplots(len(rows), columns, squeeze=False)
@@ -160,7 +160,7 @@ def _draw_maps(rows: Sequence[tuple[str, np.ndarray, Row]]) -> Any:
 
 
 def _shown(model: Any, image: Tensor) -> np.ndarray:
-    """What the model sees, as colors: [C, height, width] -> [height, width, 3] from 0 to 1."""
+    """The preprocessed image as RGB: [C, height, width] -> [height, width, 3] from 0 to 1."""
     config = resolve_input_data_config(model, use_test_size=True)
     mean, std = (torch.tensor(config[key]).view(-1, 1, 1) for key in ("mean", "std"))
     colors: np.ndarray = (image * std + mean).clamp(0, 1).expand(3, -1, -1).permute(1, 2, 0).numpy()
@@ -171,7 +171,7 @@ def _shown(model: Any, image: Tensor) -> np.ndarray:
 
 
 def _locality_sheet(classifier: Classifier, images: Images, block: int | None) -> Draw:
-    """Of several images the mean."""
+    """Draw the mean over all images."""
     batches = [image[None].to(classifier.device) for _, image in images]
     results = [token_mixing(classifier.model, batch) for batch in track(batches, "explaining")]
     blocks = [_mean_over_images(per_block) for per_block in zip(*results, strict=True)]
@@ -180,7 +180,7 @@ def _locality_sheet(classifier: Classifier, images: Images, block: int | None) -
 
 
 def _draw_locality(columns: Sequence[Column], distances: Sequence[Mapping[str, Tensor]]) -> Any:
-    """Above the mean distance of every head, below the matrices."""
+    """Draw the mean distance of every head at the top, and the matrices below."""
     deepest = max(len(matrices) for _, matrices in columns)
     figure = new_figure(figsize=(max(_CELL * len(columns), 5.0), 2.6 + (_CELL + 0.35) * deepest))
     grid = figure.add_gridspec(1 + deepest, len(columns), height_ratios=[1.5, *[1.0] * deepest])
@@ -207,7 +207,7 @@ Column = tuple[str, list[tuple[str, np.ndarray]]]  # a title, and named matrices
 
 
 def _matrices(blocks: Sequence[BlockMixing], block: int | None) -> list[Column]:
-    """A column for each block, the mean over each part's heads; or of one block a column for each head."""
+    """One column per block, with the mean over each part's heads; for a single block, one column per head."""
     if block is None:
         return [
             (f"block {index}", [(kind, heads[0].mean(0).numpy()) for kind, heads in mixing.heads.items()])

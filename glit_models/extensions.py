@@ -1,8 +1,8 @@
-"""Tables of what plugs in by name: families, parts, search methods, fitnesses, export targets.
+"""Tables of extension points by name: families, parts, search methods, fitnesses, export targets.
 
-A name is an entry of a table. Where the user writes it (a recipe, the command line), `module:Name` may stand instead,
-for an object of a module that Python can import. What comes from others (specs, configurations of weights) never
-imports anything: register first.
+A name is a key of a table. In a recipe or on the command line, a user may also write `module:Name` for an object of an
+importable module. Data from other sources (specs, configurations of weights) never triggers an import; call the
+register function first.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from .errors import GlitError, first_line
 
 __all__ = ["IMPORTED", "Table", "import_module"]
 
-IMPORTED: dict[str, None] = {}  # modules of users, in the order in which they were imported
+IMPORTED: dict[str, None] = {}  # user modules, in order of import
 
 T = TypeVar("T")
 
 
 class Table(Generic[T]):
-    """Entries of one kind by name, in the order in which they were registered.
+    """Entries of one kind by name, in order of registration.
 
     Args:
-        what: the kind, as errors name it: 'part', 'search method'.
-        base: what an entry is a subclass or an instance of.
+        what: the kind, for error messages: 'part', 'search method'.
+        base: the class that entries are subclasses or instances of.
         error: the exception to raise on an unknown name or a wrong object.
     """
 
@@ -56,20 +56,20 @@ class Table(Generic[T]):
         return decorate
 
     def __getitem__(self, name: str) -> T:
-        """The entry of a name; nothing is imported. Raises the table's error if there is none."""
+        """The entry of this name; imports nothing. Raises the table's error if there is none."""
         if isinstance(name, str) and name in self._entries:
             return self._entries[name]
         raise self._unknown(name, "")
 
     def get(self, name: object) -> T | None:
-        """The entry of a name, or None; nothing is imported."""
+        """The entry of this name, or None; imports nothing."""
         return self._entries.get(name) if isinstance(name, str) else None
 
     def find(self, name: str) -> T:
-        """The entry of a name, or the object `module:Name`, which is imported.
+        """The entry of this name, or the object `module:Name`, which is imported.
 
         Raises:
-            GlitError: of the table's kind, if there is none, the module cannot be imported, or the object is wrong.
+            GlitError: of the table's type, if there is none, the module cannot be imported, or the object is wrong.
         """
         if name in self._entries:
             return self._entries[name]
@@ -111,19 +111,19 @@ class Table(Generic[T]):
         return len(self._entries)
 
     def values(self) -> list[T]:
-        """The entries, in order."""
+        """The entries, in order of registration."""
         return list(self._entries.values())
 
 
 def _source(entry: object) -> str:
-    """Where an object was defined; a module that is imported again defines the same."""
+    """Where an object is defined, which stays the same if the module is imported again."""
     cls = entry if isinstance(entry, type) else type(entry)
     name = getattr(entry, "name", "") if not isinstance(entry, type) else ""
     return f"{cls.__module__}.{cls.__qualname__}{f' {name}' if name else ''}"
 
 
 def import_module(name: str, what: str, error: type[GlitError]) -> Any:
-    """The module `name`. Raises `error`, which begins with `what`, if it cannot be imported."""
+    """Import the module `name`. Raises `error`, which begins with `what`, if it cannot be imported."""
     try:
         module = importlib.import_module(name)
         IMPORTED[name] = None

@@ -1,6 +1,6 @@
-"""Families of networks: what the package needs to know of each, and the table that names them.
+"""Families of networks, and the table of their names.
 
-A family of your own: subclass `Spec` and `SpecTransformer`, describe them in a `Family`, call `register_family`, and
+To add a custom family, subclass `Spec` and `SpecTransformer`, describe them in a `Family`, call `register_family`, and
 write timm entry points that call `create` (entry.py). See docs/extending.md.
 """
 
@@ -30,13 +30,13 @@ __all__ = [
 
 
 class Paper(NamedTuple):
-    """Where a network comes from.
+    """The source of a network.
 
     Attributes:
-        identifier: on arXiv, as timm's `paper_ids` has it.
-        authors_url: of the authors' code.
-        citation: BibTeX.
-        summary: what the networks are, for model cards: 'X, a vision transformer whose ...'.
+        identifier: arXiv identifier, as in timm's `paper_ids`.
+        authors_url: URL of the authors' code.
+        citation: BibTeX entry.
+        summary: description of the networks for model cards: 'X, a vision transformer whose ...'.
     """
 
     identifier: str
@@ -49,17 +49,17 @@ class Family(NamedTuple):
     """A family of networks.
 
     Attributes:
-        name: in specs, search spaces and tables.
-        spec: the class of its specs.
-        model: the class of its models.
-        references: known networks of a depth and a width, and of a spec's other fields, by name; a search scores them
-            beside its candidates.
+        name: name in specs, search spaces and tables.
+        spec: class of its specs.
+        model: class of its models.
+        references: makes known networks of a depth, a width and a spec's other fields, by name; a search scores them
+            along with its candidates.
         named: its named networks, by timm's name; the first one builds any other when given its spec.
-        paper: arXiv identifier, as timm's `paper_ids` has it.
-        authors_url: of the authors' code.
-        citation: BibTeX.
-        papers: of those named networks that come from another paper than the family's.
-        summary: what its networks are, for model cards.
+        paper: arXiv identifier, as in timm's `paper_ids`.
+        authors_url: URL of the authors' code.
+        citation: BibTeX entry.
+        papers: the papers of named networks that come from another paper than the family's.
+        summary: description of its networks, for model cards.
     """
 
     name: str
@@ -104,7 +104,7 @@ def family_of(spec: Spec) -> Family:
 
 
 def family_of_architecture(architecture: str) -> Family:
-    """The family that an architecture's timm name belongs to. Raises WeightsError if there is none."""
+    """The family of an architecture's timm name. Raises WeightsError if there is none."""
     for family in FAMILIES.values():
         if architecture in family.named:
             return family
@@ -127,7 +127,7 @@ def check_layout(state_dict: Mapping[str, Any], family: Family, where: str = "we
 
 
 def parse_spec(value: Spec | Mapping[str, Any] | str | os.PathLike[str]) -> Spec:
-    """A spec of any family, from a spec, a dict of its fields or the path of a JSON file; 'family' says which.
+    """Create a spec of any family from a spec, a dict of its fields or the path of a JSON file, by the field 'family'.
 
     Raises:
         SpecError: if the file cannot be read, the family is unknown, or it is not a valid spec.
@@ -138,7 +138,7 @@ def parse_spec(value: Spec | Mapping[str, Any] | str | os.PathLike[str]) -> Spec
         return read_spec_file(value, parse_spec)
     if not isinstance(value, Mapping):
         raise SpecError(f"spec must be an object of named fields, got {type(value).__name__}")
-    name = value.get("family", "glit")  # 0.1 knew only GLiT and wrote no family
+    name = value.get("family", "glit")  # version 0.1 only had GLiT and wrote no family
     if not isinstance(name, str):
         raise SpecError(f"family must be a name, got {name!r}")
     return FAMILIES[name].spec.parse(value)

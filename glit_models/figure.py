@@ -1,6 +1,6 @@
-"""The figure of a network: a column a block, the parts that mix tokens above, the feed-forward network below.
+"""Draw a network: one column per block, with the parts that mix tokens at the top and the feed-forward network below.
 
-Used by model cards, search reports and the README. What a part is called and its color are the part's own.
+Used by model cards, search reports and the README. Each part defines its label and color.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ __all__ = ["draw_network", "network_image", "network_png", "network_svg"]
 
 _INK, _PAPER = "#1f2430", "#ffffff"
 _CELL, _GAP, _MARGIN, _LEFT, _MIXER_HEIGHT, _MLP_HEIGHT = 92, 10, 24, 108, 168, 96
-_TOP = _MARGIN + 34  # of the parts that mix tokens
-_BELOW = _TOP + _MIXER_HEIGHT + 2 * _GAP  # where the feed-forward networks begin
+_TOP = _MARGIN + 34  # top of the parts that mix tokens
+_BELOW = _TOP + _MIXER_HEIGHT + 2 * _GAP  # top of the feed-forward networks
 _FONT_SIZE = 14
 _COLOURS = 64
-_ONE_LINE = 22  # pixels; lower boxes stay empty, and those below twice as much show one line
+_ONE_LINE = 22  # pixels; lower boxes stay empty, and those below twice this show one line
 
 
 def draw_network(spec: Spec, path: str | Path) -> None:
-    """Draw a network of any family into a PNG file. Raises OSError if it cannot be written."""
+    """Draw a network of any family as a PNG file. Raises OSError if it cannot be written."""
     Path(path).write_bytes(network_png(spec))
 
 
@@ -38,7 +38,7 @@ def network_png(spec: Spec) -> bytes:
     from PIL.Image import Dither
 
     buffer = io.BytesIO()
-    # A palette makes the file a third as large; the figure has a few colours and their shades at the edges of text.
+    # A palette makes the file a third as large; the figure only has a few colours and their shades at edges of text.
     network_image(spec).quantize(_COLOURS, dither=Dither.NONE).save(buffer, format="PNG", optimize=True)
     return buffer.getvalue()
 
@@ -51,7 +51,7 @@ def network_svg(spec: Spec) -> str:
 
 
 def network_image(spec: Spec) -> Image:
-    """The figure. The height of a part is its share of the channels, that of an MLP its hidden width over C."""
+    """Draw the figure. A part's height is its share of the channels, that of an MLP its hidden width over C."""
     from PIL import Image, ImageDraw, ImageFont
 
     image = Image.new("RGB", _size(spec), _PAPER)
@@ -65,7 +65,7 @@ def _size(spec: Spec) -> tuple[int, int]:
 
 
 def _draw(draw: Any, font: Any, spec: Spec) -> None:
-    """Draw a network on an `ImageDraw`, or on what has its methods."""
+    """Draw a network on an `ImageDraw`, or on an object with the same methods."""
     blocks = [spec.block_parts(index) for index in range(spec.depth)]
     for label, middle in (("heads", _TOP + _MIXER_HEIGHT / 2), ("feed-forward", _BELOW + _MLP_HEIGHT / 2)):
         draw.text((_LEFT - 14, middle), label, fill=_INK, font=font, anchor="rm")
@@ -88,7 +88,7 @@ def _largest_ratio(blocks: list[BlockParts]) -> float:
 
 
 def _ratio(mlp: Part) -> float:
-    """Hidden width over the channels, as far as a part has one; else 1, for a custom part."""
+    """Hidden width over channels; 1 for a custom part without a hidden width."""
     return float(getattr(mlp, "hidden", mlp.channels)) / mlp.channels
 
 
@@ -119,11 +119,11 @@ def _ink_on(color: str) -> str:
     return _PAPER if 0.299 * red + 0.587 * green + 0.114 * blue < 140 else _INK
 
 
-_ANCHORS = {"l": "start", "m": "middle", "r": "end"}  # of ImageDraw, and what SVG calls them
+_ANCHORS = {"l": "start", "m": "middle", "r": "end"}  # of ImageDraw, and their SVG names
 
 
 class _Svg:
-    """The methods of an `ImageDraw` that `_draw` calls, as SVG."""
+    """SVG versions of the `ImageDraw` methods that `_draw` calls."""
 
     def __init__(self, size: tuple[int, int]) -> None:
         self.size = size
@@ -146,7 +146,7 @@ class _Svg:
             self.text((place[0], place[1] + 18 * (number - (len(lines) - 1) / 2)), line, **style)
 
     def textlength(self, text: str, font: Any) -> float:
-        return 0.52 * _FONT_SIZE * len(text)  # in the mean of common sans-serif fonts
+        return 0.52 * _FONT_SIZE * len(text)  # average of common sans-serif fonts
 
     def content(self, title: str) -> str:
         width, height = self.size

@@ -1,6 +1,6 @@
-"""`SpecTransformer`: a spec made runnable, with timm's whole contract of a vision transformer.
+"""`SpecTransformer`: builds a vision transformer from a spec, with timm's full model interface.
 
-Families subclass it; named variants, registration and checkpoint layouts are theirs.
+Families subclass it and define named variants, registration and checkpoint layouts.
 
 Axes: B batch, N tokens, C channels, H/W image or grid height and width.
 """
@@ -40,7 +40,7 @@ _POOLS = ("", "avg", "token")
 
 
 class SpecTransformer(nn.Module):
-    """A vision transformer that a spec describes. Abstract: a family's subclass names its spec and its layout.
+    """A vision transformer built from a spec. Abstract: a family's subclass sets its spec class and checkpoint layout.
 
     Attributes:
         spec_class: the family's `Spec` (class attribute).
@@ -53,10 +53,10 @@ class SpecTransformer(nn.Module):
         in_chans: input channels.
         num_classes: outputs of the head; 0 for none.
         global_pool: 'token' (class token), 'avg' (mean of the patch tokens) or '' (all tokens).
-        class_token: whether a class token stands before the patch tokens.
+        class_token: whether to prepend a class token to the patch tokens.
         fc_norm: normalise after pooling instead of before; None means only with 'avg'.
-        dynamic_img_size: take any image size that the patch divides, resampling the position embedding.
-        dynamic_img_pad: with `dynamic_img_size`, pad images that the patch does not divide.
+        dynamic_img_size: accept any image size that is a multiple of the patch size; resamples the position embedding.
+        dynamic_img_pad: with `dynamic_img_size`, pad other images to a multiple of the patch size.
         drop_rate: dropout before the head.
         pos_drop_rate: dropout after the position embedding.
         proj_drop_rate: dropout after each projection.
@@ -66,7 +66,7 @@ class SpecTransformer(nn.Module):
         dtype: of the parameters.
 
     Raises:
-        SpecError: on an impossible spec, or an image size that the patch does not divide.
+        SpecError: on an impossible spec, or an image size that is not a multiple of the patch size.
     """
 
     spec_class: ClassVar[type[Spec]]
@@ -117,7 +117,7 @@ class SpecTransformer(nn.Module):
         self.dynamic_img_size = dynamic_img_size
         self.grad_checkpointing = False
 
-        # With a dynamic size the grid is needed to resample the position embedding, so flattening waits until then.
+        # A dynamic size needs the grid to resample the position embedding, so flattening comes later.
         embed_args: dict[str, Any] = {"strict_img_size": False, "output_fmt": "NHWC"} if dynamic_img_size else {}
         self.patch_embed = PatchEmbed(
             img_size, network.patch_size, in_chans, dim, dynamic_img_pad=dynamic_img_pad, **embed_args, **dd
@@ -156,7 +156,7 @@ class SpecTransformer(nn.Module):
 
     @staticmethod
     def convert_foreign(state_dict: Mapping[str, Any], spec: Any) -> dict[str, Tensor]:
-        """A state dict in the authors' layout as that of a model with this spec. Raises WeightsError."""
+        """Convert a state dict from the authors' layout to that of a model with this spec. Raises WeightsError."""
         return dict(state_dict)
 
     @property
@@ -167,7 +167,7 @@ class SpecTransformer(nn.Module):
 
     @property
     def _model_args(self) -> dict[str, Any]:
-        """What timm writes into a Hub `config.json`: the spec goes there as data, never as an object or a path."""
+        """The arguments that timm writes into a Hub `config.json`; the spec is data, not an object or a path."""
         return {**self.__dict__.get("_saved_model_args", {}), "spec": self.spec.to_dict()}
 
     @_model_args.setter
@@ -179,9 +179,9 @@ class SpecTransformer(nn.Module):
         """Initialise as timm's ViT does: truncated normal of 0.02 for linear layers and position embedding.
 
         Args:
-            mode: only '' is known.
-            needs_reset: also call `reset_parameters` of the other layers and restore the buffers that no state dict
-                holds; needed after `to_empty`.
+            mode: only '' is supported.
+            needs_reset: also call `reset_parameters` of the other layers and restore the buffers that are not in state
+                dicts; needed after `to_empty`.
         """
         if mode:
             raise ValueError(f"init_weights mode must be '', got {mode!r}")
@@ -199,14 +199,14 @@ class SpecTransformer(nn.Module):
 
     @torch.jit.ignore
     def init_non_persistent_buffers(self) -> None:
-        """Compute the buffers that are not in the state dict, such as the places of patches; as in timm's models."""
+        """Compute the buffers that are not in the state dict, such as the positions of patches; as in timm's models."""
         self._set_tokens(self.token_grid)
 
     @torch.jit.ignore
     def fuse(self) -> Self:
-        """Fold every BatchNorm into its convolution, in place: the same outputs (1e-5 in float32), for inference only.
+        """Fold every BatchNorm into its convolution, in place, for inference only. Outputs agree to 1e-5 in float32.
 
-        `timm.utils.reparameterize_model(model)` gives a folded copy and leaves the model as it is.
+        `timm.utils.reparameterize_model(model)` returns a folded copy and leaves the model unchanged.
 
         Returns:
             The model itself, in evaluation mode.
@@ -218,7 +218,7 @@ class SpecTransformer(nn.Module):
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
-        """Names of parameters that take no weight decay (biases and norms aside, which the optimiser finds)."""
+        """Names of parameters without weight decay, besides biases and norms, which the optimiser finds."""
         return {"pos_embed", "cls_token"}
 
     @torch.jit.ignore
@@ -241,7 +241,7 @@ class SpecTransformer(nn.Module):
 
     @torch.jit.ignore
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """A new head of `num_classes` outputs (0: none); the pooling stays unless given."""
+        """Replace the head with one of `num_classes` outputs (0: none); pooling is kept unless given."""
         if global_pool is not None:
             _check_pool(global_pool, self.has_class_token)
             self.global_pool = global_pool
@@ -278,7 +278,7 @@ class SpecTransformer(nn.Module):
 
     @torch.jit.ignore
     def _set_tokens(self, tokens: TokenGrid) -> None:
-        """Tell the blocks the grid of tokens."""
+        """Set the grid of tokens of all blocks."""
         for block in self.blocks:
             if isinstance(block, Block):
                 block.set_tokens(tokens)
@@ -317,7 +317,7 @@ class SpecTransformer(nn.Module):
         return global_pool_nlc(x, pool_type=pool_type, num_prefix_tokens=self.num_prefix_tokens)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """[B, N, C] -> logits [B, num_classes], or what the head would see with `pre_logits`."""
+        """[B, N, C] -> logits [B, num_classes], or the head's input with `pre_logits`."""
         x = self.head_drop(self.fc_norm(self.pool(x)))
         return x if pre_logits else self.head(x)
 
@@ -337,20 +337,20 @@ class SpecTransformer(nn.Module):
         intermediates_only: bool = False,
         output_dict: bool = False,
     ) -> Any:
-        """The outputs of chosen blocks, as timm's `forward_intermediates` gives them.
+        """Return the outputs of chosen blocks, as timm's `forward_intermediates` does.
 
         Args:
             x: images [B, in_chans, H, W].
             indices: the last n blocks if an int, all if None, these blocks if a list.
             return_prefix_tokens: pair each output with its class token [B, 1, C].
             norm: apply the final norm to each output.
-            stop_early: do not run the blocks after the last one asked for.
+            stop_early: do not run the blocks after the last requested one.
             output_fmt: 'NCHW' for [B, C, H, W] or 'NLC' for [B, N, C] (patch tokens only).
-            intermediates_only: return the list alone, without the final features.
+            intermediates_only: return only the list, without the final features.
             output_dict: return a dict with `image_intermediates` and `image_features`.
 
         Returns:
-            (features [B, N, C], list of intermediates), or as the last two flags say.
+            (features [B, N, C], list of intermediates), unless the last two arguments change it.
         """
         if output_fmt not in ("NCHW", "NLC"):
             raise ValueError(f"output_fmt must be 'NCHW' or 'NLC', got {output_fmt!r}")
@@ -383,7 +383,7 @@ class SpecTransformer(nn.Module):
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Drop the blocks after the last one that `indices` asks for, and the final norm and head if told so."""
+        """Drop the blocks after the last one in `indices`, and optionally the final norm and head."""
         take_indices, max_index = feature_take_indices(len(self.blocks), indices)
         self.blocks = self.blocks[: max_index + 1]
         self.spec = _with(self.spec, blocks=self.spec.blocks[: max_index + 1])
@@ -403,7 +403,7 @@ def _square(patch_size: int | tuple[int, int]) -> int:
 
 
 def _check_memory(spec: Spec, img_size: int | tuple[int, int], in_chans: int, num_classes: int, device: Any) -> None:
-    """Raises SpecError if the parameters do not fit into this machine's memory; said before any are made."""
+    """Raise SpecError if the parameters do not fit into this machine's memory, before allocating them."""
     if torch.device(device or torch.get_default_device()).type != "cpu":
         return
     needed, there = 4 * count_params(spec, num_classes, img_size, in_chans), free_memory()
@@ -431,12 +431,12 @@ def _check_img_size(img_size: int | tuple[int, int], patch_size: int) -> None:
 
 
 def _with(spec: Any, **changes: Any) -> Any:
-    """A family's spec is a frozen dataclass, which `Spec` itself is not."""
+    """`dataclasses.replace` for specs: a family's spec is a frozen dataclass, but `Spec` itself is not."""
     return dataclasses.replace(spec, **changes)
 
 
 def _convert_on_load(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
-    """Let a plain `load_state_dict` (and timm's `load_checkpoint`) take the layout of the family's authors as it is."""
+    """Let a plain `load_state_dict` (and timm's `load_checkpoint`) accept the layout of the family's authors."""
     assert isinstance(module, SpecTransformer)
     if not prefix and module.is_foreign(state_dict):
         converted = module.convert_foreign(state_dict, module.spec)
@@ -445,17 +445,17 @@ def _convert_on_load(module: nn.Module, state_dict: dict[str, Any], prefix: str,
 
 
 def _restore_buffers(module: nn.Module, _incompatible_keys: Any) -> None:
-    """A model that was made on the meta device lacks the buffers that are not in a state dict."""
+    """Restore the buffers that are not in a state dict, which a model created on the meta device lacks."""
     assert isinstance(module, SpecTransformer)
     module.init_non_persistent_buffers()
 
 
 def checkpoint_filter_fn(state_dict: dict[str, Any], model: SpecTransformer) -> dict[str, Tensor]:
-    """Make a checkpoint fit `model`: the authors' layout, another image or patch size, norm before or after pooling.
+    """Adapt a checkpoint to `model`: authors' layout, other image or patch size, norm before or after pooling.
 
     Raises:
-        WeightsError: if it holds other shapes or names than the model; names the first. The head and the input
-            channels are left to timm, which adapts them.
+        WeightsError: if its shapes or names differ from the model's; names the first. timm adapts the head and the
+            input channels.
     """
     state_dict = state_dict.get("model", state_dict)
     if model.is_foreign(state_dict):

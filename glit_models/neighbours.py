@@ -1,4 +1,4 @@
-"""Nearest neighbours among feature vectors by cosine similarity, in bounded memory.
+"""Find nearest neighbours among feature vectors by cosine similarity, in bounded memory.
 
 Axes: N vectors, M queries, D features.
 """
@@ -19,7 +19,7 @@ def nearest(queries: Tensor, vectors: Tensor, k: int, itself: bool = True) -> tu
 
     Args:
         k: at most N, or N - 1.
-        itself: False leaves out vector i for query i, where both are the same images.
+        itself: False excludes vector i from the neighbours of query i, if both are the same images.
     """
     queries, vectors = F.normalize(queries), F.normalize(vectors)
     similarities, indices = torch.empty(len(queries), k), torch.empty(len(queries), k, dtype=torch.int64)

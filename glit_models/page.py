@@ -1,7 +1,7 @@
-"""One HTML page that stands alone: its figures are in it, and as files beside it.
+"""Write stand-alone HTML pages, with figures embedded and also saved as files next to the page.
 
-A page has headings, texts, tables, figures and galleries of images; the reports of searches and of evaluations decide
-what they say. Names in them may be anybody's: all text is escaped, also what would turn the direction of other text.
+A page has headings, texts, tables, figures and galleries of images; the reports of searches and of evaluations are such
+pages. Names may be untrusted, so all text is escaped, including marks that change the direction of text.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 @final
 class Page:
-    """An HTML page that grows; whatever it is given as text is escaped."""
+    """An HTML page to which content is appended; all text is escaped."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -51,7 +51,7 @@ class Page:
         self.text(f"Not there yet: {text}", "missing")
 
     def figure(self, name: str, png: bytes, caption: str) -> None:
-        """A figure, in the page and as `name`.png beside it."""
+        """Add a figure, in the page and as `name`.png next to it."""
         self.figures[f"{name}.png"] = png
         source, caption = _embedded(png, "png"), _escape(caption)
         self.parts.append(
@@ -59,7 +59,7 @@ class Page:
         )
 
     def gallery(self, cards: Sequence[tuple[Sequence[bytes], Sequence[str]]]) -> None:
-        """Cards of JPEG images and lines of text below them, in the page alone."""
+        """Add cards of a JPEG image with lines of text below it; the images are only in the page."""
         figures = []
         for images, lines in cards:
             shown = "".join(f'<img src="{_embedded(image, "jpeg")}" alt="">' for image in images)
@@ -72,7 +72,7 @@ class Page:
         self.parts.append(f"<dl>{items}</dl>")
 
     def table(self, rows: Sequence[Mapping[str, str]]) -> None:
-        """Rows of the same columns."""
+        """Add a table."""
         head = "".join(f"<th>{_escape(column)}</th>" for column in rows[0])
         lines = (f"<tr>{''.join(f'<td>{_escape(value)}</td>' for value in row.values())}</tr>" for row in rows)
         self.parts.append(f'<div class="scroll"><table><tr>{head}</tr>{"".join(lines)}</table></div>')

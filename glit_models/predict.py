@@ -1,6 +1,6 @@
-"""From image files to class probabilities: load any model by name or folder, read images, predict.
+"""Load a model by name or folder and classify image files with it.
 
-Works with any timm model and with image files; the command line prints what it returns.
+Works with any timm model; the command line prints the results.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _SIDE = 168
 
 
 def pick_device(name: str | None = None) -> torch.device:
-    """The named device, or a GPU if there is one, else the CPU. Raises GlitError if it cannot be used here."""
+    """The named device; by default a GPU if there is one, else the CPU. Raises GlitError if it cannot be used."""
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -48,10 +48,10 @@ def pick_device(name: str | None = None) -> torch.device:
 
 
 def load_model(name: str) -> Any:
-    """A pretrained model in eval mode.
+    """Load a pretrained model in evaluation mode.
 
     Args:
-        name: 'model.tag' or 'model' as timm names it, a folder with `config.json` and `model.safetensors`, or a Hub
+        name: timm's 'model.tag' or 'model', a folder with `config.json` and `model.safetensors`, or a Hub
             repository 'namespace/name'.
 
     Raises:
@@ -62,7 +62,7 @@ def load_model(name: str) -> Any:
 
 @dataclass(frozen=True)
 class Prediction:
-    """One file's result: (class name, probability) pairs, most probable first, or the error that kept it from one."""
+    """The result of one file: (class name, probability) pairs, most probable first, or the error that occurred."""
 
     path: Path
     classes: tuple[tuple[str, float], ...] = ()
@@ -73,11 +73,11 @@ class Classifier:
     """A model, its preprocessing and its class names.
 
     Args:
-        model: any timm classifier with a `pretrained_cfg`; classes without names are called by number.
-        device: where to compute.
+        model: any timm classifier with a `pretrained_cfg`; classes without names are numbered.
+        device: device for inference.
 
-    The preprocessing is the one under which timm scores the model, which may be of a larger size than it was trained
-    at; a model of one channel sees grey images. `has_names` is whether `class_names` are more than numbers.
+    The preprocessing is timm's for evaluation, which may use a larger size than training; a model with one input
+    channel gets grey images. `has_names` is whether `class_names` are more than numbers.
     """
 
     def __init__(self, model: Any, device: torch.device) -> None:
@@ -92,12 +92,12 @@ class Classifier:
 
     @torch.inference_mode()
     def probabilities(self, images: Iterable[Image.Image]) -> Tensor:
-        """RGB images -> probabilities [B, num_classes] on the CPU."""
+        """Class probabilities [B, num_classes] of RGB images, on the CPU."""
         batch = torch.stack([self.transform(image) for image in images])
         return self.model(batch.to(self.device)).softmax(-1).cpu()
 
     def predict(self, paths: Iterable[Path], top_k: int = 5) -> Iterator[Prediction]:
-        """One `Prediction` a file, in order; a file that cannot be read gives one with its error."""
+        """Yield one `Prediction` per file, in order; for a file that cannot be read, it holds the error."""
         return predict_files(self.probabilities, self.class_names, paths, top_k)
 
 
@@ -107,10 +107,10 @@ def predict_files(
     paths: Iterable[Path],
     top_k: int = 5,
 ) -> Iterator[Prediction]:
-    """One `Prediction` a file, in order; a file that cannot be read gives one with its error.
+    """Yield one `Prediction` per file, in order; for a file that cannot be read, it holds the error.
 
     Args:
-        probabilities: of RGB images, [B, K] on the CPU. class_names: of its K classes.
+        probabilities: maps RGB images to [B, K] on the CPU. class_names: names of its K classes.
     """
     paths = list(paths)
     for start in range(0, len(paths), _BATCH):
@@ -143,15 +143,15 @@ def _predict_batch(
 
 @torch.inference_mode()
 def count_correct(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], device: torch.device) -> int:
-    """How many of the prepared images [B, C, H, W] have their label [B] as most probable class."""
+    """Count the preprocessed images [B, C, H, W] whose most probable class is their label [B]."""
     return sum(int((model(images.to(device)).argmax(1) == labels.to(device)).sum()) for images, labels in batches)
 
 
-# ---- the shipped images ----
+# ---- example images ----
 
 
 def run_demo(out: Path) -> list[tuple[Prediction, str]]:
-    """Classify the shipped images and draw the contact sheet.
+    """Classify the example images of the package and draw the contact sheet.
 
     Args:
         out: PNG file to write.
@@ -172,7 +172,7 @@ def run_demo(out: Path) -> list[tuple[Prediction, str]]:
 
 
 def _contact_sheet(results: list[tuple[Prediction, str]]) -> Image.Image:
-    """The images in rows, each over its label and the model's first choice: green where right, red where wrong."""
+    """Draw the images in rows, each with its label and the predicted class: green if correct, red if wrong."""
     rows = -(-len(results) // _COLUMNS)
     sheet = Image.new("RGB", (_COLUMNS * _CELL[0], rows * _CELL[1]), "white")
     draw = ImageDraw.Draw(sheet)

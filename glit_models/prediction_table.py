@@ -1,4 +1,4 @@
-"""Predictions for many images in a file: CSV, JSON lines or Parquet, a row for each image, also for broken ones."""
+"""Write predictions for many images to a file (CSV, JSON lines or Parquet), one row per image, even if broken."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Predict = Callable[[Sequence[Path]], Iterable[Prediction]]
 
 
 def prediction_dict(prediction: Prediction) -> dict[str, Any]:
-    """A prediction as JSON has it: `image`, and `classes` or `error`."""
+    """A prediction as plain values for JSON: `image`, and `classes` or `error`."""
     if prediction.error is not None:
         return {"image": str(prediction.path), "error": prediction.error}
     classes = [{"class": name, "probability": round(value, 6)} for name, value in prediction.classes]
@@ -24,14 +24,14 @@ def prediction_dict(prediction: Prediction) -> dict[str, Any]:
 
 
 def check_table(out: Path) -> None:
-    """Raises GlitError if `out` could not be written: before the work, not after it."""
+    """Raise GlitError if `out` could not be written. For use before the work."""
     row_table.check_table(out, _WRITERS, "a table of predictions")
 
 
 def write_table(out: Path, paths: Sequence[Path], predict: Predict, about: Mapping[str, Any]) -> tuple[int, int]:
-    """Predict on images and write a table, or go on with one that was begun: see `row_table.write_table`.
+    """Predict on images and write a table, or resume an unfinished one: see `row_table.write_table`.
 
-    `predict`: paths -> predictions, in order. Returns how many images the table has, and how many of them failed.
+    `predict` maps paths to predictions, in order. Returns the number of images and how many of them failed.
     """
 
     def make(left: Sequence[int]) -> Iterable[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""How good a model's features are without fine-tuning: nearest neighbours and a linear classifier on frozen features.
+"""Measure a model's frozen features without fine-tuning, with nearest neighbours and a linear classifier.
 
 Axes: N training images, M scored images, D features, K classes.
 """
@@ -24,9 +24,9 @@ from .predict import Classifier
 
 __all__ = ["FrozenFeatures", "classify_linearly", "embed_splits", "score_linear", "score_neighbours", "vote"]
 
-_TEMPERATURE = 0.07  # of DINO's weighted neighbours
+_TEMPERATURE = 0.07  # as for DINO's weighted neighbours
 _L2 = (1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
-_HELD_OUT = 5  # every so many-th training image of a class chooses the l2
+_HELD_OUT = 5  # every fifth training image of a class is used to choose the l2
 _MOST_STEPS = 200  # of L-BFGS
 
 
@@ -49,14 +49,14 @@ def embed_splits(
     classifier: Classifier, train: LabelledSplit, test: LabelledSplit, batch_size: int = 250, num_workers: int = 0,
     listing: Path = Path("broken-images.txt"),
 ) -> FrozenFeatures:  # fmt: skip
-    """The features of two splits, with a progress bar on a terminal.
+    """Compute the features of two splits, with a progress bar on a terminal.
 
     Args:
-        train, test: their classes are matched by `match_classes`; the model's own do not matter.
+        train, test: their classes are matched by `match_classes`; the model's classes are not used.
         batch_size, num_workers, listing: see `evaluate.evaluate`.
 
     Raises:
-        DataError: if the splits do not fit together, have one class or hold broken images; names them all.
+        DataError: if the splits do not match, have one class or contain broken images; names them all.
         GlitError, WeightsError: see `embed.embed`.
     """
     names = train.class_names
@@ -86,10 +86,10 @@ def _evaluation(data: FrozenFeatures, scores: Tensor) -> Evaluation:
 
 
 def score_neighbours(data: FrozenFeatures, k: int = 20) -> Evaluation:
-    """Score each image by the labels of the training images nearest to it; see `vote`.
+    """Score each image by the labels of its nearest training images; see `vote`.
 
     Args:
-        k: how many neighbours; of fewer training images, all of them.
+        k: number of neighbours; limited to the number of training images.
 
     Raises:
         DataError: if `k` is less than 1.
@@ -100,7 +100,7 @@ def score_neighbours(data: FrozenFeatures, k: int = 20) -> Evaluation:
 
 
 def vote(train: Tensor, labels: Tensor, test: Tensor, num_classes: int, k: int) -> Tensor:
-    """Votes [M, K] of the k nearest neighbours by cosine similarity s, each with the weight exp(s / 0.07).
+    """Votes [M, K] of the k nearest neighbours by cosine similarity s, each weighted by exp(s / 0.07).
 
     Source: Wu et al., arXiv 1805.01978; Caron et al. (DINO), arXiv 2104.14294.
     """
@@ -113,26 +113,26 @@ def vote(train: Tensor, labels: Tensor, test: Tensor, num_classes: int, k: int) 
 
 
 def score_linear(data: FrozenFeatures) -> tuple[Evaluation, float]:
-    """Score a linear classifier that is trained on the training images, and the l2 penalty that was chosen for it.
+    """Score a linear classifier trained on the training images; also returns the l2 penalty chosen for it.
 
-    The penalty is chosen on every fifth training image of each class; then all of them are trained on.
+    The penalty is chosen on every fifth training image of each class; the classifier is then trained on all of them.
     """
     order = _order_in_class(data.train_labels, len(data.class_names))
-    held_out = order % _HELD_OUT == 1  # the second of a class is the first to be held out: one is left to train on
+    held_out = order % _HELD_OUT == 1  # starts with the second image of a class, so that one is left for training
     l2 = _L2[2]
     if bool(held_out.any()):
         part, rest = data.train[~held_out], data.train[held_out]
         results = classify_linearly(part, data.train_labels[~held_out], rest, len(data.class_names), _L2)
         truth = data.train_labels[held_out]
         correct = [int((scores.argmax(1) == truth).sum()) for scores in results]
-        l2 = _L2[correct.index(max(correct))]  # of equally good ones the strongest
+        l2 = _L2[correct.index(max(correct))]  # the strongest of equally good ones
     path = _L2[: _L2.index(l2) + 1]
     scores = classify_linearly(data.train, data.train_labels, data.test, len(data.class_names), path)[-1]
     return _evaluation(data, scores), l2
 
 
 def _order_in_class(labels: Tensor, num_classes: int) -> Tensor:
-    """The position of each image [N] among those of its class."""
+    """The index of each image [N] among those of its class."""
     order = torch.empty_like(labels)
     for label in range(num_classes):
         members = labels == label
@@ -145,8 +145,8 @@ def classify_linearly(
 ) -> list[Tensor]:
     """Logits [M, K] of multinomial logistic regression, for each l2 penalty. Deterministic.
 
-    It minimises the mean cross-entropy plus l2 / 2 times the sum of the squared weights by L-BFGS, on features of mean
-    0 and variance 1 over `train` [N, D], each penalty from where the one before ended.
+    Minimises the mean cross-entropy plus l2 / 2 times the sum of the squared weights with L-BFGS, on features with mean
+    0 and variance 1 over `train` [N, D]. Each penalty starts from the solution of the previous one.
     """
     mean, std = train.mean(0), train.std(0, correction=0).clamp_min(1e-6)
     train, test = (train - mean) / std, (test - mean) / std

@@ -1,4 +1,4 @@
-"""Text that may be anybody's: files of bounded size, JSON and YAML of bounded size and nesting."""
+"""Read untrusted text: files of limited size, and JSON and YAML of limited size and nesting."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _MAX_NESTING = 50
 
 
 def is_file(path: str | os.PathLike[str]) -> bool:
-    """Whether a file is there, also where the path is longer than any can be."""
+    """Whether a file exists; False for a path that is too long."""
     try:
         return Path(path).is_file()
     except OSError:
@@ -26,7 +26,7 @@ def is_file(path: str | os.PathLike[str]) -> bool:
 
 
 def read_text(path: str | os.PathLike[str], max_bytes: int = _MAX_BYTES) -> str:
-    """The text of a file in UTF-8. Raises OSError, and ValueError in one line if it is too large or no text."""
+    """Read a UTF-8 file. Raises OSError, or ValueError in one line if it is too large or not text."""
     with Path(path).open("rb") as file:
         content = file.read(max_bytes + 1)
     if len(content) > max_bytes:
@@ -38,7 +38,7 @@ def read_text(path: str | os.PathLike[str], max_bytes: int = _MAX_BYTES) -> str:
 
 
 def parse_json(text: str) -> Any:
-    """Raises ValueError in one line on text that is not JSON, or holds or nests too much."""
+    """Parse JSON. Raises ValueError in one line if it is invalid, too large or too deeply nested."""
     try:
         data = json.loads(text)
     except RecursionError:
@@ -50,7 +50,7 @@ def parse_json(text: str) -> Any:
 
 
 def parse_yaml(text: str) -> Any:
-    """Raises ValueError in one line on text that is not YAML, or holds (its aliases written out) or nests too much."""
+    """Parse YAML. Raises ValueError in one line if it is invalid, too large (with aliases expanded) or too deep."""
     import yaml
 
     if len(text) > _MAX_YAML_CHARS:
@@ -59,7 +59,7 @@ def parse_yaml(text: str) -> Any:
         data = yaml.load(text, _bounded_loader())
     except _TooDeepError as error:
         raise ValueError(str(error)) from None
-    except (yaml.YAMLError, ValueError, TypeError, AttributeError) as error:  # YAML's, or of a strange number or date
+    except (yaml.YAMLError, ValueError, TypeError, AttributeError) as error:  # from YAML, or on an invalid number
         raise ValueError(f"not valid YAML: {' '.join(str(error).split())}") from None
     _check_extent(data)
     return data
@@ -72,7 +72,7 @@ class _TooDeepError(Exception):
 
 @functools.cache
 def _bounded_loader() -> Any:
-    """PyYAML's safe loader, which gives deep nesting up at once instead of after seconds."""
+    """PyYAML's safe loader, modified to reject deep nesting at once instead of after seconds."""
     from yaml import SafeLoader
 
     class Loader(SafeLoader):
@@ -90,7 +90,7 @@ def _bounded_loader() -> Any:
 
 
 def _check_extent(data: Any) -> None:
-    """An alias of YAML stands for what it names each time: a few lines of them can mean more than fits in memory."""
+    """Limit the size with aliases expanded: a few lines of YAML aliases can stand for more than fits in memory."""
     count, rest = 0, [(data, 0)]
     while rest:
         value, depth = rest.pop()

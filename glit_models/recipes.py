@@ -1,6 +1,6 @@
-"""Recipes: frozen dataclasses of checked values, read from YAML files, and what makes two of them the same.
+"""Read recipes from YAML into frozen dataclasses with checked values, and compare recipes.
 
-Which keys a recipe has is said by its dataclass: `training.recipe.Recipe`, `search.recipe.SearchRecipe`.
+The keys of a recipe are defined by its dataclass: `training.recipe.Recipe`, `search.recipe.SearchRecipe`.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ __all__ = [
     "to_yaml",
 ]
 
-RECIPE_FILE = "recipe.yaml"  # of a run's folder
-Overrides = Mapping[str, Any] | Sequence[str]  # `section.key` to a value, or texts `section.key=value`
+RECIPE_FILE = "recipe.yaml"  # in a run's folder
+Overrides = Mapping[str, Any] | Sequence[str]  # `section.key` to a value, or strings `section.key=value`
 
 
 class _Recipe(Protocol):
@@ -51,11 +51,11 @@ def read_recipe(name: str, overrides: Overrides, shipped: Path) -> dict[str, Any
     """Read the plain values of a recipe and apply overrides.
 
     Args:
-        name: of a recipe in the folder `shipped`, or the path of a YAML file.
-        overrides: values by `section.key`, or texts `section.key=value` as `parse_overrides` takes them.
+        name: name of a recipe in the folder `shipped`, or path of a YAML file.
+        overrides: values by `section.key`, or strings `section.key=value` as `parse_overrides` takes them.
 
     Raises:
-        RecipeError: if there is no such recipe, it is not YAML, or an override names a key inside of a value.
+        RecipeError: if there is no such recipe, it is not YAML, or an override names a key inside a value.
     """
     path = Path(name)
     if not is_file(path):
@@ -89,13 +89,13 @@ def _set(data: dict[str, Any], dotted: str, value: Any) -> None:
 
 
 def parse_overrides(texts: Sequence[str]) -> dict[str, Any]:
-    """Turn `section.key=value` texts into values by `section.key`.
+    """Parse strings `section.key=value` into values by `section.key`.
 
     Numbers, `true`, `false`, `null`, quoted text, lists `[...]` and mappings `{...}` are read as YAML. Everything else
-    is text as it stands: in YAML `runs/run #1` would end at the space, and `a: b` be a mapping.
+    is taken literally: in YAML, `runs/run #1` would end at the space, and `a: b` would be a mapping.
 
     Raises:
-        RecipeError: if a text has no '=', or a list, mapping or quoted text is not closed.
+        RecipeError: if a string has no '=', or a list, mapping or quoted text is not closed.
     """
     values = {}
     for text in texts:
@@ -125,7 +125,7 @@ def build_recipe(cls: type, data: Mapping[str, Any], prefix: str = "") -> Any:
     """Build a recipe dataclass from plain values.
 
     Raises:
-        RecipeError: if a key is unknown, of which it names the nearest valid one, or a value of a wrong type.
+        RecipeError: if a key is unknown (names the nearest valid one) or a value has the wrong type.
     """
     hints = _hints(cls)
     values = {}
@@ -143,12 +143,12 @@ def build_recipe(cls: type, data: Mapping[str, Any], prefix: str = "") -> Any:
 
 
 def _hints(cls: type) -> dict[str, Any]:
-    """The type of each key. A key that is a word of Python's, such as `from`, has an underscore in its dataclass."""
+    """The type of each key. A key that is a Python keyword, such as `from`, has an underscore in its dataclass."""
     return {name.rstrip("_"): hint for name, hint in typing.get_type_hints(cls).items()}
 
 
 def as_values(recipe: Any) -> dict[str, Any]:
-    """The plain values of a recipe, by the keys that YAML files have."""
+    """The plain values of a recipe, with the keys of YAML files."""
     return dataclasses.asdict(recipe, dict_factory=lambda items: {name.rstrip("_"): value for name, value in items})
 
 
@@ -188,7 +188,7 @@ def _coerce_items(key: str, hints: Sequence[Any], values: Sequence[Any]) -> tupl
 
 
 def to_yaml(recipe: Any) -> str:
-    """Write a recipe as YAML with every default in it."""
+    """Write a recipe as YAML, with all defaults."""
     return yaml.safe_dump(_as_lists(as_values(recipe)), sort_keys=False)
 
 
@@ -204,12 +204,11 @@ def _as_lists(value: Any) -> Any:
 def read_stored_recipe(cls: type[R], folder: Path) -> R | None:
     """Read the recipe of the run in `folder`, which another release may have written; None if there is none.
 
-    Keys that it leaves out have their defaults. A key that this release does not know is ignored, with a note, where
-    its value turns something off (null, false, 0 or empty), and refused otherwise: the run could not go on as it
-    began.
+    Missing keys get their defaults. An unknown key is ignored with a note if its value turns something off (null,
+    false, 0 or empty), and rejected otherwise, because the run could not continue as it began.
 
     Raises:
-        RecipeError: if the file is damaged, or holds what this release cannot do.
+        RecipeError: if the file is damaged, or uses a feature that this release does not have.
     """
     path = folder / RECIPE_FILE
     if not path.is_file():
@@ -234,7 +233,7 @@ def read_stored_recipe(cls: type[R], folder: Path) -> R | None:
 
 
 def _split(cls: type, data: Mapping[str, Any], prefix: str = "") -> tuple[dict[str, Any], dict[str, Any]]:
-    """The values of keys that a recipe has, and those of others by their full names."""
+    """The values of keys that a recipe has, and those of unknown keys by their full names."""
     hints = _hints(cls)
     known: dict[str, Any] = {}
     unknown: dict[str, Any] = {}
@@ -250,10 +249,10 @@ def _split(cls: type, data: Mapping[str, Any], prefix: str = "") -> tuple[dict[s
 
 
 def refuse_other_recipe(recipe: _Recipe, folder: Path) -> None:
-    """Check that the run in `folder`, if there is one, has a recipe of the same meaning.
+    """Check that the run in `folder`, if there is one, has an equivalent recipe.
 
     Raises:
-        RecipeError: if it has another one; names the keys that differ. As `read_stored_recipe`.
+        RecipeError: if the recipes differ; names the keys. Also raises as `read_stored_recipe`.
     """
     stored = read_stored_recipe(type(recipe), folder)
     if stored is None:

@@ -1,4 +1,4 @@
-"""What in a labelled data set deserves a second look: near-duplicates, and labels that are likely wrong.
+"""Find images and labels of a data set to review: near-duplicates, and labels that are likely wrong.
 
 Axes: N images, D features, K classes.
 """
@@ -17,22 +17,22 @@ from .neighbours import nearest
 
 __all__ = ["Doubt", "Pair", "doubtful_labels", "near_duplicates"]
 
-_SIMILAR = 0.98  # cosine of features less their mean
+_SIMILAR = 0.98  # cosine similarity of centred features
 _SAME_PIXELS = 0.985  # correlation of small copies
-_SIDE = 32  # of these
-_SAME_LEVEL = 4  # of 255, between images that show nothing else
-_MOST_PAIRS = 300  # whose images are opened
+_SIDE = 32  # side of these copies
+_SAME_LEVEL = 4  # maximum difference of plain images, of 255
+_MOST_PAIRS = 300  # maximum number of pairs whose images are opened
 _NEIGHBOURS = 10
-_SURE = 0.5  # the probability of another class than the label's
+_SURE = 0.5  # minimum probability of a class other than the label
 
 Open = Callable[[int], Image.Image]
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Two images that are nearly the same: their indices, and how near their features and their pixels are, at most 1.
+    """Two nearly identical images: their indices, and the similarity of their features and of their pixels, at most 1.
 
-    `second` is of the other data set where two were compared.
+    `second` is an index into the other data set if two were compared.
     """
 
     first: int
@@ -44,14 +44,14 @@ class Pair:
 def near_duplicates(
     features: Tensor, open_image: Open, others: Tensor | None = None, open_other: Open | None = None
 ) -> list[Pair]:
-    """Images that are copies of each other but for size and compression, nearest first.
+    """Find images that are copies of each other except for size and compression, most similar first.
 
     Each image is compared with its nearest neighbour by features. Because a good classifier gives nearly the same
     features to all images of a class, the pixels of small copies decide, for at most 300 pairs.
 
     Args:
-        features: [N, D]. others: of another data set [M, D]; None looks for pairs within the first.
-        open_image, open_other: index -> image.
+        features: [N, D]. others: features of another data set [M, D]; None finds pairs within the first.
+        open_image, open_other: map an index to an image.
     """
     if len(features) < 2 and others is None:
         return []
@@ -71,7 +71,7 @@ def near_duplicates(
 
 
 def _correlation(first: Image.Image, second: Image.Image) -> float:
-    """Of the pixels of small copies, each channel less its mean; of flat images, 1 where the colour is the same."""
+    """Correlation of the pixels of small copies with centred channels; for plain images, 1 if the colours agree."""
     small = [np.asarray(image.convert("RGB").resize((_SIDE, _SIDE)), np.float64) for image in (first, second)]
     one, other = (values - values.mean((0, 1)) for values in small)
     if min(one.std(), other.std()) < 1:
@@ -81,7 +81,7 @@ def _correlation(first: Image.Image, second: Image.Image) -> float:
 
 @dataclass(frozen=True)
 class Doubt:
-    """An image whose label is likely wrong: its index, and how many of its neighbours bear the predicted class."""
+    """An image whose label is likely wrong: its index, and the number of its neighbours with the predicted class."""
 
     index: int
     agreeing: int
@@ -91,14 +91,14 @@ class Doubt:
 def doubtful_labels(
     features: Tensor, truth: Tensor, predicted: Tensor, confidence: Tensor, others: Sequence[Tensor] = ()
 ) -> list[Doubt]:
-    """Images of which the model is sure that they are of another class, and most of their neighbours are of that one.
+    """Find images that the model confidently assigns to another class, which most of their neighbours also have.
 
     Args:
         features: [N, D]. truth, predicted: classes [N]. confidence: in the predicted class [N], 0 to 1.
-        others: features [M, D] and classes [M] of further images that count as neighbours.
+        others: features [M, D] and classes [M] of more images that count as neighbours.
 
     Returns:
-        The most doubtful first.
+        The doubtful labels, most doubtful first.
     """
     wrong = ((predicted != truth) & (confidence >= _SURE)).nonzero().flatten()
     known, classes = (torch.cat([own, *more]) for own, more in ((features, others[:1]), (truth, others[1:])))

@@ -1,7 +1,7 @@
-"""What every family's spec is: an immutable description of one network that validates itself and round-trips as JSON.
+"""The base class of specs: an immutable description of a network that validates itself and round-trips as JSON.
 
-A family subclasses `Spec` (the whole network) and describes its blocks with frozen dataclasses of its own. All others
-(cost, model, search, figures, export) ask a spec for the parts of its blocks and never look at a family's fields.
+A family subclasses `Spec` (the whole network) and describes its blocks with frozen dataclasses. All other modules
+(cost, model, search, figures, export) get the parts of a block from the spec and never look at a family's fields.
 Standard library only.
 """
 
@@ -36,11 +36,11 @@ __all__ = [
 T = TypeVar("T")
 
 MAX_BLOCKS = 1000
-MAX_SIZE = 1 << 16  # of widths, heads, kernels; larger ones overflow what counts parameters and multiply-adds
+MAX_SIZE = 1 << 16  # of widths, heads, kernels; larger ones overflow the counts of parameters and multiply-adds
 
 
 def check_int(name: str, value: Any, minimum: int) -> None:
-    """Raises SpecError unless `value` is an integer of at least `minimum`, and at most 65,536."""
+    """Raise SpecError unless `value` is an integer of at least `minimum`, and at most 65,536."""
     if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
         raise SpecError(f"{name} must be an integer of at least {minimum}, got {value!r}")
     if value > MAX_SIZE:
@@ -48,14 +48,14 @@ def check_int(name: str, value: Any, minimum: int) -> None:
 
 
 def check_odd(name: str, value: Any) -> None:
-    """Raises SpecError unless `value` is an odd positive integer below 65,536."""
+    """Raise SpecError unless `value` is an odd positive integer below 65,536."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1 or value % 2 == 0 or value > MAX_SIZE:
         below = f" and below {MAX_SIZE}" if isinstance(value, int) and value > MAX_SIZE else ""
         raise SpecError(f"{name} must be odd and positive{below}, got {_short(value)}")
 
 
 def check_ratio(name: str, value: Any) -> None:
-    """Raises SpecError unless `value` is a positive finite number of at most 65,536."""
+    """Raise SpecError unless `value` is a positive finite number of at most 65,536."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
         raise SpecError(f"{name} must be a positive finite number, got {value!r}")
     if value > MAX_SIZE:
@@ -63,7 +63,7 @@ def check_ratio(name: str, value: Any) -> None:
 
 
 def check_depth(blocks: Sequence[Any]) -> None:
-    """Raises SpecError unless there are from 1 to 1,000 blocks."""
+    """Raise SpecError unless there are from 1 to 1,000 blocks."""
     if not blocks:
         raise SpecError("blocks must hold at least one block, got none")
     if len(blocks) > MAX_BLOCKS:
@@ -76,13 +76,13 @@ def _short(value: Any) -> str:
 
 
 def check_fields(cls: type, where: str, data: Any, extra: tuple[str, ...] = ()) -> dict[str, Any]:
-    """`data` as keyword arguments of the dataclass `cls`.
+    """Check `data` and return it as keyword arguments of the dataclass `cls`.
 
     Args:
         cls: the dataclass.
-        where: what an error calls `data`.
-        data: a mapping that must name only fields of `cls`, or one of `extra`, and every required field.
-        extra: names that are allowed beside the fields.
+        where: name of `data` in errors.
+        data: a mapping with all required fields of `cls`, and with no keys besides its fields and `extra`.
+        extra: names that are allowed in addition to the fields.
 
     Raises:
         SpecError: names the unknown or missing field.
@@ -101,7 +101,7 @@ def check_fields(cls: type, where: str, data: Any, extra: tuple[str, ...] = ()) 
 
 
 def parse_blocks(value: Any, parse: Callable[[Any], T]) -> tuple[T, ...]:
-    """A spec's blocks from a list of plain values, each read by `parse`. Raises SpecError, which names the block."""
+    """Parse the blocks of a spec from a list of plain values, each with `parse`. Raises SpecError; names the block."""
     if not isinstance(value, (list, tuple)):
         raise SpecError(f"blocks must be a list, got {type(value).__name__}")
     check_depth(value)
@@ -116,16 +116,16 @@ def parse_blocks(value: Any, parse: Callable[[Any], T]) -> tuple[T, ...]:
 
 
 class Spec(ABC):
-    """A network of some family, as data. Subclasses are frozen dataclasses with at least these fields.
+    """A spec of a network of some family. Subclasses are frozen dataclasses with at least these fields.
 
     Attributes:
         family: name of the family (class attribute).
         symbols: the paper's letters for fields of a block, in the order of tables (class attribute).
         block_class: the dataclass that describes a block (class attribute).
-        leading_genes: genes of a block that decide which other genes matter, for a search (class attribute).
-        first_stage: for a family whose leading genes can be searched in a stage of their own, the values of all other
-            genes meanwhile; else None (class attribute).
-        blocks: one description a block, first to last; their type is the family's own.
+        leading_genes: genes of a block that determine which other genes matter, for a search (class attribute).
+        first_stage: if a family's leading genes can be searched in a separate stage, the values of all other genes in
+            that stage; else None (class attribute).
+        blocks: one description per block, first to last; each family has its type.
         embed_dim: C, channels of a token.
         patch_size: side of a square patch, in pixels.
     """
@@ -141,11 +141,11 @@ class Spec(ABC):
 
     @abstractmethod
     def block_parts(self, index: int) -> BlockParts:
-        """The parts of block `index`, at their sizes."""
+        """The parts of block `index`, with their sizes."""
 
     @abstractmethod
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, as they stand in JSON and in a Hub `config.json`."""
+        """Plain values, as stored in JSON and in a Hub `config.json`."""
 
     @classmethod
     @abstractmethod
@@ -154,7 +154,7 @@ class Spec(ABC):
 
     @property
     def summary(self) -> str:
-        """The sizes that all blocks share, in a few words."""
+        """A short description of the sizes that all blocks share."""
         return f"{self.depth} blocks, width {self.embed_dim}, patch {self.patch_size}"
 
     @property
@@ -162,24 +162,24 @@ class Spec(ABC):
         """Number of blocks."""
         return len(self.blocks)
 
-    # ---- what a search may vary ----
+    # ---- genes that a search may vary ----
 
     @classmethod
     def known_genes(cls, choices: Mapping[str, Sequence[Any]]) -> tuple[str, ...]:
         """The names of all genes that a block may have, in the order of its fields; by default its fields.
 
         Args:
-            choices: values by gene, of which some may bring genes of their own.
+            choices: values by gene, some of which may add genes.
         """
         return tuple(field.name for field in dataclasses.fields(cls.block_class))
 
     @classmethod
     def block_from_genes(cls, genes: Mapping[str, Any], network: Mapping[str, Any]) -> Any:
-        """A block with these values; genes that do not matter under the others are ignored.
+        """Build a block from genes; genes that have no effect with these values are ignored.
 
         Args:
-            genes: values by gene; those that are left out have the block's defaults.
-            network: the spec's other fields, `embed_dim` aside.
+            genes: values by gene; missing ones get the block's defaults.
+            network: the spec's other fields, except `embed_dim`.
 
         Raises:
             SpecError: names the gene, the value and the bound.
@@ -188,11 +188,11 @@ class Spec(ABC):
 
     @classmethod
     def genes_of(cls, block: Any) -> dict[str, Any]:
-        """The genes of a block in the order in which a search changes them; None for those that do not matter."""
+        """The genes of a block in the order in which a search changes them; None for those that have no effect."""
         return {name: getattr(block, name) for name in cls.known_genes({})}
 
     def block_table(self) -> tuple[dict[str, str], list[dict[str, Any]]]:
-        """The blocks as a table: headings by field, in order, and a row of plain values a block."""
+        """The blocks as a table: headings by field, in order, and one row of plain values per block."""
         rows = [block.to_dict() for block in self.blocks]
         names = dict.fromkeys(name for row in rows for name in row)
         ordered = sorted(names, key=lambda name: [*self.symbols, name].index(name))
@@ -209,7 +209,7 @@ class Spec(ABC):
 
     @classmethod
     def parse(cls, value: Spec | Mapping[str, Any] | str | os.PathLike[str]) -> Self:
-        """A spec of this family from a spec, a dict of its fields, or the path of a JSON file.
+        """Create a spec of this family from a spec, a dict of its fields, or the path of a JSON file.
 
         Raises:
             SpecError: if the file cannot be read, does not hold a valid spec, or holds one of another family.
@@ -228,7 +228,7 @@ class Spec(ABC):
 
 
 def _of_family(cls: type[Spec], data: Any) -> Any:
-    """`data` without its key `family`, which must be `cls`'s; 0.1 wrote none, and knew only GLiT."""
+    """`data` without its key `family`, which must be that of `cls`; version 0.1 wrote none, and only had GLiT."""
     if not isinstance(data, Mapping) or "family" not in data:
         return data
     if data["family"] != cls.family:
@@ -237,7 +237,7 @@ def _of_family(cls: type[Spec], data: Any) -> Any:
 
 
 def parse_json(text: str) -> Any:
-    """Raises SpecError on text that is not JSON."""
+    """Parse JSON. Raises SpecError if it is invalid."""
     try:
         return reading.parse_json(text)
     except ValueError as error:
@@ -245,7 +245,7 @@ def parse_json(text: str) -> Any:
 
 
 def read_spec_file(path: str | os.PathLike[str], parse: Callable[[Any], T]) -> T:
-    """What `parse` makes of the JSON in a spec file. Raises SpecError, which names the path."""
+    """Read a spec file with `parse`. Raises SpecError, which names the path."""
     where = f"spec file {os.fspath(path)}"
     try:
         text = reading.read_text(path)
