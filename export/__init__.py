@@ -1,6 +1,6 @@
-"""A model turned into something that runs without this repository: ONNX, quantised, served.
+"""Export models to formats that run without this repository: ONNX, quantised graphs, servers.
 
-Imported as `glit_models.export`. It builds on the zoo, which never imports it; it never imports `glit_models.search`.
+Imported as `glit_models.export`. It builds on `glit_models`, which never imports it, and not on `glit_models.search`.
 """
 
 from .form import ExportForm

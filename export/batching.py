@@ -1,6 +1,6 @@
 """Dynamic batching: requests that arrive together share a run of the model.
 
-One thread runs the model. It takes the first request that waits, and those that join it within a short delay.
+One thread runs the model. It takes the first waiting request, and the requests that arrive within a short delay.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ class _Job(NamedTuple):
 
 @final
 class Batcher:
-    """Runs a function on batches that are put together from several callers' images.
+    """Runs a function on batches of images from several callers.
 
     Args:
-        run: from images [B, ...] to rows [B, K].
-        max_batch: images that one run takes.
+        run: maps images [B, ...] to rows [B, K].
+        max_batch: maximum number of images per run.
         max_delay: seconds that a request waits for others to join it.
-        max_waiting: requests that may wait.
+        max_waiting: maximum number of waiting requests.
 
     Attributes:
-        runs: how often `run` was called.
+        runs: number of calls of `run`.
     """
 
     def __init__(
@@ -46,17 +46,17 @@ class Batcher:
         self._thread.start()
 
     def submit(self, images: np.ndarray) -> Future[np.ndarray]:
-        """The rows [B, K] of images [B, ...], B at most `max_batch`, once they are computed.
+        """Return the rows [B, K] of images [B, ...], B at most `max_batch`, when they are computed.
 
         Raises:
-            queue.Full: if `max_waiting` requests wait already.
+            queue.Full: if `max_waiting` requests are already waiting.
         """
         job = _Job(images, Future())
         self._waiting.put_nowait(job)
         return job.answer
 
     def close(self) -> None:
-        """Answer what waits, then end the thread."""
+        """Process the waiting requests, then end the thread."""
         self._waiting.put(None)
         self._thread.join()
 
@@ -64,14 +64,14 @@ class Batcher:
         job = self._waiting.get()
         while job is not None:
             jobs, job = self._gather(job)
-            # Of requests whose callers gave up nothing is computed; images of one shape share a run.
+            # Skip requests whose callers gave up; images of one shape share a run.
             jobs = [job for job in jobs if job.answer.set_running_or_notify_cancel()]
             for shape in dict.fromkeys(job.images.shape[1:] for job in jobs):
                 self._answer([job for job in jobs if job.images.shape[1:] == shape])
             job = self._waiting.get() if job is _NOTHING else job
 
     def _gather(self, first: _Job) -> tuple[list[_Job], _Job | None]:
-        """A batch, and what came next and did not fit: `_NOTHING` if nothing did, None for the end."""
+        """A batch, and the next request if it did not fit: `_NOTHING` if there is none, None at the end."""
         jobs, count = [first], len(first.images)
         end = time.monotonic() + self._max_delay
         while count < self._max_batch:
@@ -89,7 +89,7 @@ class Batcher:
         try:
             self.runs += 1
             rows = self._run(np.concatenate([job.images for job in jobs]))
-        except Exception as error:  # each caller gets it; the thread goes on
+        except Exception as error:  # each caller gets it; the thread continues
             for job in jobs:
                 job.answer.set_exception(error)
             return

@@ -1,6 +1,6 @@
-"""`glit bench`: latency and throughput of a model in PyTorch and as exported files, in one interleaved run.
+"""`glit bench`: measure latency and throughput of a model in PyTorch and as exported files, in one interleaved run.
 
-It measures and tabulates; the command line prints. What a number means depends on the machine, and it says which.
+This module measures and tabulates; the command line prints. The report names the machine, because speeds depend on it.
 
 Axes: B batch, C channels, H/W height and width.
 """
@@ -36,12 +36,12 @@ from .source import open_source
 __all__ = ["BASELINE", "BenchRow", "bench", "draw_bench"]
 
 BASELINE = "deit_tiny_patch16_224"
-_MOST = 100_000  # rounds, threads, images at a time
+_MOST = 100_000  # maximum number of rounds, threads and images per batch
 
 
 @dataclass(frozen=True)
 class BenchRow:
-    """One way to run a model at one batch size: milliseconds a batch, images a second at the median."""
+    """One way to run a model at one batch size: milliseconds per batch, and images per second at the median."""
 
     what: str
     provider: str
@@ -51,7 +51,7 @@ class BenchRow:
 
     @property
     def images_per_second(self) -> float:
-        """At the median."""
+        """Images per second at the median."""
         return 1e3 * self.batch / self.median_ms
 
 
@@ -67,18 +67,18 @@ def bench(
     compiled: bool = True,
     baseline: bool = True,
 ) -> tuple[list[BenchRow], list[str]]:
-    """Measure a model eagerly, compiled, and in ONNX Runtime, beside DeiT-Tiny.
+    """Measure a model eagerly, compiled, and in ONNX Runtime, with DeiT-Tiny for comparison.
 
     Args:
         model: 'model.tag', a weight folder, or a Hub repository.
-        files: exported files of it; without any it is exported in float32 for this run.
-        batches: images at a time. providers: of ONNX Runtime; None takes the fastest that works.
-        rounds: measurements of each; every round runs all of them, so that a slow minute is slow for everyone.
-        threads: on the CPU; None leaves them to torch and ONNX Runtime.
-        device: of PyTorch. compiled: also through `torch.compile`. baseline: also `deit_tiny_patch16_224`.
+        files: exported files of it; without any, it is exported in float32 for this run.
+        batches: batch sizes. providers: of ONNX Runtime; None uses the fastest that works.
+        rounds: number of measurements; every round runs all cases, so that a slow minute affects all of them.
+        threads: CPU threads; None leaves the choice to torch and ONNX Runtime.
+        device: PyTorch device. compiled: also measure `torch.compile`. baseline: also `deit_tiny_patch16_224`.
 
     Returns:
-        The rows, and what could not be measured, in words.
+        The rows, and a text about the cases that could not be measured.
 
     Raises:
         GlitError: on a bad model, file or provider.
@@ -114,7 +114,7 @@ def bench(
                 case = partial(_eager, network, images)
                 try:
                     case()  # compiles
-                except Exception as error:  # the compiler's failures are of many kinds
+                except Exception as error:  # the compiler can raise anything
                     left_out.append(f"{name} at batch {batch}: {first_line(error)}")
                     continue
                 cases[name, f"torch {device}", batch] = case
@@ -138,7 +138,7 @@ def _check_size(classifier: OnnxClassifier, size: tuple[int, ...]) -> None:
 def _networks(
     model: SpecTransformer, size: tuple[int, int], device: torch.device, compiled: bool, baseline: bool
 ) -> dict[str, torch.nn.Module]:
-    """What PyTorch runs, all on images of the model's size."""
+    """The networks to run in PyTorch, all on images of the model's size."""
     eager = reparameterize_model(model).to(device)
     networks: dict[str, torch.nn.Module] = {"eager": eager}
     if compiled:
@@ -188,14 +188,14 @@ def _rows(cases: Mapping[tuple[str, str, int], Callable[[], object]], rounds: in
 
 
 def machine() -> dict[str, str]:
-    """What the numbers were measured on and with."""
+    """The hardware and software of the measurement."""
     about = {"python": platform.python_version(), "torch": torch.__version__, "timm": timm.__version__}
     about |= {"runtime": runtime_build(), "threads": str(torch.get_num_threads())}
     return about | {"machine": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()}
 
 
 def draw_bench(rows: Sequence[BenchRow], title: str, path: Path) -> None:
-    """Draw images a second as bars, a panel for each batch size. Raises GlitError if the file cannot be written."""
+    """Draw images per second as bars, one panel per batch size. Raises GlitError if the file cannot be written."""
     batches = sorted({row.batch for row in rows})
     figure = new_figure(figsize=(8, 1.2 + 0.4 * len(rows)))
     figure.suptitle(title)

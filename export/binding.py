@@ -1,6 +1,6 @@
-"""Input and output buffers that stay on the GPU from one batch to the next, for a graph of fixed shapes.
+"""Keep a session's input and output buffers on the GPU between batches, for a graph with fixed shapes.
 
-Knows one session and its buffers; `runtime.py` decides when to use it. Not for several threads at once.
+`runtime.py` decides when to use it. Not thread-safe.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ __all__ = ["Binding"]
 
 
 class Binding:
-    """A session with its input and output bound to memory of a device. Final.
+    """A session whose input and output are bound to device memory. Final.
 
     Args:
-        session: of ONNX Runtime. input_shape, dtype, output_shape: of its one input and output.
-        device: 'cuda', or 'cpu' where there is no GPU.
+        session: a session of ONNX Runtime. input_shape, dtype, output_shape: of its only input and output.
+        device: 'cuda', or 'cpu' without a GPU.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class Binding:
         self.binding.bind_ortvalue_output(OUTPUT, self.output)
 
     def run(self, images: np.ndarray) -> np.ndarray:
-        """The output for an input of the bound shape and type."""
+        """Return the output for an input of the bound shape and type."""
         self.input.update_inplace(images)
         self.session.run_with_iobinding(self.binding)
         output: np.ndarray = self.output.numpy()

@@ -1,4 +1,4 @@
-"""The packages that exporting needs and the zoo does not: said clearly where one is missing."""
+"""Import the optional packages that exporting needs, with a clear error if one is missing."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from glit_models.errors import ExportError, pip_install
 
 __all__ = ["require", "runtime_build"]
 
-_BUILDS = ("onnxruntime-gpu", "onnxruntime")  # distributions of one and the same module
+_BUILDS = ("onnxruntime-gpu", "onnxruntime")  # distributions of the same module
 _HINTS = {
     "onnxruntime": "; with an NVIDIA GPU the extra export-gpu",
     "tritonclient": '; `pip install "tritonclient[http]"`',
@@ -19,10 +19,10 @@ _HINTS = {
 
 
 def runtime_build() -> str:
-    """Which build of ONNX Runtime is installed, with its version: 'onnxruntime-gpu 1.28.0'.
+    """The installed build of ONNX Runtime with its version: 'onnxruntime-gpu 1.28.0'.
 
     Raises:
-        ExportError: if two are: they write the same files, and the one that was installed last hides the other.
+        ExportError: if both are installed: they write the same files, and the later one hides the other.
     """
     module = require("onnxruntime")
     folder = Path(module.__file__).parents[1]
@@ -42,7 +42,7 @@ def _is_in(distribution: str, folder: Path) -> bool:
 
 
 def require(module: str, extra: str = "export") -> Any:
-    """The module of that name. Raises ExportError, with the extra that installs it, where it is missing."""
+    """Import a module by name. Raises ExportError, with the extra that installs it, if it is missing."""
     try:
         return importlib.import_module(module)
     except ImportError as error:

@@ -1,14 +1,14 @@
-"""The form of a network that becomes a clean graph: the same numbers from fewer and larger operators.
+"""Convert a network to a form that exports to a clean graph: the same outputs from fewer and larger operators.
 
-It rebuilds a copy of a model from the model's own layers and does not know about files. What it does, and why:
+It rebuilds a copy of a model from the model's layers. The changes, and their reasons:
 
 * BatchNorm is folded into convolutions (`timm.utils.reparameterize_model`).
-* Tokens lie in two dimensions, so that a linear layer is one `Gemm` with its bias.
-* Each part says how its module is flattened (`Part.flatten`): queries, keys and values come from linear layers of
-  their own, as do the two halves of a GLU, because splitting one product would copy it.
-* A block with several parts splits its channels once rather than slicing them for each part.
-* Where the head sees the class token alone, the last block computes that token alone: the other tokens' queries and
-  feed-forward results would be thrown away.
+* Tokens are in two dimensions, so that a linear layer is one `Gemm` with its bias.
+* Each part converts its module (`Part.flatten`): queries, keys and values come from separate linear layers, as do the
+  two halves of a GLU, because splitting one product would copy it.
+* A block with several parts splits its channels once instead of slicing them for each part.
+* If the head uses only the class token, the last block computes only that token, because the queries and feed-forward
+  results of the other tokens would be discarded.
 
 Axes: B batch, N tokens, T = B * N, C channels, K classes.
 """
@@ -34,19 +34,19 @@ AttentionKind = Literal["operator", "products", "fused"]
 
 
 class ExportForm(nn.Module):
-    """A model for inference on the CPU that gives the same logits and exports to a clean graph. Final.
+    """A model for inference on the CPU that returns the same logits and exports to a clean graph. Final.
 
     Args:
-        model: is not changed.
+        model: the model; it is not changed.
         attention: 'operator' for ONNX's `Attention` (opset 23), 'products' for two matrix products and a softmax,
-            'fused' for torch's own operator.
+            'fused' for torch's operator.
         dtype: of parameters and activations; the logits are float32.
         image_size: height and width, to which the position embedding is resampled; 'dynamic' resamples it in the
-            graph; None leaves the model's own.
+            graph; None keeps the model's.
 
     Raises:
-        SpecError: if the patch does not divide the image size.
-        ExportError: if the size is to be dynamic and a part depends on the grid of tokens.
+        SpecError: if the image size is not a multiple of the patch size.
+        ExportError: if the size is dynamic and a part depends on the grid of tokens.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class ExportForm(nn.Module):
         image_size: tuple[int, int] | Literal["dynamic"] | None = None,
     ) -> None:
         super().__init__()
-        # Folded in float32: the product of two rounded factors would be rounded once more.
+        # Folded in float32, because the product of two rounded factors would be rounded again.
         form: SpecTransformer = reparameterize_model(copy.deepcopy(model).cpu().float().eval())
         form.requires_grad_(False)
         form.set_grad_checkpointing(False)
@@ -89,7 +89,7 @@ class ExportForm(nn.Module):
 
 
 def name_in_model(name: str) -> str:
-    """The model's own name of what is called `name` in its `ExportForm`."""
+    """The model's name of a module that is called `name` in its `ExportForm`."""
     return f"{name}.".removeprefix("form.").replace(".module.", ".").removesuffix(".")
 
 
@@ -100,7 +100,7 @@ def _set_image_size(form: SpecTransformer, image_size: tuple[int, int] | Literal
                 f"image_size cannot be dynamic: {', '.join(_kinds_on_grid(form))} depends on the grid of patches; "
                 "give a height and width"
             )
-        # What `SpecTransformer(dynamic_img_size=True)` sets.
+        # The settings that `SpecTransformer(dynamic_img_size=True)` makes.
         form.dynamic_img_size = True  # type: ignore[misc]
         form.patch_embed.flatten = False
         form.patch_embed.output_fmt = Format.NHWC
@@ -108,12 +108,12 @@ def _set_image_size(form: SpecTransformer, image_size: tuple[int, int] | Literal
         return
     if image_size is not None and tuple(image_size) != tuple(form.patch_embed.img_size):
         form.set_input_size(image_size)
-    if form.dynamic_img_size:  # a fixed size from here on
+    if form.dynamic_img_size:  # fix the size
         form.dynamic_img_size = False  # type: ignore[misc]
         form.patch_embed.flatten = True
         form.patch_embed.output_fmt = Format.NCHW
         form.patch_embed.strict_img_size = True
-        form._set_tokens(form.token_grid)  # rather than that of the last images
+        form._set_tokens(form.token_grid)  # not the grid of the last images
 
 
 def _kinds_on_grid(form: SpecTransformer) -> list[str]:
@@ -128,7 +128,7 @@ def _kinds_on_grid(form: SpecTransformer) -> list[str]:
 
 
 class _FlatBlock(nn.Module):
-    """A block over [T, C]; with `first_token_alone` it gives the class token of each image, [B, C]."""
+    """A block over [T, C]; with `first_token_alone` it returns the class token of each image, [B, C]."""
 
     def __init__(self, source: Block, options: ExportOptions) -> None:
         super().__init__()
@@ -136,7 +136,7 @@ class _FlatBlock(nn.Module):
         assert parts.mlp is not None  # only identity blocks have none
         self.norm1, self.norm2 = source.norm1, source.norm2
         self.mixer = _FlatMixer(source.mixer, parts.mixers, options)
-        # After the mixer there is no token that is not needed.
+        # After the mixer, all remaining tokens are needed.
         self.mlp = parts.mlp.flatten(source.mlp, options._replace(first_token_alone=False))
         self.alone = options.first_token_alone
 
@@ -150,7 +150,7 @@ class _FlatBlock(nn.Module):
 
 
 class _FlatMixer(nn.ModuleDict):
-    """The parts of a block over [T, C], each on its own channels."""
+    """The parts of a block over [T, C], each on separate channels."""
 
     def __init__(self, source: Mixer, parts: tuple[Part, ...], options: ExportOptions) -> None:
         super().__init__({part.slot: part.flatten(source[part.slot], options) for part in parts})

@@ -1,6 +1,6 @@
-"""ONNX graphs made fit to be given away: readable names, nothing of the machine that made them, checked.
+"""Clean ONNX graphs for publication: readable names, no traces of the machine that made them, and a final check.
 
-Works on graphs alone, not on models.
+Works on graphs only, not on models.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 __all__ = ["check", "clean", "join", "rename_input", "set_metadata", "to_bytes"]
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
-_LIMIT = 2**31 - 1  # bytes that protobuf can hold in one message
+_LIMIT = 2**31 - 1  # maximum bytes of a protobuf message
 
 
 def clean(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Name nodes and values after the modules they come from, and drop all notes that torch leaves. In place.
+    """Name nodes and values after the modules they come from, and drop the notes that torch adds. In place.
 
-    The notes hold stack traces with paths of this machine.
+    The notes contain stack traces with paths of this machine.
     """
     graph = model.graph
     _rename(graph)
@@ -39,13 +39,13 @@ def clean(model: onnx.ModelProto) -> onnx.ModelProto:
     graph.name = "glit"
     _drop_allowzero(graph)
     model.producer_name, model.producer_version = "", ""
-    # The lowest version that has what is used here: a server of the opset's time reads no later one.
+    # The lowest version that has all features used here: servers of the opset's time read no later one.
     model.ir_version = require("onnx").helper.find_min_ir_version_for(model.opset_import)
     return model
 
 
 def _drop_allowzero(graph: onnx.GraphProto) -> None:
-    """Drop `allowzero` of reshapes to shapes without a zero, which it does nothing for: some converters lack it."""
+    """Drop `allowzero` of reshapes to shapes without a zero: it has no effect there, and some converters lack it."""
     to_array = require("onnx").numpy_helper.to_array
     constants = {tensor.name: tensor for tensor in graph.initializer}
     for node in graph.node:
@@ -71,7 +71,7 @@ def _rename(graph: onnx.GraphProto) -> None:
                 continue
             if value.startswith("form."):
                 names[value] = name_in_model(value)
-            else:  # folded by the exporter, such as a transposed weight, so that it has no name of the model's
+            else:  # folded by the exporter, such as a transposed weight, so it has no name in the model
                 names[value] = f"{node.name}.{index}"
     for node in graph.node:
         node.input[:] = [names.get(name, name) for name in node.input]
@@ -88,14 +88,14 @@ def _scope(node: onnx.NodeProto) -> str:
     except (SyntaxError, ValueError):
         return ""
     scope = str(scopes[-2]) if len(scopes) > 1 else ""
-    # torch's exporter calls a node of no module so.
+    # torch's exporter uses this name for nodes without a module.
     return "" if scope.startswith("_empty") else name_in_model(scope)
 
 
 def join(first: onnx.GraphProto, model: onnx.ModelProto, link: tuple[str, str]) -> onnx.ModelProto:
-    """A graph put in front of a model: its output `link[0]` becomes the model's input `link[1]`.
+    """Put a graph in front of a model: its output `link[0]` becomes the model's input `link[1]`.
 
-    The model's own input is called by another name in the result, which may be that of the first graph's.
+    The model's input is renamed in the result, because it may have the same name as the first graph's.
     """
     onnx = require("onnx")
     output, given = link
@@ -112,7 +112,7 @@ def join(first: onnx.GraphProto, model: onnx.ModelProto, link: tuple[str, str]) 
 
 
 def rename_input(model: onnx.ModelProto, name: str) -> None:
-    """Call the model's one input by another name. Raises ExportError if a value in the graph is called so."""
+    """Rename the model's only input. Raises ExportError if the graph already has a value of this name."""
     (given,) = model.graph.input
     if given.name == name:
         return
@@ -124,7 +124,7 @@ def rename_input(model: onnx.ModelProto, name: str) -> None:
 
 
 def set_metadata(model: onnx.ModelProto, texts: Mapping[str, str]) -> None:
-    """Replace the model's metadata, and say who made it."""
+    """Replace the model's metadata, and set its producer."""
     require("onnx").helper.set_model_props(model, dict(texts))
     model.producer_name, model.producer_version = "glit-models", __version__
 
@@ -133,7 +133,7 @@ def check(model: onnx.ModelProto) -> None:
     """Run ONNX's checker with full shape inference.
 
     Raises:
-        UnrunnableError: if it refuses. ExportError: if one file cannot hold the graph.
+        UnrunnableError: if the check fails. ExportError: if the graph is too large for one file.
     """
     _check_size(model)
     onnx = require("onnx")
@@ -144,7 +144,7 @@ def check(model: onnx.ModelProto) -> None:
 
 
 def to_bytes(model: Any) -> bytes:
-    """The file's content. Raises ExportError where one file cannot hold it."""
+    """Serialise the model. Raises ExportError if it is too large for one file."""
     _check_size(model)
     content: bytes = model.SerializeToString(deterministic=True)
     return content

@@ -1,7 +1,7 @@
-"""A model folder that optimum's ONNX Runtime classes and transformers.js load: the file, `config.json`, preprocessing.
+"""Export a model folder for optimum's ONNX Runtime classes and transformers.js: file, `config.json`, preprocessing.
 
-The file is the one of `onnx.py`, with its input called `pixel_values`. `config.json` calls the model a `vit`, which is
-how both libraries find the class that feeds such a file; they build no layers from it.
+The file is that of `onnx.py`, with an input named `pixel_values`. `config.json` declares the model as a `vit`, so that
+both libraries find a class with this input; they build no layers from it.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from .targets import Target, register_target
 
 __all__ = ["HuggingFaceOptions", "HuggingFaceTarget"]
 
-# What transformers.js calls them: `dtype: "fp16"` is model_fp16.onnx, `dtype: "q8"` is model_quantized.onnx.
+# transformers.js's names: `dtype: "fp16"` is model_fp16.onnx, `dtype: "q8"` is model_quantized.onnx.
 _FILES = {"fp32": "model.onnx", "fp16": "model_fp16.onnx", "int8": "model_quantized.onnx"}
 _RESAMPLE = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3}  # Pillow's numbers
 
 
 @dataclass(frozen=True)
 class HuggingFaceOptions(OnnxOptions):
-    """How to export the file; see `OnnxOptions`."""
+    """Options of the exported file; see `OnnxOptions`."""
 
     input_name: str = "pixel_values"
 
@@ -52,12 +52,12 @@ class HuggingFaceTarget(Target):
     packages = OnnxTarget.packages
 
     def check_path(self, path: Path, options: HuggingFaceOptions) -> None:
-        """Raises ExportError if there is something at `path`."""
+        """Raise ExportError if `path` exists."""
         if path.exists() and not options.force:
             raise ExportError(f"{path} exists; ", Argument("force", True), " replaces it")
 
     def export(self, source: ModelSource, path: Path, options: HuggingFaceOptions) -> OnnxArtifact:
-        """Write the folder; one that does not agree with PyTorch is `PATH.unverified`."""
+        """Write the folder; if it does not agree with PyTorch, it is named `PATH.unverified`."""
         name = _FILES[options.precision]
         with scratch_folder(path.with_name(f"{path.name}.export")) as workplace:
             artifact = OnnxTarget().export(source, workplace / name, options)
@@ -89,7 +89,7 @@ def _config(info: ExportInfo) -> dict[str, Any]:
 
 
 def _preprocessor(info: ExportInfo) -> dict[str, Any]:
-    """Scale the shorter side (of the crop mode 'squash' both), crop the center, normalise: what timm does."""
+    """timm's preprocessing: scale the shorter side (both for the crop mode 'squash'), crop the center, normalise."""
     _, height, width = info.input_size
     if info.interpolation not in _RESAMPLE:
         raise ExportError(f"{info.source}: these libraries do not resize images by {info.interpolation!r}")

@@ -1,4 +1,4 @@
-"""Images to compare and to calibrate on: real ones, spread evenly over a folder or data set, or generated ones.
+"""Images for comparison and calibration: real ones, spread evenly over a folder or data set, or generated ones.
 
 Axes: B images, C channels, H/W height and width.
 """
@@ -29,13 +29,13 @@ _SEED = 0
 
 @dataclass(frozen=True, eq=False)
 class ImageSource:
-    """Images to compare or to calibrate on: a folder, or a labelled data set.
+    """Images for comparison or calibration: a folder, or a labelled data set.
 
     Args:
-        name: a folder, with or without class folders, or a data set of `glit eval`.
-        root: the named data set's folder.
-        training: take them from the training split, where there is one.
-        fifth: True takes every fifth image alone, False all others, None all.
+        name: a folder, with or without class folders, or a data set as for `glit eval`.
+        root: folder of the named data set.
+        training: use the training split, if there is one.
+        fifth: True uses only every fifth image, False all others, None all.
     """
 
     name: str
@@ -61,7 +61,7 @@ class ImageSource:
         return open_labelled(self.name, self.root)
 
     def pick(self, count: int) -> tuple[list[Image.Image], np.ndarray | None, LabelledSplit | None]:
-        """`count` images in RGB, spread evenly over all there are, with labels [B] and data set where there are any.
+        """`count` RGB images, spread evenly over all images, with labels [B] and data set if they have labels.
 
         Raises:
             DataError: if there are none, or one cannot be read; names it.
@@ -84,7 +84,7 @@ class ImageSource:
 
 
 def generated_images(count: int, size: tuple[int, int], seed: int = _SEED) -> list[Image.Image]:
-    """Smooth random images of about a height and width, each of another size; the same ones for the same seed."""
+    """Smooth random images of about this height and width, each of another size; the same for the same seed."""
     rng = np.random.default_rng(seed)
     height, width = size
     made = []
@@ -97,7 +97,7 @@ def generated_images(count: int, size: tuple[int, int], seed: int = _SEED) -> li
 
 
 def prepare(info: ExportInfo, images: Sequence[Image.Image]) -> np.ndarray:
-    """Images as timm's transform prepares them, [B, C, H, W] in float32."""
+    """Preprocess images with timm's transform, [B, C, H, W] in float32."""
     transform = create_transform(**info.data_config)
     if info.input_size[0] != 3:
         transform = Compose([Grayscale(info.input_size[0]), transform])

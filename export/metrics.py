@@ -1,4 +1,4 @@
-"""What a server counts, in the text format of Prometheus.
+"""Collect the metrics of a server, in the text format of Prometheus.
 
 https://prometheus.io/docs/instrumenting/exposition_formats/
 """
@@ -26,7 +26,7 @@ _NAMES = {
 @final
 @dataclass(eq=False)
 class Metrics:
-    """What is counted of one model. Only one thread may write to it."""
+    """The metrics of one model. Only one thread may write to it."""
 
     requests: int = 0
     failures: int = 0
@@ -36,7 +36,7 @@ class Metrics:
     _latencies: Counter[int] = field(default_factory=Counter)  # index of the first bound that a request met
 
     def observe(self, seconds: float, images: int, failed: bool) -> None:
-        """Count a request that took so long for so many images."""
+        """Count a request with its duration and number of images."""
         self.requests += 1
         self.failures += failed
         self.images += images
@@ -44,13 +44,13 @@ class Metrics:
         self._latencies[bisect_left(_BOUNDS, seconds)] += 1
 
     def buckets(self) -> dict[str, int]:
-        """How many requests took at most so many seconds."""
+        """Cumulative number of requests within each bound."""
         met = [sum(self._latencies[below] for below in range(index + 1)) for index in range(len(_BOUNDS))]
         return {**{f"{bound:g}": count for bound, count in zip(_BOUNDS, met, strict=True)}, "+Inf": self.requests}
 
 
 def exposition(models: Mapping[str, Metrics]) -> str:
-    """The text that is served, of models by name. A name has no quotes, backslashes or line breaks."""
+    """The exposition text for models by name. A name has no quotes, backslashes or line breaks."""
     lines = []
     for name, text in _NAMES.items():
         lines += [f"# HELP glit_{name}_total {text}", f"# TYPE glit_{name}_total counter"]

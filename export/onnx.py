@@ -1,7 +1,7 @@
-"""`export_onnx`: a model as one ONNX file that runs without this repository, compared with PyTorch.
+"""`export_onnx`: export a model to a stand-alone ONNX file, and compare it with PyTorch.
 
-It puts the steps together: the form (`form.py`), the graph (`graph.py`, `preprocessing.py`), int8 (`quantize.py`) and
-the comparison (`verify.py`). `runtime.py` reads such files.
+It combines the form (`form.py`), the graph (`graph.py`, `preprocessing.py`), int8 (`quantize.py`) and the comparison
+(`verify.py`). `runtime.py` reads the files.
 
 Axes: B batch, C channels, H/W image height and width, K classes.
 """
@@ -36,29 +36,29 @@ from .tracing import trace
 if TYPE_CHECKING:
     import onnx
 
-    Built = tuple[onnx.ModelProto, list[str]]  # and what was chosen, in words
+    Built = tuple[onnx.ModelProto, list[str]]  # with a description of what was chosen
 
 __all__ = ["OPSETS", "OnnxArtifact", "OnnxOptions", "OnnxTarget", "build_graph", "checked_graph", "export_onnx"]
 
-OPSETS = (20, 23, 18)  # the default first. `Resize` as Pillow does it came with 18, `Gelu` with 20, `Attention` with 23
+OPSETS = (20, 23, 18)  # default first; Pillow's `Resize` needs 18, `Gelu` 20, `Attention` 23
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "int8": torch.float32}
 
 
 @dataclass(frozen=True)
 class OnnxArtifact(Artifact):
-    """An exported ONNX file; see `Artifact`. `num_nodes` is of its graph."""
+    """An exported ONNX file; see `Artifact`. `num_nodes` is the number of nodes in its graph."""
 
     num_nodes: int = 0
 
     @property
     def facts(self) -> tuple[str, ...]:
-        """What to print beside the path."""
+        """The facts to print next to the path."""
         return (*super().facts, f"{self.num_nodes} nodes")
 
 
 @dataclass(frozen=True)
 class OnnxOptions(TargetOptions):
-    """How to export; see `export_onnx`."""
+    """Options of the export; see `export_onnx`."""
 
     opset: int | None = None
     precision: Precision = "fp32"
@@ -96,13 +96,13 @@ class OnnxOptions(TargetOptions):
 
     @property
     def opset_number(self) -> int:
-        """The opset, chosen where none was given."""
+        """The opset, or the default for the precision."""
         return self.opset or (23 if self.precision == "bf16" else OPSETS[0])
 
 
 @register_target
 class OnnxTarget(Target):
-    """One ONNX file."""
+    """A single ONNX file."""
 
     name = "onnx"
     suffix = ".onnx"
@@ -114,13 +114,13 @@ class OnnxTarget(Target):
         if options.verify and options.calibration is not None and options.images is None:
             options = _hold_out(options)
 
-        # An unverified file may be for a machine that can do more than this one.
+        # An unverified file may be meant for a machine with more features than this one.
         proto, notes = checked_graph(source, options) if options.verify else _build(source, options)
         content, num_nodes = graph.to_bytes(proto), len(proto.graph.node)
         info = ExportInfo.from_texts({item.key: item.value for item in proto.metadata_props}, str(path))
 
         def load(temporary: Path) -> OnnxClassifier:
-            # A provider that was named is the one to be judged, not what ONNX Runtime falls back to.
+            # Verify the named provider, not a fallback of ONNX Runtime.
             return OnnxClassifier(temporary, options.providers, strict=options.providers is not None)
 
         about = {"bytes": len(content), "nodes": num_nodes, "notes": notes}
@@ -145,33 +145,33 @@ def export_onnx(
     input_name: str = INPUT,
     force: bool = False,
 ) -> OnnxArtifact:
-    """Export a model to one ONNX file, and compare what it computes with PyTorch.
+    """Export a model to one ONNX file, and compare its outputs with PyTorch's.
 
     Args:
         model: a model of any family, which is not changed; 'model.tag', a weight folder, or a Hub repository.
-        path: of the file.
-        opset: 20, which runtimes of the last years take; 23, whose attention is one operator; or 18. None takes 20, or
-            23 for bf16.
-        precision: 'fp32'; 'fp16' or 'bf16', where norms and softmax stay in float32; 'int8', of matrix products and
+        path: file to write.
+        opset: 20, which common runtimes support; 23, where attention is one operator; or 18. None uses 20, or 23 for
+            bf16.
+        precision: 'fp32'; 'fp16' or 'bf16', which keep norms and softmax in float32; 'int8', for matrix products and
             convolutions.
-        batch: images at a time; None for any number.
-        image_size: height and width; 'dynamic' for any that the patch divides; None for the model's own.
+        batch: batch size; None for any.
+        image_size: height and width; 'dynamic' for any multiples of the patch size; None for the model's.
         preprocess: put resizing, cropping and normalising into the graph, from uint8 images [B, h, w, C].
-        calibration: images like those that an int8 network will see.
-        dynamic_int8: choose the scales of activations at run time, without calibration.
-        verify: on how many images to compare; 0 for none, which leaves the file marked `.unverified`.
-        images: to compare on, rather than generated ones; of int8, rather than every fifth calibration image, which the
-            calibration then does without.
-        providers: to verify with, the first of them and no other; None takes the fastest that works.
-        input_name: of the graph's input; transformers calls it 'pixel_values'.
+        calibration: representative images for int8.
+        dynamic_int8: compute the scales of activations at run time, without calibration.
+        verify: number of images to compare on; 0 for none, which marks the file as `.unverified`.
+        images: images to compare on. Default: generated ones; for int8, every fifth calibration image, which is then
+            not used for calibration.
+        providers: to verify with; only the first is used. None uses the fastest that works.
+        input_name: name of the graph's input; transformers uses 'pixel_values'.
         force: replace an existing file.
 
     Returns:
         The artifact; if it does not agree with PyTorch, its file has the suffix `.unverified`.
 
     Raises:
-        ExportError: on options that do not go together, a path that exists or cannot be written, or a graph that the
-            provider cannot run. WeightsError, SpecError, DataError: on a bad model, size or image.
+        ExportError: on incompatible options, a path that exists or cannot be written, or a graph that the provider
+            cannot run. WeightsError, SpecError, DataError: on an invalid model, size or image.
     """
     artifact = export_model(
         model, path, OnnxTarget.name, opset=opset, precision=precision, batch=batch, image_size=image_size,
@@ -183,7 +183,7 @@ def export_onnx(
 
 
 def _hold_out(options: OnnxOptions) -> OnnxOptions:
-    """Compare on every fifth of the calibration images, if they are that many: generated ones lie between classes."""
+    """Hold out every fifth calibration image for comparison, if there are enough; generated ones are ambiguous."""
     assert options.calibration is not None
     held_out = dataclasses.replace(options.calibration, fifth=True)
     with contextlib.suppress(DataError):  # too few
@@ -197,7 +197,7 @@ def _hold_out(options: OnnxOptions) -> OnnxOptions:
 
 
 def checked_graph(source: ModelSource, options: OnnxOptions) -> Built:
-    """The graph, which ONNX Runtime can run here, and what was chosen. Raises as `export_onnx`."""
+    """The graph, after a test that ONNX Runtime can run it, and what was chosen. Raises as `export_onnx`."""
     try:
         proto, notes = _build(source, options)
         _open(proto, options, options.opset_number)
@@ -213,16 +213,16 @@ def _build(source: ModelSource, options: OnnxOptions) -> Built:
 
 
 def _open(proto: onnx.ModelProto, options: OnnxOptions, opset: int) -> None:
-    """Raises UnrunnableError if ONNX Runtime cannot run it here."""
+    """Raise UnrunnableError if ONNX Runtime cannot run it on this machine."""
     where, providers = f"opset {opset} with {options.precision}", options.providers
     sessions.open_session(graph.to_bytes(proto), providers, strict=providers is not None, where=where)
 
 
 def _what_works(source: ModelSource, options: OnnxOptions) -> str:
-    """Another opset or precision that can be run here, whichever is likelier to be the trouble first."""
+    """Suggest another opset or precision that runs on this machine; tries the likelier cause first."""
     opset, precision = options.opset_number, options.precision
     lower: list[tuple[int, Any]] = [(opset, other) for other in ("fp16", "fp32") if other != precision]
-    # Another opset in eight bits would have to be calibrated anew, and bf16 has but one.
+    # Another opset for int8 would need calibration again, and bf16 has only one.
     others: list[tuple[int, Any]] = [(n, precision) for n in OPSETS if precision in ("fp32", "fp16") and n != opset]
     for number, lesser in others + lower if precision == "fp32" else lower + others:
         other = dataclasses.replace(options, precision=lesser, calibration=None, dynamic_int8=False)
@@ -235,17 +235,17 @@ def _what_works(source: ModelSource, options: OnnxOptions) -> str:
 
 
 def build_graph(source: ModelSource, options: OnnxOptions, opset: int) -> onnx.ModelProto:
-    """The checked graph of a model, with its metadata.
+    """Build the checked graph of a model, with its metadata.
 
     Raises:
-        ExportError: if it cannot be built. SpecError: if the patch does not divide the image size.
+        ExportError: if it cannot be built. SpecError: if the image size is not a multiple of the patch size.
     """
     info = _describe(source, options, opset)
     return _finished(_network(source, options, opset)[0], info, options.input_name)
 
 
 def _int8(source: ModelSource, options: OnnxOptions, opset: int) -> Built:
-    """The same in eight bits; without calibration images, ranges are found at run time."""
+    """Quantise the graph to int8; without calibration images, ranges are computed at run time."""
     from .quantize import quantize_dynamically, quantize_statically
 
     info = _describe(source, options, opset)
@@ -262,18 +262,18 @@ def _describe(source: ModelSource, options: OnnxOptions, opset: int) -> ExportIn
 
 
 def _network(source: ModelSource, options: OnnxOptions, opset: int) -> tuple[onnx.ModelProto, ExportForm]:
-    """The graph from prepared images to logits, in float32 for int8, and what it was traced from."""
+    """The graph from preprocessed images to logits, in float32 for int8, and the form that it was traced from."""
     info = _describe(source, options, opset)
     dtype = _DTYPES[options.precision]
     form = ExportForm(source.model, "operator" if opset >= 23 else "products", dtype, options.image_size)
-    # numpy has no bfloat16, so that nobody could give or take it.
+    # numpy has no bfloat16, so inputs are float32.
     images_dtype = torch.float32 if dtype == torch.bfloat16 else dtype
     images = torch.zeros((options.batch or 2, *info.input_size), dtype=images_dtype)
     return graph.clean(trace(form, images, info)), form
 
 
 def _finished(proto: onnx.ModelProto, info: ExportInfo, input_name: str) -> onnx.ModelProto:
-    """The network with the preprocessing in front, if it is to be there, and its metadata; checked."""
+    """Add the preprocessing in front of the network, if requested, and the metadata; check the result."""
     if info.preprocess:
         element = proto.graph.input[0].type.tensor_type.elem_type
         graph.join(preprocessing_graph(info, element), proto, (PREPARED, INPUT))

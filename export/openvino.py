@@ -1,6 +1,6 @@
-"""OpenVINO's own format: `model.xml` and `model.bin` in a folder, for Intel's processors and graphics.
+"""Export to OpenVINO's format: `model.xml` and `model.bin` in a folder, for Intel's CPUs and GPUs.
 
-The model is the ONNX graph of `onnx.py`, read by OpenVINO. https://docs.openvino.ai
+OpenVINO converts the ONNX graph of `onnx.py`. https://docs.openvino.ai
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from .writing import UNVERIFIED
 __all__ = ["OpenVinoModel", "OpenVinoOptions", "OpenVinoTarget"]
 
 _PRECISIONS = ("fp32", "fp16", "int8")
-_INFO = "glit"  # the key under which `model.xml` says what it is
+_INFO = "glit"  # key of our metadata in `model.xml`
 
 
 @dataclass(frozen=True)
 class OpenVinoOptions(OnnxOptions):
-    """How to export; see `OnnxOptions`. With fp16 the weights are stored in half precision."""
+    """Options of the export; see `OnnxOptions`. With fp16 the weights are stored in half precision."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -52,10 +52,10 @@ class OpenVinoOptions(OnnxOptions):
 
 @final
 class OpenVinoModel:
-    """A model that OpenVINO runs on the CPU, in float32 unless its weights say otherwise.
+    """A model that OpenVINO runs on the CPU, in float32 unless its weights have another precision.
 
     Args:
-        path: of `model.xml`.
+        path: path of `model.xml`.
 
     Raises:
         ExportError: if OpenVINO is missing or cannot read it.
@@ -70,18 +70,18 @@ class OpenVinoModel:
         try:
             model = core.read_model(str(path))
             self.info = ExportInfo.from_texts(_texts(model), str(path))
-            # Otherwise processors with a matrix unit compute in bfloat16.
+            # Otherwise CPUs with a matrix unit compute in bfloat16.
             self._compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
         except RuntimeError as error:
             raise ExportError(f"{path}: OpenVINO cannot read it ({first_line(error)})") from None
 
     def logits(self, images: np.ndarray) -> np.ndarray:
-        """Logits [B, K] in float32 of prepared images [B, C, H, W] in float32; any B."""
+        """Logits [B, K] in float32 of preprocessed images [B, C, H, W] in float32; any B."""
         return self.info.run_in_batches(images, lambda batch: self._compiled(batch)[0])
 
 
 def _texts(model: Any) -> dict[str, str]:
-    """What the file says of itself; nothing if it is not one of ours."""
+    """The metadata strings of the file; empty if it was not written by this package."""
     if not model.has_rt_info([_INFO]):
         return {}
     texts = parse_json(model.get_rt_info([_INFO]).astype(str))
@@ -99,12 +99,12 @@ class OpenVinoTarget(Target):
     extra = "openvino"
 
     def check_path(self, path: Path, options: OpenVinoOptions) -> None:
-        """Raises ExportError if there is something at `path`."""
+        """Raise ExportError if `path` exists."""
         if path.exists() and not options.force:
             raise ExportError(f"{path} exists; ", Argument("force", True), " replaces it")
 
     def export(self, source: ModelSource, path: Path, options: OpenVinoOptions) -> Artifact:
-        """Write the folder; one that does not agree with PyTorch is `PATH.unverified`."""
+        """Write the folder; if it does not agree with PyTorch, it is named `PATH.unverified`."""
         stored_as_half = options.precision == "fp16"
         built = dataclasses.replace(options, precision="fp32") if stored_as_half else options
         graph, notes = checked_graph(source, built)
@@ -128,7 +128,7 @@ class OpenVinoTarget(Target):
 
 
 def _convert(onnx_file: bytes, folder: Path, texts: dict[str, str], stored_as_half: bool) -> None:
-    """Write an ONNX graph as `model.xml` and `model.bin`. Raises ExportError if OpenVINO cannot read it."""
+    """Convert an ONNX graph to `model.xml` and `model.bin`. Raises ExportError if OpenVINO cannot read it."""
     openvino = require("openvino", "openvino")
     (folder / "model.onnx").write_bytes(onnx_file)
     try:

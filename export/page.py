@@ -1,4 +1,4 @@
-"""The page of `glit serve`: an image is dropped on it, and the most probable classes are shown. Loads nothing else."""
+"""The web page of `glit serve`: drop an image on it to see the most probable classes. Loads no other resources."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
-"""timm's preprocessing for scoring as an ONNX graph: uint8 images [B, h, w, C] to prepared images [B, C, H, W].
+"""Build timm's evaluation preprocessing as an ONNX graph: uint8 images [B, h, w, C] to preprocessed [B, C, H, W].
 
-It builds a graph and says what it cannot build; joining it to a network is `onnx.py`'s.
+`onnx.py` joins this graph to a network.
 
-Images are resized as Pillow does: filtered against aliasing, in whole levels of 0 to 255, rows first. ONNX Runtime's
-result is within `PIXEL_TOLERANCE` level of timm's transform, and the same where nothing is resized. A recent Pillow
-filters the columns first of an image that is higher than wide and shrinks; the roundings then fall otherwise, and
-some pixels of strong contrast differ by more. So 19 pixels in 20 of every image are held to the tolerance.
+Images are resized as in Pillow: with antialiasing, in integer levels of 0 to 255, rows first. ONNX Runtime's result is
+within `PIXEL_TOLERANCE` level of timm's transform, and equal if nothing is resized. A recent Pillow filters columns
+first when it shrinks an image that is higher than wide; rounding then differs, and some pixels with strong contrast
+differ by more. So 19 of 20 pixels of every image must be within the tolerance.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ PIXEL_TOLERANCE = 1.0  # levels of 255
 PIXEL_QUANTILE = 0.95
 PREPARED = "prepared"
 _MODES: dict[str, dict[str, Any]] = {
-    "bicubic": {"mode": "cubic", "cubic_coeff_a": -0.5},  # Pillow's; ONNX's default is -0.75
+    "bicubic": {"mode": "cubic", "cubic_coeff_a": -0.5},  # as in Pillow; ONNX's default is -0.75
     "bilinear": {"mode": "linear"},
 }
 _CROPS = ("center", "squash")
 
 
 def preprocessing_graph(info: ExportInfo, element_type: int) -> onnx.GraphProto:
-    """The graph from `images` to `prepared`.
+    """Build the graph from `images` to `prepared`.
 
     Args:
-        info: `input_size`, `mean`, `std`, `interpolation`, `crop_pct` and `crop_mode` are what it follows.
+        info: `input_size`, `mean`, `std`, `interpolation`, `crop_pct` and `crop_mode` set the preprocessing.
         element_type: ONNX's number of the network's type.
 
     Raises:
-        ExportError: on an interpolation or a crop that has no such graph; says which have.
+        ExportError: on an interpolation or a crop that is not supported; lists the supported ones.
     """
     if info.interpolation not in _MODES:
         raise ExportError(
@@ -60,7 +60,7 @@ def preprocessing_graph(info: ExportInfo, element_type: int) -> onnx.GraphProto:
     channels, height, width = info.input_size
     scaled = _resized_size(steps, info)
     image = steps.add("Transpose", [INPUT], perm=[0, 3, 1, 2])
-    # Outside pixels are left out of the filter rather than repeated, as Pillow does.
+    # Pixels outside the image are excluded from the filter instead of repeated, as in Pillow.
     resize: dict[str, Any] = {"antialias": 1, "exclude_outside": 1, "coordinate_transformation_mode": "half_pixel"}
     # All four sizes, because ONNX Runtime moves the Transpose past a Resize and then misreads one with `axes`.
     sizes = steps.add("Concat", [steps.add("Shape", [image], start=0, end=2), scaled], axis=0)
@@ -84,7 +84,7 @@ def preprocessing_graph(info: ExportInfo, element_type: int) -> onnx.GraphProto:
 
 
 def preprocessing_model(info: ExportInfo) -> bytes:
-    """The same graph as a file of its own, for any batch, giving float32. Raises what `preprocessing_graph` does."""
+    """The graph as a separate model, for any batch, with float32 output. Raises the errors of `preprocessing_graph`."""
     onnx = require("onnx")
     opset = onnx.helper.make_opsetid("", info.opset)
     version = onnx.helper.find_min_ir_version_for([opset])
@@ -95,7 +95,7 @@ def preprocessing_model(info: ExportInfo) -> bytes:
 
 
 class _Steps:
-    """Nodes and constants as they are added. Final."""
+    """Collects nodes and constants. Final."""
 
     def __init__(self, onnx: Any) -> None:
         self.onnx = onnx
@@ -127,7 +127,7 @@ class _Steps:
         return self._constant(self.onnx.TensorProto.FLOAT, values, shape)
 
     def cast(self, value: str, to: str) -> str:
-        """The value as INT64 or DOUBLE."""
+        """The value converted to INT64 or DOUBLE."""
         return self.add("Cast", [value], to=getattr(self.onnx.TensorProto, to))
 
 
@@ -138,17 +138,17 @@ def _resized_size(steps: _Steps, info: ExportInfo) -> str:
     if info.crop_mode == "squash":
         return steps.integers(*target)
     size = steps.add("Shape", [INPUT], start=1, end=3)
-    if target[0] == target[1]:  # torchvision's Resize: the short side to the target, the long one rounded down
+    if target[0] == target[1]:  # torchvision's Resize: shorter side to the target, longer one rounded down
         short = steps.add("ReduceMin", [size], keepdims=1)
         return steps.add("Div", [steps.add("Mul", [size, steps.integers(target[0])]), short])
-    # timm's ResizeKeepRatio: both sides by the smaller ratio, rounded to the nearest
+    # timm's ResizeKeepRatio: both sides by the smaller ratio, rounded to the nearest.
     size = steps.cast(size, "DOUBLE")
     ratio = steps.add("ReduceMin", [steps.add("Div", [size, steps.doubles(*target)])], keepdims=1)
     return steps.cast(steps.add("Round", [steps.add("Div", [size, ratio])]), "INT64")
 
 
 def _crop(steps: _Steps, image: str, size: str, target: tuple[int, int]) -> str:
-    """The middle of a resized image, from where torchvision's CenterCrop begins."""
+    """The centre of a resized image, with the offset of torchvision's CenterCrop."""
     excess = steps.cast(steps.add("Sub", [size, steps.integers(*target)]), "DOUBLE")
     half = steps.add("Round", [steps.add("Mul", [excess, steps.doubles(0.5)])])
     start = steps.cast(half, "INT64")

@@ -1,6 +1,6 @@
-"""`export_torch`: a model as a `torch.export` program, or compiled by AOTInductor; loaded without our code.
+"""`export_torch`: export a model as a `torch.export` program, or compiled by AOTInductor; loads without this package.
 
-The counterpart of `onnx.py` for those who stay with torch.
+The counterpart of `onnx.py` for users of torch.
 
 Axes: B batch, C channels, H/W image height and width, K classes.
 """
@@ -34,13 +34,13 @@ __all__ = ["CompiledTarget", "Program", "TorchOptions", "TorchTarget", "export_t
 
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 _INFO = "glit.json"
-# Where in torch's sources and ours each node came from, with paths of this machine.
+# Where in torch's and this package's source each node came from, with paths of this machine.
 _TRACES = ("stack_trace", "nn_module_stack", "source_fn_stack", "from_node", "torch_fn")
 
 
 @dataclass(frozen=True)
 class TorchOptions(TargetOptions):
-    """How to export; see `export_torch`."""
+    """Options of the export; see `export_torch`."""
 
     precision: Precision = "fp32"
     batch: int | None = None
@@ -87,7 +87,7 @@ class TorchTarget(Target):
 
 
 def _in_memory(save: Callable[[BytesIO], object]) -> Callable[[Path], None]:
-    """Let torch save into memory, and write that: on a full disk its own writer ends the process."""
+    """Let torch save into memory, then write the bytes: on a full disk, torch's writer would abort the process."""
 
     def write(path: Path) -> None:
         file = BytesIO()
@@ -99,12 +99,12 @@ def _in_memory(save: Callable[[BytesIO], object]) -> Callable[[Path], None]:
 
 @register_target
 class CompiledTarget(TorchTarget):
-    """A program compiled for this machine's kind by AOTInductor; needs a C++ compiler."""
+    """A program compiled for this type of machine by AOTInductor; needs a C++ compiler."""
 
     name = "aoti"
 
     def check_path(self, path: Path, options: TorchOptions) -> None:
-        """Also raises ExportError where there is no C++ compiler."""
+        """Also raises ExportError if there is no C++ compiler."""
         if not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))):
             raise ExportError("a compiled package needs a C++ compiler; install g++, or leave the program uncompiled")
         super().check_path(path, options)
@@ -125,23 +125,23 @@ def export_torch(
     images: ImageSource | None = None,
     force: bool = False,
 ) -> Artifact:
-    """Export a model to a `.pt2` file, and compare what it computes with the model.
+    """Export a model to a `.pt2` file, and compare its outputs with the model's.
 
     Args:
         model: a model of any family, which is not changed; 'model.tag', a weight folder, or a Hub repository.
-        path: of the file, which must end in `.pt2`.
-        compiled: compile it for this machine's kind (AOTInductor; needs a C++ compiler) instead of writing a program
+        path: file to write, which must end in `.pt2`.
+        compiled: compile it for this type of machine (AOTInductor; needs a C++ compiler) instead of writing a program
             that any torch can load.
         precision: 'fp32', 'fp16' or 'bf16'.
-        batch: images at a time; None for any number.
-        image_size: height and width; None for the model's own.
-        verify: number of images on which both are compared; 0 for none.
-        images: to compare on; None generates some.
-        force: replace a file that exists.
+        batch: batch size; None for any.
+        image_size: height and width; None for the model's.
+        verify: number of images to compare on; 0 for none.
+        images: images to compare on; None generates some.
+        force: replace an existing file.
 
     Raises:
-        ExportError: on options that do not go together, a path that exists or cannot be written, or a missing
-            compiler. WeightsError, SpecError, DataError: on a bad model, size or image.
+        ExportError: on incompatible options, a path that exists or cannot be written, or a missing compiler.
+            WeightsError, SpecError, DataError: on an invalid model, size or image.
     """
     target = CompiledTarget.name if compiled else TorchTarget.name
     return export_model(
@@ -167,7 +167,7 @@ def _compile(program: torch.export.ExportedProgram, info: ExportInfo) -> Callabl
     def save(file: BytesIO) -> None:
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # the compiler's, of what it chose
+                warnings.simplefilter("ignore")  # from the compiler, about its choices
                 configs = {"aot_inductor.metadata": info.to_texts()}
                 aoti_compile_and_package(program, package_path=file, inductor_configs=configs)
         except (RuntimeError, OSError, ImportError) as error:
@@ -177,13 +177,13 @@ def _compile(program: torch.export.ExportedProgram, info: ExportInfo) -> Callabl
 
 
 class Program:
-    """A file that `export_torch` wrote, loaded to be run on the CPU. Final.
+    """A file written by `export_torch`, loaded to run on the CPU. Final.
 
     Attributes:
-        info: what the file says of itself. provider: 'torch' or 'AOTInductor'. input_dtype: of what `logits` takes.
+        info: metadata of the file. provider: 'torch' or 'AOTInductor'. input_dtype: type of the input of `logits`.
 
     Raises:
-        ExportError: if it is no whole program, or none of ours.
+        ExportError: if the program is incomplete, or was not written by this package.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -195,7 +195,7 @@ class Program:
         self._call: Callable[[Tensor], Tensor]
         try:
             texts = self._load()
-        except Exception as error:  # torch's readers raise what they like on a damaged file
+        except Exception as error:  # torch's readers can raise anything on a damaged file
             raise ExportError(f"{self.path}: not a whole torch program ({first_line(error)})") from None
         self.info = ExportInfo.from_texts(texts, str(self.path))
 
@@ -203,7 +203,7 @@ class Program:
         extra: dict[str, Any] = {_INFO: ""}
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # torch 2.11's, of its own buffers
+                warnings.simplefilter("ignore")  # from torch 2.11, about its buffers
                 program = torch.export.load(self.path, extra_files=extra)
         except Exception:
             from torch._inductor import aoti_load_package
@@ -217,7 +217,7 @@ class Program:
 
     @torch.inference_mode()
     def logits(self, images: np.ndarray) -> np.ndarray:
-        """Logits [B, K] in float32 of prepared images [B, C, H, W] in float32; any B."""
+        """Logits [B, K] in float32 of preprocessed images [B, C, H, W] in float32; any B."""
         return self.info.run_in_batches(
             images, lambda batch: self._call(torch.from_numpy(np.ascontiguousarray(batch))).numpy()
         )

@@ -1,6 +1,6 @@
-"""Requests and answers of the Open Inference Protocol (KServe v2) with its extensions for binary data and classes.
+"""Requests and responses of the Open Inference Protocol (KServe v2), with its extensions for binary data and classes.
 
-Parses the body of a request into an array, and writes logits into the body of an answer.
+Parses the body of a request into an array, and writes logits into the body of a response.
 https://github.com/kserve/open-inference-protocol
 https://github.com/triton-inference-server/server/tree/main/docs/protocol
 """
@@ -38,7 +38,7 @@ class Tensor(BaseModel):
 
 
 class Requested(BaseModel):
-    """An output that is asked for."""
+    """A requested output."""
 
     name: StrictStr
     parameters: dict[str, Any] = {}
@@ -55,7 +55,7 @@ class InferRequest(BaseModel):
 
 @dataclass(frozen=True)
 class Answer:
-    """A body, and how long its JSON is where bytes follow it."""
+    """A body, and the length of its JSON if binary data follows it."""
 
     body: bytes
     header_length: int | None
@@ -68,12 +68,12 @@ def parse(body: bytes, header_length: str | None, name: str, dtype: np.dtype) ->
     """Read a request.
 
     Args:
-        body: JSON, which binary data may follow.
-        header_length: the length of the JSON as the HTTP header has it; None if nothing follows.
+        body: JSON, optionally followed by binary data.
+        header_length: the length of the JSON, from the HTTP header; None if nothing follows.
         name, dtype: of the only input.
 
     Raises:
-        DataError: in one line, on what does not hold to the protocol, or another name or type.
+        DataError: in one line, if it violates the protocol or has another name or type.
     """
     length = _header_length(header_length, len(body))
     try:
@@ -113,7 +113,7 @@ def _check_output(output: Requested) -> None:
 
 
 def _array(tensor: Tensor, rest: bytes, dtype: np.dtype) -> np.ndarray:
-    """The values of an input. `rest` is what follows the JSON."""
+    """The values of an input. `rest` is the data after the JSON."""
     if "shared_memory_region" in tensor.parameters:
         raise DataError("shared memory is not supported")
     if any(side < 0 for side in tensor.shape):
@@ -138,10 +138,10 @@ def _array(tensor: Tensor, rest: bytes, dtype: np.dtype) -> np.ndarray:
 
 
 def _from_json(tensor: Tensor, dtype: np.dtype) -> np.ndarray:
-    """Numbers in a list, nested or flat."""
+    """Convert a nested or flat list of numbers to an array."""
     try:
         given = np.asarray(tensor.data)
-    except ValueError:  # of several lengths
+    except ValueError:  # ragged lists
         given = np.asarray(None)
     if given.size == 0:
         return np.empty(0, dtype)
@@ -150,18 +150,18 @@ def _from_json(tensor: Tensor, dtype: np.dtype) -> np.ndarray:
         raise DataError(f"input {tensor.name!r}: 'data' must be {kind}, in lists of equal lengths")
     if dtype.kind == "u" and (given.min() < 0 or given.max() > np.iinfo(dtype).max):
         raise DataError(f"input {tensor.name!r}: values go from 0 to {np.iinfo(dtype).max}")
-    with np.errstate(over="ignore"):  # what does not fit is infinite, which is refused
+    with np.errstate(over="ignore"):  # overflow gives infinity, which is rejected
         return given.astype(dtype)
 
 
-# ---- answers ----
+# ---- responses ----
 
 
 def answer(model: str, version: str, request: InferRequest, logits: np.ndarray, labels: Sequence[str]) -> Answer:
-    """The body that answers a request.
+    """The body of the response to a request.
 
     Args:
-        logits: [B, K]. labels: of the K classes.
+        logits: [B, K]. labels: names of the K classes.
     """
     wanted = request.outputs[0].parameters if request.outputs else {}
     binary = wanted.get("binary_data", request.parameters.get("binary_data_output", False)) is True
@@ -183,7 +183,7 @@ def _numbers(values: np.ndarray, binary: bool) -> tuple[list[float], bytes]:
 
 
 def _texts(texts: list[str], binary: bool) -> tuple[list[str], bytes]:
-    """Texts of the type BYTES: each is its length in four bytes and itself."""
+    """Encode strings as the type BYTES: each is its length in four bytes, then its bytes."""
     if not binary:
         return texts, b""
     encoded = [text.encode() for text in texts]
@@ -191,7 +191,7 @@ def _texts(texts: list[str], binary: bool) -> tuple[list[str], bytes]:
 
 
 def _classes(logits: np.ndarray, count: int, labels: Sequence[str]) -> list[list[str]]:
-    """For each image `value:index:label` of the best classes, the best first."""
+    """For each image, `value:index:label` of the best classes, best first."""
     order = np.argsort(-logits, axis=1, kind="stable")[:, :count]
     return [
         [f"{row[index]:f}:{index}:{labels[index]}" for index in indices]

@@ -1,10 +1,10 @@
-"""int8: a float32 graph whose linear layers compute in eight bits, by ONNX Runtime's quantiser.
+"""Quantise a float32 graph to int8 with ONNX Runtime: its linear layers compute in eight bits.
 
-Static by default: calibration images give the range of each activation, and measured sensitivity says which layers
-stay in float. It makes graphs out of graphs; comparing with PyTorch is `verify.py`'s.
+Quantisation is static by default: calibration images give the range of each activation, and the measured sensitivity
+of layers decides which of them stay in float. `verify.py` compares the result with PyTorch.
 
-Depthwise convolutions stay in float: quantised they are no faster (`python -m benchmarks.export`), norms, softmax and
-activation functions because they are small and need the range.
+Depthwise convolutions stay in float, because they are no faster in int8 (`python -m benchmarks.export`); norms, softmax
+and activation functions do, because they are small and need the range.
 """
 
 from __future__ import annotations
@@ -38,24 +38,24 @@ if TYPE_CHECKING:
 __all__ = ["quantize_dynamically", "quantize_statically"]
 
 CALIBRATION_IMAGES = 256
-_FEWER_IMAGES = 64  # that are tried first
+_FEWER_IMAGES = 64  # number of images that is tried first
 _SENSITIVITY_IMAGES = 16
 _BATCH = 16
-_KEPT = (0, 1, 2, 4, 8, 16, 32)  # layers in float, tried in turn
-ENOUGH = 99.0  # top-1 agreement in % with the float graph: one more than verification asks for
+_KEPT = (0, 1, 2, 4, 8, 16, 32)  # numbers of layers in float, tried in turn
+ENOUGH = 99.0  # top-1 agreement in % with the float graph: one more than verification requires
 
 
 def quantize_statically(
     model: onnx.ModelProto, form: ExportForm, info: ExportInfo, calibration: ImageSource
 ) -> tuple[onnx.ModelProto, list[str]]:
-    """Quantise with ranges from images, keeping as few layers in float as will do.
+    """Quantise with ranges from calibration images, keeping as few layers in float as necessary.
 
     Args:
-        model: the float32 graph of the network, without preprocessing. form: what it was traced from.
-        info: how images are prepared. calibration: up to `CALIBRATION_IMAGES` of them are used.
+        model: the float32 graph of the network, without preprocessing. form: the module that it was traced from.
+        info: preprocessing of images. calibration: at most `CALIBRATION_IMAGES` of them are used.
 
     Returns:
-        The quantised graph, and what was chosen, in words.
+        The quantised graph, and a description of what was chosen.
 
     Raises:
         DataError: if there are no images, or one cannot be read.
@@ -88,13 +88,13 @@ def quantize_statically(
 
 
 def _tries(num_images: int) -> list[tuple[int, int]]:
-    """(images that give the ranges, layers kept in float), the cheapest first: fewer images often do."""
+    """Pairs (number of images for the ranges, layers kept in float), cheapest first: fewer images often suffice."""
     fewer = [(_FEWER_IMAGES, 0)] if num_images >= 2 * _FEWER_IMAGES else []
     return fewer + [(num_images, kept) for kept in _KEPT]
 
 
 def quantize_dynamically(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[str]]:
-    """Quantise weights now and activations at run time, by the range that each batch turns out to have.
+    """Quantise weights now and activations at run time, by the range of each batch.
 
     Raises:
         ExportError: if ONNX Runtime cannot quantise the graph.
@@ -103,7 +103,7 @@ def quantize_dynamically(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[
     with _workspace() as folder:
         source, target = folder / "float.onnx", folder / "int8.onnx"
         bare = copy.deepcopy(model)
-        del bare.graph.value_info[:]  # the quantiser turns weights around and leaves their old shapes standing
+        del bare.graph.value_info[:]  # the quantiser transposes weights but keeps their old shapes
         source.write_bytes(bare.SerializeToString())
         quantization.quantize_dynamic(
             source,
@@ -118,7 +118,7 @@ def quantize_dynamically(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[
 
 
 def _stacked(model: onnx.ModelProto) -> list[str]:
-    """Products with several constant matrices at once, which ONNX Runtime's operator cannot do in eight bits."""
+    """Products with several stacked constant matrices, which ONNX Runtime's int8 operator does not support."""
     stacked = {tensor.name for tensor in model.graph.initializer if len(tensor.dims) > 2}
     return [node.name for node in model.graph.node if node.op_type == "MatMul" and stacked.intersection(node.input)]
 
@@ -131,31 +131,31 @@ def _static(model: onnx.ModelProto, images: np.ndarray, kept: Sequence[str], bat
         raise ExportError("no layer of this network can be quantised")
     with _workspace() as folder:
         quantization.quantize_static(
-            copy.deepcopy(model),  # it is changed
+            copy.deepcopy(model),  # because it is modified
             folder / "int8.onnx",
             _reader(images, batch or _BATCH),
             nodes_to_quantize=names,
             op_types_to_quantize=["Gemm", "Conv"],
             per_channel=True,
-            # Seven bits of weights: x86 processors without VNNI add two products in 16 bits, where eight overflow.
+            # Seven-bit weights: x86 CPUs without VNNI add two products in 16 bits, where eight-bit weights overflow.
             reduce_range=True,
-            # Unsigned activations and signed weights: what the dot products of x86 take.
+            # Unsigned activations and signed weights, as x86 dot products take them.
             activation_type=quantization.QuantType.QUInt8,
             weight_type=quantization.QuantType.QInt8,
-            # What follows computes in float: to round the results as well would cost time and accuracy.
+            # The next layers compute in float, so rounding the results would cost time and accuracy.
             extra_options={"OpTypesToExcludeOutputQuantization": ["Gemm", "Conv"]},
         )
         return require("onnx").load(folder / "int8.onnx")
 
 
 def _is_target(node: onnx.NodeProto, model: onnx.ModelProto) -> bool:
-    """A linear layer or a convolution over all channels, with a weight that stands in the file."""
+    """Whether a node is a linear layer or a convolution over all channels, with a weight stored in the file."""
     groups = next((attribute.i for attribute in node.attribute if attribute.name == "group"), 1)
     return node.op_type == "Gemm" or (node.op_type == "Conv" and groups == 1)
 
 
 def _reader(images: np.ndarray, batch: int) -> Any:
-    """The images in whole batches, as ONNX Runtime's calibration reads them."""
+    """Yield the images in full batches, in the form of ONNX Runtime's calibration reader."""
     batches = iter([images[start : start + batch] for start in range(0, len(images) - batch + 1, batch)])
     if len(images) < batch:
         batches = iter([np.resize(images, (batch, *images.shape[1:]))])
@@ -169,7 +169,7 @@ def _reader(images: np.ndarray, batch: int) -> Any:
 
 
 def _classes(content: bytes, images: np.ndarray) -> np.ndarray:
-    """The most probable class [B] of prepared images by a graph, on the CPU."""
+    """The most probable class [B] of preprocessed images according to a graph, on the CPU."""
     session = open_session(content, ["cpu"]).session
     size = session.get_inputs()[0].shape[0]
     size = size if isinstance(size, int) else _BATCH
@@ -183,7 +183,7 @@ def _classes(content: bytes, images: np.ndarray) -> np.ndarray:
 
 @contextlib.contextmanager
 def _workspace() -> Iterator[Path]:
-    """A temporary folder, in which the quantiser, which prints and warns, is silent and its failures are ours."""
+    """A temporary folder; while it is open, the quantiser is silent and its failures become ExportErrors."""
     logger = logging.getLogger()
     level = logger.level
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):

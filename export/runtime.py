@@ -1,8 +1,8 @@
-"""`OnnxClassifier`: classifies images with an exported file, on a GPU or the CPU, and says on which.
+"""`OnnxClassifier`: classify images with an exported file, on a GPU or the CPU.
 
-It needs the file alone, whose metadata say how images are prepared and what the classes are called.
+It needs only the file, whose metadata define the preprocessing and the class names.
 
-Axes: B images, C channels, H/W height and width of prepared images, h/w of those as they are, K classes.
+Axes: B images, C channels, H/W height and width of preprocessed images, h/w of original ones, K classes.
 """
 
 from __future__ import annotations
@@ -36,29 +36,29 @@ _TENSORRT, _CUDA = PROVIDERS[:2]
 
 
 class OnnxClassifier:
-    """A classifier from a file that `glit export` wrote. Threads may share one.
+    """A classifier from a file written by `glit export`. Thread-safe.
 
-    Calling it is `classify`. A copy of it in another process (`pickle`) opens the file again.
+    Calling it is the same as `classify`. A copy in another process (`pickle`) opens the file again.
 
     Args:
-        path: the file.
-        providers: by preference, 'cuda' or 'CUDAExecutionProvider'; None takes TensorRT, CUDA or the CPU, the first
-            that works.
-        strict: refuse to run on another than the first provider.
-        threads: of an operator on the CPU; None leaves it to ONNX Runtime.
-        cuda_graph: record the work on the GPU once and replay it, for a file of fixed batch: small batches wait for
-            launches no more. Needs CUDA.
+        path: path of the file.
+        providers: in order of preference, 'cuda' or 'CUDAExecutionProvider'; None uses TensorRT, CUDA or the CPU, the
+            first that works.
+        strict: raise an error instead of falling back from the first provider.
+        threads: threads of an operator on the CPU; None leaves the choice to ONNX Runtime.
+        cuda_graph: record the work on the GPU once and replay it, for a file with fixed batch size: small batches then
+            do not wait for kernel launches. Needs CUDA.
 
     Attributes:
-        info: what the file says of itself.
-        provider: that which it really runs on, `CUDAExecutionProvider` say.
-        build: of ONNX Runtime, 'onnxruntime-gpu 1.28.0' say.
-        input_name: of what the graph takes, `images` unless it was exported with another.
-        input_dtype: numpy's type of what `logits` takes.
-        class_names: of the outputs; numbers where the model has no names.
+        info: metadata of the file.
+        provider: the provider in use, such as `CUDAExecutionProvider`.
+        build: build of ONNX Runtime, such as 'onnxruntime-gpu 1.28.0'.
+        input_name: name of the graph's input; `images` by default.
+        input_dtype: numpy type of the input of `logits`.
+        class_names: names of the outputs; numbers if the model has no names.
 
     Raises:
-        ExportError: if the file is missing, cut short, none of ours, or cannot be run by the provider.
+        ExportError: if the file is missing, truncated, not from this package, or cannot be run by the provider.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class OnnxClassifier:
         self._lock = threading.Lock()
 
     def _bind(self, cuda_graph: bool) -> Binding | None:
-        """Buffers that stay on the GPU, where the shape of a batch is known before."""
+        """Buffers that stay on the GPU, if the shape of a batch is known in advance."""
         info = self.info
         fixed = info.batch is not None and not info.preprocess and not info.dynamic_size
         if cuda_graph and not fixed:
@@ -119,8 +119,8 @@ class OnnxClassifier:
         """Probabilities [B, K] in float32.
 
         Args:
-            images: file names, PIL images, or uint8 arrays [h, w, 3], [h, w, 1] or [h, w]; or one of them, which
-                makes a batch of one. An array [B, h, w, 3] is B images.
+            images: file names, PIL images, or uint8 arrays [h, w, 3], [h, w, 1] or [h, w]; or a single one of them,
+                which makes a batch of one. An array [B, h, w, 3] is B images.
 
         Raises:
             DataError: if a file cannot be read, or an array is not an image.
@@ -129,25 +129,25 @@ class OnnxClassifier:
         return _softmax(logits) if len(logits) else logits
 
     def logits_of(self, images: AnyImage | Iterable[AnyImage]) -> np.ndarray:
-        """Logits [B, K] of what `probabilities` takes."""
+        """Logits [B, K]; takes the same input as `probabilities`."""
         prepared = [self.prepare(image) for image in _as_several(images)]
         if self._transform is None:
             return self._logits_of_raw(prepared)
         return self.logits(np.stack(prepared)) if prepared else self._nothing()
 
     def prepare(self, image: AnyImage) -> np.ndarray:
-        """One image as `logits` takes it: [C, H, W], or of a file with preprocessing [h, w, C]."""
+        """Preprocess one image for `logits`: [C, H, W], or [h, w, C] for a file with preprocessing."""
         opened = _as_image(image)
         if self._transform is None:
             return as_array(opened, self.info.input_size[0])
         return np.asarray(self._transform(opened).numpy().astype(self.input_dtype))
 
     def classify(self, images: AnyImage | Iterable[AnyImage], top_k: int = 5) -> list[tuple[tuple[str, float], ...]]:
-        """For each image the `top_k` most probable (class name, probability) pairs, most probable first."""
+        """For each image, the `top_k` most probable (class name, probability) pairs, most probable first."""
         return self.best(self.logits_of(images), top_k)
 
     def best(self, logits: np.ndarray, top_k: int = 5) -> list[tuple[tuple[str, float], ...]]:
-        """What `classify` answers, from logits [B, K]."""
+        """Compute the result of `classify` from logits [B, K]."""
         rows = _softmax(logits) if len(logits) else logits
         order = np.argsort(-rows, axis=1, kind="stable")[:, :top_k]
         return [
@@ -158,7 +158,7 @@ class OnnxClassifier:
     __call__ = classify
 
     def predict(self, paths: Iterable[Path], top_k: int = 5) -> Iterator[Prediction]:
-        """One `Prediction` a file, in order; a file that cannot be read gives one with its error."""
+        """Yield one `Prediction` per file, in order; for a file that cannot be read, it holds the error."""
 
         def probabilities(images: Iterable[Image.Image]) -> torch.Tensor:
             return torch.from_numpy(self.probabilities(images))
@@ -179,8 +179,8 @@ class OnnxClassifier:
         """Logits [B, K] in float32.
 
         Args:
-            images: prepared, [B, C, H, W] in the file's floating-point type; or of a file with preprocessing uint8
-                images [B, h, w, C]. Any B: it is cut into the file's batches, the last one filled up.
+            images: preprocessed, [B, C, H, W] in the file's floating-point type; for a file with preprocessing, uint8
+                images [B, h, w, C]. Any B: it is split into the file's batches, and the last one is padded.
 
         Raises:
             DataError: on another shape or type; names both.
@@ -195,7 +195,7 @@ class OnnxClassifier:
         return np.zeros((0, self.info.num_classes), np.float32)
 
     def run_batch(self, images: np.ndarray) -> np.ndarray:
-        """`logits` of one batch, neither checked nor cut."""
+        """`logits` of one batch, without checks and splitting."""
         count = len(images)
         if self.info.batch is not None and count < self.info.batch:
             images = np.concatenate([images, np.repeat(images[-1:], self.info.batch - count, axis=0)])
@@ -206,12 +206,12 @@ class OnnxClassifier:
                     logits = self._binding.run(images)
             else:
                 (logits,) = self.session.run([OUTPUT], {self.input_name: images})
-        except Exception as error:  # its exceptions have no common base but this
+        except Exception as error:  # its exceptions have no other common base class
             raise ExportError(f"{self.path}: {self.provider} failed: {first_line(error)}") from None
         return np.asarray(logits[:count], np.float32)
 
     def check(self, images: np.ndarray, name: str | None = None) -> None:
-        """Raises DataError if `logits` does not take the array; `name` is what to call the file in the message."""
+        """Raise DataError if `logits` does not accept the array; `name` is the name of the file in the message."""
         name = name or str(self.path)
         channels, height, width = self.info.input_size
         if self.info.preprocess:
@@ -232,7 +232,7 @@ class OnnxClassifier:
 
 
 def _engine_cache(path: Path) -> dict[str, dict[str, Any]]:
-    """TensorRT's engines of this file are kept: building one takes minutes. Another file has others."""
+    """Cache the TensorRT engines of this file, because building one takes minutes. Each file has a separate cache."""
     if _TENSORRT not in available_providers():
         return {}
     folder = home() / "tensorrt" / sha256_of(path)[:16]
@@ -240,12 +240,12 @@ def _engine_cache(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def _open(path: Path, providers: Any, strict: bool, threads: int | None, cuda_graph: bool) -> OnnxClassifier:
-    """The same classifier again, in another process."""
+    """Open the same classifier again, in another process."""
     return OnnxClassifier(path, providers, strict=strict, threads=threads, cuda_graph=cuda_graph)
 
 
 def _input(session: Any, path: Path) -> tuple[str, np.dtype]:
-    """The name and type of what it takes."""
+    """The name and type of the input."""
     names = [(value.name, value.type) for value in session.get_inputs()]
     types = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(uint8)": np.uint8}
     if len(names) != 1 or OUTPUT not in [value.name for value in session.get_outputs()]:
@@ -282,7 +282,7 @@ def _as_image(image: AnyImage) -> Image.Image:
 
 
 def as_array(image: Image.Image, channels: int) -> np.ndarray:
-    """[h, w, channels] in uint8."""
+    """Convert an image to [h, w, channels] in uint8."""
     return np.asarray(image) if channels == 3 else np.asarray(image.convert("L"))[..., None]
 
 

@@ -1,6 +1,6 @@
-"""How much each linear layer and convolution suffers from eight bits: measured one at a time on real images.
+"""Measure the sensitivity of each linear layer and convolution to int8, one at a time, on real images.
 
-It imitates in torch what `quantize.py` then does to the graph, and changes no file.
+It simulates in torch what `quantize.py` does to the graph, and changes no file.
 
 Axes: B images, C channels, H/W height and width, K classes.
 """
@@ -25,13 +25,13 @@ _Hook = Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor] | None]
 
 @torch.inference_mode()
 def measure_sensitivity(form: ExportForm, images: Tensor) -> dict[str, float]:
-    """The mean squared change of the logits, over their own mean square, when one layer alone computes in eight bits.
+    """The mean squared change of the logits, relative to their mean square, with a single layer in int8.
 
     Args:
-        form: the network in float32. images: prepared, [B, C, H, W].
+        form: the network in float32. images: preprocessed, [B, C, H, W].
 
     Returns:
-        The layers by their names in the model, the most sensitive first.
+        The layers by their names in the model, most sensitive first.
     """
     layers: dict[str, nn.Module] = {
         name_in_model(name): module
@@ -50,7 +50,7 @@ def measure_sensitivity(form: ExportForm, images: Tensor) -> dict[str, float]:
 
 
 def _ranges(form: ExportForm, layers: dict[str, nn.Module], images: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
-    """Least and largest input of each layer, zero included."""
+    """Minimum and maximum input of each layer, including zero."""
     found: dict[str, tuple[Tensor, Tensor]] = {}
 
     def watch(name: str) -> _Hook:
@@ -70,7 +70,7 @@ def _ranges(form: ExportForm, layers: dict[str, nn.Module], images: Tensor) -> d
 
 @contextmanager
 def _in_eight_bits(layer: nn.Module, low: Tensor, high: Tensor) -> Iterator[None]:
-    """Round a layer's input to 256 levels from `low` to `high`, and its weight to 255 for each output."""
+    """Round a layer's input to 256 levels from `low` to `high`, and its weight to 255 levels per output."""
     scale = ((high - low) / _LEVELS).clamp(min=1e-12)
     zero = (-low / scale).round()
 

@@ -1,6 +1,6 @@
-"""Finds and opens the models of `glit serve`, and runs them in batches.
+"""Find and open the models of `glit serve`, and run them in batches.
 
-A model's file is read once; later changes of the file have no effect.
+A model's file is read once; later changes to the file have no effect.
 """
 
 from __future__ import annotations
@@ -26,26 +26,26 @@ from .serving import MODEL, VERSION, served_name
 
 __all__ = ["MOST_PIXELS", "ServedModel", "open_models"]
 
-MOST_PIXELS = 40_000_000  # of an image that the graph resizes
-_MOST_STRETCHED = 20  # the longer side over the shorter one, which is scaled to the model's size
-_MOST_ENLARGED = 16  # pixels of an image over those of the model's own size, where any size will do
-_RUN_BYTES = 1 << 25  # of images in a run: large ones gain nothing by sharing it
+MOST_PIXELS = 40_000_000  # limit of an image that the graph resizes
+_MOST_STRETCHED = 20  # longer over shorter side; the shorter one is scaled to the model's size
+_MOST_ENLARGED = 16  # pixels of an image over those of the model's size, if any size is accepted
+_RUN_BYTES = 1 << 25  # of images per run: large images gain nothing from batching
 _WARM_SIDE = 256
 
 
 @final
 class ServedModel:
-    """A classifier that answers several callers in shared batches.
+    """A classifier that serves several callers with shared batches.
 
     Args:
-        name: under which it is asked for.
-        classifier: runs it.
-        max_batch: images of a run, and the most of a request.
+        name: name of the model in requests.
+        classifier: the classifier.
+        max_batch: maximum number of images per run and per request.
         max_delay: seconds that a request waits for others.
-        version: of the model, a number as text.
+        version: version of the model, a number as text.
 
     Raises:
-        ExportError: if it cannot be run.
+        ExportError: if the classifier cannot be run.
     """
 
     def __init__(
@@ -56,19 +56,19 @@ class ServedModel:
         self.max_batch = max_batch
         self.metrics = Metrics()
         shape = [_WARM_SIDE if side < 0 else side for side in self.input_shape[1:]]
-        classifier.logits(np.zeros((1, *shape), classifier.input_dtype))  # what cannot run is known before the first
+        classifier.logits(np.zeros((1, *shape), classifier.input_dtype))  # fail here rather than on the first request
         self.batcher = Batcher(self._run, max_batch, max_delay)
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        """Of what it takes; -1 for any."""
+        """Shape of the input; -1 for any size."""
         info = self.classifier.info
         if info.preprocess:
             return (-1, -1, -1, info.input_size[0])
         return (-1, info.input_size[0], -1, -1) if info.dynamic_size else (-1, *info.input_size)
 
     def metadata(self) -> dict[str, Any]:
-        """What the protocol says of a model."""
+        """The protocol's metadata of the model."""
         classifier = self.classifier
         datatype = DATATYPES[classifier.input_dtype]
         return {
@@ -80,7 +80,7 @@ class ServedModel:
         }
 
     def check(self, images: np.ndarray) -> None:
-        """Raises DataError, with the bound, if it does not take these images."""
+        """Raise DataError, with the bound, if the model does not accept these images."""
         self.classifier.check(images, self.name)
         if not 1 <= len(images) <= self.max_batch:
             raise DataError(f"{self.name} takes from 1 to {self.max_batch} images a request, got {len(images)}")
@@ -110,18 +110,18 @@ def open_models(
     max_delay: float = 0.002,
     name: str | None = None,
 ) -> Iterator[dict[str, ServedModel]]:
-    """The models to serve, by name; at the end of the block what waits is answered.
+    """Open the models to serve, by name; at the end of the block, waiting requests are completed.
 
     Args:
-        what: an exported file; a Triton repository, of whose models the latest versions are taken; or 'model.tag', a
+        what: an exported file; a Triton repository, whose models are served in their latest versions; or 'model.tag', a
             weight folder or a Hub repository, which is exported with its preprocessing and compared with PyTorch.
-        providers: as `OnnxClassifier` takes them; the first is the one that is used, if any are given.
-        threads: of an operator on the CPU.
+        providers: as for `OnnxClassifier`; if given, only the first is used.
+        threads: threads of an operator on the CPU.
         max_batch, max_delay: see `ServedModel`.
-        name: of the model, for a single one; that of its weights unless given.
+        name: name of a single model; default: that of its weights.
 
     Raises:
-        ExportError: if a model cannot be exported, opened or run, or its name cannot be one. WeightsError: if there is
+        ExportError: if a model cannot be exported, opened or run, or its name is not allowed. WeightsError: if there is
             no such model.
     """
     if name is not None and not re.fullmatch(r"\w[\w.-]*", name):
@@ -159,7 +159,7 @@ def _find(what: str, name: str | None, opened: Any) -> Iterator[tuple[str, str, 
 
 
 def _repository(folder: Path) -> list[Path]:
-    """The files of a Triton repository, of each model the latest version; of models that were not verified none."""
+    """The files of a Triton repository: the latest version of each model, without unverified models."""
     latest: dict[Path, Path] = {}
     for file in folder.glob(f"*/*/{MODEL}"):
         version, model = file.parent, file.parents[1]
@@ -171,7 +171,7 @@ def _repository(folder: Path) -> list[Path]:
 
 
 def _export(what: str, opened: Any) -> OnnxClassifier:
-    """The classifier of a model whose file is read and then deleted."""
+    """Export a model to a temporary file, and return its classifier."""
     with tempfile.TemporaryDirectory(prefix="glit-serve-") as folder:
         artifact = export_onnx(what, Path(folder) / MODEL, preprocess=True)
         agreement = artifact.agreement

@@ -1,6 +1,6 @@
-"""`glit serve`: exported models over HTTP, by the Open Inference Protocol, for Triton's clients and for browsers.
+"""`glit serve`: serve exported models over HTTP with the Open Inference Protocol, for Triton's clients and browsers.
 
-docs/serving.md says what it is for. FastAPI and uvicorn come with the extra `serve`.
+See docs/serving.md. FastAPI and uvicorn come with the extra `serve`.
 """
 
 from __future__ import annotations
@@ -38,22 +38,22 @@ from .served import MOST_PIXELS, ServedModel, open_models
 __all__ = ["ServerOptions", "make_app", "make_server", "serve"]
 
 _CONNECTIONS = 1024
-_HELD = 16  # bodies of the largest size that may be in memory together
-_DRAINED = 8  # a body that is too large is read up to so many times the limit, so that its sender sees why
-_DECODERS = 2  # images that are decoded at a time
+_HELD = 16  # maximum number of bodies of the largest size in memory
+_DRAINED = 8  # a body that is too large is read up to this many times the limit, so that its sender gets the error
+_DECODERS = 2  # images decoded at the same time
 
 
 @dataclass(frozen=True)
 class ServerOptions:
-    """Where to listen, and the limits.
+    """Address and limits of the server.
 
     Attributes:
-        host: name or address to listen on. port: 0 for any that is free.
-        max_batch: images of a run and of a request. max_delay_ms: milliseconds that a request waits for others.
-        max_body: bytes of a request. timeout: seconds from a request's start to its answer.
+        host: name or address to listen on. port: 0 for any free port.
+        max_batch: images per run and per request. max_delay_ms: milliseconds that a request waits for others.
+        max_body: bytes of a request. timeout: seconds from a request's start to its response.
 
     Raises:
-        ExportError: on one that is out of its bounds.
+        ExportError: on a value out of bounds.
     """
 
     host: str = "127.0.0.1"
@@ -77,16 +77,16 @@ def serve(
     what: str, options: ServerOptions, *, providers: list[str] | None = None, threads: int | None = None,
     name: str | None = None,
 ) -> int:  # fmt: skip
-    """Serve until SIGTERM or SIGINT, then answer what is under way.
+    """Serve until SIGTERM or SIGINT, then complete the requests in progress.
 
     Args:
         what, providers, threads, name: see `served.open_models`.
 
     Returns:
-        The exit status as after the signal, 143 or 130.
+        The exit status for the signal, 143 or 130.
 
     Raises:
-        ExportError: if the address cannot be had; and as `open_models` does.
+        ExportError: if the address is not available; also raises as `open_models`.
     """
     with (
         StopRequest() as stop,
@@ -103,17 +103,17 @@ def serve(
                 about = model.classifier
                 say(f"{model.name}: {about.info.source}, {about.info.precision}, {about.provider} of {about.build}")
             say(f"serving on http://{f'[{host}]' if ':' in host else host}:{port}; Ctrl-C ends it")
-            with suppress(KeyboardInterrupt):  # of a second signal, which does not wait for what is under way
+            with suppress(KeyboardInterrupt):  # a second signal does not wait for requests in progress
                 make_server(models, options).run(sockets=[listener])
     return stop.exit_status
 
 
 @contextmanager
 def _bound(host: str, port: int) -> Iterator[socket.socket]:
-    """A socket that has the address but does not listen, so that a taken one is known before the models are loaded."""
+    """Bind a socket without listening, so that a port in use is detected before the models are loaded."""
     try:
         family, kind, protocol_number, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, kind, protocol_number)  # asyncio turns Nagle's delay off where it knows TCP
+        listener = socket.socket(family, kind, protocol_number)  # the protocol lets asyncio set TCP_NODELAY
     except (OSError, UnicodeError) as error:
         raise ExportError(f"cannot listen on {host!r}: {getattr(error, 'strerror', None) or error}") from None
     with listener:
@@ -128,7 +128,7 @@ def _bound(host: str, port: int) -> Iterator[socket.socket]:
 
 
 def make_server(models: Mapping[str, ServedModel], options: ServerOptions) -> uvicorn.Server:
-    """The server, ready to run on a socket."""
+    """Create the server, ready to run on a socket."""
     config = uvicorn.Config(
         make_app(models, options), http="h11", ws="none", lifespan="off", log_level="critical", access_log=False,
         proxy_headers=False, server_header=False, limit_concurrency=_CONNECTIONS,
@@ -141,7 +141,7 @@ def make_server(models: Mapping[str, ServedModel], options: ServerOptions) -> uv
 
 
 def make_app(models: Mapping[str, ServedModel], options: ServerOptions) -> FastAPI:
-    """The routes. `models` are by name, at least one; /classify asks the first unless told another."""
+    """Create the application. `models` are by name, at least one; /classify uses the first by default."""
     app = FastAPI(title="glit serve", version=glit_models.__version__, docs_url=None, redoc_url=None)
     app.add_exception_handler(AnyHTTPException, _error)
     gate = _Gate(options)
@@ -237,7 +237,7 @@ async def _classify(model: ServedModel, call: _Call, top_k: int) -> Response:
 
 
 def _image_file(body: bytes, content_type: str) -> bytes:
-    """The file that a request brings: its body, or the first file of a form (RFC 7578)."""
+    """The file in a request: its body, or the first file of a form (RFC 7578)."""
     header = Message()
     header["content-type"] = content_type
     if header.get_content_type() != "multipart/form-data":
@@ -255,20 +255,20 @@ def _image_file(body: bytes, content_type: str) -> bytes:
 
 @final
 class _Gate:
-    """The limits that all requests share. Used from the event loop alone."""
+    """The limits shared by all requests. Used only from the event loop."""
 
     def __init__(self, options: ServerOptions) -> None:
         self.options = options
-        self.held = 0  # bytes of requests that are under way
+        self.held = 0  # bytes of requests in progress
         self.decoders = asyncio.Semaphore(_DECODERS)
 
     async def answer(
         self, model: ServedModel, request: Request, work: Callable[[ServedModel, _Call], Awaitable[Response]]
     ) -> Response:
-        """What `work` answers, counted, within the time that it has.
+        """Return the response of `work` within its time limit, and count it.
 
         Raises:
-            HTTPException: on what is wrong with the request, or too much for the server.
+            HTTPException: if the request is invalid, or the server is overloaded.
         """
         start, call, failed = time.perf_counter(), _Call(self, request), True
         try:
@@ -279,7 +279,7 @@ class _Gate:
         except DataError as error:
             raise HTTPException(400, str(error)) from None
         except ClientDisconnect:
-            return Response(status_code=400)  # which nobody reads
+            return Response(status_code=400)  # the client has disconnected
         except queue.Full:
             raise HTTPException(503, f"{model.name} has more requests than it can answer; try again later") from None
         except TimeoutError:
@@ -294,13 +294,13 @@ class _Gate:
 
 @final
 class _Call:
-    """A request under way, and the memory that it takes."""
+    """A request in progress, and the memory that it uses."""
 
     def __init__(self, gate: _Gate, request: Request) -> None:
         self.gate, self.request, self.held, self.num_images = gate, request, 0, 0
 
     def hold(self, num_bytes: int) -> None:
-        """Count memory. Raises queue.Full if all requests together have more than the server gives them."""
+        """Count memory. Raises queue.Full if all requests together exceed the server's limit."""
         self.held += num_bytes
         self.gate.held += num_bytes
         if self.gate.held > max(_HELD * self.gate.options.max_body, 4 * MOST_PIXELS):
@@ -313,7 +313,7 @@ class _Call:
         if headers.get("content-encoding", "identity") != "identity":
             raise HTTPException(415, "compressed bodies are not supported")
         if "expect" in headers and int(headers.get("content-length", 0)) > limit:
-            raise too_large  # the sender waits for a word before it sends
+            raise too_large  # the sender waits for a response before it sends
         size = 0
         async for chunk in self.request.stream():
             size += len(chunk)
@@ -327,7 +327,7 @@ class _Call:
         return b"".join(chunks)
 
     async def logits(self, model: ServedModel, images: np.ndarray) -> np.ndarray:
-        """Logits [B, K] of the images. Raises DataError if the model does not take them; queue.Full."""
+        """Logits [B, K] of the images. Raises DataError if the model does not accept them, or queue.Full."""
         model.check(images)
         self.num_images = len(images)
         return await asyncio.wrap_future(model.batcher.submit(images))

@@ -1,6 +1,6 @@
-"""A model repository for NVIDIA's Triton Inference Server: the exported file, its configuration and its labels.
+"""Write a model repository for NVIDIA's Triton Inference Server: the exported file, its configuration and its labels.
 
-It writes what Triton reads and nothing that runs; the engine is Triton's own ONNX Runtime backend.
+Triton runs the file with its ONNX Runtime backend.
 https://github.com/triton-inference-server/server/blob/main/docs/user_guide/model_configuration.md
 """
 
@@ -26,22 +26,22 @@ __all__ = ["TritonOptions", "TritonTarget", "export_triton", "served_name", "tri
 
 CONFIG, LABELS, MODEL, VERSION = "config.pbtxt", "labels.txt", "model.onnx", "1"
 _TYPES = {"fp32": "TYPE_FP32", "fp16": "TYPE_FP16", "bf16": "TYPE_FP32", "int8": "TYPE_FP32"}  # of the input
-_WARM_IMAGE = (256, 256)  # for a model that prepares images of any size
+_WARM_IMAGE = (256, 256)  # for a model with preprocessing, which accepts any size
 
 
 @dataclass(frozen=True)
 class TritonOptions(OnnxOptions):
-    """How to export the file, and how Triton is to run it.
+    """Options of the exported file, and how Triton runs it.
 
     Attributes:
-        name: of the model in the repository; that of its weights, in letters, digits and '_', unless given: of a run's
+        name: name of the model in the repository; default: that of its weights, in letters, digits and '_'; for a run's
             folder RUN/model, RUN.
-        max_batch_size: images that the server may put together.
+        max_batch_size: maximum batch size of the server.
         max_delay_us: microseconds that a request waits for others to join it.
-        instances: copies of the model on each GPU, or on the CPU.
-        gpu: run it on GPUs, or not; None lets the server take GPUs where it has any, else the CPU.
-        tensorrt: let TensorRT compile it for GPUs.
-        engine_cache: folder of the server where TensorRT's engines are kept; building them anew takes minutes a start.
+        instances: number of model instances on each GPU, or on the CPU.
+        gpu: whether to run on GPUs; None lets the server use GPUs if it has any, else the CPU.
+        tensorrt: let TensorRT compile the model for GPUs.
+        engine_cache: folder on the server for TensorRT's engines; building them takes minutes at each start.
     """
 
     name: str | None = None
@@ -75,7 +75,7 @@ class TritonTarget(Target):
     packages = OnnxTarget.packages
 
     def check_path(self, path: Path, options: TritonOptions) -> None:
-        """Raises ExportError if the repository is a file, or has a model of that name."""
+        """Raise ExportError if the repository is a file, or has a model of this name."""
         if path.exists() and not path.is_dir():
             raise ExportError(f"{path} is a file; give the folder of the repository")
         if options.name is not None:
@@ -86,7 +86,7 @@ class TritonTarget(Target):
         name = options.name or served_name(source.name)
         target = path / name
         _check_place(target, options)
-        with scratch_folder(target.with_name(f"{name}.export")) as workplace:  # beside it, not in its way
+        with scratch_folder(target.with_name(f"{name}.export")) as workplace:  # next to it, on the same disk
             artifact = OnnxTarget().export(source, workplace / VERSION / MODEL, options)
             return _arranged(artifact, target, options)
 
@@ -94,19 +94,19 @@ class TritonTarget(Target):
 def export_triton(
     model: SpecTransformer | ModelSource | str | Path, repository: str | os.PathLike[str], **options: Any
 ) -> OnnxArtifact:
-    """Put a model into a Triton model repository.
+    """Export a model to a Triton model repository.
 
     Args:
         model: as for `export_onnx`.
-        repository: the folder, made if missing; other models in it stay.
-        options: those of `TritonOptions`, which are also those of `export_onnx`; `force` replaces a model of the name.
+        repository: the folder, created if missing; other models in it are kept.
+        options: those of `TritonOptions`, which include those of `export_onnx`; `force` replaces an existing model.
 
     Returns:
-        The artifact. One that does not agree with PyTorch is left as `REPOSITORY/NAME.unverified`, which Triton
-        does not take for a model that may be served under `NAME`.
+        The artifact. If it does not agree with PyTorch, it is stored as `REPOSITORY/NAME.unverified`, which Triton does
+        not serve as `NAME`.
 
     Raises:
-        ExportError: as `export_onnx` does.
+        ExportError: as `export_onnx`.
         WriteError: if the repository cannot be written.
     """
     artifact = export_model(model, repository, TritonTarget.name, **options)
@@ -115,7 +115,7 @@ def export_triton(
 
 
 def served_name(source: str) -> str:
-    """The name that a model has at a server unless another is given: its weights', in letters, digits and '_'."""
+    """The default name of a model at a server: that of its weights, in letters, digits and '_'."""
     path = Path(source)
     return re.sub(r"\W+", "_", path.parent.name if path.name == "model" and path.parent.name else path.name)
 
@@ -128,14 +128,14 @@ def _check_place(target: Path, options: TritonOptions) -> None:
 
 
 def _arranged(artifact: OnnxArtifact, target: Path, options: TritonOptions) -> OnnxArtifact:
-    """Arrange the exported file in its folder, or in one whose name says that it is not to be served."""
+    """Move the exported file into its folder, or into one whose name prevents it from being served."""
     holds = artifact.agreement is not None and artifact.agreement.holds
     final = target if holds else target.with_name(f"{target.name}.unverified")
     report = artifact.path.with_name(f"{artifact.path.name}.json")
     with whole_folder(final, replace=True) as folder:
         (folder / VERSION).mkdir()
         os.replace(artifact.path, folder / VERSION / MODEL)
-        os.replace(report, folder / "report.json")  # a version's folder holds the model alone
+        os.replace(report, folder / "report.json")  # a version's folder contains only the model
         (folder / CONFIG).write_text(triton_config(artifact.info, final.name, options), encoding="utf-8")
         labels = "".join(f"{printable(label)}\n" for label in artifact.info.labels)
         (folder / LABELS).write_text(labels, encoding="utf-8")
@@ -146,7 +146,7 @@ def triton_config(info: ExportInfo, name: str, options: TritonOptions) -> str:
     """The text of `config.pbtxt`.
 
     Args:
-        info: of the exported file; a fixed batch or a dynamic size cannot be served so. name: of the model.
+        info: of the exported file; a fixed batch or a dynamic size is not supported. name: name of the model.
     """
     channels = info.input_size[0]
     dims = (-1, -1, channels) if info.preprocess else info.input_size
@@ -175,7 +175,7 @@ def triton_config(info: ExportInfo, name: str, options: TritonOptions) -> str:
 
 
 def _accelerator(info: ExportInfo, name: str, options: TritonOptions) -> list[str]:
-    """TensorRT inside ONNX Runtime, its engines kept so that the next start need not build them."""
+    """TensorRT inside ONNX Runtime, with an engine cache, so that the next start need not build engines."""
     if options.gpu is False or not options.tensorrt:
         return []
     settings = {
@@ -197,7 +197,7 @@ def _accelerator(info: ExportInfo, name: str, options: TritonOptions) -> list[st
 
 
 def _warm_up(name: str, element: str, dims: tuple[int, ...], sizes: list[int]) -> list[str]:
-    """Requests that Triton answers itself before it says that it is ready."""
+    """Requests that Triton runs before it reports that it is ready."""
     lines = []
     for size in sizes:
         value = f"data_type: {element} dims: {_list(dims)} zero_data: true"

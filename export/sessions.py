@@ -1,7 +1,7 @@
-"""ONNX Runtime sessions on the provider that was asked for, or an error that says what came instead.
+"""Open ONNX Runtime sessions on the requested provider, or raise an error that names the actual one.
 
-ONNX Runtime falls back to other providers, at last to the CPU, without an error; here the provider of a session is
-always known.
+ONNX Runtime silently falls back to other providers, and finally to the CPU; here the provider of a session is always
+known.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from .extras import require, runtime_build
 
 __all__ = ["PROVIDERS", "Opened", "UnrunnableError", "available_providers", "open_session", "provider_name"]
 
-# From the fastest to the one that is always there.
+# From the fastest to the one that is always available.
 PROVIDERS = ("TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider")
 _SHORT = {"tensorrt": PROVIDERS[0], "trt": PROVIDERS[0], "cuda": PROVIDERS[1], "gpu": PROVIDERS[1], "cpu": PROVIDERS[2]}
-_FATAL = 4  # what ONNX Runtime says of itself is told in our own words
+_FATAL = 4  # hide ONNX Runtime's messages; our errors replace them
 
 
 class UnrunnableError(ExportError):
-    """A graph that ONNX does not allow, or that a provider of ONNX Runtime cannot run."""
+    """A graph is not valid ONNX, or a provider of ONNX Runtime cannot run it."""
 
 
 @dataclass(frozen=True)
 class Opened:
-    """A session, the provider that runs its graph, by ONNX Runtime's name, and the build of ONNX Runtime."""
+    """A session, ONNX Runtime's name of the provider that runs its graph, and the build of ONNX Runtime."""
 
     session: Any
     provider: str
@@ -42,7 +42,7 @@ def provider_name(text: str) -> str:
 
 
 def available_providers() -> tuple[str, ...]:
-    """Those of this installation, the fastest first. That one is built in does not say that it works here."""
+    """The providers of this installation, fastest first. A provider can be built in and not work on this machine."""
     built_in = require("onnxruntime").get_available_providers()
     known = [name for name in PROVIDERS if name in built_in]
     return (*known, *(name for name in built_in if name not in PROVIDERS))
@@ -60,15 +60,15 @@ def open_session(
     """Open a model.
 
     Args:
-        model: a file, or its content.
-        providers: by preference, 'cuda' or 'CUDAExecutionProvider'; None tries TensorRT, CUDA, CPU.
-        strict: refuse any but the first that was asked for.
-        threads: of one operator on the CPU; None leaves the choice to ONNX Runtime.
-        options: of a provider, by its name.
-        where: what to call the model in an error.
+        model: path of a file, or its content.
+        providers: in order of preference, 'cuda' or 'CUDAExecutionProvider'; None tries TensorRT, CUDA, CPU.
+        strict: accept only the first requested provider.
+        threads: threads of one operator on the CPU; None leaves the choice to ONNX Runtime.
+        options: options of providers, by provider name.
+        where: name of the model in errors.
 
     Raises:
-        ExportError: if the file is no whole model, the provider cannot run it, or with `strict` it is another.
+        ExportError: if the file is incomplete, the provider cannot run it, or with `strict` another one would run it.
     """
     runtime, build = require("onnxruntime"), runtime_build()
     where = where or (str(model) if isinstance(model, Path) else "the model")
@@ -78,12 +78,12 @@ def open_session(
     if threads is not None:
         settings.intra_op_num_threads = settings.inter_op_num_threads = threads
     if wanted[0] != PROVIDERS[-1] and hasattr(runtime, "preload_dlls"):
-        runtime.preload_dlls()  # CUDA's libraries out of torch's wheel, where they are not the system's
+        runtime.preload_dlls()  # CUDA's libraries from torch's wheel, if the system has none
     listed = [(name, (options or {}).get(name, {})) for name in wanted]
     content = model if isinstance(model, bytes) else str(model)
     try:
         session = runtime.InferenceSession(content, settings, providers=listed)
-    except Exception as error:  # its exceptions have no common base but this
+    except Exception as error:  # its exceptions have no other common base class
         raise _complaint(where, wanted[0], build, error) from None
     got = session.get_providers()[0]
     if strict and got != wanted[0]:
@@ -92,7 +92,7 @@ def open_session(
 
 
 def _chosen(providers: Sequence[str] | None) -> list[str]:
-    """Providers to try, each of which is built in."""
+    """The providers to try, all of which are built in."""
     available = available_providers()
     if providers is None:
         return [name for name in PROVIDERS if name in available]

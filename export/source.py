@@ -1,6 +1,6 @@
-"""The model to export: found by name or folder and checked, or given; with the hash of its weights.
+"""Load the model to export, by name or folder or as given, with the hash of its weights.
 
-It loads and describes a model; other modules export it.
+Other modules export it.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ ImageSize = tuple[int, int] | Literal["dynamic"] | None
 
 @dataclass(frozen=True, eq=False)
 class ModelSource:
-    """A model, in float32 on the CPU and in evaluation mode, what it is called, and the sha256 of its weights."""
+    """A model, in float32 on the CPU and in evaluation mode, with its name and the sha256 of its weights."""
 
     model: SpecTransformer
     name: str
     sha256: str
 
     def at_size(self, image_size: tuple[int, int] | None) -> SpecTransformer:
-        """A copy of the model for images of a height and width; of its own for None.
+        """A copy of the model for images of this height and width; None keeps the model's size.
 
         Raises:
-            SpecError: if its patch does not divide the size.
+            SpecError: if the size is not a multiple of the patch size.
         """
         model = copy.deepcopy(self.model)
         if image_size is not None and tuple(image_size) != tuple(model.patch_embed.img_size):
@@ -49,10 +49,10 @@ class ModelSource:
     def describe(
         self, opset: int, precision: Precision, batch: int | None, image_size: ImageSize, preprocess: bool
     ) -> ExportInfo:
-        """What the exported file is to say of itself.
+        """The metadata of the exported file.
 
         Raises:
-            ExportError: if the model's preprocessing is not known.
+            ExportError: if the model's preprocessing is unknown.
         """
         model = self.model
         cfg = _pretrained_cfg(model, self.name)
@@ -83,11 +83,11 @@ class ModelSource:
 
 
 def open_source(model: SpecTransformer | ModelSource | str | Path) -> ModelSource:
-    """The model to export.
+    """Load the model to export.
 
     Args:
         model: a model of any family, which is not changed; 'model.tag', a weight folder, or a Hub repository; a
-            source is returned as it is.
+            `ModelSource` is returned unchanged.
 
     Raises:
         WeightsError: if there are no such weights, they are damaged, or do not fit the configuration.
@@ -99,7 +99,7 @@ def open_source(model: SpecTransformer | ModelSource | str | Path) -> ModelSourc
         loaded = load_model(model)
         assert loaded.folder is not None
         folder = loaded.folder.path.resolve()
-        local = f"{folder.parent.name}/model" if folder.name == "model" else folder.name  # of a run: RUN/model
+        local = f"{folder.parent.name}/model" if folder.name == "model" else folder.name  # in a run's folder: RUN/model
         name = local if Path(model).exists() else loaded.name
         source = ModelSource(loaded.model, name, str(loaded.sha256))
     elif isinstance(model, SpecTransformer):
@@ -126,7 +126,7 @@ def _check_finite(source: ModelSource) -> None:
 
 
 def _given_name(model: SpecTransformer) -> str:
-    """The architecture; the tag of its configuration need not be that of its weights, which the hash tells."""
+    """The name of the architecture, without the tag, whose weights may be others; the hash identifies the weights."""
     cfg = getattr(model, "pretrained_cfg", None) or {}
     return str(cfg.get("architecture") or model.spec.family)
 
@@ -139,6 +139,6 @@ def _pretrained_cfg(model: SpecTransformer, name: str) -> dict[str, Any]:
 
 
 def _per_channel(values: Any, channels: int) -> tuple[float, ...]:
-    """One value a channel; a model of other than three channels has those of the first, as timm's transform does."""
+    """One value per channel; a model with other than three channels uses the first one, as timm's transform does."""
     values = tuple(float(value) for value in values)
     return values if len(values) in (1, channels) else values[:1] * channels

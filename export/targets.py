@@ -1,8 +1,7 @@
-"""What a model can be exported to: the protocol of an export target, the table of targets, and `export_model`.
+"""Export targets: their base class, the table of targets, and `export_model`.
 
-A target of your own: subclass `Target`, with a dataclass of the options it takes, in a file of yours. Call
-`register_target` on it, or name it `module:Name`: `glit export MODEL --format my_target:MyTarget --out FILE`.
-See docs/extending.md.
+To add a custom target, subclass `Target` with a dataclass of its options. Register it with `register_target`, or name
+it as `module:Name`: `glit export MODEL --format my_target:MyTarget --out FILE`. See docs/extending.md.
 """
 
 from __future__ import annotations
@@ -35,11 +34,11 @@ class Artifact:
     """An exported file or folder.
 
     Attributes:
-        path: where it lies; with the suffix `.unverified` if it does not agree with PyTorch.
-        info: what it says of itself.
+        path: path of the file or folder, with the suffix `.unverified` if it does not agree with PyTorch.
+        info: its metadata.
         num_bytes: its size.
-        agreement: with PyTorch; None if it was not compared.
-        notes: what was chosen, for people.
+        agreement: agreement with PyTorch; None if it was not compared.
+        notes: description of what was chosen.
     """
 
     path: Path
@@ -50,21 +49,21 @@ class Artifact:
 
     @property
     def facts(self) -> tuple[str, ...]:
-        """What to print beside the path."""
+        """The facts to print next to the path."""
         return (f"{self.num_bytes / 1e6:.1f} MB", self.info.precision, *self.notes)
 
 
 @dataclass(frozen=True)
 class TargetOptions:
-    """The options that every target takes. A target's own options are a frozen dataclass that extends this one.
+    """The options that every target takes. A target's options are a frozen dataclass that extends this one.
 
     Attributes:
-        verify: on how many images to compare with PyTorch; 0 for none, which leaves the result marked `.unverified`.
-        images: to compare on, rather than generated ones.
-        force: replace what is there.
+        verify: number of images to compare with PyTorch on; 0 for none, which marks the result as `.unverified`.
+        images: images to compare on; default: generated ones.
+        force: replace an existing file or folder.
 
     Raises:
-        ExportError: on an option that is out of its bounds, or options that exclude each other.
+        ExportError: on an option out of bounds, or on options that exclude each other.
     """
 
     verify: int = 64
@@ -77,14 +76,14 @@ class TargetOptions:
 
 
 class Target(ABC):
-    """One kind of file or folder that a model can be exported to. Abstract.
+    """A kind of file or folder that a model can be exported to. Abstract.
 
     Attributes:
-        name: in the table, and on the command line (class attribute).
-        suffix: of the file, with its dot; '' for a folder (class attribute).
-        options: dataclass of the options that it takes (class attribute).
+        name: name in the table, and on the command line (class attribute).
+        suffix: suffix of the file, with its dot; '' for a folder (class attribute).
+        options: dataclass of its options (class attribute).
         packages: modules that must be importable (class attribute).
-        extra: of this package, which installs them (class attribute).
+        extra: extra of this package that installs them (class attribute).
     """
 
     name: ClassVar[str]
@@ -95,21 +94,21 @@ class Target(ABC):
 
     @classmethod
     def missing_packages(cls) -> tuple[str, ...]:
-        """Those of `packages` that are not installed here."""
+        """The modules in `packages` that are not installed."""
         return tuple(name for name in cls.packages if importlib.util.find_spec(name) is None)
 
     @classmethod
     def option_names(cls) -> tuple[str, ...]:
-        """The names of the options that it takes."""
+        """The names of its options."""
         return tuple(field.name for field in dataclasses.fields(cls.options))
 
     def check_path(self, path: Path, options: Any) -> None:
-        """Raises ExportError if nothing can be written to `path`; called before any work is done."""
+        """Raise ExportError if nothing can be written to `path`; called before any work is done."""
         check_writable(path, options.force)
 
     @abstractmethod
     def export(self, source: ModelSource, path: Path, options: Any) -> Artifact:
-        """Write the model to `path`, compared with PyTorch; `write_verified` does both.
+        """Write the model to `path` and compare it with PyTorch; `write_verified` does both.
 
         Args:
             source: the model, in float32 on the CPU and in evaluation mode.
@@ -117,7 +116,7 @@ class Target(ABC):
             options: an instance of the target's `options`.
 
         Raises:
-            ExportError: if the model cannot be exported so.
+            ExportError: if the model cannot be exported to this target.
         """
 
 
@@ -133,18 +132,17 @@ def export_model(
     target: str = "onnx",
     **options: Any,
 ) -> Artifact:
-    """Export a model, and compare what the result computes with PyTorch.
+    """Export a model, and compare its outputs with PyTorch's.
 
     Args:
         model: a model of any family, which is not changed; 'model.tag', a weight folder, or a Hub repository.
-        path: of the file or folder to write.
-        target: a name in `TARGETS`, or `module:Name` for a `Target` of your own.
-        options: those of the target; see its `options`.
+        path: file or folder to write.
+        target: a name in `TARGETS`, or `module:Name` for a custom `Target`.
+        options: options of the target; see its `options`.
 
     Raises:
-        ExportError: on an unknown target, an option that it does not take, options that do not go together, a path
-            that exists or cannot be written, or a missing package. WeightsError, SpecError, DataError: on a bad model,
-            size or image.
+        ExportError: on an unknown target, an unknown option, incompatible options, a path that exists or cannot be
+            written, or a missing package. WeightsError, SpecError, DataError: on an invalid model, size or image.
     """
     path, chosen = Path(path), TARGETS.find(target)
     given = make_options(chosen, options)
@@ -153,12 +151,12 @@ def export_model(
     for package in chosen.packages:
         require(package, chosen.extra)
     if given.images is not None:
-        given.images.pick(1)  # an unsuitable folder is named before the work, not after it
+        given.images.pick(1)  # reject an unsuitable folder before the work
     return maker.export(open_source(model), path, given)
 
 
 def make_options(target: type[Target], options: Mapping[str, Any]) -> TargetOptions:
-    """A target's options by name. Raises ExportError on one that it does not take, or as the options do."""
+    """Create a target's options by name. Raises ExportError on an unknown option; also raises as the options do."""
     known = target.option_names()
     for name in options:
         if name not in known:
@@ -180,16 +178,16 @@ def write_verified(
     """Write a file, compare it with PyTorch, and move it to `path`, or to `path` with the suffix `.unverified`.
 
     Args:
-        path: where it is to lie.
-        write: makes the file at the path that it is given.
-        load: opens that file to be run.
-        source: the model that it was made from.
-        info: what the file says of itself.
-        options: how to compare.
-        about: what the report beside the file says besides.
+        path: final path.
+        write: writes the file to a given path.
+        load: opens the file for running.
+        source: the exported model.
+        info: metadata of the file.
+        options: options of the comparison.
+        about: further content of the report next to the file.
 
     Raises:
-        ExportError: if it cannot be written or run. Then nothing is left.
+        ExportError: if it cannot be written or run. Nothing is then left.
     """
 
     def judge(temporary: Path) -> Agreement | None:

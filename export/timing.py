@@ -1,6 +1,6 @@
-"""A network as a function that runs one batch in ONNX Runtime: what a search within a budget of milliseconds times.
+"""Run one batch of a network in ONNX Runtime, for a search that measures latency.
 
-It exports and runs; the caller decides how often, and uses the times.
+This module exports and runs; the caller measures the time.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ __all__ = ["onnx_runner"]
 
 
 def onnx_runner(model: SpecTransformer, batch_size: int, threads: int = 1, device: str = "cpu") -> Callable[[], object]:
-    """Export a network in float32, with a fixed batch, and make it ready to be timed.
+    """Export a network in float32 with a fixed batch size, and prepare it for timing.
 
     Args:
         model: any model that `timm.create_model` made.
-        batch_size: images of a batch. threads: of an operator on the CPU.
+        batch_size: batch size. threads: threads of an operator on the CPU.
         device: 'cpu', or 'cuda' for ONNX Runtime's CUDA provider and no other.
 
     Returns:
-        What runs one batch of random images to its end.
+        A function that runs one batch of random images to completion.
 
     Raises:
         ExportError: if onnx, onnxscript or onnxruntime is missing, or cannot run the network on that device.

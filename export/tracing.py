@@ -1,4 +1,4 @@
-"""From a network in torch to a graph: `torch.onnx.export` with its axes named, and without its messages.
+"""Trace a torch network to a graph with `torch.onnx.export`, with named axes and without its messages.
 
 This is the only module that calls torch's exporter.
 
@@ -31,11 +31,11 @@ def trace(network: nn.Module, images: Tensor, info: ExportInfo) -> onnx.ModelPro
     """Export a network through `torch.onnx.export(dynamo=True)`.
 
     Args:
-        network: from one tensor to one. images: of the type and shape that it takes. info: opset, and which axes are
-            of any length.
+        network: maps one tensor to one tensor. images: example input of the right type and shape. info: opset, and the
+            axes of variable length.
 
     Raises:
-        UnrunnableError: if torch cannot express it in that opset.
+        UnrunnableError: if torch cannot export it in that opset.
     """
     dims: dict[int, Any] = {}
     if info.batch is None:
@@ -68,7 +68,7 @@ def trace(network: nn.Module, images: Tensor, info: ExportInfo) -> onnx.ModelPro
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what torch's exporter has to say of itself: it warns of its own deprecated calls."""
+    """Hide the warnings of torch's exporter about its own deprecated calls."""
     names = ("torch.onnx", "onnxscript", "onnx_ir")
     levels = {name: logging.getLogger(name).level for name in names}
     with warnings.catch_warnings():

@@ -1,4 +1,4 @@
-"""Whether an exported file computes what PyTorch does: both run on the same images, held to stated limits.
+"""Verify that an exported file computes the same as PyTorch: run both on the same images and apply limits.
 
 Axes: B images, C channels, H/W height and width, K classes.
 """
@@ -39,7 +39,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Limit:
-    """What a precision must keep to: the largest absolute difference of a logit, the least top-1 agreement in %."""
+    """The limits of a precision: maximum absolute difference of a logit, and minimum top-1 agreement in %."""
 
     max_abs: float | None
     top1_agreement: float
@@ -48,29 +48,29 @@ class Limit:
 LIMITS = {
     "fp32": Limit(1e-4, 99.0),
     "fp16": Limit(None, 99.0),
-    "bf16": Limit(None, 98.0),  # eight bits of mantissa, as int8 has
+    "bf16": Limit(None, 98.0),  # eight bits of mantissa, like int8
     "int8": Limit(None, 98.0),
 }
 
 
-# ---- what was found ----
+# ---- results ----
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """What the comparison found.
+    """The result of a comparison.
 
     Attributes:
-        num_images: how many. origin: 'generated', or the folder or data set that they are of.
-        provider: of ONNX Runtime, that ran the file.
+        num_images: number of images. origin: 'generated', or their folder or data set.
+        provider: provider of ONNX Runtime that ran the file.
         sizes: heights and widths that were tried.
         max_abs: largest absolute difference of a logit.
-        max_rel: the same over the largest logit of that image.
+        max_rel: largest difference relative to the largest logit of the image.
         top1_agreement: in % of images.
-        levels: of a file with preprocessing, how far 19 in 20 of an image's prepared pixels are from timm's transform
-            at most, in levels of 255; of the image where they are farthest.
-        accuracy, torch_accuracy: top-1 in % of the file and of PyTorch, on labelled images.
-        problems: limits that it does not keep to, in words.
+        levels: for a file with preprocessing, the difference to timm's transform that 19 of 20 preprocessed pixels stay
+            within, in levels of 255; maximum over images.
+        accuracy, torch_accuracy: top-1 accuracy in % of the file and of PyTorch, on labelled images.
+        problems: descriptions of the exceeded limits.
     """
 
     num_images: int
@@ -87,7 +87,7 @@ class Agreement:
 
     @property
     def holds(self) -> bool:
-        """Whether all limits are kept."""
+        """Whether the result is within all limits."""
         return not self.problems
 
 
@@ -99,7 +99,7 @@ class Runner(Protocol):
     input_dtype: np.dtype
 
     def logits(self, images: np.ndarray) -> np.ndarray:
-        """Logits [B, K] in float32 of prepared images [B, C, H, W] of `input_dtype`, or of raw images."""
+        """Logits [B, K] in float32 of preprocessed images [B, C, H, W] of `input_dtype`, or of raw images."""
         ...
 
 
@@ -107,11 +107,11 @@ def compare(runner: Runner, source: ModelSource, count: int, images: ImageSource
     """Run an exported file and its model on the same images.
 
     Args:
-        runner: the file. source: the model that it was made from. count: of images.
+        runner: the file. source: the exported model. count: number of images.
         images: real ones; None generates some.
 
     Raises:
-        ExportError: if the file cannot be run. DataError: if an image cannot be read, or its class is none of the
+        ExportError: if the file cannot be run. DataError: if an image cannot be read, or its class is not one of the
             model's.
     """
     info = runner.info
@@ -138,7 +138,7 @@ def compare(runner: Runner, source: ModelSource, count: int, images: ImageSource
 def _shown(
     info: ExportInfo, count: int, images: ImageSource | None
 ) -> tuple[list[Image.Image], np.ndarray | None, str]:
-    """Images, the model's class [B] of each where it is known, and where they are from."""
+    """The images, the model's class [B] of each if known, and their origin."""
     if images is None:
         return generated_images(count, info.input_size[1:]), None, "generated"
     shown, labels, split = images.pick(count)
@@ -149,12 +149,12 @@ def _shown(
     except DataError:
         if images.fifth is None:
             raise
-        return shown, None, str(images)  # images to calibrate with need no labels of the model's
+        return shown, None, str(images)  # calibration images need no labels of the model's classes
     return shown, np.array(classes)[labels], str(split) if images.fifth is None else str(images)
 
 
 def _sizes(info: ExportInfo) -> list[tuple[int, int]]:
-    """The image sizes to try: of a dynamic one its own, a smaller and a larger, of which two are no squares."""
+    """The image sizes to try: for a dynamic size, the model's, a smaller and a larger one, two of them not square."""
     _, height, width = info.input_size
     if not info.dynamic_size:
         return [(height, width)]
@@ -163,14 +163,14 @@ def _sizes(info: ExportInfo) -> list[tuple[int, int]]:
 
 
 def _parts(images: list[Image.Image], sizes: Sequence[Any]) -> list[list[Image.Image]]:
-    """The images in order, in as many parts as there are sizes."""
+    """Split the images, in order, into as many parts as there are sizes."""
     bounds = [index * len(images) // len(sizes) for index in range(len(sizes) + 1)]
     return [images[start:end] for start, end in itertools.pairwise(bounds)]
 
 
 @dataclass(frozen=True, eq=False)
 class _Part:
-    """Logits [B, K] of the file and of PyTorch, and how far prepared pixels are from timm's."""
+    """Logits [B, K] of the file and of PyTorch, and the difference of preprocessed pixels from timm's."""
 
     found: np.ndarray
     expected: np.ndarray
@@ -182,7 +182,7 @@ def _compare_at(runner: Runner, source: ModelSource, size: tuple[int, int], show
     images = prepare(info, shown)
     levels = 0.0
     if info.preprocess:
-        # The network is judged on what the graph prepared, and the preparing on its own.
+        # Compare the network on the graph's preprocessed images, and the preprocessing separately.
         in_graph = _prepared_in_graph(info, shown, runner.provider)
         scale = 255 * np.array(info.std, np.float32).reshape(-1, 1, 1)
         differences = (np.abs(in_graph - images) * scale).reshape(len(images), -1)
@@ -192,13 +192,13 @@ def _compare_at(runner: Runner, source: ModelSource, size: tuple[int, int], show
         found = np.concatenate([runner.logits(image) for image in raw])
     else:
         images_as_taken = images.astype(runner.input_dtype)
-        # One alone too: a batch of one goes wrong in its own ways.
+        # Also a batch of one, which can fail separately.
         found = np.concatenate([runner.logits(part) for part in (images_as_taken[:1], images_as_taken[1:])])
     return _Part(found, torch_logits(source.at_size(size), images), levels)
 
 
 def _prepared_in_graph(info: ExportInfo, shown: list[Image.Image], provider: str) -> np.ndarray:
-    """The same as `prepare`, by the graph alone that stands in front of the network."""
+    """Like `prepare`, but with the preprocessing graph of the exported file."""
     session = open_session(preprocessing_model(info), [provider]).session
     images = [session.run(None, {INPUT: as_array(image, info.input_size[0])[None]})[0] for image in shown]
     return np.concatenate(images) if images else np.zeros((0, *info.input_size), np.float32)
@@ -206,7 +206,7 @@ def _prepared_in_graph(info: ExportInfo, shown: list[Image.Image], provider: str
 
 @torch.inference_mode()
 def torch_logits(model: SpecTransformer, images: np.ndarray) -> np.ndarray:
-    """Logits [B, K] of prepared images by PyTorch in float32, eagerly."""
+    """Logits [B, K] of preprocessed images by PyTorch in float32, eagerly."""
     batches = torch.from_numpy(images).split(32) if len(images) else ()
     return np.concatenate([model(batch).numpy() for batch in batches] or [np.zeros((0, model.num_classes), np.float32)])
 

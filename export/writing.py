@@ -1,4 +1,4 @@
-"""Writes a file under a temporary name, and moves it into place only after it was compared; with a report beside it."""
+"""Write a file under a temporary name, and move it into place only after comparison; with a report next to it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ UNVERIFIED = ".unverified"
 
 
 def check_writable(path: Path, force: bool) -> None:
-    """Raises ExportError if a file cannot be written there, before any work is done."""
+    """Raise ExportError if the file cannot be written, before any work is done."""
     if path.is_dir():
         raise ExportError(f"{path} is a folder; give the file to write")
     if path.exists() and not force:
@@ -39,19 +39,19 @@ def write_and_judge(
     """Write a file under a temporary name, judge it, and move it to `path`, or to `path` with the suffix `.unverified`.
 
     Args:
-        path: where the file goes.
-        write: makes the file.
-        judge: compares it; None if it was not compared.
-        about: what else the report beside the file says.
+        path: final path.
+        write: writes the file.
+        judge: compares the file; None if it was not compared.
+        about: further content of the report next to the file.
 
     Returns:
-        Where it lies, and the verdict.
+        The path of the file, and the verdict.
 
     Raises:
-        WriteError: if it cannot be written. What `write` and `judge` raise passes through; then nothing is left.
+        WriteError: if it cannot be written. Errors of `write` and `judge` are passed on; nothing is then left.
     """
     with scratch_folder(path) as folder:
-        temporary = folder / path.name  # under its own name, which torch writes into the file
+        temporary = folder / path.name  # with its final name, which torch writes into the file
         try:
             write(temporary)
             agreement = judge(temporary)
@@ -64,7 +64,7 @@ def write_and_judge(
 
 
 def report_path(path: Path) -> Path:
-    """Where the report of a file stands."""
+    """The path of a file's report."""
     return path.with_name(f"{path.name}.json")
 
 
@@ -75,7 +75,7 @@ def _place(temporary: Path, path: Path, agreement: Agreement | None, about: Mapp
     report = {"verified": holds, **about, "agreement": None if agreement is None else dataclasses.asdict(agreement)}
     write_text(report_path(final), to_json(report))
     os.replace(temporary, final)
-    if holds:  # what an earlier attempt left is out of date
+    if holds:  # remove files of an earlier attempt
         for old in (marked, report_path(marked)):
             old.unlink(missing_ok=True)
     return final
