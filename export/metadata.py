@@ -1,6 +1,6 @@
-"""What an exported file says of itself: where it comes from, what it takes and what it gives.
+"""The metadata of an exported file: its source, its inputs and its outputs.
 
-It turns that into the texts that ONNX keeps beside a graph and back; it opens no file.
+Converts the metadata to and from the strings that ONNX stores with a graph; opens no file.
 """
 
 from __future__ import annotations
@@ -20,29 +20,29 @@ from glit_models.weights.registry import preprocessing_problem
 __all__ = ["INPUT", "OUTPUT", "PREFIX", "ExportInfo", "Precision"]
 
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
-_BATCH = 32  # images at a time of a file that takes any number
+_BATCH = 32  # batch size for a file that takes any number of images
 INPUT, OUTPUT = "images", "logits"
 PREFIX = "glit."
-_MAX_CHARS = 1 << 23  # of one field; the names of 100,000 classes take a quarter
+_MAX_CHARS = 1 << 23  # per field; the names of 100,000 classes take a quarter
 _MAX_SPEC_CHARS = 1 << 20  # a network of 100 blocks takes 15,000
 
 
 @dataclass(frozen=True)
 class ExportInfo:
-    """What stands in the file, each field as JSON under `glit.<field>` (`spec_data` under `glit.spec`).
+    """The metadata in the file, each field as JSON under `glit.<field>` (`spec_data` under `glit.spec`).
 
     Attributes:
-        source: the model's name or folder's name. sha256: of its weights file, or of its state as safetensors.
-        package_version: of glit-models when it was exported.
+        source: name of the model or folder. sha256: of its weights file, or of its state as safetensors.
+        package_version: version of glit-models that exported it.
         opset: of the graph. precision: of its arithmetic.
-        batch: images at a time, None for any number.
-        input_size: channels, height, width; of `dynamic_size`, the size that the model was trained at.
-        dynamic_size: whether any height and width that `patch_size` divides will do.
-        preprocess: whether the input is uint8 images [B, h, w, C] of any size rather than prepared images
+        batch: batch size, None for any.
+        input_size: channels, height, width; with `dynamic_size`, the size that the model was trained at.
+        dynamic_size: whether any height and width that are multiples of `patch_size` are accepted.
+        preprocess: whether the input is uint8 images [B, h, w, C] of any size instead of preprocessed images
             [B, C, H, W].
         mean, std, interpolation, crop_pct, crop_mode: timm's preprocessing.
-        num_classes: outputs. class_names: theirs, if they have any.
-        spec_data: the architecture as `Spec.to_dict` gives it, with `family`; None in files of 0.1. See `spec`.
+        num_classes: number of outputs. class_names: their names, if any.
+        spec_data: the architecture from `Spec.to_dict`, with `family`; None in files of version 0.1. See `spec`.
     """
 
     source: str
@@ -66,11 +66,11 @@ class ExportInfo:
 
     @property
     def spec(self) -> Spec | None:
-        """The architecture of the network; None in files of 0.1.
+        """The architecture of the network; None in files of version 0.1.
 
         Raises:
-            ExportError: if it is not a valid spec, or is of a family or has a part that is not registered here.
-                A file never causes a module to be imported.
+            ExportError: if it is not a valid spec, or its family or a part is not registered. A file never triggers an
+                import.
         """
         if self.spec_data is None:
             return None
@@ -83,16 +83,16 @@ class ExportInfo:
             raise ExportError(f"the spec of {self.source} cannot be used here: {error}") from None
 
     def to_texts(self) -> dict[str, str]:
-        """Keys and values as ONNX keeps them."""
+        """Keys and values as strings for ONNX."""
         values = {_KEYS.get(field.name, field.name): getattr(self, field.name) for field in fields(self)}
         return {PREFIX + name: json.dumps(value, ensure_ascii=False) for name, value in values.items()}
 
     @classmethod
     def from_texts(cls, texts: Mapping[str, str], where: str) -> ExportInfo:
-        """Read back what `to_texts` wrote. `where` is what to call the file.
+        """The inverse of `to_texts`. `where` is the name of the file in messages.
 
         Raises:
-            ExportError: if the file is not one of ours, or a field is missing, damaged or too long; names it.
+            ExportError: if the file was not written by this package, or a field is missing, damaged or too long.
         """
         if not any(key.startswith(PREFIX) for key in texts):
             raise ExportError(f"{where}: not exported by glit-models; `glit export` makes such files")
@@ -109,7 +109,7 @@ class ExportInfo:
         return cls(**values)
 
     def run_in_batches(self, images: np.ndarray, run: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-        """Logits [B, K] in float32 of images [B, ...]: `run` gets as many at a time as the file takes."""
+        """Compute logits [B, K] in float32 of images [B, ...]: `run` gets as many at a time as the file takes."""
         size = self.batch or _BATCH
         found = [np.zeros((0, self.num_classes), np.float32)]
         for start in range(0, len(images), size):
@@ -120,12 +120,12 @@ class ExportInfo:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """The class names, or numbers where there are none."""
+        """The class names, or numbers if there are none."""
         return self.class_names or tuple(map(str, range(self.num_classes)))
 
     @property
     def data_config(self) -> dict[str, Any]:
-        """What `timm.data.create_transform` takes to prepare an image."""
+        """The arguments of `timm.data.create_transform` that preprocess an image."""
         return {
             "input_size": self.input_size,
             "mean": self.mean,
@@ -136,11 +136,11 @@ class ExportInfo:
         }
 
 
-_KEYS = {"spec_data": "spec"}  # where a field's name and its key differ
+_KEYS = {"spec_data": "spec"}  # fields whose key differs from their name
 
 
 def _parse(text: str, key: str, where: str) -> Any:
-    """The value of one field, lists as tuples."""
+    """Parse the value of one field; lists become tuples."""
     limit = _MAX_SPEC_CHARS if key == PREFIX + "spec" else _MAX_CHARS
     if len(text) > limit:
         raise ExportError(f"{where}: its metadata {key!r} is longer than {limit} characters")
@@ -152,7 +152,7 @@ def _parse(text: str, key: str, where: str) -> Any:
 
 
 def _checks(values: Mapping[str, Any]) -> dict[str, bool]:
-    """Whether each field of a file is of the right kind, by its key."""
+    """Type checks of the fields, by key."""
     size, names, count = values["input_size"], values["class_names"], values["num_classes"]
     spec, batch = values.get("spec_data"), values["batch"]
     checks = {
@@ -179,7 +179,7 @@ def _is_count(value: Any) -> bool:
 
 
 def _named_modules(data: Any) -> list[str]:
-    """The modules that a spec's `module:Name` entries name."""
+    """The modules in a spec's `module:Name` entries."""
     found, rest = [], [data]
     while rest:
         value = rest.pop()

@@ -1,6 +1,6 @@
-"""How architectures are found: spaces, supernet, search methods, fitness, the whole search.
+"""Search for architectures: search spaces, supernets, search methods, fitness measures, and whole searches.
 
-Imported as `glit_models.search`. It builds on the zoo, which never imports it; it never imports `glit_models.export`.
+Imported as `glit_models.search`. It builds on `glit_models`, which never imports it, and not on `glit_models.export`.
 """
 
 from .again import search_again

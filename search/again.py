@@ -1,4 +1,4 @@
-"""Another search on the trained supernets of a search: under another budget, for example, in minutes."""
+"""Run another search on the trained supernets of a search, for example with another budget, in minutes."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ _NOT_COPIED = shutil.ignore_patterns("*.pt", "best.safetensors", "lock", "tensor
 
 
 def again_recipe(folder: str | Path, overrides: Overrides, keep_winner: bool = False) -> SearchRecipe:
-    """The recipe of the search in a folder with other values, which its trained supernets allow.
+    """The recipe of the search in a folder with changed values that its trained supernets allow.
 
     Args:
-        overrides: values by `section.key`, or texts `section.key=value`.
-        keep_winner: as of `search_again`.
+        overrides: values by `section.key`, or strings `section.key=value`.
+        keep_winner: as in `search_again`.
 
     Raises:
         SearchError: if a value cannot change; names the key.
-        RecipeError: as `load_search_recipe`.
+        RecipeError: as in `load_search_recipe`.
     """
     folder = Path(folder)
     base = read_recipe_of(folder)
@@ -84,23 +84,23 @@ def search_again(
     runtimes: Mapping[str, Prepare] | None = None,
     executor: Executor | None = None,
 ) -> SearchRun:
-    """A search like the one in a folder, on its trained supernets, with other values; `run()` runs it.
+    """Prepare a search like the one in a folder, on its trained supernets, with other values; `run()` runs it.
 
-    `out` becomes a search's folder like any other, which does not need `folder` any more. The second stage of two has
-    the supernet of the earlier search if the first stage's winner has the same leading genes; otherwise it trains one.
+    `out` becomes a normal search folder, which does not need `folder` any more. The second of two stages reuses the
+    supernet of the earlier search if the first stage's winner has the same leading genes; else it trains a new one.
 
     Args:
-        folder: of a search that has trained the supernet of its first stage.
-        out: folder of the new search; one that this function made from the same folder is gone on with.
-        overrides: values by `section.key`, or texts `section.key=value`: of budget, latency, fitness, evolution,
+        folder: folder of a search that has trained the supernet of its first stage.
+        out: folder of the new search; if this function made it from the same folder, the search is resumed.
+        overrides: values by `section.key`, or strings `section.key=value`: of budget, latency, fitness, evolution,
             evaluation, retrain, final, control.
-        keep_winner: keep the first stage as it is, so that the second searches the same space. Its winner takes part
-            where it is within the new budget.
-        device, max_minutes, command, runtimes, executor: as of `SearchRun`.
+        keep_winner: keep the result of the first stage, so that the second searches the same space. Its winner takes
+            part if it is within the new budget.
+        device, max_minutes, command, runtimes, executor: as in `SearchRun`.
 
     Raises:
-        SearchError, RecipeError: if a value cannot change, a budget cannot be met or a supernet is missing; nothing is
-            written then.
+        SearchError, RecipeError: if a value cannot change, a budget cannot be met or a supernet is missing. Nothing is
+            then written.
     """
     folder, out = Path(folder), Path(out)
     recipe = again_recipe(folder, overrides, keep_winner)
@@ -121,7 +121,7 @@ def search_again(
     with whole_folder(out) as temporary:
         trained = _fill(temporary, folder, recipe, keep_winner)
         write_json(temporary / _FILE, origin)
-        run = SearchRun(recipe, temporary, device, runtimes=runtimes)  # raises on what cannot be
+        run = SearchRun(recipe, temporary, device, runtimes=runtimes)  # raises on invalid values
         if keep_winner:
             winner = parse_spec(temporary / recipe.method_class.stages[0] / "winner.json")
             BudgetSampler(run.space.stage_two(winner), run.context.budgets)
@@ -130,7 +130,7 @@ def search_again(
 
 
 def _fill(out: Path, folder: Path, recipe: SearchRecipe, keep_winner: bool) -> list[str]:
-    """Write what a search goes on from; returns the stages whose supernets it has."""
+    """Write the initial state of the search; returns the stages whose supernets are available."""
     first, *_ = names = recipe.method_class.stages
     trained = [name for name in names if has_supernet(folder / name)]
     if first not in trained:

@@ -1,7 +1,7 @@
-"""What every search method shares: it is asked for networks and told how good they are, generation by generation.
+"""The base class of search methods: an ask-and-tell interface that proposes networks, generation by generation.
 
-What "good" means, where it is computed and in which order it arrives is up to the caller; which networks come next is
-up to the method, a subclass of `Search`. The whole state is plain JSON at any moment, and determines the future.
+The caller computes the fitness, in any order; the method, a subclass of `Search`, chooses the next networks.
+The whole state is always plain JSON, and determines all later choices.
 """
 
 from __future__ import annotations
@@ -25,41 +25,40 @@ from .surrogate import Surrogate
 
 __all__ = ["Search"]
 
-_DRAWS_PER_CANDIDATE = 20  # for each that is still wanted, before the next way of finding some is taken
-_SCORED_FOR_SURROGATE = 40  # networks, from which on it picks among proposals
-_SMALL_SPACE = 10_000  # members; such a space is gone through when draws find nothing new
+_DRAWS_PER_CANDIDATE = 20  # per missing network, before the next way of finding some is tried
+_SCORED_FOR_SURROGATE = 40  # number of scored networks from which on it picks among proposals
+_SMALL_SPACE = 10_000  # members; a space of this size is enumerated when draws find nothing new
 
 
 class Search(ABC):
     """A search method: proposes networks, generation by generation. Abstract.
 
-    A subclass defines `propose` and the class attributes; see `evolution` for two of them. A method of your own, in a
-    file of yours, is named in a recipe as `method: my_module:MyMethod`.
+    A subclass defines `propose` and the class attributes; see `evolution` for examples. A recipe names a custom method
+    as `method: my_module:MyMethod`.
 
     Attributes:
         method: name in saved states (class attribute).
         stages: names of a search's stages, and of their folders (class attribute).
-        stage_work: how many times the epochs, generations and retrained networks of the recipe a stage has (class
-            attribute).
-        uses_surrogate: whether `proposals` concerns the method (class attribute).
+        stage_work: multiplier of the recipe's epochs, generations and retrained networks (class attribute).
+        uses_surrogate: whether `proposals` applies to the method (class attribute).
         seeks_front: whether cheap networks count as well as accurate ones, so that a comparison by fitness alone must
             not drop them (class attribute).
-        needs_given: whether it searches among what a given network can become, see `narrow` (class attribute).
-        description: what the method does, a sentence for the report (class attribute).
-        space: where networks are taken from.
+        needs_given: whether it searches among transformations of a given network, see `narrow` (class attribute).
+        description: a sentence about the method for the report (class attribute).
+        space: the space of the networks.
         config: the settings.
         rng: the method's only source of randomness.
 
     Args:
-        space: where networks are taken from.
-        budgets: what each of them may cost; costs without bounds are only recorded.
-        seed: of everything random.
-        initial: members of the first generation, for instance the winner of a stage before.
+        space: the space of the networks.
+        budgets: the bounds on costs; costs without bounds are only recorded.
+        seed: seed of everything random.
+        initial: members of the first generation, for example the winner of an earlier stage.
         settings: fields of `EvolutionConfig`.
 
     Raises:
         SearchError: if a budget cannot be met (names the smallest and the largest reachable cost), an initial network
-            is no member or outside a budget, or a setting is unknown or cannot be.
+            is not a member or outside a budget, or a setting is unknown or invalid.
     """
 
     method: ClassVar[str] = "own"
@@ -96,15 +95,15 @@ class Search(ABC):
                 raise SearchError(f"initial[{index}] must have {self._sampler.describe()}, got {costs}")
         self.rng = random.Random(seed)
         self._candidates = Candidates()
-        self._new: dict[Spec, Candidate] = {}  # of the generation that is being proposed
-        self._wanted = self.config.population  # how many there should be of them
+        self._new: dict[Spec, Candidate] = {}  # of the current generation
+        self._wanted = self.config.population  # target size of the current generation
         self._generation = -1
         self._exhausted: str | None = None
 
     def ask(self) -> list[Spec]:
-        """The networks whose fitness is wanted next: a generation, or what is left of it; none when it is over.
+        """The next networks to evaluate: a generation, or the rest of it; none when the search is over.
 
-        No network is ever proposed twice, nor one that computes the same as another.
+        No network is proposed twice, and no two proposed networks compute the same function.
 
         Raises:
             SearchError: if the first generation finds no network within the budgets.
@@ -127,11 +126,11 @@ class Search(ABC):
         return list(self._new)
 
     def _propose_plenty(self) -> None:
-        """Propose more networks than a generation has, and keep those of them that the surrogate says are the best.
+        """Propose more networks than a generation has, and keep those with the best surrogate predictions.
 
-        A small space is gone through as a whole: its best network is then missed only if the surrogate misjudges it.
-        It is not evaluated as a whole, so that methods stay comparable by their number of evaluations; where these are
-        enough for the whole space, every method comes to its end by itself.
+        A small space is enumerated, so that its best network is missed only if the surrogate misjudges it. Not all of
+        it is evaluated, so that methods stay comparable by their number of evaluations; if these suffice for the whole
+        space, every method finishes on its own.
         """
         if self._is_small():
             self._wanted = self.space.size
@@ -150,16 +149,16 @@ class Search(ABC):
             self._new = {spec: candidate for spec, candidate in self._new.items() if spec in best}
 
     def tell(self, spec: Spec, fitness: float) -> None:
-        """Say how good a network is that was asked about. The order in which a generation is told makes no difference.
+        """Set the fitness of a network that was asked for. The order within a generation makes no difference.
 
         Raises:
-            SearchError: if it was not asked about, was told before, or the fitness is not finite.
+            SearchError: if it was not asked for or was told before, or the fitness is not finite.
         """
         self._candidates.tell(spec, fitness)
 
     @property
     def outcome(self) -> str | None:
-        """Why the search is over, in one line; None while it goes on."""
+        """Why the search is over, in one line; None while it continues."""
         if self._candidates.pending():
             return None
         if self._exhausted is None and self._generation + 1 >= self.config.generations:
@@ -168,60 +167,60 @@ class Search(ABC):
 
     @property
     def generation(self) -> int:
-        """The number of the last generation that was asked about, from 0; -1 before."""
+        """The number of the last generation that was asked for, from 0; -1 before the first."""
         return self._generation
 
     @property
     def candidates(self) -> tuple[Candidate, ...]:
-        """Every network that was asked about, in that order."""
+        """All networks that were asked for, in order."""
         return tuple(self._candidates)
 
     @property
     def best(self) -> Candidate | None:
-        """The best so far, the earlier of equals; None before the first is told."""
+        """The best network so far, the earlier of equals; None before the first is told."""
         return next(iter(self.top(1)), None)
 
     def top(self, k: int) -> list[Candidate]:
-        """The `k` best so far, best first, the earlier of equals first."""
+        """The `k` best networks so far, best first, the earlier of equals first."""
         return self._candidates.ranked()[:k]
 
     def front(self, cost: str) -> list[Candidate]:
-        """The Pareto front of fitness against a budget's cost, cheapest first. Raises SearchError on another name."""
+        """The Pareto front of fitness against a budget's cost, cheapest first. Raises SearchError if unknown."""
         return self._candidates.front(cost)
 
     @classmethod
     def narrow(cls, space: SearchSpace, given: Spec, cost: Callable[[Spec], float]) -> SearchSpace:
-        """The part of a space that is searched, starting from a given network; for methods that need one.
+        """Restrict a space to the part to search, given an initial network; for methods that need one.
 
         Args:
-            cost: of a network, additive over its blocks: its multiply-adds.
+            cost: maps a network to its multiply-adds, additive over its blocks.
         """
         return space
 
     def finalists(self, candidates: Sequence[Candidate], count: int) -> list[Candidate]:
-        """The `count` networks that are trained by themselves at the end.
+        """The `count` networks to train stand-alone at the end.
 
         Args:
-            candidates: those with a fitness, best first.
+            candidates: candidates with a fitness, best first.
         """
         return list(candidates[:count])
 
     @abstractmethod
     def propose(self) -> None:
-        """Fill the generation that begins, with `add_children` and `add_random`.
+        """Fill the new generation, with `add_children` and `add_random`.
 
-        The networks of the generations before and what was told of them are in `candidates`, `top` and `best`.
+        `candidates`, `top` and `best` give the networks of earlier generations and their fitness.
         """
 
     def add_children(self, origin: str, count: int, make: Callable[[], Spec]) -> int:
-        """Add up to `count` networks that `make` makes: those within the budgets that are not known yet.
+        """Add up to `count` new networks within the budgets, created by `make`.
 
         Returns how many are missing.
 
         Args:
             origin: how these networks are found, for the records: 'mutation', 'crossover', ...
-            count: how many are wanted; the number of calls of `make` is bounded, so that there may be fewer.
-            make: a member of the space.
+            count: maximum number of networks; there may be fewer, as the number of calls of `make` is limited.
+            make: creates a member of the space.
         """
         wanted = len(self._new) + count
         for _ in range(_DRAWS_PER_CANDIDATE * count):
@@ -233,7 +232,7 @@ class Search(ABC):
         return wanted - len(self._new)
 
     def add_random(self) -> None:
-        """Fill the generation with random members within the budgets; if there are no more, the search ends."""
+        """Fill the generation with random members within the budgets; the search ends if there are no more."""
         failure = None
         for _ in range(_DRAWS_PER_CANDIDATE * self.config.population):
             if len(self._new) >= self._wanted:
@@ -259,11 +258,11 @@ class Search(ABC):
         self._new[spec] = Candidate(spec, self._generation + 1, origin, costs)
 
     def _is_small(self) -> bool:
-        """Whether all members can be gone through; a measured cost may take its time for each."""
+        """Whether all members can be enumerated; a measured cost may take long for each."""
         return self.space.size <= (_SMALL_SPACE if self._sampler.exact else self.config.max_draws)
 
     def _add_remaining(self) -> None:
-        """As `add_random`, by going through all members in random order."""
+        """Like `add_random`, but enumerates all members in random order."""
         left = [spec for spec in self.space if self._is_new(spec)]
         while left and len(self._new) < self._wanted:
             spec = left.pop(draw_below(self.rng, len(left)))
@@ -279,7 +278,7 @@ class Search(ABC):
         return f"no new network within the budgets was found; {len(self._candidates)} are evaluated"
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that the future follows from, as plain JSON values."""
+        """The state that determines all later choices, as plain JSON values."""
         version, words, gauss = self.rng.getstate()
         return {
             "method": self.method,
@@ -296,10 +295,10 @@ class Search(ABC):
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any], space: SearchSpace, budgets: Sequence[Budget] = ()) -> Self:
-        """The search that `state_dict` was taken of, in the same space with the same budgets.
+        """Restore a search from `state_dict`, in the same space with the same budgets.
 
         Raises:
-            SearchError: if the state is of another method, space or budgets, or damaged.
+            SearchError: if the state is of another method, space or budgets, or is damaged.
         """
         ours = {"method": cls.method, "space": space.to_dict(), "budgets": _bounds(budgets)}
         try:

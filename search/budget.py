@@ -1,7 +1,7 @@
-"""What a network may cost, and what the members of a space do cost at least and at most.
+"""Budgets of costs, and the smallest and largest cost of a space's members.
 
-A cost is any function from a spec to a number. Of one that is additive over blocks everything can be known without
-trying. Drawing networks within a budget is done by `budget_sampler`.
+A cost is any function from a spec to a number. If it is additive over blocks, its extremes are computed exactly.
+`budget_sampler` draws networks within a budget.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ Cost = Callable[[Spec], float]
 
 
 def show_cost(cost: float) -> str:
-    """A cost for a message: digits in threes, as many as matter."""
+    """Format a cost for a message, with thousands separators and significant digits only."""
     return f"{cost:,.12g}"
 
 
 @final
 @dataclass(frozen=True)
 class Budget:
-    """What a network may cost, from `low` to `high`, both included; without either it is only recorded.
+    """A range of a cost, from `low` to `high` inclusive; without bounds the cost is only recorded.
 
     Attributes:
-        name: of the cost, in records and messages.
-        cost: a spec's cost: the same number every time, or a search cannot be repeated. It is called often, so a
-            measured one should remember what it measured.
-        low: least cost allowed.
-        high: largest cost allowed.
-        additive: among networks of one width and depth, the cost is one number plus one for each block, which depends
-            on that block alone. Then random members are drawn within the budget at once instead of by trying.
+        name: name of the cost, in records and messages.
+        cost: maps a spec to its cost: the same number every time, or a search cannot be repeated. It is called often,
+            so it should cache measurements.
+        low: minimum allowed cost.
+        high: maximum allowed cost.
+        additive: whether, among networks of one width and depth, the cost is a constant plus one number per block that
+            depends only on that block. Random members within the budget are then drawn directly, not by rejection.
 
     Raises:
         SearchError: if `low` or `high` is not finite, or `low` is above `high`.
@@ -66,11 +66,11 @@ class Budget:
 
     @property
     def bounded(self) -> bool:
-        """Whether it keeps any network out."""
+        """Whether it has a bound."""
         return self.low is not None or self.high is not None
 
     def admits(self, cost: float) -> bool:
-        """Whether a network may cost this."""
+        """Whether a cost is within the bounds."""
         return (self.low is None or cost >= self.low) and (self.high is None or cost <= self.high)
 
     def __str__(self) -> str:
@@ -87,7 +87,7 @@ def macs_budget(
     num_classes: int = 1000,
     in_chans: int = 3,
 ) -> Budget:
-    """A budget of multiply-adds for one image, as `count_macs` counts them."""
+    """A budget of multiply-adds for one image, as counted by `count_macs`."""
     cost = partial(count_macs, img_size=img_size, num_classes=num_classes, in_chans=in_chans)
     return Budget("macs", cost, low, high, additive=True)
 
@@ -99,7 +99,7 @@ def params_budget(
     num_classes: int = 1000,
     in_chans: int = 3,
 ) -> Budget:
-    """A budget of trainable parameters, as `count_params` counts them."""
+    """A budget of trainable parameters, as counted by `count_params`."""
     cost = partial(count_params, img_size=img_size, num_classes=num_classes, in_chans=in_chans)
     return Budget("params", cost, low, high, additive=True)
 
@@ -108,7 +108,7 @@ def extremes(space: SearchSpace, cost: Cost) -> tuple[Spec, Spec]:
     """The cheapest and the most expensive member under a cost that is additive over blocks, exactly.
 
     Raises:
-        SearchError: if the cost is seen not to be additive.
+        SearchError: if the cost is found not to be additive.
     """
     members = []
     for stratum in space.strata:
@@ -118,10 +118,10 @@ def extremes(space: SearchSpace, cost: Cost) -> tuple[Spec, Spec]:
 
 
 def excess_costs(stratum: Stratum, name: str, cost: Cost) -> list[list[float]]:
-    """For each option of each block, what it costs more than the block's cheapest: found by exchanging single blocks.
+    """For each option of each block, its extra cost over the block's cheapest, found by exchanging single blocks.
 
     Raises:
-        SearchError: if a few members cost something else than their blocks together.
+        SearchError: if the cost of a few members differs from the sum over their blocks.
     """
     first = stratum.member_at([0] * stratum.depth)
     base = cost(first)

@@ -1,7 +1,7 @@
-"""Random members of a space within budgets, exactly, however few of its members that are.
+"""Draw random members of a space within budgets, exactly, even if very few members are.
 
-Costs are additive over blocks more often than not; then, for each width and depth, a dynamic programme over the blocks
-counts the members at each cost, and draws among those within the budget. `budget` defines costs.
+Most costs are additive over blocks; then, for each width and depth, a dynamic programme over the blocks counts the
+members at each cost, and draws among those within the budget. `budget` defines costs.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from .space_definition import Stratum
 
 __all__ = ["BudgetSampler"]
 
-_NUM_CELLS = 1 << 18  # of all grids, over all their axes: 2 MB for each block
+_NUM_CELLS = 1 << 18  # of all grids, over all their axes: 2 MB per block
 
 
 @final
 class _Axis:
-    """One additive cost above the cheapest member's, in whole cells."""
+    """An additive cost relative to the cheapest member's, in whole cells."""
 
     def __init__(self, excess: Sequence[Sequence[float]], low: float, high: float, num_cells: int) -> None:
         largest = math.fsum(map(max, excess))
@@ -41,7 +41,7 @@ class _Axis:
             self._width: float = unit
             self.first, self.size = math.ceil(low / unit), int(high // unit) + 1
         else:
-            # Each block's cost is rounded down by less than a cell. One cell more at either end is for float sums.
+            # Each block's cost is rounded down by less than a cell. One more cell at either end is for float sums.
             self._width = (high / (num_cells - 2)) or 1
             self.first = max(math.floor(low / self._width) - len(excess) - 1, 0)
             self.size = math.floor(high / self._width) + 2
@@ -50,7 +50,7 @@ class _Axis:
 
 @final
 class _Range:
-    """What the members of one width and depth cost at least and at most, of one budget."""
+    """The minimum and maximum cost of the members of one width and depth, for one budget."""
 
     def __init__(self, budget: Budget, stratum: Stratum) -> None:
         self._excess = excess_costs(stratum, budget.name, budget.cost)
@@ -61,7 +61,7 @@ class _Range:
 
     @property
     def overlaps(self) -> bool:
-        """Whether some of this range lies within the budget."""
+        """Whether part of this range is within the budget."""
         return self._low <= self.largest and self._high >= self.least
 
     def axis(self, num_cells: int) -> _Axis:
@@ -71,7 +71,7 @@ class _Range:
 
 @final
 class _Group:
-    """Options of one block that lie in the same cells, by these cells: one row a group."""
+    """Options of one block in the same cells, by these cells: one row per group."""
 
     def __init__(self, options: Sequence[Any], weights: Sequence[int], cells: Sequence[Sequence[int]]) -> None:
         groups: dict[tuple[int, ...], list[int]] = {}
@@ -84,16 +84,16 @@ class _Group:
 
 
 def _draw(rng: random.Random, cumulative: NDArray[np.float64]) -> int:
-    """An index with chances by cumulative weights, of which those that are 0 are never drawn."""
+    """Draw an index with probabilities given by cumulative weights; zero weights are never drawn."""
     index = np.searchsorted(cumulative, rng.random() * cumulative[-1], side="right")
     return int(min(index, np.searchsorted(cumulative, cumulative[-1])))
 
 
 @final
 class _Grid:
-    """All members of one width and depth by the cells of their costs: how many, and draws within the limits.
+    """All members of one width and depth by the cells of their costs: their number, and draws within the limits.
 
-    Counts are float64, which adds them up to about 1e-13 of their value: far below what any number of draws shows.
+    Counts are float64, which adds them up to about 1e-13 of their value: too little to affect any number of draws.
     """
 
     def __init__(self, stratum: Stratum, axes: Sequence[_Axis], uniform_over: UniformOver) -> None:
@@ -107,11 +107,11 @@ class _Grid:
         self._ways = self._count_ways()
         self._cumulative = np.cumsum(self._ways[0][tuple(slice(first, None) for first in self._first)])
         within = float(self._cumulative[-1]) if self._cumulative.size else 0.0
-        # Of choices, each width and depth is as likely as any other before the budget, however many members it has.
+        # With 'choices', all widths and depths have the same probability before the budget, whatever their size.
         self.weight = within / float(stratum.raw_size) if uniform_over == "choices" else within
 
     def _count_ways(self) -> list[NDArray[np.float64]]:
-        """For each block and each cell, in how many ways the blocks from it on cost so much."""
+        """For each block and each cell, the number of ways in which the blocks from it on cost this much."""
         last = np.zeros(self._shape)
         last[(0,) * len(self._shape)] = 1
         ways = [last]
@@ -125,7 +125,7 @@ class _Grid:
         return ways[::-1]
 
     def draw(self, rng: random.Random) -> Spec:
-        """A member in these cells, each as likely as its weight says."""
+        """Draw a member in these cells, with probability proportional to its weight."""
         window = tuple(size - first for size, first in zip(self._shape, self._first, strict=True))
         left = np.array(np.unravel_index(_draw(rng, self._cumulative), window)) + self._first
         blocks = []
@@ -141,14 +141,14 @@ class _Grid:
 
 @final
 class BudgetSampler:
-    """Random members of a space within all of some budgets: exactly uniform, and at most `max_draws` tries for each.
+    """Draws random members of a space within all of some budgets: exactly uniform, with at most `max_draws` tries each.
 
-    Tries are drawn uniformly from a set that holds every member within the additive budgets and few others; those
-    outside, or outside a budget that is not additive, are thrown away. Without a budget it is `SearchSpace.sample`.
+    Tries are drawn uniformly from a set of all members within the additive budgets and few others; those outside, or
+    outside a budget that is not additive, are rejected. Without a budget it is `SearchSpace.sample`.
 
     Raises:
         SearchError: if no member meets an additive budget, or all of these together; names the smallest and the
-            largest cost that can be reached.
+            largest reachable cost.
     """
 
     def __init__(
@@ -163,14 +163,14 @@ class BudgetSampler:
         names = [budget.name for budget in self.budgets]
         if len(set(names)) < len(names):
             raise SearchError(f"budgets must have names of their own, got {', '.join(names)}")
-        # Cheap and sure costs first: a measured one is asked only about networks that meet all others.
+        # Cheap and exact costs first: a measured one is only evaluated for networks that meet all others.
         self._order = sorted(self.budgets, key=lambda budget: not budget.additive)
         self._reachable: dict[str, tuple[float, float]] = {}
         self._grids = self._make_grids([budget for budget in self.budgets if budget.additive and budget.bounded])
         self._cumulative = list(itertools.accumulate(grid.weight for grid in self._grids))
 
     def _make_grids(self, budgets: Sequence[Budget]) -> list[_Grid]:
-        """One for each width and depth that has members within the budgets; none without budgets."""
+        """One grid for each width and depth that has members within the budgets; none without budgets."""
         if not budgets:
             return []
         ranges = {stratum: [_Range(budget, stratum) for budget in budgets] for stratum in self.space.strata}
@@ -192,7 +192,7 @@ class BudgetSampler:
         return grids
 
     def _draw(self, rng: random.Random) -> Spec:
-        """A member that may lie within the budgets, each of those that do as likely as any other."""
+        """Draw a member that may be within the budgets; all members within them are equally likely."""
         if not self._grids:
             return self.space.sample(rng, self._uniform_over)
         if len(self._grids) == 1:
@@ -201,11 +201,11 @@ class BudgetSampler:
 
     @property
     def exact(self) -> bool:
-        """Whether every budget that keeps networks out is additive, so that none is found by mere trying."""
+        """Whether all budgets with bounds are additive, so that no member has to be found by rejection only."""
         return all(budget.additive for budget in self.budgets if budget.bounded)
 
     def describe(self, budgets: Iterable[Budget] | None = None) -> str:
-        """The budgets, all unless some are given, each with what can be reached, as far as that is known."""
+        """Describe the budgets, by default all, each with the reachable costs if they are known."""
         texts = []
         for budget in (budget for budget in budgets or self.budgets if budget.bounded):
             texts.append(str(budget))
@@ -215,7 +215,7 @@ class BudgetSampler:
         return " and ".join(texts)
 
     def within(self, spec: Spec) -> dict[str, float] | None:
-        """The costs of a spec by name, in the order of the budgets, or None as soon as one is outside its budget."""
+        """The costs of a spec by name, in the order of the budgets, or None at the first one outside its budget."""
         costs = {}
         for budget in self._order:
             cost = costs[budget.name] = budget.cost(spec)
@@ -227,10 +227,10 @@ class BudgetSampler:
         return {budget.name: costs[budget.name] for budget in self.budgets}
 
     def sample(self, rng: random.Random) -> tuple[Spec, dict[str, float]]:
-        """A random member within the budgets, and its costs.
+        """Draw a random member within the budgets; returns it with its costs.
 
         Raises:
-            SearchError: if `max_draws` draws found none; names each budget and what can be reached.
+            SearchError: if `max_draws` draws found none; names each budget and the reachable costs.
         """
         for _ in range(self.max_draws):
             spec = self._draw(rng)

@@ -1,6 +1,6 @@
-"""What a search knows of the networks that it asked about: where they came from, what they cost, how good they are.
+"""The evaluated networks of a search, with their origin, costs and fitness.
 
-It orders and selects them; it proposes none.
+This module orders and selects them; it proposes none.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ _FIELDS_OF_0_1 = {"accuracy": "fitness"}
 @final
 @dataclass(frozen=True)
 class Candidate:
-    """A network that the search asked about.
+    """A network that the search asked for.
 
     Attributes:
         spec: the network.
-        generation: in which it was asked about, from 0.
-        origin: how it was found: 'initial', 'random', 'mutation', 'crossover', or what a method calls it.
-        costs: what it costs, by the budgets' names.
-        fitness: what was told of it, None until then. Larger is better; any finite number will do.
+        generation: generation in which it was asked for, from 0.
+        origin: how it was found: 'initial', 'random', 'mutation', 'crossover', or a method's name for it.
+        costs: its costs, by the budgets' names.
+        fitness: its fitness, None until it is told. Any finite number; larger is better.
     """
 
     spec: Spec
@@ -40,7 +40,7 @@ class Candidate:
     fitness: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, as they stand in JSON."""
+        """Plain values, as stored in JSON."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return {**fields, "spec": self.spec.to_dict(), "costs": dict(self.costs)}
 
@@ -53,7 +53,7 @@ class Candidate:
 
 @final
 class Candidates:
-    """Candidates in the order in which they were asked about, which also breaks every tie: the earlier is better."""
+    """Candidates in the order in which they were asked for, which also breaks ties: the earlier is better."""
 
     def __init__(self, candidates: Iterable[Candidate] = ()) -> None:
         self._all: list[Candidate] = []
@@ -71,15 +71,15 @@ class Candidates:
         return spec in self._index
 
     def add(self, candidate: Candidate) -> None:
-        """Take in a candidate whose network is not there yet."""
+        """Add a candidate whose network is new."""
         self._index[candidate.spec] = len(self._all)
         self._all.append(candidate)
 
     def tell(self, spec: Spec, fitness: float) -> Candidate:
-        """Enter the fitness of a network that was asked about, once.
+        """Set the fitness of a network that was asked for, once.
 
         Raises:
-            SearchError: if it was not asked about or its fitness is known, or the number is not finite.
+            SearchError: if it was not asked for or its fitness is known, or the number is not finite.
         """
         if spec not in self._index:
             raise SearchError(f"tell takes a network that was asked about, got {spec.to_json(indent=None)}")
@@ -93,19 +93,19 @@ class Candidates:
         return self._all[index]
 
     def pending(self) -> list[Spec]:
-        """The networks whose fitness is not known yet."""
+        """The networks without a fitness so far."""
         return [candidate.spec for candidate in self._all if candidate.fitness is None]
 
     def ranked(self) -> list[Candidate]:
-        """Those with a fitness, the best first."""
+        """The candidates with a fitness, best first."""
         known = [candidate for candidate in self._all if candidate.fitness is not None]
-        return sorted(known, key=_fitness, reverse=True)  # stable: the earlier first where they are equal
+        return sorted(known, key=_fitness, reverse=True)  # stable: the earlier of equals first
 
     def front(self, cost: str) -> list[Candidate]:
-        """Those that no other one beats in fitness without costing more: cheapest, and worst, first.
+        """The Pareto front of fitness and a cost, from the cheapest (and worst) to the best.
 
         Raises:
-            SearchError: if no budget is named so.
+            SearchError: if there is no budget of this name.
         """
         ranked = self.ranked()
         if ranked and cost not in ranked[0].costs:
@@ -117,7 +117,7 @@ T = TypeVar("T")
 
 
 def pareto_front(items: Iterable[T], quality: Callable[[T], float], cost: Callable[[T], float]) -> list[T]:
-    """Those that no other one beats in quality without costing more: cheapest, and worst, first."""
+    """The Pareto front of quality and cost, from the cheapest (and worst) to the best."""
     front: list[T] = []
     for item in sorted(items, key=lambda item: (-quality(item), cost(item))):
         if not front or cost(item) < cost(front[-1]):

@@ -1,8 +1,8 @@
-"""What one block of a network may be, as data: products of choices, their distinct options, the ways between these.
+"""The choices for one block of a network: products of values, their distinct options, and moves between options.
 
-A family's spec says what the genes of its blocks are; nothing here knows any by name. All randomness comes from a
-`random.Random` that the caller gives, of which only `random()` is used: its sequence is the one that Python promises to
-keep in every version, and its state is plain integers. Nothing depends on the order of a set or of a hash.
+A family's spec defines the genes of its blocks; this module knows none by name. All randomness comes from a
+`random.Random` given by the caller, of which only `random()` is used: Python guarantees its sequence in every version,
+and its state is plain integers. Nothing depends on the order of a set or of hashes.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ Value = int | float | str
 
 
 def draw_below(rng: random.Random, bound: int) -> int:
-    """An integer from 0 to `bound` - 1, all equally likely; `bound` is far below 2**53."""
+    """A uniform random integer from 0 to `bound` - 1; `bound` is far below 2**53."""
     return int(rng.random() * bound)
 
 
 def check_keys(prefix: str, data: Mapping[str, Any], known: Iterable[str]) -> None:
-    """Raises SearchError on a key of `data` that is not known; names the nearest one that is."""
+    """Raise SearchError on an unknown key of `data`; names the nearest valid one."""
     names = list(known)
     for key in data:
         if key not in names:
@@ -61,12 +61,12 @@ def check_list(where: str, data: Any) -> Sequence[Any]:
 
 
 def key_of(gene: str) -> str:
-    """The key of a gene's values in a space: its plural."""
+    """The key of a gene's values in a space: the gene's plural."""
     return gene if gene.endswith("s") else f"{gene}s"
 
 
 def required_genes(spec_class: type[Spec]) -> list[str]:
-    """The genes that a family's blocks cannot do without."""
+    """The genes that a family's blocks require."""
     fields = {field.name: field for field in dataclasses.fields(spec_class.block_class)}
     known = spec_class.known_genes({})
     return [name for name in known if name in fields and fields[name].default is dataclasses.MISSING]
@@ -78,11 +78,10 @@ class BlockChoices:
 
     Args:
         values: the values of each gene, by its plural: `num_global_heads=(0, 1)`, `kernel_sizes=(3, 5)`. Genes that
-            never matter may be left out.
+            never have an effect can be left out.
 
     Raises:
-        SearchError: on a value that is neither a number nor a name. What else cannot be is known only in a
-            `SearchSpace`.
+        SearchError: on a value that is neither a number nor a name. Other errors are only detected in a `SearchSpace`.
     """
 
     def __init__(self, **values: Iterable[Value]) -> None:
@@ -103,22 +102,22 @@ class BlockChoices:
         return f"BlockChoices({', '.join(f'{key}={values}' for key, values in self.values.items())})"
 
     def of(self, gene: str) -> tuple[Value, ...]:
-        """The values of a gene, which may be none."""
+        """The values of a gene, possibly none."""
         return self.values.get(key_of(gene), ())
 
     def known_genes(self, spec_class: type[Spec]) -> tuple[str, ...]:
-        """The names of all genes that these blocks may have. Raises SpecError on a value that names nothing."""
+        """The names of all genes that these blocks may have. Raises SpecError on an unknown name among the values."""
         return spec_class.known_genes({gene: self.of(gene) for gene in spec_class.leading_genes})
 
     def expand(self, spec_class: type[Spec], network: Mapping[str, Any]) -> Iterator[Any]:
-        """A block for each combination in a fixed order; those that differ in what does not matter come out equal.
+        """Create a block for each combination in a fixed order; combinations with equal effect give equal blocks.
 
         Args:
-            spec_class: of the family.
-            network: the spec's other fields, `embed_dim` aside.
+            spec_class: spec class of the family.
+            network: the spec's other fields, except `embed_dim`.
 
         Raises:
-            SpecError: on a combination that cannot be.
+            SpecError: on an impossible combination.
         """
         genes = [gene for gene in self.known_genes(spec_class) if self.of(gene)]
         for combination in itertools.product(*map(self.of, genes)):
@@ -127,15 +126,15 @@ class BlockChoices:
     def restrict(
         self, spec_class: type[Spec], network: Mapping[str, Any], allowed: Mapping[str, Sequence[Value]]
     ) -> BlockChoices | None:
-        """Only the allowed values, by plurals, and of the leading genes those that still have what they need.
+        """Keep only the allowed values, by plurals, and the leading genes' values whose required genes have any left.
 
-        None if nothing is left.
+        Returns None if nothing is left.
         """
         before = self._leading_blocks(spec_class, network)
         relevant = {g: {spec_class.genes_of(block)[g] for block in before} for g in spec_class.leading_genes}
         implied = {key_of(gene): sorted(relevant[gene] - {None}) for gene in relevant if not self.of(gene)}
         if any(value not in allowed.get(key, (value,)) for key, values in implied.items() for value in values):
-            # Write down what the leading genes are where nothing is said of them.
+            # If no leading genes are given, write their values down.
             return BlockChoices(**{**self.values, **implied}).restrict(spec_class, network, allowed)
         left = {key: tuple(v for v in values if v in allowed.get(key, (v,))) for key, values in self.values.items()}
         for gene in reversed(spec_class.leading_genes):
@@ -154,9 +153,9 @@ class BlockChoices:
     def _leading_blocks(
         self, spec_class: type[Spec], network: Mapping[str, Any], whole: BlockChoices | None = None
     ) -> list[Any]:
-        """The possible blocks with each combination of leading genes and the first value of every other one.
+        """The possible blocks with each combination of leading genes and the first value of every other gene.
 
-        Genes that have values in `whole`, but no longer here, must not matter in them.
+        Genes that have values in `whole`, but none here, must have no effect in them.
         """
         if not all(self.of(gene) for gene in required_genes(spec_class)):
             return []
@@ -174,12 +173,12 @@ class BlockChoices:
         return blocks
 
     def to_dict(self) -> dict[str, list[Value]]:
-        """The keys that hold anything, as plain values."""
+        """The non-empty keys, as plain values."""
         return {key: list(values) for key, values in self.values.items() if values}
 
     @classmethod
     def from_dict(cls, data: Any, place: str) -> BlockChoices:
-        """The inverse of `to_dict`. Raises SearchError on what holds no values, with its place."""
+        """The inverse of `to_dict`. Raises SearchError on a key without values, with its place."""
         lists = {
             str(key): tuple(check_list(f"{place}.{key}", values))
             for key, values in check_mapping(place, data).items()
@@ -192,13 +191,13 @@ class BlockChoices:
 
 @final
 class BlockOptions:
-    """The distinct options of one block, how often the choices give each, and the ways from one to another.
+    """The distinct options of one block, how many choices give each of them, and the moves from one to another.
 
     Attributes:
         blocks: the options in a fixed order.
-        counts: how many combinations of choices give each of them.
-        index: the place of each in `blocks`.
-        genes: the names of all genes that matter in any of them, in the order in which a search changes them.
+        counts: number of combinations of choices that give each option.
+        index: index of each option in `blocks`.
+        genes: the names of all genes that have an effect in any option, in the order in which a search changes them.
     """
 
     def __init__(self, choices: Sequence[BlockChoices], spec_class: type[Spec], network: Mapping[str, Any]) -> None:
@@ -214,15 +213,15 @@ class BlockOptions:
         self._moves: dict[tuple[Any, str], tuple[tuple[Any, ...], ...]] = {}
 
     def draw(self, rng: random.Random, uniform_over: UniformOver) -> Any:
-        """A random option: any choice as likely as any other, or any distinct option."""
+        """A random option, uniform over choices or over distinct options."""
         if uniform_over == "members":
             return self.blocks[draw_below(rng, len(self.blocks))]
         return self.blocks[bisect(self._cumulative, draw_below(rng, self._cumulative[-1]))]
 
     def moves(self, block: Any, gene: str) -> tuple[tuple[Any, ...], ...]:
-        """For each other value of the gene, the options with it that keep the most of the block's other values.
+        """For each other value of the gene, the options with it that keep the most other values of the block.
 
-        Genes that lead this one keep their values.
+        Genes that precede this one keep their values.
         """
         if (block, gene) not in self._moves:
             self._moves[block, gene] = tuple(self._find_moves(block, gene))

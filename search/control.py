@@ -1,6 +1,6 @@
-"""The control of a search: random networks within its budget, trained as its winner was.
+"""The control of a search: random networks within its budget, trained like its winner.
 
-A winner that is no better than these was not worth the search. `pipeline` trains them; this is what came out.
+If the winner is no better than these, the search gained nothing. `pipeline` trains them; this module holds the result.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ __all__ = ["Control"]
 @final
 @dataclass(frozen=True)
 class Control:
-    """How the winner of a search compares with random networks.
+    """Comparison of a search's winner with random networks.
 
     Attributes:
-        split: the images that all are scored on: 'test', or 'search' if the data have no test set.
-        num_images: how many these are.
-        winner: top-1 accuracy of the winner in percent, after the training that the random networks had.
-        networks: (random network, its top-1 accuracy in percent).
+        split: the images that all are scored on: 'test', or 'search' if the data has no test set.
+        num_images: number of these images.
+        winner: top-1 accuracy of the winner in percent, after the same training as the random networks.
+        networks: pairs (random network, its top-1 accuracy in percent).
     """
 
     split: str
@@ -33,7 +33,7 @@ class Control:
 
     @property
     def num_beaten(self) -> int:
-        """How many of the random networks are worse than the winner."""
+        """Number of random networks that are worse than the winner."""
         return sum(accuracy < self.winner for _, accuracy in self.networks)
 
     def to_dict(self) -> dict[str, Any]:
@@ -43,7 +43,7 @@ class Control:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Control:
-        """What `to_dict` returned. Raises KeyError, TypeError or ValueError on anything else."""
+        """The inverse of `to_dict`. Raises KeyError, TypeError or ValueError on anything else."""
         networks = [(parse_spec(network["spec"]), _percent(network["accuracy"])) for network in data["networks"]]
         if data["split"] not in ("test", "search") or not networks or int(data["images"]) < 1:
             raise ValueError("it must name a split, its number of images, and at least one network")

@@ -1,4 +1,4 @@
-"""How well one order of networks predicts another: rank correlations with intervals."""
+"""Rank correlations with confidence intervals, to measure how well one order of networks predicts another."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from glit_models.errors import SearchError, pip_install
 
 __all__ = ["Correlation", "kendall"]
 
-_FEWEST = 3  # pairs; two are always in perfect order, or in perfect disorder
+_FEWEST = 3  # pairs; two always give a correlation of 1 or -1
 
 
 @final
@@ -22,7 +22,7 @@ class Correlation:
     """A rank correlation, from -1 (opposite orders) over 0 (unrelated) to 1 (the same order).
 
     Attributes:
-        value: of all pairs.
+        value: the correlation over all pairs.
         low: lower end of the percentile bootstrap's interval over pairs.
         high: its upper end.
         samples: number of pairs.
@@ -37,18 +37,18 @@ class Correlation:
 def kendall(
     a: Sequence[float], b: Sequence[float], *, num_resamples: int = 2000, level: float = 0.95, seed: int = 0
 ) -> Correlation:
-    """Kendall's tau-b of pairs: how much more often two of them are in the same order on both sides than not.
+    """Kendall's tau-b of pairs, with a bootstrap confidence interval.
 
     Args:
-        a: one number for each pair.
-        b: the other.
-        num_resamples: of the bootstrap; those in which one side is constant are left out.
-        level: of the interval.
-        seed: of the resamples.
+        a: one number per pair.
+        b: the other number of each pair.
+        num_resamples: number of bootstrap resamples; those in which one side is constant are left out.
+        level: confidence level of the interval.
+        seed: seed of the resamples.
 
     Raises:
-        SearchError: on fewer than three pairs, sides that are constant, not finite or not equally long, or if scipy is
-            missing.
+        SearchError: on fewer than three pairs, on sides that are constant, not finite or of different lengths, or if
+            scipy is missing.
 
     Source: M. G. Kendall, The treatment of ties in ranking problems, Biometrika 33 (1945).
     """
@@ -69,7 +69,7 @@ def kendall(
 
 
 def _pairs(a: Sequence[float], b: Sequence[float]) -> np.ndarray:
-    """Both sides [2, P], checked."""
+    """Validate both sides; returns [2, P]."""
     if len(a) != len(b):
         raise SearchError(f"a correlation takes pairs, got {len(a)} numbers and {len(b)}")
     if len(a) < _FEWEST:
@@ -85,5 +85,5 @@ def _pairs(a: Sequence[float], b: Sequence[float]) -> np.ndarray:
 
 
 def _is_constant(sides: np.ndarray) -> bool:
-    """Whether one of the sides [S, P] has the same number everywhere."""
+    """Whether one of the sides [S, P] is constant."""
     return bool((sides == sides[:, :1]).all(1).any())

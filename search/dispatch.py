@@ -1,4 +1,4 @@
-"""A search's tasks go to an executor's workers, and their results come back."""
+"""Send a search's tasks to an executor's workers, and collect their results."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from .tasks import Task
 
 __all__ = ["dispatch", "own_versions"]
 
-_TRIES = 4  # of a task that the engine does not start again by itself
-_SECONDS = 0.05  # between looks at the tasks
+_TRIES = 4  # of a task that the engine does not restart
+_SECONDS = 0.05  # between polls
 
 
 def dispatch(
@@ -34,16 +34,16 @@ def dispatch(
     check_stop: Callable[[], None],
     say: Callable[[str], None],
 ) -> list[Any]:
-    """Let workers do these tasks; returns their results in the same order.
+    """Run tasks on workers; returns their results in the same order.
 
     Args:
-        folder: of the search.
-        origin: what a worker has to know of this process, besides its folder and its imports.
-        check_stop: raises if the search is to stop. The workers save and leave then.
-        say: is told each task that is done.
+        folder: folder of the search.
+        origin: what a worker needs to know about this process, besides its folder and its imports.
+        check_stop: raises if the search is to stop. The workers then save and exit.
+        say: called with a message for each finished task.
 
     Raises:
-        SearchError: on the first task that cannot be done. The others save and leave.
+        SearchError: on the first task that fails. The others save and exit.
     """
     by_name = {task.name: task for task in tasks}
     here = {"versions": own_versions(), "cwd": os.getcwd(), "path": sys.path, "modules": list(IMPORTED)}
@@ -81,7 +81,7 @@ def dispatch(
 
 
 def own_versions() -> dict[str, str]:
-    """The versions of what results depend on, by package."""
+    """The versions of the packages that results depend on."""
     return {"glit_models": glit_models.__version__, "torch": torch.__version__}
 
 
@@ -93,7 +93,7 @@ def _poll(executor: Executor, handle: Any) -> Report | None:
 
 
 def _forget_others(folder: Path, names: Collection[str]) -> None:
-    """Remove the tasks of earlier calls, whose results are in the search's own files by now."""
+    """Remove the tasks of earlier calls, whose results are already in the search's files."""
     for path in (folder / "tasks").glob("*"):
         if path.name not in names:
             shutil.rmtree(path, ignore_errors=True)

@@ -1,7 +1,7 @@
-"""How the scores of many networks are divided among workers, so that they are those of one process.
+"""Divide the scoring of many networks among workers, so that the scores equal those of one process.
 
-Networks that begin alike share work, and BatchNorm is calibrated for each network once. So networks are divided, unless
-the images are more than a worker keeps: then each would read all of them in every generation, and images are divided.
+Networks with a common prefix share work, and BatchNorm is calibrated once per network. So networks are divided, unless
+the images exceed a worker's memory: then each would read all of them in every generation, so images are divided.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ __all__ = ["Division", "digest", "score_divided"]
 @final
 @dataclass(frozen=True)
 class Division:
-    """What all tasks that score networks of a stage have in common.
+    """The common arguments of all tasks that score networks of a stage.
 
     Attributes:
-        stage: its name.
-        space: of its networks.
-        fitness: what scores them.
-        weights: which supernet's, so that no result of others is taken for it; None if it does not matter.
+        stage: name of the stage.
+        space: the space of its networks.
+        fitness: the fitness that scores them.
+        weights: identifies the supernet, so that results of another one are not reused; None if it does not matter.
     """
 
     stage: str
@@ -46,7 +46,7 @@ class Division:
     def task(
         self, kind: str, specs: Sequence[Spec], batches: int | Sequence[int] | None, retain: Sequence[Spec] = ()
     ) -> Task:
-        """To score networks; see `work` for the kinds."""
+        """A task that scores networks; see `work` for the kinds."""
         arguments = {
             "stage": self.stage, "specs": [spec.to_dict() for spec in specs], "batches": batches,
             "retain": [spec.to_dict() for spec in retain], "weights": self.weights,
@@ -58,14 +58,14 @@ class Division:
 def score_divided(
     context: RunContext, division: Division, specs: Sequence[Spec], batches: int | None, retain: Sequence[Spec]
 ) -> dict[Spec, float]:
-    """The scores of networks.
+    """Score networks on all workers.
 
     Args:
-        batches: on so many, by `Fitness.screen`; None for all, by the fitness.
+        batches: number of batches for `Fitness.screen`; None for all, by the fitness.
         retain: networks whose children are scored; see `Fitness.retain`.
     """
     places = [options.index for options in division.space.block_options]
-    ordered = sorted(  # those that begin alike together
+    ordered = sorted(  # networks with a common prefix together
         specs, key=lambda spec: (spec.embed_dim, [place[b] for place, b in zip(places, spec.blocks, strict=False)])
     )
     workers = context.num_workers
@@ -85,6 +85,6 @@ def score_divided(
 
 
 def digest(path: Path) -> str:
-    """Of a file's content."""
+    """Hash of a file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]

@@ -1,8 +1,8 @@
-"""How good networks are with the weights that they inherit from a supernet: a population at a time, as a tree.
+"""Score networks with the weights that they inherit from a supernet, sharing work between them as a tree.
 
-What a block computes, and its BatchNorm statistics, depend only on the width of the network and the blocks before it.
-So networks that begin alike share the work up to where they part, within a generation and from one to the next, and the
-scores are those of evaluating each by itself. The search method decides which networks come next.
+The output of a block and its BatchNorm statistics depend only on the width of the network and the blocks before it. So
+networks with a common prefix share its work, within a generation and between generations, and the scores equal those
+of evaluating each one separately. The search method decides which networks come next.
 
 Axes: B batch, N tokens, C channels, S images of the search set.
 """
@@ -30,17 +30,17 @@ from .supernet import Supernet
 
 __all__ = ["Evaluator", "Images", "Score", "add_in_order", "check_memory", "compare_logits", "prefixes_of"]
 
-Prefix = tuple[Any, ...]  # how a network begins: its width, then its first blocks
+Prefix = tuple[Any, ...]  # the prefix of a network: its width, then its first blocks
 
 
 @final
 @dataclass(frozen=True)
 class Images:
-    """Batches that can be gone through again and again: images [B, in_chans, H, W] and labels [B].
+    """Batches that can be read repeatedly: images [B, in_chans, H, W] and labels [B].
 
     Attributes:
-        batches: gives those with these numbers, and reads no others.
-        num_batches: in all.
+        batches: returns the batches with given numbers, and reads no others.
+        num_batches: number of all batches.
     """
 
     batches: Callable[[range], Iterable[tuple[Tensor, Tensor]]]
@@ -55,11 +55,11 @@ class Images:
 @final
 @dataclass(frozen=True)
 class Score:
-    """How good a network is with inherited weights.
+    """The score of a network with inherited weights.
 
     Attributes:
         accuracy: top-1, in percent of the images.
-        loss: mean cross-entropy over the images. Unlike accuracy, it tells networks apart that are right equally often.
+        loss: mean cross-entropy over the images. Unlike accuracy, it distinguishes networks with equal accuracy.
     """
 
     accuracy: float
@@ -69,7 +69,7 @@ class Score:
 @final
 @dataclass(eq=False)
 class _Node:
-    """A prefix of some networks; `leaf` where one of them ends, which others may go on from."""
+    """A prefix of some networks; `leaf` if one of them ends here, even if others continue."""
 
     prefix: Prefix
     children: dict[Any, _Node] = field(default_factory=dict)  # by width below the root, else by block
@@ -88,7 +88,7 @@ def _tree(specs: Iterable[Spec]) -> _Node:
 
 @final
 class _Cache:
-    """Outputs of prefixes, by batch, while they fit into a number of bytes. What is in stays until `retain`."""
+    """Cached outputs of prefixes, by batch, up to a number of bytes. Entries are kept until `retain`."""
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes, self.bytes = max_bytes, 0
@@ -106,19 +106,19 @@ class _Cache:
 
 @final
 class Evaluator:
-    """Scores networks of one supernet, whose weights must not change meanwhile.
+    """Scores networks of one supernet, whose weights must not change in the meantime.
 
     Args:
         supernet: in evaluation mode, on the device that computes.
         calibration: training images, on which BatchNorm statistics are recomputed for each network.
         search_set: the images to score on, in the same random order every time.
-        memory_mb: for the outputs of blocks, in units of 10**6 bytes.
-        share: whether networks share the work on what they have in common; the scores are the same without.
+        memory_mb: memory for outputs of blocks, in units of 10**6 bytes.
+        share: whether networks share work; the scores are the same without.
         bf16: compute under bfloat16 autocast.
-        on_batch: called with (batches done, batches in all) during an evaluation.
+        on_batch: called with (finished batches, all batches) during an evaluation.
 
     Raises:
-        SearchError: if one batch alone does not fit into the memory.
+        SearchError: if a single batch does not fit into the memory.
     """
 
     def __init__(
@@ -140,16 +140,16 @@ class Evaluator:
         self._cache = _Cache(0)
         self._sized = False
         self._statistics: dict[Prefix, dict[str, Tensor]] = {}
-        self.block_images = 0  # images that went through a block, calibration included
+        self.block_images = 0  # images times blocks computed, including calibration
 
-    # ---- what is evaluated ----
+    # ---- results ----
 
     @torch.inference_mode()
     def evaluate(self, specs: Sequence[Spec]) -> dict[Spec, Score]:
-        """The scores of these networks; each is the same whatever others are evaluated with it, or were before.
+        """Score these networks; the scores do not depend on other networks that are or were evaluated.
 
         Raises:
-            SearchError: if a spec is no member of the space.
+            SearchError: if a spec is not a member of the space.
         """
         if not self._share and len(specs) > 1:
             return {spec: score for each in specs for spec, score in self.evaluate([each]).items()}
@@ -157,7 +157,7 @@ class Evaluator:
         if not specs:
             return {}
         parts, count = self._sums(specs, self._images["search"].all)
-        # One batch after the other, as `add_in_order` does: the scores do not depend on who scored which batch.
+        # In order of batches, like `add_in_order`: the scores do not depend on which process scored which batch.
         sums = functools.reduce(torch.add, parts.unbind(1)).tolist()
         return {spec: Score(100 * right / count, loss / count) for spec, (right, loss) in zip(specs, sums, strict=True)}
 
@@ -169,7 +169,7 @@ class Evaluator:
             batches: numbers of batches of the search set; no others are read.
 
         Raises:
-            SearchError: as `evaluate`.
+            SearchError: as in `evaluate`.
         """
         if not self._share and len(specs) > 1:
             return torch.cat([self.sums([spec], batches) for spec in specs])
@@ -180,7 +180,7 @@ class Evaluator:
         """The cross-entropy of each network on each image of the first batches of the search set, [networks, images].
 
         Raises:
-            SearchError: as `evaluate`.
+            SearchError: as in `evaluate`.
         """
         if not self._share and len(specs) > 1:
             return torch.cat([self.losses([spec], num_batches) for spec in specs])
@@ -193,10 +193,10 @@ class Evaluator:
 
     @torch.no_grad()
     def extract(self, spec: Spec) -> SpecTransformer:
-        """The network by itself, in evaluation mode, with the weights and the statistics under which it is scored.
+        """A stand-alone network, in evaluation mode, with the weights and the statistics that it is scored with.
 
         Raises:
-            SearchError: if it is no member of the space.
+            SearchError: if it is not a member of the space.
         """
         spec = self._prepare([spec])[0]
         model = self.supernet.extract(spec)
@@ -206,7 +206,7 @@ class Evaluator:
         return model.eval()
 
     def _prepare(self, specs: Sequence[Spec]) -> list[Spec]:
-        """These networks as members, with the statistics of their blocks."""
+        """Convert networks to members of the space, and compute the statistics of their blocks."""
         if not self._share:
             self._cache.retain(set())
             self._statistics.clear()
@@ -215,15 +215,15 @@ class Evaluator:
         return members
 
     def retain(self, specs: Iterable[Spec]) -> None:
-        """Make room, if it is scarce, by forgetting what these networks do not begin with."""
+        """If memory is scarce, forget the cached prefixes that these networks do not have."""
         if self._cache.bytes > self._cache.max_bytes / 2:
             self._cache.retain({prefix for spec in specs for prefix in prefixes_of(spec)[:-1]})
 
     def _calibrate(self, specs: Sequence[Spec]) -> None:
-        """BatchNorm statistics of every block of these networks, over the calibration batches (SPOS, section 3.4).
+        """Compute BatchNorm statistics of all blocks of these networks, over calibration batches (SPOS, section 3.4).
 
-        As `torch.optim.swa_utils.update_bn` computes them: each batch is normalised by its own statistics, and those
-        of all batches are averaged.
+        As in `torch.optim.swa_utils.update_bn`, each batch is normalised by its own statistics, and those of all
+        batches are averaged.
         """
         missing = [spec for spec in specs if any(p not in self._statistics for p in prefixes_of(spec))]
         if not missing:
@@ -235,8 +235,8 @@ class Evaluator:
         self._statistics |= fresh
 
     def _sums(self, specs: Sequence[Spec], batches: range) -> tuple[Tensor, int]:
-        """Of `sums`, and how many images the batches have."""
-        sums = dict[Spec, list[Tensor]]()  # on the device: reading them after every network would make a GPU wait
+        """The result of `sums`, and the number of images in the batches."""
+        sums = dict[Spec, list[Tensor]]()  # on the device: reading them after every network would stall a GPU
         tree, count = _tree(specs), 0
         for number, x, labels in self._embedded("search", batches):
             for spec, y in self._walk(tree, x, ("search", number), None):
@@ -244,7 +244,7 @@ class Evaluator:
             count += len(labels)
         return torch.stack([torch.stack(sums[spec]) for spec in specs]).cpu(), count
 
-    # ---- how ----
+    # ---- computation ----
 
     def _embedded(self, kind: str, wanted: range) -> Iterator[tuple[int, Tensor, Tensor]]:
         """The batches of a kind with these numbers: number, tokens [B, N, C] before the first block, labels [B]."""
@@ -259,7 +259,7 @@ class Evaluator:
             self._on_batch(done + 1 + before, total)
 
     def _embed(self, kind: str, wanted: range) -> Iterator[tuple[Tensor, Tensor]]:
-        """Reads and embeds these batches, and keeps them if they take at most a third of the memory."""
+        """Read and embed these batches, and keep them if they take at most a third of the memory."""
         kept: list[tuple[Tensor, Tensor]] | None = []
         device = next(self.supernet.parameters()).device
         for images, labels in self._images[kind].batches(wanted):
@@ -285,9 +285,9 @@ class Evaluator:
     def _walk(
         self, node: _Node, x: Tensor, batch: tuple[str, int], fresh: dict[Prefix, dict[str, Tensor]] | None
     ) -> Iterator[tuple[Spec, Tensor]]:
-        """Every network below `node` with the output of its last block, from the output `x` [B, N, C] of the node's.
+        """Yield every network below `node` with the output of its last block, given the output `x` [B, N, C] of `node`.
 
-        With `fresh` the statistics of blocks that have none are collected there, and all normalise by the batch's.
+        With `fresh`, missing statistics of blocks are collected, and all blocks normalise by the batch's statistics.
         """
         while node.children:
             if node.leaf is not None:
@@ -295,7 +295,7 @@ class Evaluator:
             *others, last = node.children.items()
             for step, child in others:
                 yield from self._walk(child, self._step(child, step, x, batch, fresh), batch, fresh)
-            x = self._step(last[1], last[0], x, batch, fresh)  # of the last one, nothing waits for the way back
+            x = self._step(last[1], last[0], x, batch, fresh)  # the last child needs no output kept for the way back
             node = last[1]
         if node.leaf is not None:
             yield node.leaf, x
@@ -304,7 +304,7 @@ class Evaluator:
         self, node: _Node, step: Any, x: Tensor, batch: tuple[str, int],
         fresh: dict[Prefix, dict[str, Tensor]] | None,
     ) -> Tensor:  # fmt: skip
-        """From the output of a node's parent to its own: the first channels of the tokens, or a block."""
+        """Compute a node's output from that of its parent: the first channels of the tokens, or a block."""
         if len(node.prefix) == 1:
             return x[..., :step]
         key = (*batch, node.prefix)
@@ -346,16 +346,16 @@ class Evaluator:
 
 
 def check_memory(memory_mb: float, depth: int, batch_size: int, image_bytes: int) -> int:
-    """The bytes that one batch takes on its way through networks of a depth: one output at each branch.
+    """The bytes that one batch takes in networks of this depth: one output per branch.
 
     Args:
-        memory_mb: what there is, in units of 10**6 bytes.
-        depth: blocks of the deepest network.
-        batch_size: images.
-        image_bytes: of the tokens of an image.
+        memory_mb: available memory, in units of 10**6 bytes.
+        depth: number of blocks of the deepest network.
+        batch_size: number of images.
+        image_bytes: bytes of the tokens of an image.
 
     Raises:
-        SearchError: if there is less.
+        SearchError: if the available memory is too small.
     """
     stack = (depth + 1) * batch_size * image_bytes
     if stack > memory_mb * 1e6:
@@ -373,12 +373,12 @@ def compare_logits(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def add_in_order(values: Iterable[float]) -> float:
-    """The sum in float64, one value after the other; Python's own `sum` depends on its version."""
+    """The sum in float64, in order; Python's `sum` depends on its version."""
     return functools.reduce(operator.add, values, 0.0)
 
 
 def prefixes_of(spec: Spec) -> list[Prefix]:
-    """All beginnings of a network that have a block, the shortest first."""
+    """All prefixes of a network with at least one block, shortest first."""
     return [(spec.embed_dim, *spec.blocks[:depth]) for depth in range(1, spec.depth + 1)]
 
 
@@ -392,7 +392,7 @@ def _reset(name: str, tensor: Tensor) -> Tensor:
 
 
 class _collecting:  # noqa: N801 - used as a function
-    """BatchNorm normalises by the batch and averages its statistics over batches, inside a `with`."""
+    """Inside a `with`, BatchNorm normalises by the batch and averages its statistics over batches."""
 
     def __init__(self, template: nn.Module, collect: bool) -> None:
         self.norms = [m for m in template.modules() if isinstance(m, _BatchNorm)] if collect else []

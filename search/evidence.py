@@ -1,4 +1,4 @@
-"""The parts of a search's report that say how far to trust it: effects of the choices, ranking and control."""
+"""Write the parts of a search's report that show its reliability: effects of choices, ranking and control."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from .surrogate import Surrogate
 
 __all__ = ["write_control", "write_effects", "write_ranking"]
 
-_FEWEST = 20  # networks that effects are estimated from
+_FEWEST = 20  # minimum number of networks for estimating effects
 
 
 def write_effects(page: Page, findings: Findings) -> None:
-    """What each choice in each block adds, by a linear model of the candidates."""
+    """Write the contribution of each choice in each block, from a linear model of the candidates."""
     page.heading("What the choices are worth")
     models = [(stage, model) for stage in findings.stages if (model := _fit(stage)) is not None]
     if not models:
@@ -41,7 +41,7 @@ def _fit(stage: StageFindings) -> Surrogate | None:
 
 
 def write_control(page: Page, findings: Findings) -> None:
-    """The winner beside random networks that were trained as it was."""
+    """Write the comparison of the winner with random networks that had the same training."""
     page.heading("Does the search beat chance?")
     control = findings.control
     if control is None:

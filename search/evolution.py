@@ -1,6 +1,6 @@
-"""Search methods: which networks to evaluate next. Evolutions, and random search to compare them with.
+"""Search methods, which choose the networks to evaluate: evolutions, and random search as a baseline.
 
-How a method is asked, told, saved and restored is in `ask_tell`.
+`ask_tell` defines their interface and state.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from .choices import draw_below
 
 __all__ = ["METHODS", "AutoFormerEvolution", "Evolution", "HierarchicalEvolution", "RandomSearch", "SposEvolution"]
 
-_TRIES = 50  # for a pair of parents that fit
+_TRIES = 50  # to find a pair of parents of equal depth
 
 
 @final
 class RandomSearch(Search):
-    """Random networks within the budgets: what any other method must beat."""
+    """Random networks within the budgets: the baseline for all other methods."""
 
     method = "random"
     stage_work = 2
@@ -30,7 +30,7 @@ class RandomSearch(Search):
     description = "Random search: the whole space at once, each candidate drawn at random."
 
     def propose(self) -> None:
-        """Random networks."""
+        """Propose random networks."""
         self.add_random()
 
 
@@ -41,7 +41,7 @@ class Evolution(Search):
     description = "Evolution in the whole space at once, from mutations and crossovers of the best networks."
 
     def propose(self) -> None:
-        """Children of the best networks, and random ones."""
+        """Propose children of the best networks, and random networks."""
         if self.candidates:
             parents = self.parents()
             mutate, cross = self._mutation_of(parents), self._crossover_of(parents)
@@ -51,11 +51,11 @@ class Evolution(Search):
         self.add_random()
 
     def parents(self) -> Sequence[Spec]:
-        """The networks from which the next ones are made."""
+        """The parents of the next networks."""
         return [candidate.spec for candidate in self.top(self.config.num_parents)]
 
     def pick(self, specs: Sequence[Spec]) -> Spec:
-        """One of these parents, at random."""
+        """Pick one of these parents, at random."""
         return specs[draw_below(self.rng, len(specs))]
 
     def _mutation_of(self, parents: Sequence[Spec]) -> Callable[[], Spec]:
@@ -68,7 +68,7 @@ class Evolution(Search):
         def make() -> Spec:
             a = self.pick(parents)
             others = [spec for spec in parents if spec.depth == a.depth and spec != a]
-            return self.space.crossover(a, self.pick(others), self.rng) if others else a  # a is not new
+            return self.space.crossover(a, self.pick(others), self.rng) if others else a  # `a` is not new
 
         return make
 
@@ -96,9 +96,9 @@ class HierarchicalEvolution(Evolution):
 class AutoFormerEvolution(Evolution):
     """AutoFormer's evolution (arXiv 2107.00651, section 3.3, and the authors' code).
 
-    A mutation draws the depth again with probability `depth_prob`, then each gene of each block with `mutation_prob`,
-    then the width with `width_prob`; a value that is drawn again may be the same. Parents of a crossover are drawn
-    until they are of equal depth, at most 50 times.
+    A mutation redraws the depth with probability `depth_prob`, then each gene of each block with `mutation_prob`, then
+    the width with `width_prob`; a redrawn value may be unchanged. Parents of a crossover are drawn until their depths
+    are equal, at most 50 times.
     """
 
     method = "autoformer"
@@ -123,7 +123,7 @@ class AutoFormerEvolution(Evolution):
 
 
 METHODS: Table[type[Search]] = Table("search method", Search, SearchError)
-"""What `method` in a search recipe may be, by name."""
+"""The values of `method` in a search recipe, by name."""
 for _name, _method in (
     ("hierarchical", HierarchicalEvolution),
     ("spos", SposEvolution),

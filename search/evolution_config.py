@@ -1,4 +1,4 @@
-"""The settings of a search method, which are the keys of a recipe's `evolution`."""
+"""The settings of a search method: the keys of a recipe's section `evolution`."""
 
 from __future__ import annotations
 
@@ -16,32 +16,32 @@ __all__ = ["EvolutionConfig"]
 @final
 @dataclass(frozen=True)
 class EvolutionConfig:
-    """How a search goes on. The defaults are SPOS's (arXiv 1904.00420, section 3.4): 1000 networks in all.
+    """Settings of a search method. The defaults are SPOS's (arXiv 1904.00420, section 3.4): 1000 networks in all.
 
     Attributes:
-        population: networks of a generation; fewer where no more new ones are found.
-        generations: how many there are, the first one, which is random, included.
-        num_parents: the best networks so far, from which the next ones are made.
-        mutated_blocks: how many blocks of a network a mutation changes, in the mean; see `SearchSpace.redraw_blocks`.
-            SPOS changes 2 of 20. None: each gene changes with `mutation_prob` instead.
-        mutation_prob: of each gene, where `mutated_blocks` is None and for `autoformer`; see `SearchSpace.mutate`.
-        depth_prob: of the depth, for `autoformer`.
-        width_prob: of the embedding width, for `autoformer`.
+        population: networks per generation; fewer if no more new ones are found.
+        generations: number of generations, including the random first one.
+        num_parents: number of best networks so far that are parents of the next ones.
+        mutated_blocks: average number of blocks that a mutation changes; see `SearchSpace.redraw_blocks`. SPOS changes
+            2 of 20. None: each gene changes with `mutation_prob` instead.
+        mutation_prob: for each gene, if `mutated_blocks` is None and for `autoformer`; see `SearchSpace.mutate`.
+        depth_prob: probability for the depth, for `autoformer`.
+        width_prob: probability for the embedding width, for `autoformer`.
         num_mutation: networks of a generation that are made by mutation.
-        num_crossover: networks of a generation that are made by crossover of two different parents. What crossover
-            finds no new ones for is made by mutation; the rest is random.
+        num_crossover: networks of a generation that are made by crossover of two different parents. If crossover finds
+            too few new ones, mutation fills the gap; the rest is random.
         proposals: networks that are proposed for each one of a generation, once some are scored. A linear surrogate,
-            fitted to all scores so far, picks among them. Of a small space every network that is left is proposed,
-            which predictions make cheap. 1: those that are proposed are evaluated.
-        objectives: for `nsga2`, the costs to be kept low besides a high fitness: macs, params, latency_ms.
-        policy_rate: for `transform_policy`, how far logits move in a generation.
-        uniform_over: what random networks are uniform over; see `SearchSpace.sample`.
-        max_draws: draws for one random network within budgets, where draws are needed.
+            fitted to all scores so far, picks among them. For a small space, all remaining networks are proposed,
+            because predictions are cheap. 1: all proposed networks are evaluated.
+        objectives: for `nsga2`, the costs to minimise while maximising fitness: macs, params, latency_ms.
+        policy_rate: for `transform_policy`, the step size of logits per generation.
+        uniform_over: distribution of random networks; see `SearchSpace.sample`.
+        max_draws: maximum number of draws for one random network within budgets.
 
-    A method ignores those that do not concern it: `random` uses population, generations, uniform_over and max_draws.
+    A method ignores settings that it does not use: `random` uses population, generations, uniform_over and max_draws.
 
     Raises:
-        SearchError: on a value that cannot be; names the key, the value and the bound.
+        SearchError: on an invalid value; names the key, the value and the bound.
     """
 
     population: int = 50

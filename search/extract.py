@@ -1,4 +1,4 @@
-"""Networks of a supernet as model folders, with the weights that they inherit: a first look before any retraining."""
+"""Extract networks of a supernet as model folders, with their inherited weights, before any retraining."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ class Extracted:
     """A network that was written as a model folder.
 
     Attributes:
-        folder: of the model.
+        folder: folder of the model.
         spec: the network.
-        costs: by name, as far as the search recorded them.
+        costs: costs by name, if the search recorded them.
         accuracy: top-1 on the search set with inherited weights, in percent.
     """
 
@@ -58,27 +58,26 @@ def extract_networks(
     command: str | None = None,
     runtimes: Mapping[str, Prepare] | None = None,
 ) -> list[Extracted]:
-    """Write networks of a search's supernet as model folders, with the weights that they inherit.
+    """Write networks of a search's supernet as model folders, with their inherited weights.
 
-    BatchNorm's statistics are recomputed on training images for each network, as they are for its score. Give one of
+    BatchNorm statistics are recomputed on training images for each network, as for its score. Give exactly one of
     `place`, `front` and `spec`.
 
     Args:
-        folder: of a search that has trained a supernet.
-        out: the model folder; of a front the folder with one for each network: 1, 2, ..., the cheapest first.
-        stage: whose supernet; None takes the last that is trained.
-        place: of the network among those that the stage evaluated, the best is 1.
-        front: a cost, 'macs', 'params' or 'latency_ms': the networks that no other one beats in fitness without costing
-            more.
+        folder: folder of a search that has trained a supernet.
+        out: the model folder; for a front, a folder with one model folder per network: 1, 2, ..., cheapest first.
+        stage: stage whose supernet is used; None for the last trained one.
+        place: place of the network among those that the stage evaluated, 1 for the best.
+        front: a cost, 'macs', 'params' or 'latency_ms': write the Pareto front of fitness and this cost.
         spec: a network of the stage's space: a spec, a dict of its fields or the path of a JSON file.
-        device: 'cpu', 'cuda', ...; None takes the GPU if there is one.
+        device: 'cpu', 'cuda', ...; None uses the GPU if there is one.
         command: the command line, for the models' records.
-        runtimes: as of `SearchRun`.
+        runtimes: as in `SearchRun`.
 
     Raises:
         SearchError: if there is no such supernet or network, or `out` is not empty.
         SpecError: if `spec` cannot be read.
-        DataError: if the data of the search cannot be had.
+        DataError: if the data of the search is not available.
     """
     folder, out = Path(folder), Path(out)
     recipe = read_recipe_of(folder)
@@ -93,7 +92,7 @@ def extract_networks(
         networks = [_at(findings, place)] if place is not None else _front(findings, str(front))
     assert findings.space is not None
     for network in networks:
-        findings.space.canonical(network.spec)  # raises on what is no member
+        findings.space.canonical(network.spec)  # raises if it is not a member
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise SearchError(f"{out} is there already; choose another ", Argument("out", ...))
     context = RunContext(recipe, folder, device, None, command, runtimes)
@@ -110,7 +109,7 @@ def extract_networks(
 
 
 def _pick_stage(folder: Path, name: str | None) -> StageFindings:
-    """A stage whose supernet is trained."""
+    """Choose a stage whose supernet is trained."""
     stages = {s.name: s for s in read_findings(folder).stages if s.space is not None and has_supernet(folder / s.name)}
     if not stages:
         raise SearchError(f"{folder} has no trained supernet to take networks from")
@@ -120,7 +119,7 @@ def _pick_stage(folder: Path, name: str | None) -> StageFindings:
 
 
 def _ranked(stage: StageFindings) -> list[Network]:
-    """The evaluated networks, the best first, the earlier of equals first."""
+    """The evaluated networks, best first, the earlier of equals first."""
     scored = [network for network in stage.fully_scored() if network.fitness is not None]
     if not scored:
         raise SearchError(f"{stage.name} has no evaluated networks yet; give ", Argument("spec", ...))
@@ -153,7 +152,7 @@ class _Writer:
         self._recipe = context.supernet_recipe
 
     def write(self, network: Network, folder: Path, final: Path) -> Extracted:
-        """Write one. `final`: where the folder will lie."""
+        """Write a network. `final`: the final path of the folder."""
         context, evaluator = self.context, self.evaluator
         accuracy = evaluator.evaluate([network.spec])[network.spec].accuracy
         model = evaluator.extract(network.spec)
@@ -176,7 +175,7 @@ class _Writer:
         return Extracted(final, network.spec, network.costs, accuracy)
 
     def _describe(self, network: Network) -> str:
-        """How the weights came about, in a sentence."""
+        """Describe the origin of the weights in a sentence."""
         stage, context, optim, splits = self.stage, self.context, self._recipe.optim, self.context.splits
         assert stage.space is not None
         name = context.folder.resolve().name

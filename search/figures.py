@@ -1,6 +1,6 @@
-"""The figures of a search, as PNG bytes: the same findings give the same bytes. matplotlib is needed only to draw.
+"""Draw the figures of a search as PNG bytes; the same findings give the same bytes. Only drawing needs matplotlib.
 
-Each figure consists of `panels`; its caption is written by `report`.
+Each figure consists of `panels`; `report` writes the captions.
 """
 
 from __future__ import annotations
@@ -38,19 +38,19 @@ _STYLE = {
     "font.size": 9,
     "grid.alpha": 0.3,
     "legend.frameon": False,
-    "text.parse_math": False,  # names are the user's
+    "text.parse_math": False,  # names are user-defined
 }
 
 
 def draw_generations(stages: Sequence[StageFindings]) -> bytes:
-    """Fitness over the generations, a panel for each stage."""
+    """Fitness over the generations, one panel per stage."""
     return _drawn(lambda figure: _fill_panels(figure, stages, fill_generations), _size(stages, 3.4))
 
 
 def draw_costs(
     stages: Sequence[StageFindings], cost: str, bounds: tuple[float | None, float | None], winners: Mapping[str, Spec]
 ) -> bytes:
-    """Fitness against a cost, a panel for each stage; `winners` are each stage's."""
+    """Fitness against a cost, one panel per stage; `winners` are the winners of the stages."""
 
     def fill(axes: Any, stage: StageFindings) -> None:
         fill_costs(axes, stage, cost, bounds, winners.get(stage.name))
@@ -59,7 +59,7 @@ def draw_costs(
 
 
 def draw_effects(models: Sequence[tuple[StageFindings, Surrogate]]) -> bytes:
-    """What each value of each gene adds in each block, a panel for each stage."""
+    """The contribution of each value of each gene in each block, one panel per stage."""
     heights = [1 + 0.24 * len({feature[1:] for feature in model.effects()}) for _, model in models]
 
     def fill(figure: Any) -> None:
@@ -71,12 +71,12 @@ def draw_effects(models: Sequence[tuple[StageFindings, Surrogate]]) -> bytes:
 
 
 def draw_losses(stages: Sequence[StageFindings]) -> bytes:
-    """The supernets' training loss, a panel for each stage."""
+    """The supernets' training loss, one panel per stage."""
     return _drawn(lambda figure: _fill_panels(figure, stages, fill_losses), _size(stages, 2.8))
 
 
 def draw_ranking(rank: Ranking | None, stages: Sequence[StageFindings]) -> bytes:
-    """Quality after training by itself against what predicts it; the retrained ones of each stage beside it."""
+    """Quality after stand-alone training against its predictors; includes the retrained networks of each stage."""
     panels: list[Callable[[Any], None]] = []
     if rank:
         measures = next(iter(rank.taus.values()))
@@ -93,12 +93,12 @@ def draw_ranking(rank: Ranking | None, stages: Sequence[StageFindings]) -> bytes
 
 
 def draw_times(times: Mapping[tuple[str, str], float]) -> bytes:
-    """What took how long."""
+    """The duration of each part."""
     return _drawn(lambda figure: fill_times(figure.add_subplot(), times), (7.5, 0.9 + 0.34 * len(times)))
 
 
 def _drawn(fill: Callable[[Any], None], size: tuple[float, float]) -> bytes:
-    """The PNG of a figure that `fill` fills, whatever the user's own settings of matplotlib are."""
+    """The PNG of a figure drawn by `fill`, independent of the user's matplotlib settings."""
 
     def draw() -> Any:
         figure = new_figure("search", figsize=size)
@@ -113,7 +113,7 @@ def _size(stages: Sequence[StageFindings], height: float) -> tuple[float, float]
 
 
 def _fill_panels(figure: Any, stages: Sequence[StageFindings], fill: Callable[[Any, StageFindings], None]) -> None:
-    """A panel for each stage, and one legend below them all."""
+    """Draw one panel per stage, and a common legend below them."""
     panels = figure.subplots(1, len(stages), squeeze=False)[0]
     labelled = {}
     for axes, stage in zip(panels, stages, strict=True):

@@ -1,4 +1,4 @@
-"""What a search wrote into its folder, read and checked. What is not there yet is None or empty.
+"""Read and check the files in a search's folder. Missing results are None or empty.
 
 This module only reads; `figures` draws and `report` writes.
 """
@@ -26,7 +26,7 @@ from .space import SearchSpace
 __all__ = ["COSTS", "Findings", "Network", "StageFindings", "read_findings"]
 
 COSTS = ("macs", "params", "latency_ms")
-_MAX_BYTES = 1 << 28  # of the candidates of a long search; others are small
+_MAX_BYTES = 1 << 28  # for the candidates of a long search; other files are small
 _STAGE_FILES = (
     "space.yaml",
     "supernet/metrics.jsonl",
@@ -42,17 +42,17 @@ T = TypeVar("T")
 @final
 @dataclass(frozen=True)
 class Network:
-    """A network and what is known of it.
+    """A network and the facts about it.
 
     Attributes:
         spec: the network.
-        costs: multiply-adds, parameters and perhaps milliseconds, by the names in `COSTS`.
-        name: of a reference.
-        fitness: what the search compared it by: an accuracy in percent, a loss, ...
-        accuracy: on the search set after training by itself, in percent.
-        generation: in which it was evaluated.
+        costs: multiply-adds, parameters and optionally milliseconds, by the names in `COSTS`.
+        name: name of a reference.
+        fitness: the value that the search compared: an accuracy in percent, a loss, ...
+        accuracy: on the search set after stand-alone training, in percent.
+        generation: generation in which it was evaluated.
         origin: how it was found.
-        num_images: on which it was scored; 0 where that was not written.
+        num_images: number of images that it was scored on; 0 if that was not recorded.
     """
 
     spec: Spec
@@ -71,15 +71,15 @@ class StageFindings:
     """One supernet and one search over it.
 
     Attributes:
-        name: of its folder.
-        space: what was searched.
+        name: name of its folder.
+        space: the search space.
         losses: (step, training loss) of the supernet.
-        candidates: what was evaluated, in that order.
+        candidates: evaluated networks, in order.
         references: known networks, for comparison.
-        retrained: those that were trained by themselves, best first.
+        retrained: networks after stand-alone training, best first.
         winner: the best of these.
-        missing: files that are not there yet.
-        measure: the search's fitness, which `Network.fitness` is.
+        missing: files that do not exist yet.
+        measure: the search's fitness, which `Network.fitness` contains.
     """
 
     name: str
@@ -94,7 +94,7 @@ class StageFindings:
 
     @property
     def title(self) -> str:
-        """What it looks for."""
+        """The title of the stage, which says what it searches."""
         return {
             "stage1": "Stage 1: which heads are global, which local",
             "stage2": "Stage 2: the sizes within the blocks",
@@ -102,15 +102,15 @@ class StageFindings:
 
     @property
     def measured(self) -> str:
-        """What candidates were compared by, without its unit."""
+        """The name of the candidates' fitness, without its unit."""
         return self.measure.label.partition(",")[0]
 
     def show(self, fitness: float | None) -> str:
-        """A candidate's fitness as text."""
+        """Format a candidate's fitness."""
         return "-" if fitness is None else self.measure.show(fitness)
 
     def fully_scored(self) -> list[Network]:
-        """The candidates that were not stopped early, on a part of the search set."""
+        """The candidates that were scored on the whole search set, not on a part of it."""
         most = max((candidate.num_images for candidate in self.candidates), default=0)
         return [candidate for candidate in self.candidates if candidate.num_images == most]
 
@@ -118,22 +118,22 @@ class StageFindings:
 @final
 @dataclass(frozen=True)
 class Findings:
-    """A search: its settings, its stages and what came out.
+    """A search: its settings, its stages and its results.
 
     Attributes:
         method: a name of `METHODS`.
-        seed: of everything random.
+        seed: seed of everything random.
         sharing: how sub-modules share weights.
-        start: the weights that the supernet started from; None for random ones.
-        inherits: whether the networks that were trained by themselves started from the supernet's weights.
-        measure: the fitness that candidates were compared by.
-        budget: (low, high) by cost, for those with a bound.
-        stages: in order; those that have not begun are empty.
+        start: the initial weights of the supernet; None for random ones.
+        inherits: whether stand-alone training started from the supernet's weights.
+        measure: the fitness of the candidates.
+        budget: (low, high) by cost, for costs with a bound.
+        stages: stages in order; those that have not begun are empty.
         winner: the network that was found.
         result: numbers by name.
         times: seconds by (stage, part).
-        control: the winner beside random networks.
-        ranks: how well cheap measures order networks as training does, of each stage that was ranked.
+        control: comparison of the winner with random networks.
+        ranks: how well cheap measures order networks compared with training, for each ranked stage.
     """
 
     method: str
@@ -152,10 +152,10 @@ class Findings:
 
 
 def read_findings(folder: Path) -> Findings:
-    """Everything that there is of a search, finished or under way.
+    """Read all results of a search, finished or in progress.
 
     Raises:
-        SearchError: if the folder is no search's, or a file cannot be read or is damaged: names it.
+        SearchError: if the folder is not a search folder, or a file cannot be read or is damaged; names it.
     """
     recipe = _read(folder / "recipe.yaml", _recipe)
     if recipe is None:
@@ -192,13 +192,13 @@ def _read_stage(folder: Path, name: str, measure: type[Fitness]) -> StageFinding
 
 
 def _stage_names(folder: Path, method: str) -> tuple[str, ...]:
-    """The stages of a method; of a method outside of this package, which is not imported, those that have begun."""
+    """The stages of a method; for a custom method, which is not imported, only those that have begun."""
     known = METHODS.get(method)
     return known.stages if known else tuple(sorted(path.parent.name for path in folder.glob("*/space.yaml")))
 
 
 def _read(path: Path, parse: Callable[[str], T]) -> T | None:
-    """What a file holds, None where there is none."""
+    """The content of a file, or None if it does not exist."""
     try:
         return parse(read_text(path, _MAX_BYTES))
     except FileNotFoundError:
@@ -214,10 +214,10 @@ def _read(path: Path, parse: Callable[[str], T]) -> T | None:
 
 def _recipe(text: str) -> dict[str, Any]:
     data = _mapping(parse_yaml(text))
-    fitness = data.get("fitness", "inherited")  # 0.1 knew no other and wrote none
+    fitness = data.get("fitness", "inherited")  # version 0.1 had no other and wrote none
     for table, name in ((METHODS, data["method"]), (FITNESSES, fitness)):
-        if ":" not in str(name):  # an extension, which reading a folder does not import
-            table[name]  # raises on what is none
+        if ":" not in str(name):  # an extension; reading a folder does not import it
+            table[name]  # raises on an unknown name
     budget = {}
     for name, bounds in (data.get("budget") or {}).items():
         low, high = (_number(name, bounds[key], or_none=True) for key in ("low", "high"))
@@ -236,7 +236,7 @@ def _recipe(text: str) -> dict[str, Any]:
 
 
 def _lines(text: str) -> list[dict[str, Any]]:
-    """One mapping a line; a last one that is being written, or that a kill cut short, is left out."""
+    """One mapping per line; an incomplete last line, still being written or cut by a kill, is skipped."""
     lines = []
     for number, line in enumerate(text.split("\n")[:-1], 1):
         try:
@@ -251,7 +251,7 @@ def _losses(text: str) -> list[tuple[float, float]]:
 
 
 def _network(data: Mapping[str, Any], fitness: str) -> Network:
-    """Args: `fitness`: what 0.1 called the fitness in this file."""
+    """Args: `fitness`: the name of the fitness in this file in version 0.1."""
     accuracy = None if fitness == "accuracy" else data.get("accuracy")
     return Network(
         parse_spec(_mapping(data["spec"])),
@@ -273,7 +273,7 @@ def _networks(text: str, fitness: str) -> list[Network]:
 
 
 def _result(text: str) -> dict[str, float]:
-    """The numbers that a report shows; those of the test set are null where there is none."""
+    """The numbers for the report; those of the test set are null if there is none."""
     numbers = ("macs", "params", "search_accuracy", "test_accuracy", "num_evaluated", "minutes", "search_images",
                "test_images")  # fmt: skip
     data = _mapping(parse_json(text))
@@ -289,7 +289,7 @@ def _times(text: str) -> dict[tuple[str, str], float]:
 
 
 def _ranks(folder: Path, stages: Sequence[str]) -> tuple[Ranking, ...]:
-    """Of each stage; 0.1 wrote one file for all."""
+    """The ranking of each stage; version 0.1 wrote one file for all."""
     paths = [*(folder / stage / "rank.json" for stage in stages), folder / "rank.json"]
     read = (_read(path, lambda text: Ranking.from_dict(_mapping(parse_json(text)))) for path in paths)
     return tuple(ranking for ranking in read if ranking is not None)
@@ -306,7 +306,7 @@ def _mapping(data: Any) -> dict[str, Any]:
 
 
 def _number(name: str, value: Any, or_none: bool = False) -> Any:
-    """A finite number, or None where it may be missing."""
+    """A finite number, or None if it may be missing."""
     if value is None and or_none:
         return None
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):

@@ -1,6 +1,6 @@
-"""How good networks are, as a search compares them: the protocol, the shipped ones, and the table that names them.
+"""Fitness measures for comparing networks: their base class, the built-in ones, and the table of their names.
 
-A fitness of your own, in a file of yours, is named in a recipe as `fitness: my_module:MyFitness`.
+A recipe names a custom fitness as `fitness: my_module:MyFitness`.
 """
 
 from __future__ import annotations
@@ -39,19 +39,19 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Setting:
-    """What a fitness may use of the search that it is part of.
+    """The parts of a search that a fitness may use.
 
     Attributes:
         space: the networks of the stage.
-        seed: of everything random.
-        folder: of the stage, for files that a fitness keeps.
-        device: that computes.
-        img_size: of the images, in pixels.
-        num_classes: of the data.
-        create_model: makes a network by itself, with random weights.
-        train: trains a network by itself for a number of epochs in a folder, from where it was stopped, and returns
+        seed: seed of everything random.
+        folder: folder of the stage, for files of a fitness.
+        device: device to compute on.
+        img_size: image size, in pixels.
+        num_classes: number of classes of the data.
+        create_model: creates a stand-alone network with random weights.
+        train: trains a stand-alone network for a number of epochs in a folder, resuming if it was stopped, and returns
             its accuracy on the search set in percent.
-        open_evaluator: loads the trained supernet; only for a fitness that `needs_supernet`.
+        open_evaluator: loads the trained supernet; only for a fitness with `needs_supernet`.
     """
 
     space: SearchSpace
@@ -66,15 +66,15 @@ class Setting:
 
 
 class Fitness(ABC):
-    """A measure of networks: the larger, the better. Abstract.
+    """A fitness measure of networks; larger is better. Abstract.
 
     Attributes:
-        needs_supernet: whether a supernet is trained before (class attribute).
-        is_collective: whether a network's score is worth a task of its own, as by training it, which all processes of
-            `accelerate launch` do together (class attribute).
-        can_screen: whether `screen` is there (class attribute).
-        can_divide: whether `score_batches` is there: a network's score is a mean over the images (class attribute).
-        label: what the numbers are, for figures and messages (class attribute).
+        needs_supernet: whether a supernet must be trained first (class attribute).
+        is_collective: whether scoring a network is worth a separate task, such as training it, which all processes of
+            `accelerate launch` run together (class attribute).
+        can_screen: whether `screen` is implemented (class attribute).
+        can_divide: whether `score_batches` is implemented: the score is a mean over images (class attribute).
+        label: name of the measure, for figures and messages (class attribute).
         setting: the search.
 
     Args:
@@ -92,18 +92,18 @@ class Fitness(ABC):
 
     @abstractmethod
     def score(self, specs: Sequence[Spec]) -> Sequence[float]:
-        """One finite number for each network, the same whatever others are scored with it."""
+        """Return one finite number per network, which must not depend on the other networks."""
 
     @classmethod
     def show(cls, value: float) -> str:
-        """A value for a message."""
+        """Format a value for a message."""
         return f"{value:.4g}"
 
     def evaluate(self, specs: Sequence[Spec], num_batches: int | None = None) -> dict[Spec, float]:
-        """The scores of these networks, checked; with `num_batches` the means of `screen`.
+        """Score networks and check the result; with `num_batches`, return the means of `screen`.
 
         Raises:
-            SearchError: if there is not one finite number for each network.
+            SearchError: if there is not one finite number per network.
         """
         name = type(self).__name__
         scores: Sequence[Any] = self.score(specs) if num_batches is None else self.screen(specs, num_batches)
@@ -121,27 +121,27 @@ class Fitness(ABC):
         return dict(zip(specs, values, strict=True))
 
     def screen(self, specs: Sequence[Spec], num_batches: int) -> Sequence[Sequence[float]]:
-        """How good networks are on each image of the first batches of the search set, [networks, images].
+        """Score networks on each image of the first batches of the search set, [networks, images].
 
-        The larger, the better: the recipe's `evaluation.screen_images` compares networks by the mean.
+        Larger is better; the recipe's `evaluation.screen_images` compares networks by the mean.
         """
         raise SearchError(f"fitness {type(self).__name__} has can_screen, but lacks screen")
 
     def score_batches(self, specs: Sequence[Spec], batches: range) -> Sequence[Sequence[float]]:
-        """The sum over the images of each of these batches of the search set, [networks, batches].
+        """Sums of scores over the images of each of these batches of the search set, [networks, batches].
 
-        Divided by the number of images, the sum over all batches is the score.
+        The score is the sum over all batches, divided by the number of images.
         """
         raise SearchError(f"fitness {type(self).__name__} has can_divide, but lacks score_batches")
 
     def retain(self, specs: Iterable[Spec]) -> None:  # noqa: B027 - most have nothing to forget
-        """Forget what is not of use for children of these networks, if memory is scarce."""
+        """If memory is scarce, forget what the children of these networks do not need."""
 
 
 class _Accuracy(Fitness):
     @classmethod
     def show(cls, value: float) -> str:
-        """In percent."""
+        """Format in percent."""
         return f"{value:.2f} %"
 
 
@@ -176,16 +176,16 @@ class InheritedAccuracy(_Accuracy, _Inherited):
         return [scores[spec].accuracy for spec in specs]
 
     def score_batches(self, specs: Sequence[Spec], batches: range) -> Sequence[Sequence[float]]:
-        """Hundred for each image that is right."""
+        """100 for each correct image."""
         sums: list[list[float]] = (100 * self.evaluator.sums(specs, batches)[..., 0]).tolist()
         return sums
 
 
 @final
 class InheritedLoss(_Inherited):
-    """Cross-entropy on the search set with inherited weights, negative, so that larger is better.
+    """Negative cross-entropy on the search set with inherited weights; larger is better.
 
-    It uses how sure a network is of each image, and so tells networks apart that are right on equally many.
+    It includes the confidence in each image, so it distinguishes networks with equal accuracy.
     """
 
     label = "negative inherited loss"
@@ -209,7 +209,7 @@ class StandaloneAccuracy(_Accuracy):
     label = "accuracy after a short training, %"
 
     def score(self, specs: Sequence[Spec]) -> Sequence[float]:
-        """Trains each network in a folder of its own, once."""
+        """Train each network once, in a separate folder."""
         return [self.setting.train(spec, self._folder(spec), None) for spec in specs]
 
     def _folder(self, spec: Spec) -> Path:
@@ -221,14 +221,14 @@ class StandaloneAccuracy(_Accuracy):
 class SynFlow(Fitness):
     """The logarithm of SynFlow (arXiv 2006.05467, as a proxy arXiv 2101.08134), which needs neither data nor training.
 
-    It is the sum over parameters of |parameter * gradient|, where the network has the absolute values of its random
-    weights and sees an image of ones, and the loss is the sum of its logits. In double precision.
+    It is the sum over parameters of |parameter * gradient| for the network with the absolute values of its random
+    weights, an image of ones as input, and the sum of logits as loss. In double precision.
     """
 
     label = "SynFlow, log10"
 
     def score(self, specs: Sequence[Spec]) -> Sequence[float]:
-        """Builds each network from the same seed."""
+        """Create each network from the same seed."""
         return [self._score_one(spec) for spec in specs]
 
     def _score_one(self, spec: Spec) -> float:
@@ -251,18 +251,18 @@ class SynFlow(Fitness):
 
 @final
 class Macs(Fitness):
-    """Multiply-adds of one image, in millions: the baseline "larger is better", which any other fitness must beat."""
+    """Multiply-adds of one image, in millions: the baseline "larger is better" for any other fitness."""
 
     label = "MACs, M"
 
     def score(self, specs: Sequence[Spec]) -> Sequence[float]:
-        """Counts them in closed form, at the size of the search's images."""
+        """Count them in closed form, at the image size of the search."""
         img_size, num_classes = self.setting.img_size, self.setting.num_classes
         return [count_macs(spec, img_size, num_classes) / 1e6 for spec in specs]
 
 
 FITNESSES: Table[type[Fitness]] = Table("fitness", Fitness, SearchError)
-"""What `fitness` in a search recipe may be, by name."""
+"""The values of `fitness` in a search recipe, by name."""
 for _name, _fitness in (
     ("inherited", InheritedAccuracy),
     ("inherited_loss", InheritedLoss),

@@ -1,7 +1,7 @@
-"""Where the tasks of a search are done: the protocol, the engines, and the table that names them.
+"""Executors run the tasks of a search: their base class, the engines, and the table of their names.
 
-An engine is what others wrote: it places tasks on machines, gives each its CPUs and GPUs, and starts those again whose
-machine is lost. One of your own, in a file of yours, is named as `--engine my_module:MyExecutor`.
+An engine places tasks on machines, assigns CPUs and GPUs to them, and restarts tasks of lost machines. A custom one is
+named as `--engine my_module:MyExecutor`.
 """
 
 from glit_models.errors import SearchError
@@ -15,7 +15,7 @@ from .slurm import SlurmExecutor
 __all__ = ["EXECUTORS", "Executor", "Report", "TaskLostError"]
 
 EXECUTORS: Table[type[Executor]] = Table("engine", Executor, SearchError)
-"""The engines of `--engine`, by name."""
+"""The values of `--engine`, by name."""
 EXECUTORS.register("local", LocalExecutor)
 EXECUTORS.register("ray", RayExecutor)
 EXECUTORS.register("slurm", SlurmExecutor)

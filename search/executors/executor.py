@@ -1,4 +1,4 @@
-"""The protocol of an executor."""
+"""The base class of executors."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from glit_models.errors import SearchError
 
 __all__ = ["Executor", "Report", "TaskLostError"]
 
-Report = dict[str, Any]  # of a worker: "result", "error" (one line), or "stopped" (why it left before the end)
+Report = dict[str, Any]  # from a worker: "result", "error" (one line), or "stopped" (why it stopped early)
 
 
 class TaskLostError(Exception):
-    """A task's process or machine was lost, and the engine does not start the task again by itself."""
+    """A task's process or machine was lost, and the engine does not restart the task."""
 
 
 class Executor(ABC):
-    """Hands tasks to an engine. Abstract.
+    """Passes tasks to an engine. Abstract.
 
     Args:
-        run: does the task of a name on a worker, which must have the package and see the search's folder; it can be
-            pickled.
-        folder: of the search.
-        workers: how many tasks are worth having at once; None: what the engine has.
-        options: of the engine.
+        run: runs the task of a given name on a worker, which must have the package and access to the search's folder;
+            it can be pickled.
+        folder: folder of the search.
+        workers: number of tasks to run at once; None for the engine's default.
+        options: options of the engine.
 
     Attributes:
-        num_workers: how many tasks are worth having at once, known in a `with` block.
+        num_workers: number of tasks to run at once, set inside a `with` block.
 
     Raises:
-        SearchError: on options that cannot be.
+        SearchError: on invalid options.
     """
 
     num_workers: int = 1
@@ -56,24 +56,24 @@ class Executor(ABC):
 
     @abstractmethod
     def start(self) -> int:
-        """Connect to the engine; returns `num_workers`. Raises SearchError, within seconds, if it is not there."""
+        """Connect to the engine; returns `num_workers`. Raises SearchError within seconds if it is not available."""
 
     @abstractmethod
     def submit(self, name: str) -> Any:
-        """Let a worker call `run` with the name of a task; returns a handle at once. The engine may queue it."""
+        """Make a worker call `run` with the name of a task; returns a handle at once. The engine may queue the task."""
 
     @abstractmethod
     def poll(self, handle: Any) -> Report | None:
-        """What `run` returned, or None at once if it has not ended.
+        """The return value of `run`, or None if it has not finished. Does not wait.
 
         Raises:
-            TaskLostError: if it will not end: its process or machine was lost. It is submitted again, a few times.
-            SearchError: if it is useless to try again.
+            TaskLostError: if its process or machine was lost. The task is resubmitted, up to a few times.
+            SearchError: if a retry is useless.
         """
 
     @abstractmethod
     def stop(self, handles: Sequence[Any]) -> None:
-        """Ask these tasks to save and leave, by SIGTERM or SIGINT in their processes, and wait until they have."""
+        """Ask these tasks to save and exit, by SIGTERM or SIGINT to their processes, and wait until they have."""
 
     def close(self) -> None:  # noqa: B027 - most have nothing to give back
-        """Give back what `start` took."""
+        """Release the resources that `start` acquired."""

@@ -1,4 +1,4 @@
-"""The engine `local`: processes of this machine, by Python's own pool."""
+"""The engine `local`: processes on this machine, in Python's process pool."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ __all__ = ["LocalExecutor"]
 
 @final
 class LocalExecutor(Executor):
-    """Processes that stay, so that each loads the data and a supernet once. Takes no options.
+    """Persistent processes, so that each loads the data and a supernet only once. Takes no options.
 
-    They have the threads of this machine, divided by their number, unless OMP_NUM_THREADS says otherwise, and each has
-    one GPU, in turn. They leave when this process ends, however it does.
+    They divide the threads of this machine evenly, unless OMP_NUM_THREADS is set, and are assigned GPUs in turn. They
+    exit when this process ends for any reason.
     """
 
     def start(self) -> int:
@@ -59,7 +59,7 @@ class LocalExecutor(Executor):
             return self._pool, None
 
     def poll(self, handle: tuple[ProcessPoolExecutor, Future[Report] | None]) -> Report | None:
-        """See `Executor`. One lost process ends the whole pool, which is replaced by another."""
+        """See `Executor`. One lost process breaks the whole pool, which is replaced by a new one."""
         pool, future = handle
         if future is not None and not future.done():
             return None
@@ -81,14 +81,14 @@ class LocalExecutor(Executor):
         self.close()
 
     def close(self) -> None:
-        """Let all processes leave, and wait for them."""
+        """Let all processes exit, and wait for them."""
         self._writer.close()
         self._pool.shutdown(cancel_futures=True)
 
 
 def _begin(places: SimpleQueue[int], reader: Connection, threads: int, num_gpus: int) -> None:
-    """The first thing that each process does."""
-    os.setsid()  # the terminal's Ctrl-C is for the process that asks, which tells this one
+    """Initialise a process of the pool."""
+    os.setsid()  # Ctrl-C only reaches the main process, which notifies this one
     place = places.get()
     lines = _Lines(sys.stderr.buffer, line_buffering=True)
     lines.place = place
@@ -103,7 +103,7 @@ def _begin(places: SimpleQueue[int], reader: Connection, threads: int, num_gpus:
     threading.Thread(target=_leave_at_the_end, args=(reader,), daemon=True).start()
 
 
-_busy = threading.Lock()  # while this process does a task
+_busy = threading.Lock()  # held while this process runs a task
 
 
 def _call(run: Callable[[str], Report], name: str) -> Report:
@@ -112,7 +112,7 @@ def _call(run: Callable[[str], Report], name: str) -> Report:
 
 
 def _leave_at_the_end(reader: Connection) -> None:
-    """Wait until the other end is closed, by `close` or because its process has ended; let the task save, and leave."""
+    """Wait until the other end is closed, by `close` or because its process ended; let the task save, then exit."""
     reader.poll(None)
     if not _busy.acquire(timeout=0.1):
         os.kill(os.getpid(), signal.SIGINT)
@@ -121,7 +121,7 @@ def _leave_at_the_end(reader: Connection) -> None:
 
 
 class _Lines(io.TextIOWrapper):
-    """stderr without progress bars, which would overwrite each other; every line says which process it is of."""
+    """stderr without progress bars, which would overwrite each other; every line is prefixed with its process."""
 
     place = 0
 

@@ -14,24 +14,24 @@ from .executor import Executor, Report, TaskLostError
 
 __all__ = ["RayExecutor"]
 
-_SECONDS = 5  # to answer
-_WAIT_SECONDS = 120  # for tasks to save and leave
+_SECONDS = 5  # timeout for a response
+_WAIT_SECONDS = 120  # timeout for tasks to save and exit
 
 
 @final
 class RayExecutor(Executor):
-    """A task of the search is a task of Ray, which places it and starts it again if its machine is lost.
+    """Runs each task of the search as a Ray task; Ray places it and restarts it if its machine is lost.
 
     Args:
         options: `address` ('auto' by default: the cluster of this machine), and those of Ray's `options`. A task has
-            `num_cpus=1`, `num_gpus=1` if the cluster has any, and is tried again `max_retries=3` times.
+            `num_cpus=1`, `num_gpus=1` if the cluster has any, and up to `max_retries=3` retries.
     """
 
     def start(self) -> int:
         """See `Executor`."""
         if find_spec("ray") is None:
             raise SearchError(f"engine ray needs Ray: {pip_install('cluster')}")
-        os.environ.setdefault("RAY_DEDUP_LOGS", "0")  # lines of different trainings look alike to Ray
+        os.environ.setdefault("RAY_DEDUP_LOGS", "0")  # Ray takes lines of different trainings for duplicates
         import ray
 
         options = dict(self.options)
@@ -42,7 +42,7 @@ class RayExecutor(Executor):
             has = ray.cluster_resources()
             options = {"num_cpus": 1, "num_gpus": int(has.get("GPU", 0) > 0), "max_retries": 3, **options}
             self._call = ray.remote(_call).options(scheduling_strategy="SPREAD", **options)
-        except Exception as error:  # Ray has no base class for these
+        except Exception as error:  # Ray's errors have no common base class
             raise SearchError(f"no Ray cluster at {address}: {first_line(error)}") from None
         needs = {"CPU": options["num_cpus"], "GPU": options["num_gpus"]}
         fitting = min((int(has.get(name, 0) / number) for name, number in needs.items() if number), default=1)
@@ -60,14 +60,14 @@ class RayExecutor(Executor):
             return None
         try:
             report: Report = ray.get(handle)
-        except ray.exceptions.RayTaskError as error:  # `run` raises nothing; the package may be missing there
+        except ray.exceptions.RayTaskError as error:  # `run` does not raise; the package may be missing on the worker
             raise SearchError(f"a worker cannot begin its task: {first_line(error.cause)}") from None
         except ray.exceptions.RayError as error:
             raise TaskLostError(first_line(error)) from None
         return report
 
     def stop(self, handles: Sequence[Any]) -> None:
-        """Let Ray interrupt them, which is SIGINT to their processes."""
+        """Let Ray interrupt the tasks, with SIGINT to their processes."""
         import ray
 
         for handle in handles:
@@ -76,14 +76,14 @@ class RayExecutor(Executor):
             ray.wait(list(handles), num_returns=len(handles), timeout=_WAIT_SECONDS)
 
     def close(self) -> None:
-        """Leave the cluster."""
+        """Disconnect from the cluster."""
         import ray
 
         ray.shutdown()
 
 
 def _check_reachable(address: str) -> None:
-    """Ray tries for a minute and ends the process then. Raises SearchError."""
+    """Raise SearchError if the cluster is not reachable: Ray would try for a minute and then end the process."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not host:
         return

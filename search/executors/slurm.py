@@ -1,4 +1,4 @@
-"""The engine `slurm`: jobs of a Slurm cluster, through submitit."""
+"""The engine `slurm`: jobs on a Slurm cluster, through submitit."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from .executor import Executor, Report, TaskLostError
 __all__ = ["SlurmExecutor"]
 
 _WORKERS = 8
-_WAIT_SECONDS = 120  # for jobs to save and leave
+_WAIT_SECONDS = 120  # timeout for jobs to save and exit
 
 
 @final
 class SlurmExecutor(Executor):
-    """A task of the search is a job, which is queued again if it is preempted or reaches its limit of time.
+    """Runs each task of the search as a job, which is requeued if it is preempted or reaches its time limit.
 
     Args:
         options: parameters of `submitit.AutoExecutor`: `timeout_min` (240 by default), `gpus_per_node`,
@@ -55,7 +55,7 @@ class SlurmExecutor(Executor):
             return None
         try:
             report: Report = handle.result()
-        except FailedJobError as error:  # `run` raises nothing; the package may be missing there
+        except FailedJobError as error:  # `run` does not raise; the package may be missing on the node
             last = str(error).strip().splitlines()[-1]
             raise SearchError(f"job {handle.job_id} cannot begin its task: {last}") from None
         except UncompletedJobError as error:
@@ -63,7 +63,7 @@ class SlurmExecutor(Executor):
         return report
 
     def stop(self, handles: Sequence[Any]) -> None:
-        """Cancel them: Slurm sends SIGTERM, and SIGKILL half a minute later."""
+        """Cancel the jobs: Slurm sends SIGTERM, and SIGKILL half a minute later."""
         for job in handles:
             job.cancel(check=False)
         end = time.monotonic() + _WAIT_SECONDS
@@ -72,7 +72,7 @@ class SlurmExecutor(Executor):
 
 
 class _Call:
-    """A call that submitit may queue again: the task goes on from its files."""
+    """A call that submitit may requeue: the task resumes from its files."""
 
     def __init__(self, run: Callable[[str], Report], name: str) -> None:
         self.run, self.name = run, name
@@ -81,7 +81,7 @@ class _Call:
         return self.run(self.name)
 
     def checkpoint(self) -> Any:
-        """What to queue in place of this call."""
+        """The call to queue instead of this one."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self)
