@@ -1,6 +1,6 @@
-"""A budget of measured time: how long a network takes on the machine at hand, measured once and remembered.
+"""A budget of measured latency: how long a network takes on this machine, measured once and cached.
 
-It builds and times networks; what a budget does in a search is `budget`'s and `budget_sampler`'s.
+This module builds and times networks; `budget` and `budget_sampler` apply budgets.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from .budget import Budget
 
 __all__ = ["Prepare", "latency_budget"]
 
-# Makes a network in evaluation mode ready: (network, batch size, threads, device) -> what runs a batch, to its end.
+# Prepares a network in evaluation mode: (network, batch size, threads, device) -> a function that runs one batch.
 Prepare = Callable[[SpecTransformer, int, int, str], Callable[[], object]]
 
-_WARM_UP = 3  # rounds that are not counted
-_Measured = dict[str, dict[str, float]]  # milliseconds, by the conditions' JSON and the spec's
+_WARM_UP = 3  # warm-up rounds, which are not counted
+_Measured = dict[str, dict[str, float]]  # milliseconds, by the JSON of the conditions and of the spec
 
 
 def latency_budget(
@@ -50,28 +50,28 @@ def latency_budget(
     prepare: Prepare | None = None,
     cache: Path,
 ) -> Budget:
-    """A budget of milliseconds for a batch: the median of `rounds`, after a warm-up, in float32 and evaluation mode.
+    """A budget of milliseconds per batch: the median of `rounds`, after a warm-up, in float32 and evaluation mode.
 
-    A measurement is never the same twice, and a search must see the same cost each time it asks: each network is
-    measured once and remembered in `cache`, under the size, batch, threads, device, runtime and version of torch that
-    it was measured with. Nothing else should run on the machine meanwhile.
+    Measurements vary, but a search must get the same cost each time: each network is measured once and cached in
+    `cache`, with the image size, batch size, threads, device, runtime and version of torch of the measurement. Nothing
+    else should run on the machine in the meantime.
 
     Args:
-        low: least milliseconds allowed.
-        high: most milliseconds allowed.
-        img_size: of the images, in pixels.
-        num_classes: of the head.
-        batch_size: images of a batch.
-        threads: of torch while it measures.
-        device: where the network runs.
-        rounds: how often a network is timed.
-        runtime: name of what runs it.
-        prepare: makes a network ready to be run; None runs it in PyTorch. `glit_models.export.onnx_runner` is one.
-        cache: the JSON file of what was measured; made if there is none.
+        low: minimum allowed milliseconds.
+        high: maximum allowed milliseconds.
+        img_size: image size, in pixels.
+        num_classes: number of classes of the head.
+        batch_size: batch size.
+        threads: number of torch's threads during measurements.
+        device: device of the network.
+        rounds: number of measurements of a network.
+        runtime: name of the runtime.
+        prepare: prepares a network for running; None runs it in PyTorch. `glit_models.export.onnx_runner` is one.
+        cache: JSON file of the measurements; created if missing.
 
     Raises:
-        SearchError: on a number below 1 or a device that is not there; when a cost is asked for, if `cache` is damaged
-            or cannot be written.
+        SearchError: on a number below 1 or an unavailable device; when a cost is computed, if `cache` is damaged or
+            cannot be written.
     """
     for name, value in (("batch_size", batch_size), ("threads", threads), ("rounds", rounds)):
         if type(value) is not int or value < 1:
@@ -87,7 +87,7 @@ def latency_budget(
         "torch": torch.__version__,
     }
     key = json.dumps(conditions, sort_keys=True)
-    known: dict[str, float] = {}  # looked up without reading the file again
+    known: dict[str, float] = {}  # avoids reading the file again
 
     def cost(spec: Spec) -> float:
         name = _name(spec)
@@ -105,7 +105,7 @@ def latency_budget(
 
 
 def _name(spec: Spec) -> str:
-    """The spec's JSON, the same for equal specs: a ratio of 1.0 is one of 1."""
+    """The spec's JSON, the same for equal specs: a ratio of 1.0 is written as 1."""
 
     def number(text: str) -> float:
         return int(value) if (value := float(text)).is_integer() else value
@@ -114,11 +114,11 @@ def _name(spec: Spec) -> str:
 
 
 def _device_name(device: str | torch.device) -> str:
-    """What the numbers depend on: the accelerator's name, or the processor's."""
+    """The name of the accelerator or the CPU, which the measurements depend on."""
     try:
         parsed = torch.device(device)
         torch.empty(1, device=parsed)
-    except (RuntimeError, AssertionError) as error:  # a torch without CUDA asserts
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA raises AssertionError
         raise SearchError(f"device {device} cannot be used: {first_line(error)}") from None
     if parsed.type == "cuda":
         return torch.cuda.get_device_name(parsed)
@@ -136,8 +136,8 @@ def _processor() -> str:
 
 
 def _build(spec: Spec, img_size: tuple[int, int], num_classes: int) -> SpecTransformer:
-    """The network with random weights; the random numbers of whoever asks go on as if not."""
-    with torch.random.fork_rng(devices=[]):  # its weights are drawn on the CPU
+    """Create the network with random weights, without changing the caller's random state."""
+    with torch.random.fork_rng(devices=[]):  # weights are initialised on the CPU
         model: SpecTransformer = timm.create_model(
             family_of(spec).architecture, spec=spec, img_size=img_size, num_classes=num_classes
         )
@@ -145,7 +145,7 @@ def _build(spec: Spec, img_size: tuple[int, int], num_classes: int) -> SpecTrans
 
 
 def _in_torch(model: SpecTransformer, batch_size: int, threads: int, device: str) -> Callable[[], object]:
-    """Eagerly, as it would be used."""
+    """Run the network eagerly."""
     fused = reparameterize_model(model).to(device)
     shape = (batch_size, model.in_chans, *model.patch_embed.img_size)
     images = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device)

@@ -1,6 +1,6 @@
-"""The shipped search spaces by name, at any width and depth, and the reading of custom ones from YAML.
+"""The built-in search spaces by name, at any width and depth, and reading custom ones from YAML.
 
-They are `SearchSpace`s like any other; nothing else in the search knows their names.
+They are ordinary `SearchSpace`s; nothing else in the search refers to their names.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ def glit(
 ) -> SearchSpace:
     """The paper's space: in each block every distribution of the heads, with every value (GLiT, section 3.3).
 
-    324 combinations a block at 3 heads, of which 198 differ. `local_parts` names what local heads may be, none for the
-    paper's convolution. Raises SearchError on a value that cannot be.
+    324 combinations per block at 3 heads, 198 of them distinct. `local_parts` names the kinds of local parts; by
+    default only the paper's convolution. Raises SearchError on an invalid value.
     """
     choices = BlockChoices(
         num_global_heads=range(num_heads + 1),
@@ -114,7 +114,7 @@ def glit_released(
     """The reduced space of the authors' released model: nine options for each distribution of a block's heads.
 
     Local blocks choose K and E, with d_z = 4; global ones r and d_z; mixed ones E and d_z, with K = 31 and r = 1.
-    `GLIT_TINY` is a member of the default. Raises SearchError on a value that cannot be.
+    `GLIT_TINY` is a member of the default. Raises SearchError on an invalid value.
     """
     local = BlockChoices(
         num_global_heads=(0,), mlp_ratios=(4,), kernel_sizes=kernel_sizes, expand_ratios=expand_ratios
@@ -136,7 +136,7 @@ def global_only(
     qkv_ratios: Sequence[float] = _QKV_RATIOS,
     mlp_ratios: Sequence[float] = _MLP_RATIOS,
 ) -> SearchSpace:
-    """No locality, only r and d_z: the paper's ablation "NLP-NAS". Raises SearchError on a value that cannot be."""
+    """No locality, only r and d_z: the paper's ablation "NLP-NAS". Raises SearchError on an invalid value."""
     choices = BlockChoices(num_global_heads=(num_heads,), mlp_ratios=mlp_ratios, qkv_ratios=qkv_ratios)
     return SearchSpace([(choices,)] * depth, embed_dim, num_heads=num_heads, patch_size=patch_size)
 
@@ -150,9 +150,9 @@ def autoformer(
     head_dim: int = 64,
     max_relative_position: int = 14,
 ) -> SearchSpace:
-    """AutoFormer's kind of space: one width and depth for the network, heads and MLP ratio for each block.
+    """A space like AutoFormer's: one width and depth per network, heads and MLP ratio per block.
 
-    Raises SearchError on a value that cannot be.
+    Raises SearchError on an invalid value.
     """
     choices = BlockChoices(num_heads=num_heads, mlp_ratios=mlp_ratios)
     deepest = min(max((number for number in depth if isinstance(number, int)), default=0), MAX_BLOCKS)
@@ -169,7 +169,7 @@ def autoformer_tiny(
     mlp_ratios: Sequence[float] = (3.0, 3.5, 4.0),
     patch_size: int = 16,
 ) -> SearchSpace:
-    """AutoFormer-T's space (arXiv 2107.00651, table 1). The authors' file lists the ratios 3.5 and 4 only, but the
+    """AutoFormer-T's space (arXiv 2107.00651, table 1). The authors' file lists only the ratios 3.5 and 4, but the
     network that they released has 3 in three blocks.
     """
     return autoformer(embed_dim, depth, num_heads, mlp_ratios, patch_size)
@@ -193,8 +193,8 @@ def autoformer_base(
     mlp_ratios: Sequence[float] = (3.0, 3.5, 4.0),
     patch_size: int = 16,
 ) -> SearchSpace:
-    """AutoFormer-B's space (arXiv 2107.00651, table 1), with the heads of the authors' file for its evaluation; that
-    for the supernet lists 9 and 10 only.
+    """AutoFormer-B's space (arXiv 2107.00651, table 1), with the heads of the authors' file for evaluation; their file
+    for the supernet lists only 9 and 10.
     """
     return autoformer(embed_dim, depth, num_heads, mlp_ratios, patch_size)
 
@@ -214,13 +214,13 @@ NAMED_SPACES: dict[str, Callable[..., SearchSpace]] = {
 
 
 def load_space(value: str | os.PathLike[str] | Mapping[str, Any]) -> SearchSpace:
-    """A space from whatever names one: a shipped one's name, the path of a YAML file, or what such a file holds.
+    """Load a space: by the name of a built-in one, the path of a YAML file, or the content of such a file.
 
-    That is either what `SearchSpace.to_yaml` writes, or the name of a shipped space under `space` with keywords of its
-    function: `{space: glit, embed_dim: 96, depth: 6, kernel_sizes: [3, 5, 7]}`.
+    The content is either what `SearchSpace.to_yaml` writes, or a built-in space's name under `space` with keywords of
+    its function: `{space: glit, embed_dim: 96, depth: 6, kernel_sizes: [3, 5, 7]}`.
 
     Raises:
-        SearchError: if it is missing, no YAML, or has an unknown key (names the nearest valid one) or a wrong value.
+        SearchError: if it is missing, is not YAML, or has an unknown key (names the nearest valid) or a wrong value.
     """
     if isinstance(value, Mapping):
         return _from_mapping(value)

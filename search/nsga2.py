@@ -1,4 +1,4 @@
-"""NSGA-II: an evolution of a whole front, from cheap networks to accurate ones, in place of one network.
+"""NSGA-II: evolve a whole front, from cheap to accurate networks, instead of a single network.
 
 K. Deb et al., A fast and elitist multiobjective genetic algorithm: NSGA-II, IEEE Transactions on Evolutionary
 Computation 6 (2), 2002, section III.
@@ -27,9 +27,8 @@ Points = NDArray[np.float64]  # [n, objectives], each to be minimised
 def front_ranks(points: Points) -> NDArray[np.int64]:
     """Rank of each point [n]: 0 if no other one dominates it, 1 if only points of rank 0 do, and so on.
 
-    Args:
-        points: [n, objectives], each to be minimised. A point dominates another if it is nowhere worse and somewhere
-            better.
+    points: [n, objectives], each to be minimised. A point dominates another if it is better in some objective and
+        worse in none.
     """
     ranks, left, rank = np.zeros(len(points), dtype=np.int64), np.arange(len(points)), 0
     while len(left):
@@ -43,9 +42,9 @@ def front_ranks(points: Points) -> NDArray[np.int64]:
 
 
 def crowding_distances(points: Points) -> NDArray[np.float64]:
-    """How far apart each point's neighbours in a front are [n], summed over objectives that are scaled to their ranges.
+    """The distance between each point's neighbours in a front [n], summed over objectives scaled to their ranges.
 
-    Points at the end of an objective have an infinite distance.
+    Points at the ends of an objective have an infinite distance.
     """
     distances = np.zeros(len(points))
     for values in points.T:
@@ -59,10 +58,11 @@ def crowding_distances(points: Points) -> NDArray[np.float64]:
 
 @final
 class Nsga2(Evolution):
-    """Evolution towards the front of fitness against one cost or several, `objectives`.
+    """Evolution towards the Pareto front of fitness against one or more costs, `objectives`.
 
-    As many networks as a generation has survive, among all so far: by rank of their front, then by crowding distance.
-    Parents are drawn from these by tournaments of two. Children, duplicates and budgets are `Evolution`'s.
+    The survivors are the best of all networks so far, as many as a generation has: by rank of their front, then by
+        crowding
+    distance. Parents are drawn from them by binary tournaments. Children, duplicates and budgets are as in `Evolution`.
     """
 
     method = "nsga2"
@@ -80,7 +80,7 @@ class Nsga2(Evolution):
         self._quality: dict[Spec, tuple[int, float]] = {}
 
     def propose(self) -> None:
-        """Children of the survivors, and random networks."""
+        """Propose children of the survivors, and random networks."""
         self._select()
         super().propose()
 
@@ -89,7 +89,7 @@ class Nsga2(Evolution):
         return np.array(rows, dtype=np.float64).reshape(len(rows), 1 + len(self.config.objectives))
 
     def _select(self) -> None:
-        """Find the survivors, and how good each of them is; smaller is better."""
+        """Compute the survivors and their order; smaller is better."""
         scored = [candidate for candidate in self.candidates if candidate.fitness is not None]
         points = self._points(scored)
         ranks, crowding = front_ranks(points), np.zeros(len(points))
@@ -100,11 +100,11 @@ class Nsga2(Evolution):
         self._survivors = list(self._quality)
 
     def parents(self) -> Sequence[Spec]:
-        """The survivors."""
+        """The survivors, which are the parents."""
         return self._survivors
 
     def pick(self, specs: Sequence[Spec]) -> Spec:
-        """The better of two that are drawn at random."""
+        """Pick the better of two random parents."""
         a, b = (specs[draw_below(self.rng, len(specs))] for _ in range(2))
         return min(a, b, key=self._quality.__getitem__)
 

@@ -1,6 +1,6 @@
-"""The panels of a search's figures: functions that fill matplotlib's axes, and numbers as text.
+"""Draw the panels of a search's figures: functions that fill matplotlib's axes, and number formats.
 
-`figures` puts panels together and turns them into files.
+`figures` combines panels and writes the files.
 """
 
 from __future__ import annotations
@@ -38,18 +38,18 @@ __all__ = [
 _GLOBAL, _LOCAL, _OTHER = "#2f6db5", "#e8833a", "#7a7f87"
 _REFERENCE, _WINNER, _PALE, _BUDGET = "#c8283c", "#ffd23f", "#b8bcc2", "#8fce8f"
 _PARTS = {"supernet": "#2a9d8f", "evolution": "#8e5aa8", "retrain": "#d1a126"}
-_MOST_POINTS = 300  # of a curve; more are drawn as means
+_MOST_POINTS = 300  # maximum points of a curve; more are averaged
 _LONGEST_NAME = 30
 
 
 def show_count(value: float) -> str:
-    """A count in four digits: 1.473 G, 38.24 M, 950 k."""
+    """Format a count with four digits: 1.473 G, 38.24 M, 950 k."""
     factor, unit = _unit(value)
     return f"{value / factor:.4g} {unit}".rstrip()
 
 
 def show_accuracy(accuracy: float | None, num_images: int = 0) -> str:
-    """An accuracy in percent, with its interval where it is known on how many images it was measured."""
+    """Format an accuracy in percent, with its interval if the number of images is known."""
     if accuracy is None or not num_images:
         return "-" if accuracy is None else f"{accuracy:.2f} %"
     low, high = accuracy_interval(accuracy, num_images)
@@ -57,7 +57,7 @@ def show_accuracy(accuracy: float | None, num_images: int = 0) -> str:
 
 
 def show_correlation(correlation: Correlation) -> str:
-    """A correlation with its interval."""
+    """Format a correlation with its interval."""
     return f"{correlation.value:.2f} ({correlation.low:.2f} to {correlation.high:.2f})".replace("-", "\N{MINUS SIGN}")
 
 
@@ -144,7 +144,7 @@ def _scatter_by_generation(axes: Any, candidates: Sequence[Network], x: Sequence
 
 
 def _mark_budget(axes: Any, bounds: tuple[float | None, float | None], factor: float) -> None:
-    """A band from one bound to the other; a side without a bound ends with what is drawn."""
+    """A band from one bound to the other; without a bound, it extends to the limit of the axes."""
     if bounds == (None, None):
         return
     left, right = axes.get_xlim()
@@ -159,7 +159,7 @@ def _mark_budget(axes: Any, bounds: tuple[float | None, float | None], factor: f
 
 
 def _mark_references(axes: Any, references: Sequence[Network], at: Callable[[Sequence[Network]], Any]) -> None:
-    """Those of one name but for a number together; without a fitness, a line where they would stand."""
+    """Mark references, grouped by name without the number; those without a fitness are drawn as a line."""
     groups: dict[str, list[Network]] = {}
     for network in references:
         groups.setdefault(re.sub(r"[\s#_-]*\d+$", "", network.name) or network.name, []).append(network)
@@ -186,7 +186,7 @@ def fill_losses(axes: Any, stage: StageFindings) -> None:
 
 
 def fill_rank(axes: Any, rank: Ranking, measure: str) -> None:
-    """How good networks are after training against a cheap measure; a bar is the standard deviation between seeds."""
+    """Quality after training against a cheap measure; bars show the standard deviation between seeds."""
     truth, taus = next(iter(rank.taus.items()))
     trained = [network.trained[truth] for network in rank.networks]
     factor, label = _cost_axis("macs", rank.networks) if measure == "MACs" else (1, measure)
@@ -201,7 +201,7 @@ def fill_rank(axes: Any, rank: Ranking, measure: str) -> None:
 
 
 def fill_retrained(axes: Any, stages: Sequence[StageFindings]) -> None:
-    """Stand-alone accuracy against the search's own measure, for each stage's retrained networks."""
+    """Stand-alone accuracy against the search's fitness, for each stage's retrained networks."""
     shades = ["#d9b44a", "#7d5a0a"] if len(stages) > 1 else ["#7d5a0a"]
     for stage, shade in zip(stages, shades, strict=True):
         if pairs := pairs_of(stage.retrained):
@@ -211,7 +211,7 @@ def fill_retrained(axes: Any, stages: Sequence[StageFindings]) -> None:
     axes.set_title("Each stage's best candidates\n(star: the stage's winner)")
     axes.set(xlabel=stages[0].measure.label, ylabel="stand-alone accuracy, %")
     axes.locator_params(axis="x", nbins=5)
-    if len(handles := axes.get_legend_handles_labels()[0]) > 1:  # outside: within, it looks like two more networks
+    if len(handles := axes.get_legend_handles_labels()[0]) > 1:  # outside: inside it looks like two more networks
         axes.figure.legend(handles=handles, loc="outside lower right", ncols=2, fontsize=8)
 
 
@@ -229,12 +229,12 @@ def fill_times(axes: Any, times: Mapping[tuple[str, str], float]) -> None:
 
 
 def pairs_of(networks: Sequence[Network]) -> list[tuple[float, float]]:
-    """(fitness, accuracy after training by itself, in percent) of those that have both."""
+    """(fitness, accuracy in percent after stand-alone training) of networks that have both."""
     return [(n.fitness, n.accuracy) for n in networks if n.fitness is not None and n.accuracy is not None]
 
 
 def _cost_axis(cost: str, networks: Iterable[Network | Ranked]) -> tuple[float, str]:
-    """What to divide a cost by, and the axis' name."""
+    """The divisor of a cost, and the label of its axis."""
     if cost == "latency_ms":
         return 1, "latency, ms"
     factor, unit = _unit(max((network.costs[cost] for network in networks), default=1))
@@ -247,7 +247,7 @@ def _unit(value: float) -> tuple[float, str]:
 
 
 def _colours() -> Any:
-    """From light to dark, without the palest."""
+    """A colour map from light to dark, without the lightest colours."""
     import matplotlib
     from matplotlib.colors import ListedColormap
 
@@ -255,6 +255,6 @@ def _colours() -> Any:
 
 
 def _short(name: str) -> str:
-    """A name for the legend, which would leave out one that begins with an underscore."""
+    """A name for the legend, without leading underscores, which would hide it."""
     name = name.lstrip("_")
     return name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…"

@@ -1,4 +1,4 @@
-"""Steps of an optimiser that change nothing of a supernet but the weights on the step's paths, and their moments."""
+"""Restrict optimiser steps of a supernet to the weights on the step's paths, and their moments."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from .supernet import Supernet
 __all__ = ["PathAdamW", "keep_to_paths"]
 
 _AVERAGES = ("exp_avg", "exp_avg_sq", "bias_correction1", "bias_correction2")
-_NEVER = 1e-20  # of a bias correction before the first step: above 0, so that nothing is divided by it
+_NEVER = 1e-20  # bias correction before the first step; above 0 to avoid a division by zero
 
 
 def keep_to_paths(optimizer: Optimizer, supernet: Supernet) -> None:
-    """Let steps of `optimizer` change nothing but the weights of `supernet.paths`, and their moments.
+    """Let steps of `optimizer` change only the weights of `supernet.paths`, and their moments.
 
-    Parameters without a gradient are left alone by every optimiser. Of one that is used in part, the rest has a
-    gradient of zero, and would be moved by momentum and by weight decay.
+    Optimisers skip parameters without a gradient. If only part of a parameter is used, the rest has a zero gradient,
+    and would be changed by momentum and weight decay.
     """
     if isinstance(optimizer, AdamW):
         optimizer.register_step_pre_hook(PathAdamW(supernet))
@@ -32,7 +32,7 @@ def keep_to_paths(optimizer: Optimizer, supernet: Supernet) -> None:
 
 
 def _put_back(optimizer: Optimizer, supernet: Supernet) -> None:
-    """Let `optimizer` move all of a parameter, and put back what it should not have moved."""
+    """Let `optimizer` change whole parameters, then restore the unused parts."""
     kept: list[tuple[Tensor, Tensor, tuple[Slice, ...]]] = []  # a tensor, its values before the step, its used parts
 
     @torch.no_grad()
@@ -56,21 +56,21 @@ def _put_back(optimizer: Optimizer, supernet: Supernet) -> None:
 
 @final
 class PathAdamW:
-    """Does AdamW's step (arXiv 1711.05101) on parameters that paths use in part, and takes their gradients away.
+    """AdamW steps (arXiv 1711.05101) for parameters that paths use in part. Clears their gradients.
 
     Moments start at zero, and AdamW divides them by 1 - beta^n after n steps (Adam, arXiv 1412.6980, section 3). Here n
-    is the number of steps that had the element on a path; the optimiser's own count is that of the whole parameter, and
-    makes the steps of rarely used elements too large. 1 - beta^n is the moving average of n ones, and is kept as such:
-    `bias_correction1` and `bias_correction2`, beside `exp_avg` and `exp_avg_sq` in the optimiser's state.
+    is the number of steps with the element on a path; the optimiser's count is that of the whole parameter, which would
+    make the steps of rarely used elements too large. 1 - beta^n is the moving average of n ones, and is stored as such:
+    `bias_correction1` and `bias_correction2`, next to `exp_avg` and `exp_avg_sq` in the optimiser's state.
 
-    A parameter is taken over in the first step that uses a part of it. Until then all its elements have the same n.
+    A parameter is handled here from the first step that uses only a part of it. Until then, all its elements share n.
 
     Args:
-        supernet: whose parameters they are.
+        supernet: the supernet with these parameters.
 
     Attributes:
-        at_once: whether all parameters are moved together, some fifteen operators over all of their elements, which
-            suits a GPU; or one after the other within what the paths use, which suits a CPU. None to choose by device.
+        at_once: whether to update all elements of all parameters together, which is fast on a GPU; or one parameter
+            after the other, only in the used parts, which is fast on a CPU. None chooses by device.
     """
 
     def __init__(self, supernet: Supernet) -> None:
@@ -80,7 +80,7 @@ class PathAdamW:
 
     @torch.no_grad()
     def __call__(self, optimizer: Optimizer, *_: Any) -> None:
-        """Before each step of the optimiser."""
+        """Called before each step of the optimiser."""
         used = self.supernet.partly_used()
         rows, parts, groups = [], [], []
         for group in optimizer.param_groups:
@@ -105,7 +105,7 @@ class PathAdamW:
             _step([row], self._all_masks([row], [taken]) if len(taken) > 1 else None, [group])
 
     def _all_masks(self, rows: Sequence[Sequence[Tensor]], parts: Sequence[tuple[Slice, ...]]) -> list[Tensor]:
-        """For each parameter 1 where paths use it, else 0."""
+        """For each parameter, 1 where paths use it, else 0."""
         masks = [self._mask(row[0], taken[0] if taken else None) for row, taken in zip(rows, parts, strict=True)]
         for place in range(1, max(map(len, parts))):
             more = [taken[min(place, len(taken) - 1)] if taken else None for taken in parts]
@@ -123,9 +123,9 @@ class PathAdamW:
 
 
 def _averages(parameter: Tensor, state: dict[str, Any], betas: Sequence[float]) -> list[Tensor]:
-    """The averages of a parameter, which are made of the optimiser's own state the first time."""
+    """The averages of a parameter, created from the optimiser's state the first time."""
     if "bias_correction1" not in state:
-        steps = float(state.setdefault("step", torch.zeros(())))  # AdamW cannot load a state without
+        steps = float(state.setdefault("step", torch.zeros(())))  # AdamW requires it when it loads a state
         for name in _AVERAGES:
             state.setdefault(name, torch.zeros_like(parameter))
         for name, beta in zip(_AVERAGES[2:], betas, strict=True):
@@ -137,9 +137,9 @@ def _step(rows: Sequence[Sequence[Tensor]], masks: list[Tensor] | None, groups: 
     """One step of AdamW.
 
     Args:
-        rows: of each parameter its values, its gradient, and its averages in the order of `_AVERAGES`.
-        masks: of each parameter 1 where it may change, else 0; None where all of it may.
-        groups: of each parameter the optimiser's group.
+        rows: for each parameter its values, its gradient, and its averages in the order of `_AVERAGES`.
+        masks: for each parameter 1 where it may change, else 0; None if all of it may.
+        groups: for each parameter the optimiser's group.
     """
     values, grads, first, second, correction1, correction2 = map(list, zip(*rows, strict=True))
     beta1, beta2 = groups[0]["betas"]

@@ -1,4 +1,4 @@
-"""Which networks each step of a supernet's training takes: a function of (seed, step), so that it resumes anywhere."""
+"""Sample the networks that each step of a supernet's training uses, as a function of (seed, step)."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ def path_sampling(
     ends: Sequence[Spec] = (),
     widen_steps: float = 0.0,
 ) -> DrawPaths:
-    """The paths of each step.
+    """Return the function that draws the paths of each step.
 
     Args:
-        sampler: draws the paths within its budgets; of 'balanced' its space alone counts.
-        sampling: 'balanced' for `BalancedSampler`; 'sandwich' takes `ends` first in every step (arXiv 1903.05134,
-            section 3.1); any other draws each path by itself.
-        num_paths: of a step.
-        seed: of all draws.
+        sampler: draws the paths within its budgets; 'balanced' uses only its space.
+        sampling: 'balanced' for `BalancedSampler`; 'sandwich' for `ends` first in every step (arXiv 1903.05134, section
+            3.1); otherwise each path is drawn independently.
+        num_paths: number of paths per step.
+        seed: seed of all draws.
         ends: for 'sandwich', the largest and the smallest network.
-        widen_steps: so many steps take random networks of the larger sizes alone, at first of the largest, then of ever
-            more (ViT-ResNAS, arXiv 2109.00642). Without budgets, for 'uniform' and 'sandwich'.
+        widen_steps: number of initial steps that use only random networks of the larger sizes, first of the largest,
+            then of more and more (ViT-ResNAS, arXiv 2109.00642). Without budgets, for 'uniform' and 'sandwich'.
     """
     if sampling == "balanced":
         balanced = BalancedSampler(sampler.space, seed)
@@ -57,16 +57,16 @@ def path_sampling(
 
 @final
 class BalancedSampler:
-    """Members of a space in which each value of each gene of each block is drawn equally often.
+    """Draws members of a space so that each value of each gene of each block is drawn equally often.
 
-    A value is drawn without replacement until all values of its gene have been (strict fairness: FairNAS, arXiv
-    1907.01845, section 3). Depth and width are genes like the others. A block of several products of choices takes each
-    in proportion to its combinations. A gene's draw counts where the gene does not matter, too: the kernel of a block
+    Values are drawn without replacement until all values of the gene have been drawn (strict fairness: FairNAS, arXiv
+    1907.01845, section 3). Depth and width count as genes. A block with several products of choices draws each in
+    proportion to its combinations. A gene's draw counts even if the gene has no effect, such as the kernel of a block
     without local heads. Budgets do not apply.
 
     Args:
-        space: whose members are drawn.
-        seed: of all draws.
+        space: the space of the members.
+        seed: seed of all draws.
     """
 
     def __init__(self, space: SearchSpace, seed: int) -> None:
@@ -89,7 +89,7 @@ class BalancedSampler:
             ])  # fmt: skip
 
     def draw(self, number: int) -> Spec:
-        """The member of this number, from 0 on."""
+        """The member with this number, from 0."""
         depth = self._depths.card(number)
         blocks = []
         for index in range(depth):
@@ -103,7 +103,7 @@ class BalancedSampler:
 
 @final
 class _Deck:
-    """Cards that are drawn without replacement, and shuffled anew when all have been drawn."""
+    """Cards that are drawn without replacement, and reshuffled when all have been drawn."""
 
     def __init__(self, seed: str, cards: Sequence[Any]) -> None:
         self._seed, self._cards = seed, cards
@@ -115,7 +115,7 @@ class _Deck:
         return [self._cards[place] for place in sorted(range(len(keys)), key=keys.__getitem__)]
 
     def card(self, number: int) -> Any:
-        """The card of this number, from 0 on."""
+        """The card with this number, from 0."""
         turn, place = divmod(number, len(self._cards))
         return self._shuffled(turn)[place]
 

@@ -1,6 +1,6 @@
-"""A whole search in one folder: its stages, the winner, its control, and the one look at the test set.
+"""Run a whole search in one folder: its stages, the winner, its control, and a single evaluation on the test set.
 
-The same command goes on from any moment to the same result. What a stage does is `stage`'s.
+The same command resumes from any moment, with the same result. `stage` runs a stage.
 """
 
 from __future__ import annotations
@@ -37,22 +37,22 @@ __all__ = ["SearchRun"]
 
 @final
 class SearchRun:
-    """One search, whose work this process does, with others that `accelerate launch` started, or an executor's workers.
+    """One search, run by this process, by others started by `accelerate launch`, or by an executor's workers.
 
     Args:
-        recipe: what to do.
-        out: folder of the search; one that holds a search of the same recipe is continued.
-        device: 'cpu', 'cuda', ...; None takes the GPU if there is one.
-        max_minutes: save and leave after so long.
-        command: the command line of this search, for the model's record.
-        runtimes: what times networks besides PyTorch, by its name in `latency.runtime`: {"onnx":
-            `glit_models.export.onnx_runner`} if the recipe asks for it.
-        executor: whose workers do the work, see `open_executor`.
+        recipe: recipe of the search.
+        out: folder of the search; a search of the same recipe in it is resumed.
+        device: 'cpu', 'cuda', ...; None uses the GPU if there is one.
+        max_minutes: time limit, after which the search saves and exits.
+        command: the command line of this search, recorded with the model.
+        runtimes: runtimes besides PyTorch for measuring latency, by the name in `latency.runtime`: {"onnx":
+            `glit_models.export.onnx_runner`} if the recipe uses it.
+        executor: executor whose workers run the tasks, see `open_executor`.
 
     Raises:
-        RecipeError: if `out` holds another search (names the keys that differ), or the data do not fit the recipe.
+        RecipeError: if `out` contains another search (names the keys that differ), or the data does not fit the recipe.
         SearchError: if a budget cannot be met.
-        DataError: if the data cannot be had.
+        DataError: if the data is not available.
     """
 
     def __init__(
@@ -81,16 +81,16 @@ class SearchRun:
             self.stages[0].check_start()
 
     def run(self, supernet_only: bool = False) -> dict[str, Any] | None:
-        """Search to the end and return the result, or None if stopped before it (by signal or `max_minutes`).
+        """Search to the end and return the result, or None if stopped early (by a signal or `max_minutes`).
 
         Args:
-            supernet_only: train the first stage's supernet and no more; returns the path of its weights. The search can
-                go on from there, and others can start from it (`supernet.from`).
+            supernet_only: stop after training the first stage's supernet, and return the path of its weights. The
+                search can be resumed later, and others can start from it (`supernet.from`).
 
         Raises:
             SearchError: if there is no supernet to train.
-            RunError: if another process is at work in the folder.
-            WriteError: if the folder cannot be written to.
+            RunError: if another process is using the folder.
+            WriteError: if the folder cannot be written.
         """
         context, path = self.context, self.out / "result.json"
         if supernet_only and not self.stages[0].fitness_class.needs_supernet:
@@ -123,20 +123,20 @@ class SearchRun:
         if len(self._names) > 1:
             winner = retrained[0].spec
             second = self.space.stage_two(winner)
-            # A first stage that is kept from a search with another budget may have a winner outside of this one.
+            # A first stage kept from a search with another budget may have a winner outside this one.
             initial = [winner] if self.context.admits(winner) else []
             self.stages.append(Stage(self._names[1], second, self.context, initial, retrained))
             retrained = self.stages[1].run()
         return self._finish(retrained[0])
 
     def _final_task(self, winner: Retrained) -> Task | None:
-        """The training whose weights are the result, None if the winner's own are."""
+        """The training that gives the final weights; None if the winner's weights are final."""
         recipe = self.recipe.final_recipe(winner.spec)
         title = "training the winner on training and search images together"
         return None if recipe is None else self.context.training(title, recipe, self.out / "final")
 
     def _control_tasks(self) -> list[tuple[Spec, Task]]:
-        """Random networks, to compare the winner with, and their trainings."""
+        """Random networks for comparison with the winner, and their trainings."""
         context, recipe = self.context, self.recipe
         rng = random.Random(f"{recipe.seed} control")
         tasks = []
@@ -150,7 +150,7 @@ class SearchRun:
         return tasks
 
     def _compare(self, winner: Retrained, networks: Sequence[tuple[Spec, dict[str, Any]]]) -> Control | None:
-        """The winner beside random networks and the results of their trainings; None if there are none."""
+        """Compare the winner with random networks, given the results of their trainings; None if there are none."""
         context, splits = self.context, self.context.splits
         if not networks:
             return None
@@ -171,9 +171,9 @@ class SearchRun:
         return self.context.run([Task("test", {"folder": folder}, f"testing {folder}", is_collective=True)])[0]
 
     def _finish(self, winner: Retrained) -> dict[str, Any]:
-        """Leave the winner and its weights, and score them on the test set, after the last decision.
+        """Write the winner and its weights, and score them on the test set, after all choices are made.
 
-        The test set is looked at twice: for the networks of the control, and for the result.
+        The test set is used twice: for the networks of the control, and for the result.
         """
         context, model = self.context, self.out / "model"
         final, controls = self._final_task(winner), self._control_tasks()

@@ -1,4 +1,4 @@
-"""What a search will find room for, take and be able to tell, before it begins; nothing is written.
+"""Estimate the costs, duration and statistical power of a search in advance, without writing anything.
 
 Costs are counted, not measured; minutes are estimated from a trial of a few real steps (`trial`).
 """
@@ -33,25 +33,25 @@ from .trial import NetworkSpeed, SupernetSpeed, time_network, time_supernet
 
 __all__ = ["SearchPlan", "StagePlan", "plan_search"]
 
-_NUM_RANDOM = 2000  # networks that shares and medians are of
-_FEWEST_STEPS = 100  # of a value: a rule of thumb
-_FEWEST_CONTROLS = 19  # by chance alone a winner beats all of 19 in one of 20 searches
-_LEAST_DIFFERENCE = 2.0  # points: what the two levels of docs/search-benchmarks.md's ablation differ by
+_NUM_RANDOM = 2000  # random networks for shares and medians
+_FEWEST_STEPS = 100  # for each value; a rule of thumb
+_FEWEST_CONTROLS = 19  # at random, a winner beats all of 19 in one of 20 searches
+_LEAST_DIFFERENCE = 2.0  # points; the difference between the two levels of the ablation in docs/search-benchmarks.md
 _ACCURACIES = (80, 90)
 
 
 @final
 @dataclass(frozen=True)
 class StagePlan:
-    """One stage.
+    """The plan of one stage.
 
     Attributes:
-        name: of its folder.
-        num_networks: of its space.
-        costs: (least, median of random networks, largest) by the cost's name.
-        share: how many of the random networks are within the budget, from 0 to 1.
-        minutes: by part; None where that is not known.
-        is_example: whether the space depends on an earlier winner, for which a random network stands here.
+        name: name of its folder.
+        num_networks: size of its space.
+        costs: (minimum, median of random networks, maximum) by the cost's name.
+        share: fraction of the random networks that are within the budget, from 0 to 1.
+        minutes: minutes by part; None if unknown.
+        is_example: whether the space depends on an earlier winner, which is replaced by a random network here.
     """
 
     name: str
@@ -65,15 +65,15 @@ class StagePlan:
 @final
 @dataclass(frozen=True)
 class SearchPlan:
-    """A whole search.
+    """The plan of a whole search.
 
     Attributes:
-        budgets: each in words.
-        stages: in order.
-        minutes: of what comes after the stages, by part.
-        search_images: of the search set.
-        differences: (standard error, smallest difference that counts at 95 %) in points, by accuracy in percent.
-        warnings: a line each.
+        budgets: description of each budget.
+        stages: stages in order.
+        minutes: minutes by part, for the parts after the stages.
+        search_images: number of images of the search set.
+        differences: (standard error, smallest significant difference at 95 %) in points, by accuracy in percent.
+        warnings: one line each.
     """
 
     budgets: tuple[str, ...]
@@ -85,13 +85,13 @@ class SearchPlan:
 
     @property
     def total_minutes(self) -> float:
-        """Of all parts whose minutes are known."""
+        """The sum of all known minutes."""
         return sum(
             value or 0.0 for minutes in (*(s.minutes for s in self.stages), self.minutes) for value in minutes.values()
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, as they stand in JSON."""
+        """Plain values, as stored in JSON."""
         return {**dataclasses.asdict(self), "total_minutes": self.total_minutes}
 
     def __str__(self) -> str:
@@ -133,14 +133,14 @@ def plan_search(
     device: str | torch.device | None = None,
     runtimes: Mapping[str, Prepare] | None = None,
 ) -> SearchPlan:
-    """What a search will find room for, take and be able to tell. Trains for a few steps and writes nothing.
+    """Estimate the costs, duration and statistical power of a search. Trains for a few steps and writes nothing.
 
     Args:
-        recipe: of the search.
-        device, runtimes: as of `SearchRun`.
+        recipe: recipe of the search.
+        device, runtimes: as in `SearchRun`.
 
     Raises:
-        DataError, RecipeError, SearchError: as `SearchRun`; a budget that admits no network is a warning only.
+        DataError, RecipeError, SearchError: as in `SearchRun`; a budget that admits no network only gives a warning.
     """
     with tempfile.TemporaryDirectory() as folder:
         context = RunContext(recipe, Path(folder), device, None, runtimes=runtimes)
@@ -153,11 +153,11 @@ class _Planner:
         self.context, self.recipe = context, context.recipe
         self.budgets = [budget for budget in context.budgets if budget.additive]
         self.warnings: list[str] = []
-        self.impossible: set[str] = set()  # stages that have no network within the budget
+        self.impossible: set[str] = set()  # stages without a network within the budget
         self.rng = random.Random(f"{self.recipe.seed} plan")
 
     def plan(self) -> SearchPlan:
-        """All of it."""
+        """Make the whole plan."""
         recipe, context = self.recipe, self.context
         names, space = recipe.method_class.stages, context.searched_space()
         spaces = [space.stage_one(**recipe.fixed) if len(names) > 1 else space]
@@ -187,7 +187,7 @@ class _Planner:
                 yield text if budget.additive else f"{text} (measured, and not counted below)"
 
     def _draw(self, name: str, space: SearchSpace) -> Spec:
-        """A random network, within the budget if there are any."""
+        """Draw a random network, within the budget if there are any."""
         try:
             return BudgetSampler(space, self.budgets, self.recipe.evolution.uniform_over).sample(self.rng)[0]
         except SearchError as error:
@@ -225,7 +225,7 @@ class _Planner:
     def _scoring_minutes(
         self, space: SearchSpace, supernet: SupernetSpeed | None, network: NetworkSpeed
     ) -> float | None:
-        """Of the evolution, of which no network shares work with another; None of a fitness that is not known here."""
+        """Minutes of scoring in the evolution, if no networks share work; None for a custom fitness."""
         context, recipe = self.context, self.recipe
         count, num_images = self._num_scored(space), len(context.splits.validation)
         if recipe.fitness == "standalone":
@@ -244,7 +244,7 @@ class _Planner:
         return seconds / 60
 
     def _training_minutes(self, speed: NetworkSpeed, epochs: int | None = None, all_data: bool = False) -> float:
-        """Of a training of a network by itself; on training and search images together it is not scored on these."""
+        """Minutes of a stand-alone training; when it also trains on the search images, it is not scored on them."""
         recipe, splits = self.recipe.retrain_recipe(None, epochs), self.context.splits
         images = len(splits.train) + all_data * len(splits.validation)
         seconds = images // recipe.optim.batch_size * recipe.optim.epochs * speed.step

@@ -1,4 +1,4 @@
-"""What is cheap to know of networks, which may or may not say how good they are once trained by themselves."""
+"""Compute cheap measures of networks, which may predict their quality after stand-alone training."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from .surrogate import Surrogate
 
 __all__ = ["predict"]
 
-_MOST_FOR_SURROGATE = 200  # networks that the search evaluated last, scored again on other images than the trained ones
+_MOST_FOR_SURROGATE = 200  # the last networks that the search evaluated, scored again on the images of `predict`
 
 
 def predict(stage: Stage, specs: Sequence[Spec], positions: Sequence[int]) -> list[dict[str, float]]:
-    """What is cheap to know of each network, by the measure's name; of accuracy and loss on these images."""
+    """Compute the cheap measures of each network, by name; accuracy and loss are on these images."""
     measures: dict[str, Sequence[float]] = {}
     known = {}
     for line in (stage.folder / "candidates.jsonl").read_text().splitlines():
-        fitness = json.loads(line).get("fitness", json.loads(line).get("accuracy"))  # as 0.1 called it
+        fitness = json.loads(line).get("fitness", json.loads(line).get("accuracy"))  # the name in version 0.1
         if fitness is not None:
             known[parse_spec(json.loads(line)["spec"])] = float(fitness)
     others = [spec for spec in known if spec not in set(specs)][-_MOST_FOR_SURROGATE:]
@@ -33,7 +33,7 @@ def predict(stage: Stage, specs: Sequence[Spec], positions: Sequence[int]) -> li
         scores = evaluator.evaluate([*specs, *others])
         measures["inherited loss"] = [-scores[spec].loss for spec in specs]
         measures["inherited top-1"] = [scores[spec].accuracy for spec in specs]
-        known = {spec: -scores[spec].loss for spec in others}  # what the search knew was of all images
+        known = {spec: -scores[spec].loss for spec in others}  # the search's values were measured on all images
     if stage.fitness_class not in FITNESSES.values():
         values = stage.fitness_class(setting).evaluate(specs)
         measures[stage.fitness_class.label] = [values[spec] for spec in specs]

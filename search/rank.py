@@ -1,8 +1,8 @@
-"""How far a supernet can be trusted: do networks rank under inherited weights as they do when trained by themselves?
+"""Measure a supernet's reliability: do networks rank with inherited weights as they do after stand-alone training?
 
-It draws networks at random from a finished stage's space, not from what the evolution found, which lies closely
-together. It trains them with the search's own recipe for retraining. The supernet is scored on one half of the search
-set and the trained networks on the other, because scores on the same images have part of their errors in common.
+Networks are drawn at random from a finished stage's space, because those that the evolution found are too similar. They
+are trained with the search's recipe for retraining. The supernet is scored on one half of the search set and the
+trained networks on the other, because scores on the same images have correlated errors.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from .tasks import Task
 __all__ = ["RANK_FILE", "rank_networks"]
 
 RANK_FILE = "rank.json"  # in the stage's folder
-_TRAINED_TWICE = 3  # every third network is
+_TRAINED_TWICE = 3  # every third network
 
 
 def rank_networks(
@@ -47,26 +47,26 @@ def rank_networks(
     stop: StopRequest | None = None,
     executor: Executor | None = None,
 ) -> Ranking | None:
-    """Train random networks of a stage by themselves and compare; the same call goes on where it stopped.
+    """Train random networks of a stage stand-alone and compare; call it again with the same arguments to resume.
 
-    Every third network is trained twice, which shows how much of the differences is noise. Writes `rank.json` and the
-    runs, in a folder `rank`, into the stage's folder.
+    Every third network is trained twice to measure the noise. Writes `rank.json`, and the runs in a folder `rank`, into
+    the stage's folder.
 
     Args:
-        folder: of a search whose stage has been evolved.
-        num_networks: how many to train, from 3; more, later, keep those that were trained.
-        stage: 'stage1', 'stage2' or 'joint'; None takes the last.
-        device: as the next three, see `SearchRun`.
-        max_minutes: after which it saves and stops.
-        runtimes: what times networks besides PyTorch.
-        executor: does the work; None for this process.
-        stop: asks to stop, in place of one with `max_minutes`; tells afterwards why it did.
+        folder: folder of a search with a stage that has been evolved.
+        num_networks: number of networks to train, at least 3; a later call with more keeps the trained ones.
+        stage: 'stage1', 'stage2' or 'joint'; None for the last.
+        device: this and the next three as in `SearchRun`.
+        max_minutes: time limit, after which it saves and stops.
+        runtimes: runtimes besides PyTorch for measuring latency.
+        executor: runs the tasks; None for this process.
+        stop: stop request to use instead of `max_minutes`; gives the reason afterwards.
 
     Returns:
-        What was measured, or None if stopped before.
+        The measurements, or None if stopped early.
 
     Raises:
-        SearchError: if the folder holds no search, or no such stage that has been evolved; or on too few networks.
+        SearchError: if the folder is not a search folder or has no such evolved stage, or on too few networks.
     """
     folder = Path(folder)
     if num_networks < 3:
@@ -133,9 +133,9 @@ def _draw(stage: Stage, num_networks: int) -> list[Spec]:
 
 
 def _training(stage: Stage, spec: Spec, name: str, num_networks: int, more_seed: int = 0) -> Task:
-    """To train a network by itself, and score it on the half of the search set that predictions do not use."""
+    """A task that trains a stand-alone network and scores it on the half of the search set not used for predictions."""
     recipe = stage.context.recipe.retrain_recipe(spec)
-    if more_seed:  # of the training alone: the images stay where they are
+    if more_seed:  # only for the training: the split of the images stays the same
         data = dataclasses.replace(recipe.data, split_seed=recipe.split_seed)
         recipe = dataclasses.replace(recipe, seed=recipe.seed + more_seed, data=data)
     title = f"{stage.name}: training network {name} of {num_networks} by itself"

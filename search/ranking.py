@@ -1,6 +1,6 @@
-"""How well cheap measures order networks as training them does: the numbers, their noise, and their form in a file.
+"""Compare how cheap measures and training order networks: the correlations, their noise, and their file format.
 
-It compares and reads; networks are trained and scored by `rank`.
+This module compares and reads; `rank` trains and scores networks.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .correlation import Correlation, kendall
 
 __all__ = ["TRUTHS", "Ranked", "Ranking", "compare", "noise_ceiling"]
 
-TRUTHS = ("loss", "top-1")  # what a trained network is judged by; of the loss, the negative
+TRUTHS = ("loss", "top-1")  # scores of a trained network; the loss is negated
 _RESAMPLES = 2000
 _TOP = 5
 
@@ -28,14 +28,14 @@ _TOP = 5
 @final
 @dataclass(frozen=True)
 class Ranked:
-    """A network that was trained by itself.
+    """A network after stand-alone training.
 
     Attributes:
         spec: the network.
-        costs: multiply-adds, parameters and perhaps milliseconds, by the budgets' names.
-        predictions: what each cheap measure says of it, by the measure's name; larger is better.
-        trained: how good it is after training, by the names in `TRUTHS`; larger is better.
-        again: the same of another training, with another seed, where there was one.
+        costs: multiply-adds, parameters and optionally milliseconds, by the budgets' names.
+        predictions: the value of each cheap measure, by name; larger is better.
+        trained: scores after training, by the names in `TRUTHS`; larger is better.
+        again: scores after another training with another seed, if there was one.
     """
 
     spec: Spec
@@ -45,7 +45,7 @@ class Ranked:
     again: Mapping[str, float] | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, as they stand in JSON."""
+        """Plain values, as stored in JSON."""
         return {**{field.name: getattr(self, field.name) for field in dataclasses.fields(self)},
                 "spec": self.spec.to_dict()}  # fmt: skip
 
@@ -53,14 +53,14 @@ class Ranked:
 @final
 @dataclass(frozen=True)
 class Ranking:
-    """What was measured on networks of a stage.
+    """The measurements on networks of a stage.
 
     Attributes:
-        stage: its name.
-        networks: that were trained.
+        stage: name of the stage.
+        networks: the trained networks.
         taus: Kendall's tau of each measure with each of `TRUTHS`: {truth: {measure: tau}}.
-        ceilings: the tau that a measure without any error would have, by truth, where networks were trained twice.
-        regrets: how much worse than the best of all the best of a measure's first five is: {truth: {measure: regret}}.
+        ceilings: the tau of a measure without any error, by truth, if networks were trained twice.
+        regrets: difference between the best network and the best of a measure's top five: {truth: {measure: regret}}.
     """
 
     stage: str
@@ -70,12 +70,12 @@ class Ranking:
     regrets: Mapping[str, Mapping[str, float]]
 
     def noise(self, truth: str) -> float | None:
-        """The standard deviation between two trainings of a network, None where none was trained twice."""
+        """The standard deviation between two trainings of a network; None if none was trained twice."""
         pairs = [(n.trained[truth], n.again[truth]) for n in self.networks if n.again is not None]
         return math.sqrt(sum((a - b) ** 2 for a, b in pairs) / len(pairs) / 2) if pairs else None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, as they stand in `rank.json`."""
+        """Plain values, as stored in `rank.json`."""
         plain = dataclasses.asdict
         return {
             "stage": self.stage,
@@ -87,7 +87,7 @@ class Ranking:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Ranking:
-        """The inverse of `to_dict`, also of what 0.1 wrote.
+        """The inverse of `to_dict`; also reads files of version 0.1.
 
         Raises KeyError, TypeError or ValueError on anything else.
         """
@@ -124,15 +124,15 @@ class Ranking:
 
 
 def show_tau(tau: Correlation) -> str:
-    """A correlation with its interval."""
+    """Format a correlation with its interval."""
     return f"{tau.value:5.2f} ({tau.low:.2f} to {tau.high:.2f})"
 
 
 def compare(stage: str, networks: Sequence[Ranked]) -> Ranking:
-    """Compare each measure with what training says.
+    """Compare each measure with the scores after training.
 
-    Measures that say the same of all networks are left out, and the noise is left out where fewer than three networks
-    were trained twice.
+    Measures that are constant over all networks are left out, and so is the noise if fewer than three networks were
+    trained twice.
 
     Raises:
         SearchError: on fewer than three networks, or if all of them are equally good.
@@ -156,16 +156,16 @@ def compare(stage: str, networks: Sequence[Ranked]) -> Ranking:
 
 
 def noise_ceiling(first: Sequence[float], again: Sequence[float | None], seed: int = 0) -> Correlation:
-    """The tau that the networks' true order has with one noisy training of each.
+    """The tau between the networks' true order and one noisy training of each.
 
-    With normal distributions, a share r of the variance between networks gives a correlation of sqrt(r), and that a tau
-    of 2 / pi * asin(sqrt(r)) (M. G. Kendall, Rank Correlation Methods, chapter 9). The noise is estimated from the
-    networks that were trained twice, the interval by a bootstrap over networks.
+    With normal distributions, a share r of the variance between networks gives a correlation of sqrt(r), which
+    corresponds to a tau of 2 / pi * asin(sqrt(r)) (M. G. Kendall, Rank Correlation Methods, chapter 9). The noise is
+    estimated from the networks that were trained twice, the interval by a bootstrap over networks.
 
     Args:
-        first: how good each network is after training.
-        again: after training with another seed, None where there was none.
-        seed: of the resamples.
+        first: score of each network after training.
+        again: score after training with another seed; None if there was none.
+        seed: seed of the resamples.
 
     Raises:
         SearchError: if fewer than three networks were trained twice.
@@ -207,7 +207,7 @@ def _finite(name: str, value: Any) -> Any:
 
 
 def _written_by_0_1(data: Mapping[str, Any]) -> Ranking:
-    """0.1 knew accuracies alone, and measured both sides on the same images."""
+    """Version 0.1 only had accuracies, and measured both sides on the same images."""
     networks = []
     for index, network in enumerate(data["networks"]):
         costs = {name: network[name] for name in ("macs", "params", "latency_ms") if name in network}

@@ -1,6 +1,6 @@
-"""A search's recipe: a YAML file and these dataclasses, checked as a whole before anything is trained.
+"""Search recipes: dataclasses for all settings of a search, read from YAML and checked before anything is trained.
 
-What is trained, and how, are training recipes inside it; see `glit_models.training.recipe`.
+A search recipe contains training recipes; see `glit_models.training.recipe`.
 """
 
 from __future__ import annotations
@@ -53,27 +53,27 @@ _SHIPPED = Path(__file__).with_name("recipes")
 @final
 @dataclass(frozen=True)
 class SearchRecipe:
-    """A whole search.
+    """All settings of a search.
 
     Attributes:
-        space: a shipped space's name, the path of a YAML file, or what such a file holds; see `load_space`.
-        method: a name of `METHODS`, or `my_module:MyMethod`. 'hierarchical' searches the distribution of heads first
-            and the other values then (GLiT, section 3.3); 'spos' all at once; 'random' draws from all. The last two
-            have one stage with as many epochs of the supernet, generations and retrained networks as both stages of
-            the first together. 'evolution' is 'spos' with the recipe's own numbers, 'autoformer' AutoFormer's.
+        space: a built-in space's name, the path of a YAML file, or the content of such a file; see `load_space`.
+        method: a name of `METHODS`, or `my_module:MyMethod`. 'hierarchical' first searches the distribution of heads,
+            then the other values (GLiT, section 3.3); 'spos' all at once; 'random' draws from all. The last two have
+            one stage with as many epochs of the supernet, generations and retrained networks as both stages of the
+            first together. 'evolution' is 'spos' with the recipe's own numbers, 'autoformer' is AutoFormer's.
         fitness: how networks are compared: a name of `FITNESSES`, or `my_module:MyFitness`. 'inherited' is accuracy
-            under the weights of a supernet; the others need none.
-        fixed: what the first stage of 'hierarchical' holds fixed; values that are left out are the family's own.
-        given: for `transform`, the network that is made cheaper: a named one, the path of a JSON file, or fields.
-        budget: what a network may cost. latency: how that cost is measured.
-        train: a training recipe: the data, and what the supernet and the retrained networks have in common.
+            with the weights of a supernet; the others need none.
+        fixed: values that the first stage of 'hierarchical' keeps fixed; missing ones are the family's defaults.
+        given: for `transform`, the network to make cheaper: a named one, the path of a JSON file, or fields.
+        budget: bounds on a network's costs. latency: how latency is measured.
+        train: a training recipe: the data, and the common settings of the supernet and the retrained networks.
         supernet, evolution, evaluation, retrain: the parts of a stage.
         final: the winner's last training.
-        control: random networks to compare the winner with.
-        seed: of everything random.
+        control: random networks for comparison with the winner.
+        seed: seed of everything random.
 
     Raises:
-        RecipeError, SearchError: on a value that cannot be; names the key, the value and the bound.
+        RecipeError, SearchError: on an invalid value; names the key, the value and the bound.
     """
 
     space: str | dict[str, Any] = "glit"
@@ -130,7 +130,7 @@ class SearchRecipe:
             )
         self._check_sampling()
         self._resolve_given()
-        fitness = self.fitness_class  # raises on what is none
+        fitness = self.fitness_class  # raises on an unknown name
         self._check_starts(fitness)
         if self.supernet.from_ is not None and os.path.isdir(self.supernet.from_):  # and not a model's name
             supernet = dataclasses.replace(self.supernet, from_=os.path.abspath(self.supernet.from_))
@@ -145,7 +145,7 @@ class SearchRecipe:
         retrain.check_rungs(self.evolution.population, recipe.optim.epochs)
 
     def _check_sampling(self) -> None:
-        """Whether the keys that say how a supernet is trained go together."""
+        """Check that the keys for the training of the supernet are compatible."""
         supernet = self.supernet
         if supernet.sampling == "sandwich" and supernet.paths < 3:
             raise RecipeError(
@@ -158,7 +158,7 @@ class SearchRecipe:
             raise RecipeError("supernet.distill cannot be set beside train.distill.teacher: a loss takes one teacher")
 
     def _resolve_given(self) -> None:
-        """Put the fields of the given network in the place of its name or path, which may change."""
+        """Replace the name or path of the given network by its fields, as the name or file may change."""
         if self.method_class.needs_given != (self.given is not None):
             needed = "is missing: set it to a named network, a JSON file or the fields of a spec"
             why = needed if self.given is None else f"cannot be set: method {self.method} starts from no network"
@@ -168,7 +168,7 @@ class SearchRecipe:
             object.__setattr__(self, "given", (named or parse_spec(self.given)).to_dict())
 
     def _check_starts(self, fitness: type[Fitness]) -> None:
-        """Whether the supernet and what is retrained can start from weights."""
+        """Check that the supernet and the retrained networks can start from weights."""
         for key, value, is_set in (
             ("supernet.from", self.supernet.from_, self.supernet.from_ is not None),
             ("retrain.start", self.retrain.start, self.retrain.start == "inherited"),
@@ -180,7 +180,7 @@ class SearchRecipe:
 
     @property
     def method_class(self) -> type[Search]:
-        """The method. Raises SearchError if there is none of that name."""
+        """The class of the method. Raises SearchError if the name is unknown."""
         return METHODS.find(self.method)
 
     @property
@@ -190,16 +190,16 @@ class SearchRecipe:
 
     @property
     def costs_in_view(self) -> tuple[str, ...]:
-        """The costs that the method keeps low, beside the budget."""
+        """The costs that the method minimises, in addition to the budget."""
         return self.evolution.objectives if self.method_class.seeks_front else ()
 
     @property
     def fitness_class(self) -> type[Fitness]:
-        """The fitness. Raises SearchError if there is none of that name."""
+        """The class of the fitness. Raises SearchError if the name is unknown."""
         return FITNESSES.find(self.fitness)
 
     def load_space(self) -> SearchSpace:
-        """The space that all stages lie in."""
+        """The space that contains all stages."""
         return load_space(self.space)
 
     def supernet_recipe(self) -> Recipe:
@@ -214,9 +214,9 @@ class SearchRecipe:
             raise RecipeError(f"supernet.paths={paths} cuts each batch into parts: {error}") from None
 
     def retrain_recipe(self, spec: Spec | None, epochs: int | None = None) -> Recipe:
-        """The training recipe of a network by itself, for its own number of epochs unless another is given.
+        """The training recipe of a stand-alone network, with its number of epochs unless another is given.
 
-        The last epoch counts: the best of many looks at the search set would be a matter of luck.
+        The last epoch's weights are used: choosing the best of many evaluations on the search set would be biased.
         """
         recipe = dataclasses.replace(self._training_recipe("retrain.train", self.retrain.train), keep="last")
         if epochs is not None:
@@ -228,14 +228,14 @@ class SearchRecipe:
         return dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, spec=spec.to_dict()))
 
     def final_recipe(self, spec: Spec) -> Recipe | None:
-        """The training recipe of the winner's last training; None if it is that of its comparison."""
+        """The training recipe of the winner's last training; None if its weights from the comparison are final."""
         recipe = self.retrain_recipe(spec)
         if not self.final.all_data or recipe.data.dataset == "fractals":
             return None
         return dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, train_on_validation=True))
 
     def evolution_config(self) -> EvolutionConfig:
-        """The evolution of one stage."""
+        """The settings of the evolution for one stage."""
         generations = self.evolution.generations * self.method_class.stage_work
         return dataclasses.replace(self.evolution, generations=generations)
 
@@ -258,17 +258,17 @@ class SearchRecipe:
         return recipe
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, as they stand in YAML."""
+        """Plain values, as stored in YAML."""
         return as_values(self)
 
     def to_yaml(self) -> str:
-        """The whole recipe with every default of the search written out."""
+        """The whole recipe as YAML, with all defaults of the search."""
         return to_yaml(self)
 
     def meaning(self) -> dict[str, Any]:
-        """What the recipe asks for; equal for recipes that ask for the same search.
+        """The settings that define the search; equal for recipes of the same search.
 
-        `train` is the whole recipe of a retrained network, `supernet.train` where that of the supernet differs.
+        `train` is the whole recipe of a retrained network, `supernet.train` the differences for the supernet.
         """
         values = self.to_dict()
         retrain = self._training_recipe("retrain.train", self.retrain.train).to_dict()
@@ -279,8 +279,8 @@ class SearchRecipe:
                 bounds["within"] = getattr(self.budget, name).percent
         values["train"] = retrain
         values["supernet"]["train"] = _difference(retrain, supernet)
-        del values["train"]["seed"], values["retrain"]["train"]  # said elsewhere
-        del values["control"]  # comes after the search, and changes nothing of it
+        del values["train"]["seed"], values["retrain"]["train"]  # included elsewhere
+        del values["control"]  # runs after the search, and does not affect it
         return values
 
 
@@ -307,7 +307,7 @@ def _check_training(recipe: Recipe, space: SearchSpace) -> None:
 
 
 def _merge(base: Mapping[str, Any], over: Mapping[str, Any], place: str) -> dict[str, Any]:
-    """`base` with the keys of `over` put in or replaced, section by section."""
+    """`base` with the keys of `over` added or replaced, recursively."""
     merged = copy.deepcopy(dict(base))
     for key, value in over.items():
         old = merged.get(key)
@@ -318,7 +318,7 @@ def _merge(base: Mapping[str, Any], over: Mapping[str, Any], place: str) -> dict
 
 
 def _difference(base: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys of `other` whose values are not those of `base`, section by section."""
+    """The keys of `other` whose values differ from those of `base`, recursively."""
     changed = {}
     for key, value in other.items():
         if isinstance(value, Mapping) and isinstance(base.get(key), Mapping):
@@ -331,20 +331,20 @@ def _difference(base: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, 
 
 
 def load_search_recipe(name: str, overrides: Overrides = ()) -> SearchRecipe:
-    """Read a shipped recipe by name or any by path.
+    """Read a search recipe: a shipped one by name, or any by path.
 
     Args:
-        overrides: values by `section.key`, or texts `section.key=value`.
+        overrides: values by `section.key`, or strings `section.key=value`.
 
     Raises:
-        RecipeError, SearchError: if it is missing, no YAML, or has an unknown key or a wrong value.
+        RecipeError, SearchError: if it is missing, is not YAML, or has an unknown key or a wrong value.
     """
     recipe: SearchRecipe = build_recipe(SearchRecipe, read_recipe(name, overrides, _SHIPPED))
     return recipe
 
 
 def read_recipe_of(folder: Path) -> SearchRecipe:
-    """The recipe of the search in a folder. Raises SearchError if there is none, RecipeError if it is damaged."""
+    """Read the recipe of the search in a folder. Raises SearchError if there is none, RecipeError if it is damaged."""
     recipe = read_stored_recipe(SearchRecipe, folder)
     if recipe is None:
         raise SearchError(f"{folder} holds no search: there is no {RECIPE_FILE}")

@@ -1,4 +1,4 @@
-"""The sections of a search's recipe, except the one of the search method (`evolution_config`)."""
+"""The sections of a search recipe, except that of the search method (`evolution_config`)."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ TrainingKeys = dict[str, Any]  # of a training recipe, section by section
 @final
 @dataclass(frozen=True)
 class Bounds:
-    """Of a cost, both included; without either it is only recorded. Either `low` and `high`, or `like` and `within`."""
+    """Inclusive bounds of a cost, which is otherwise only recorded. Either `low` and `high`, or `like` and `within`."""
 
     low: float | None = None
     high: float | None = None
-    like: str | None = None  # a model of timm or of this package, at the recipe's image size and number of classes
-    within: float | str | None = None  # how far a cost may differ from that of `like`: 5 %
+    like: str | None = None  # a model of timm or this package, at the recipe's image size and number of classes
+    within: float | str | None = None  # maximum difference from the cost of `like`, such as 5 %
 
     def check(self, key: str) -> None:
-        """Raises RecipeError on what cannot be. `key`: of this section."""
+        """Raise RecipeError on invalid bounds. `key`: the key of this section."""
         if (self.like is None) != (self.within is None):
             raise RecipeError(f"{key}.like and {key}.within need each other, got {self.like!r} and {self.within!r}")
         if self.like is not None and (self.low, self.high) != (None, None):
@@ -52,7 +52,7 @@ class Bounds:
 
     @property
     def percent(self) -> float:
-        """`within` as a number; not a number if it is none."""
+        """`within` as a number; NaN if it is not one."""
         try:
             return float(str(self.within).strip().removesuffix("%"))
         except ValueError:
@@ -62,19 +62,19 @@ class Bounds:
 @final
 @dataclass(frozen=True)
 class BudgetSection:
-    """What a network may cost, at `train.model.img_size` and with the data's classes."""
+    """Bounds on a network's costs, at `train.model.img_size` and with the data's classes."""
 
     macs: Bounds = field(default_factory=Bounds)
     params: Bounds = field(default_factory=Bounds)
-    latency_ms: Bounds = field(default_factory=Bounds)  # measured on the device that searches, and only if bounded
+    latency_ms: Bounds = field(default_factory=Bounds)  # measured on the device of the search, only if bounded
 
 
 @final
 @dataclass(frozen=True)
 class LatencySection:
-    """How latency is measured."""
+    """Settings of latency measurements."""
 
-    runtime: Literal["torch", "onnx"] = "torch"  # 'onnx': of the exported file; seconds more for each network
+    runtime: Literal["torch", "onnx"] = "torch"  # 'onnx' measures the exported file; some seconds more per network
     batch_size: int = 1
     threads: int = 1
 
@@ -82,32 +82,32 @@ class LatencySection:
 @final
 @dataclass(frozen=True)
 class SupernetSection:
-    """How weights are shared and trained."""
+    """Settings of weight sharing and of the supernet's training."""
 
     sharing: Sharing = "entangled"
-    sampling: Sampling = "uniform"  # which paths a step takes: any, some within the budget, or see `path_sampling`
-    paths: int = 1  # of a step: so many parts of its batch go through another network each
-    # What all but the largest network learn from that network's outputs on the same images, rather than from labels:
-    # its share of their loss (in-place distillation). The largest network's forward pass is extra work.
+    sampling: Sampling = "uniform"  # the paths of a step: any, some within the budget, or see `path_sampling`
+    paths: int = 1  # per step: each path gets one part of the batch
+    # In-place distillation: weight, in the loss of all other networks, of the largest network's outputs on the same
+    # images, relative to the labels. The largest network's forward pass is extra work.
     distill: float = 0.0
-    widen: float = 0.0  # share of the training in which smaller sizes come in, after the largest; see `path_sampling`
-    train: TrainingKeys = field(default_factory=dict)  # keys of `train` that differ for the supernet
-    # Weights to start from: of one network, as MODEL.TAG, a weight folder or a repository; or of another supernet, as
-    # the folder of a search. For methods that search everything at once.
+    widen: float = 0.0  # share of the training in which smaller sizes are added, after the largest; see `path_sampling`
+    train: TrainingKeys = field(default_factory=dict)  # keys that override `train` for the supernet
+    # Initial weights: of one network, as MODEL.TAG, a weight folder or a repository; or of another supernet, as the
+    # folder of a search. For single-stage methods.
     from_: str | None = None
 
 
 @final
 @dataclass(frozen=True)
 class EvaluationSection:
-    """How networks are scored under inherited weights."""
+    """Settings of scoring networks with inherited weights."""
 
     calibration_batches: int = 8  # training batches on which BatchNorm statistics are recomputed
-    memory_mb: float = 2000.0  # for what networks share
-    share: bool = True  # false: every network by itself, which is slower and gives the same
-    # The evolution compares networks by their loss on so many images, rounded up to whole batches of
+    memory_mb: float = 2000.0  # for outputs shared by networks
+    share: bool = True  # false: score networks separately, which is slower and gives the same scores
+    # The evolution compares networks by their loss on this number of images, rounded up to whole batches of
     # `train.eval_batch_size`. Then the better half is compared on twice as many, and so on, and the fitness on all
-    # images decides among the last `confirm`. Null: the fitness on all images compares all networks.
+    # images decides among the last `confirm`. Null: networks are always compared by the fitness on all images.
     screen_images: int | None = None
     confirm: int = 50
 
@@ -115,26 +115,26 @@ class EvaluationSection:
 @final
 @dataclass(frozen=True)
 class StandaloneSection:
-    """How networks are scored by the fitness 'standalone'."""
+    """Settings of the fitness 'standalone'."""
 
-    epochs: int = 1  # of `train` and `retrain.train`, for each network
+    epochs: int = 1  # with `train` and `retrain.train`, for each network
 
 
 @final
 @dataclass(frozen=True)
 class RetrainSection:
-    """Which networks are trained by themselves at the end of a stage, and how."""
+    """Settings of the stand-alone training at the end of a stage."""
 
-    top: int = 5  # networks that are trained in full
-    train: TrainingKeys = field(default_factory=dict)  # keys of `train` that differ for them
-    # 'inherited': from the supernet's weights, those of the control and the ranking, too. For methods with one stage.
+    top: int = 5  # number of networks that are trained in full
+    train: TrainingKeys = field(default_factory=dict)  # keys that override `train` for these networks
+    # 'inherited': start from the supernet's weights, also for the control and the ranking. For single-stage methods.
     start: Literal["scratch", "inherited"] = "scratch"
-    # Successive halving: {8: 1, 3: 3} trains the best 8 for one epoch each, the better 3 of them for three epochs, and
-    # the best `top` of these in full, each time anew. Empty: the search's own best are trained in full at once.
+    # Successive halving: {8: 1, 3: 3} trains the best 8 for one epoch each, the best 3 of them for three epochs, and
+    # the best `top` of these in full, each time from scratch. Empty: train the search's best networks in full at once.
     rungs: dict[int, int] = field(default_factory=dict)
 
     def check_rungs(self, population: int, epochs: int) -> None:
-        """Raises RecipeError on rungs that a stage cannot go through. `epochs`: of a training in full."""
+        """Raise RecipeError on rungs that are not possible in a stage. `epochs`: epochs of a full training."""
         counts, lengths = zip((self.top, epochs), *sorted(self.rungs.items()), strict=True)
         if any(low >= high for low, high in pairwise(counts)) or counts[-1] > population:
             raise RecipeError(
@@ -151,16 +151,16 @@ class RetrainSection:
 @final
 @dataclass(frozen=True)
 class FinalSection:
-    """How the winner is trained for the last time; its test accuracy is that of this training."""
+    """Settings of the winner's last training, which gives its test accuracy."""
 
-    # On training and search images together, for as many epochs. False: the weights that were compared are the result.
-    # Of no effect on fractals, of which training images never end.
+    # Train on training and search images together, for the same number of epochs. False: keep the weights from the
+    # comparison. No effect on fractals, whose training images are unlimited.
     all_data: bool = True
 
 
 @final
 @dataclass(frozen=True)
 class ControlSection:
-    """What the winner is compared with."""
+    """Settings of the control, which the winner is compared with."""
 
-    networks: int = 3  # random networks within the budget that are trained as the winner was; 0 for none
+    networks: int = 3  # random networks within the budget, trained like the winner; 0 for none

@@ -1,6 +1,6 @@
-"""Budgets relative to a model: `like: deit_tiny, within: 5 %` becomes two bounds, once, when a search begins.
+"""Resolve budgets relative to a model: `like: deit_tiny, within: 5 %` becomes two bounds when a search begins.
 
-The bounds are kept in the search's folder, so that a search that goes on has those that it began with.
+The bounds are stored in the search's folder, so that a resumed search keeps them.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ from .recipe_sections import BudgetSection
 __all__ = ["Reference", "read_references", "resolve_budgets", "write_references"]
 
 _FILE = "budget.json"
-_USUAL = "_patch16_224"  # how timm's names of vision transformers of the usual size end
+_USUAL = "_patch16_224"  # suffix of timm's vision transformers of the usual size
 
 
 @final
 @dataclass(frozen=True)
 class Reference:
-    """What a relative budget came to.
+    """The bounds of a relative budget.
 
     Attributes:
         model: the full name of the model.
-        cost: of the model, at the recipe's image size and with the data's classes.
-        percent: how far a network's cost may differ from it.
+        cost: cost of the model, at the recipe's image size and with the data's classes.
+        percent: maximum difference from that cost.
         low, high: the bounds.
     """
 
@@ -58,14 +58,14 @@ class Reference:
 def resolve_budgets(
     budgets: Sequence[Budget], section: BudgetSection, folder: Path, img_size: int, num_classes: int
 ) -> tuple[list[Budget], dict[str, Reference]]:
-    """The budgets with the bounds of those that are relative, and where these bounds come from, by the budgets' names.
+    """The budgets with the bounds of relative ones resolved, and the references of these bounds, by the budgets' names.
 
     Args:
-        folder: of the search; what is kept there is taken.
+        folder: folder of the search; stored bounds are reused.
 
     Raises:
-        RecipeError: if a model is unknown or cannot be counted so.
-        SearchError: if what is kept is damaged.
+        RecipeError: if a model is unknown or its cost cannot be computed.
+        SearchError: if the stored bounds are damaged.
     """
     relative = [budget for budget in budgets if getattr(section, budget.name).like is not None]
     known = read_references(folder) if relative else {}
@@ -86,7 +86,7 @@ def resolve_budgets(
 
 
 def _model_name(name: str, key: str) -> str:
-    """timm's full name of a model; of vision transformers that of the usual size will do without its end."""
+    """timm's full name of a model; for vision transformers of the usual size, the suffix is optional."""
     for full in (name, f"{name}{_USUAL}"):
         if timm.is_model(full):
             return full.partition(".")[0]
@@ -96,7 +96,7 @@ def _model_name(name: str, key: str) -> str:
 
 
 def _cost(budget: Budget, name: str, img_size: int, num_classes: int, key: str) -> float:
-    """A model's cost: of this package's networks as of any candidate, of timm's by what PyTorch counts."""
+    """A model's cost: for this package's networks as for any candidate, for timm's as counted by PyTorch."""
     if name in named_specs():
         return budget.cost(named_specs()[name])
     if budget.name not in ("macs", "params"):
@@ -114,13 +114,13 @@ def _cost(budget: Budget, name: str, img_size: int, num_classes: int, key: str) 
 
 
 def write_references(references: Mapping[str, Reference], folder: Path) -> None:
-    """Keep the bounds in the folder of a search. Raises WriteError."""
+    """Store the bounds in the folder of a search. Raises WriteError."""
     if references:
         write_json(folder / _FILE, {name: dataclasses.asdict(reference) for name, reference in references.items()})
 
 
 def read_references(folder: Path) -> dict[str, Reference]:
-    """The bounds that a search began with, by the budgets' names. Raises SearchError if the file is damaged."""
+    """Read the bounds of a search, by the budgets' names. Raises SearchError if the file is damaged."""
     path = folder / _FILE
     try:
         data: Any = parse_json(read_text(path))

@@ -1,7 +1,7 @@
-"""The report of a search: one HTML page that stands alone, and its figures as files beside it.
+"""Write the report of a search: a stand-alone HTML page, and its figures as files next to it.
 
-It says in words what the figures show. The same folder gives the same bytes; a search that is still under way gives
-what there is of it.
+It describes in words what the figures show. The same folder gives the same bytes; for a search in progress, the report
+contains the results so far.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ _WORDS = {
 
 
 def write_report(folder: Path) -> Path:
-    """Write `report/index.html` into a search's folder, and its figures beside it; return its path.
+    """Write `report/index.html` into a search's folder, with its figures next to it; return its path.
 
     Raises:
-        SearchError: if the folder is no search's, a file in it is damaged (names it) or the report cannot be written.
+        SearchError: if the folder is not a search folder, a file in it is damaged (names it), or writing fails.
     """
     findings = read_findings(folder)
     page = Page(folder / "report")
@@ -130,7 +130,7 @@ def _write_winner(page: Page, findings: Findings) -> None:
 
 
 def _best_network(findings: Findings) -> tuple[Spec | None, str]:
-    """The winner, or what comes nearest to it so far."""
+    """The winner, or the best network so far."""
     if findings.winner is not None:
         return findings.winner, "the winner"
     for stage in reversed(findings.stages):

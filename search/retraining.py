@@ -1,6 +1,6 @@
-"""The end of a stage: the best networks are trained by themselves, and compared.
+"""Train the best networks of a stage stand-alone, and compare them.
 
-How a network is trained, and how good the candidates are, is the stage's.
+The stage defines how a network is trained and how good the candidates are.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from .recipe import SearchRecipe
 
 __all__ = ["Retrained", "retrain"]
 
-# Trainings (title, training, folder), which may be done at once -> their accuracies on the search set in percent.
+# Trainings (title, training, folder), which may run in parallel -> their accuracies on the search set in percent.
 Train = Callable[[Sequence[tuple[str, Recipe, Path]]], Sequence[float]]
 
 
 @final
 @dataclass(frozen=True)
 class Retrained:
-    """A network that was trained by itself.
+    """A network after stand-alone training.
 
     Attributes:
         spec: the network.
-        fitness: in the search; by default its accuracy in percent with weights that it inherits from the supernet.
-        accuracy: on the search set, in percent.
-        folder: of its run.
+        fitness: fitness in the search; by default its accuracy in percent with inherited weights.
+        accuracy: accuracy on the search set, in percent.
+        folder: folder of its run.
     """
 
     spec: Spec
@@ -49,18 +49,18 @@ def retrain(
     train: Train,
     pick: Callable[[Sequence[Candidate], int], list[Candidate]],
 ) -> list[Retrained]:
-    """Train the best candidates by themselves; returns them with the best one first.
+    """Train the best candidates stand-alone; returns them, best first.
 
-    The networks that the stage began with are among them, so that it never returns a worse one than it was given.
+    The initial networks of the stage are among them, so that the result is never worse than those.
 
     Args:
-        recipe: of the search.
-        folder: of the stage; a training's folder follows from the scores alone, so that it is found again.
-        candidates: of the stage, those with a fitness; among them all of `initial`.
-        initial: networks that the stage began with.
-        known: what was trained in full before; it is not trained again.
+        recipe: recipe of the search.
+        folder: folder of the stage; the folder of a training depends only on the scores, so that it is found again.
+        candidates: candidates of the stage with a fitness; they include all of `initial`.
+        initial: initial networks of the stage.
+        known: networks that were already trained in full; they are not trained again.
         train: trains networks.
-        pick: see `Search.finalists`; where there are rungs, these pick.
+        pick: see `Search.finalists`; if there are rungs, these are used instead.
     """
     given = [candidate for candidate in candidates if candidate.spec in initial]
     config = recipe.retrain_config()
@@ -85,10 +85,10 @@ def retrain(
 
 
 def _pass_rungs(recipe: SearchRecipe, folder: Path, best: Sequence[Candidate], train: Train) -> list[Candidate]:
-    """The networks that are the best ones after short trainings: successive halving.
+    """The best networks after short trainings, by successive halving.
 
-    Each rung trains anew, with a whole schedule of its length. A network in the middle of a long schedule, at a
-    high learning rate, shows less of how it will end.
+    Each rung trains from scratch, with a whole schedule of its length. A network in the middle of a long schedule, at a
+    high learning rate, says less about its final accuracy.
     """
     config = recipe.retrain_config()
     for rung, (count, epochs) in enumerate(sorted(config.rungs.items(), reverse=True), 1):

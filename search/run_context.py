@@ -1,4 +1,4 @@
-"""What all parts of one search share: the recipe, the data, who does its tasks, and when to stop."""
+"""The context shared by all parts of a search: recipe, data, execution of tasks, and stop requests."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Interrupted(Exception):  # noqa: N818 - no error: what was done is saved
 
 
 def _check_splits(splits: Splits) -> None:
-    """Whether a search can go by these data. Raises SearchError if not."""
+    """Raise SearchError if a search cannot use these data."""
     if isinstance(splits.validation, Stream):
         raise SearchError(
             "train.data.dataset is read as a stream, of which the search set cannot be drawn; take one with an index"
@@ -63,19 +63,19 @@ def _check_splits(splits: Splits) -> None:
 
 @final
 class RunContext:
-    """The surroundings of a search.
+    """The context of a search.
 
     Args:
-        recipe: of the search.
-        device: 'cpu', 'cuda', ...; None takes the GPU if there is one. With an executor, of each worker.
-        max_minutes: save and leave after so long.
-        folder: of the search; measured latencies are kept there.
-        command: the command line, for the records of what is trained.
-        runtimes: what can make a network ready to be timed, by its name in `latency.runtime`; PyTorch always can.
-        executor: whose workers do the tasks; None: this process does, with those that `accelerate launch` started.
+        recipe: recipe of the search.
+        device: 'cpu', 'cuda', ...; None uses the GPU if there is one. With an executor, the device of each worker.
+        max_minutes: time limit, after which the search saves and exits.
+        folder: folder of the search; measured latencies are stored there.
+        command: the command line, for the records of trained models.
+        runtimes: runtimes for measuring latency, by the name in `latency.runtime`, in addition to PyTorch.
+        executor: runs the tasks on its workers; None for this process, with those that `accelerate launch` started.
 
     Raises:
-        DataError, RecipeError, SearchError: if the data cannot be had or are too few.
+        DataError, RecipeError, SearchError: if the data is not available or too small.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class RunContext:
         executor: Executor | None = None,
     ) -> None:
         self.command, self.executor = command, executor
-        self.stage: Any = None  # the `Stage` that is under way in this process
+        self.stage: Any = None  # the current `Stage` of this process
         self.recipe, self.folder = recipe, folder
         self.supernet_recipe: Recipe = recipe.supernet_recipe()
         self._wanted_device = None if device is None else str(device)
@@ -110,7 +110,7 @@ class RunContext:
 
     @property
     def num_classes(self) -> int:
-        """Of the data."""
+        """Number of classes of the data."""
         return len(self.splits.class_names)
 
     def _make_budgets(self, runtimes: Mapping[str, Prepare]) -> list[Budget]:
@@ -143,17 +143,17 @@ class RunContext:
         return all(budget.admits(budget.cost(spec)) for budget in self.budgets)
 
     def searched_space(self) -> SearchSpace:
-        """The space of the recipe, or what a given network can become in it. Raises SearchError if that is nothing."""
+        """The recipe's space, or what a given network can be transformed to. Raises SearchError if it is empty."""
         space, given = self.recipe.load_space(), self.recipe.given_spec
         return space if given is None else self.recipe.method_class.narrow(space, given, self.budgets[0].cost)
 
     # ---- stopping ----
 
     def check_stop(self, together: bool) -> None:
-        """Leave if asked to. `together`: every process calls this now, and they agree; else the clock is not asked.
+        """Stop if requested. `together`: every process calls this now, and they agree; else the time is not checked.
 
         Raises:
-            Interrupted: says why.
+            Interrupted: with the reason.
         """
         late = self.stop.is_late and (together or self.world_size == 1)
         asked = late or self.stop.signal is not None
@@ -165,7 +165,7 @@ class RunContext:
     # ---- processes ----
 
     def gather(self, items: list[Any]) -> list[Any]:
-        """The lists of all processes, one after the other."""
+        """The lists of all processes, concatenated."""
         if self.world_size == 1:
             return items
         from accelerate.utils import gather_object
@@ -174,7 +174,7 @@ class RunContext:
         return gathered
 
     def decide(self, read: Callable[[], T]) -> T:
-        """What the first process reads from files, told to all: where a file system lags, they would not agree."""
+        """Let the first process read files, and share the result: with a slow file system, processes might disagree."""
         if self.world_size == 1:
             return read()
         answer: tuple[Any, GlitError | None] | None = None
@@ -190,16 +190,16 @@ class RunContext:
         return told
 
     def wait(self) -> None:
-        """For all processes."""
+        """Wait for all processes."""
         self.accelerator.wait_for_everyone()
 
     def say(self, line: str) -> None:
-        """Tell the user, once."""
+        """Print a message, only in the first process."""
         if self.rank == 0:
             say(line)
 
     def progress(self) -> Progress:
-        """A bar with a description and time left; silent where stderr is no terminal."""
+        """A progress bar with a description and time left; silent if stderr is not a terminal."""
         columns = ("{task.description}", BarColumn(), "{task.percentage:.0f} %", TimeRemainingColumn())
         return progress_bar(*columns, shown=self.rank == 0)
 
@@ -207,14 +207,14 @@ class RunContext:
 
     @property
     def num_workers(self) -> int:
-        """How many tasks are done at once."""
+        """Number of tasks that run at once."""
         return self.executor.num_workers if self.executor else self.world_size
 
     def run(self, tasks: Sequence[Task]) -> list[Any]:
-        """Let these tasks, all of one kind, be done; returns their results in the same order.
+        """Run tasks, all of one kind; returns their results in the same order.
 
         Raises:
-            Interrupted: if asked to stop.
+            Interrupted: if a stop was requested.
         """
         if self.executor:
             origin = {"device": self._wanted_device, "command": self.command}
@@ -231,7 +231,7 @@ class RunContext:
         return KINDS[task.kind](self, **task.arguments)
 
     def training(self, title: str, recipe: Recipe, out: Path, score_on: str | None = None) -> Task:
-        """The task to train a network by itself in a folder; its result is the training's, see `work`."""
+        """A task that trains a stand-alone network in a folder; its result is that of the training, see `work`."""
         values = {"recipe": recipe.to_dict(), "folder": str(out.relative_to(self.folder)), "score_on": score_on}
         return Task("train", values, title, is_collective=True)
 
@@ -242,7 +242,7 @@ class RunContext:
         trainee: Trainee | None = None,
         start: Callable[[], Mapping[str, torch.Tensor]] | None = None,
     ) -> dict[str, Any]:
-        """Train in a folder, from where it was stopped, and return the result. Raises Interrupted if stopped."""
+        """Train in a folder, resuming if possible, and return the result. Raises Interrupted if stopped."""
 
         def read_result() -> dict[str, Any] | None:
             refuse_other_recipe(recipe, out)
@@ -266,13 +266,13 @@ class RunContext:
     # ---- scoring ----
 
     def create_model(self, spec: Spec) -> Any:
-        """A network by itself, with random weights."""
+        """Create a stand-alone network with random weights."""
         return setup.create_model(self.recipe.retrain_recipe(spec).model, self.num_classes)
 
     def feed(self, rank: int = 0, world_size: int = 1) -> Feed:
-        """The data as one process, or a process among others, scores on them."""
+        """The data for scoring, for a single process or for one of several."""
         some = next(iter(self.recipe.load_space()))
-        model = self.create_model(some)  # for what timm knows of its preprocessing
+        model = self.create_model(some)  # for its preprocessing in timm
         preprocessing = setup.resolve_preprocessing(model, self.supernet_recipe.data)
         return Feed(self.supernet_recipe, self.splits, preprocessing, self.device, 1, (0,), rank, world_size)
 
@@ -284,26 +284,26 @@ class RunContext:
 
     @property
     def num_batches(self) -> int:
-        """Of the search set."""
+        """Number of batches of the search set."""
         return math.ceil(len(self.splits.validation) / self.supernet_recipe.eval_batch_size)
 
     def _image_bytes(self, space: SearchSpace) -> int:
-        """The tokens of an image take so many."""
+        """Bytes of the tokens of an image."""
         tokens: int = self.create_model(next(iter(space))).pos_embed.shape[1]
         return 4 * tokens * max(space.embed_dims)
 
     def keeps_images(self, space: SearchSpace) -> bool:
-        """Whether one process has room for all images of the search set; an `Evaluator` takes a third of its memory."""
+        """Whether one process can keep all images of the search set, in a third of the memory of an `Evaluator`."""
         return len(self.splits.validation) * self._image_bytes(space) <= self.recipe.evaluation.memory_mb * 1e6 / 3
 
     def check_memory(self, space: SearchSpace) -> None:
-        """Raises SearchError if `evaluation.memory_mb` is too little to score networks of this space."""
+        """Raise SearchError if `evaluation.memory_mb` is too small to score networks of this space."""
         training = self.supernet_recipe
         batch_size = max(training.optim.batch_size, min(training.eval_batch_size, len(self.splits.validation)))
         check_memory(self.recipe.evaluation.memory_mb, space.depth, batch_size, self._image_bytes(space))
 
     def load_supernet(self, space: SearchSpace, weights: Path) -> Supernet:
-        """The supernet whose weights are in a file, on the CPU. Raises SearchError if they cannot be read."""
+        """Load the supernet from a weights file, on the CPU. Raises SearchError if it cannot be read."""
         supernet = create_supernet(space, self.recipe.supernet.sharing, self.supernet_recipe, self.num_classes)
         try:
             supernet.load_state_dict(load_file(weights))
@@ -322,9 +322,9 @@ class RunContext:
         on_batch: Callable[[int, int], None],
         positions: Sequence[int] | None = None,
     ) -> Evaluator:
-        """An evaluator of the supernet whose weights are in a file, on these images of the search set or on all.
+        """Create an evaluator of the supernet in a weights file, on these images of the search set or on all.
 
-        Every process has one of its own.
+        Every process creates one.
         """
         recipe = self.recipe.evaluation
         supernet = self.load_supernet(space, weights)

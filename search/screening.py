@@ -1,6 +1,6 @@
-"""Few images first: which networks are scored on how many images, and how often their order is wrong.
+"""Screening: score many networks on few images, then fewer on more, and estimate how often their order is wrong.
 
-An evolution whose networks are compared on few images ends with rounds on more. What scores networks is a fitness.
+An evolution that compares networks on few images ends with rounds on more images. A fitness scores the networks.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ __all__ = ["Confirmation", "describe_noise", "rounds", "wrong_order"]
 
 @final
 class Confirmation:
-    """The rounds after an evolution by few images: each has half the networks and twice the images.
+    """The rounds after an evolution on few images: each has half the networks and twice the images.
 
-    The last round has all images, and its networks alone get a fitness: scores on different images, or of different
+    The last round uses all images, and only its networks get a fitness, because scores on different images or of
+    different measures are not comparable.
     measures, are not compared.
 
-    Args:
-        candidates: what was scored on few images.
-        num_batches: of these few images.
-        all_batches: of the whole search set.
-        confirm: how many networks the last round has.
-        given: networks that no round leaves out.
-        scores: of the rounds that are done, by the candidates' numbers.
+    candidates: candidates scored on few images.
+    num_batches: number of batches of these few images.
+    all_batches: number of batches of the whole search set.
+    confirm: number of networks in the last round.
+    given: networks that are kept in all rounds.
+    scores: scores of the finished rounds, by the candidates' numbers.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class Confirmation:
         self.rounds = rounds(len(candidates), num_batches, all_batches, confirm)
 
     def ask(self) -> tuple[list[Spec], int | None] | None:
-        """The networks of the next round and on how many batches; None for all, by the fitness. None when over."""
+        """The networks and number of batches of the next round (None for all, by the fitness); None when finished."""
         if len(self.scores) == len(self.rounds):
             return None
         last = {i: c.fitness or 0.0 for i, c in enumerate(self._candidates)} if not self.scores else self.scores[-1]
@@ -61,17 +61,17 @@ class Confirmation:
         return [self._candidates[index].spec for index in kept], batches
 
     def tell(self, scores: Mapping[Spec, float]) -> None:
-        """How good the networks of the round are."""
+        """Set the scores of the current round."""
         self.scores.append({i: scores[c.spec] for i, c in enumerate(self._candidates) if c.spec in scores})
 
     def confirmed(self) -> Candidates:
-        """The candidates with the fitness of those of the last round; the others have none."""
+        """The candidates, with a fitness for those of the last round only."""
         final = self.scores[-1] if len(self.scores) == len(self.rounds) else {}
         return Candidates(dataclasses.replace(c, fitness=final.get(i)) for i, c in enumerate(self._candidates))
 
 
 def rounds(num_candidates: int, num_batches: int, all_batches: int, confirm: int) -> list[tuple[int, int | None]]:
-    """Networks and batches of each round after an evolution by few images; None for all batches, by the fitness."""
+    """Networks and batches of each round after an evolution on few images; None for all batches, by the fitness."""
     found: list[tuple[int, int | None]] = []
     count, batches = num_candidates // 2, 2 * num_batches
     while count > confirm and batches < all_batches:
@@ -81,13 +81,13 @@ def rounds(num_candidates: int, num_batches: int, all_batches: int, confirm: int
 
 
 def wrong_order(losses: NDArray[np.float64]) -> tuple[float, float]:
-    """The standard error of the difference of two networks' mean losses, and how many of all pairs are misordered.
+    """The standard error of the difference of two networks' mean losses, and the share of misordered pairs.
 
-    Losses on the same images have much of their noise in common, which their difference does not have. With normal
-    distributions, of differences with a true deviation t and an error e, arctan(e / t) / pi have the wrong sign.
+    Losses on the same images share much of their noise, which cancels in their difference. With normal distributions,
+    the sign is wrong for arctan(e / t) / pi of the differences with true deviation t and error e.
 
     Args:
-        losses: of each network on each image, [K, S].
+        losses: losses of each network on each image, [K, S].
     """
     differences = np.array([a - b for a, b in itertools.combinations(losses, 2)])
     variance = float(np.mean(differences.var(axis=1, ddof=1) / differences.shape[1]))
@@ -96,7 +96,7 @@ def wrong_order(losses: NDArray[np.float64]) -> tuple[float, float]:
 
 
 def describe_noise(losses: NDArray[np.float64]) -> str:
-    """What to expect of the order of networks by their losses [K, S] on these images, in one line."""
+    """Describe in one line how reliable the order of networks by their losses [K, S] on these images is."""
     error, share = wrong_order(losses)
     return (
         f"networks are compared by their loss on {losses.shape[1]} images; a difference has a standard error of "

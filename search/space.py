@@ -1,6 +1,6 @@
-"""The networks that a search may find: a `SearchSpace` draws them, changes them and divides into stages.
+"""`SearchSpace`: sample, mutate and cross over the networks of a search space, and divide it into stages.
 
-What a space is made of is in `space_definition`; the shipped spaces are in `named_spaces`.
+`space_definition` defines the content of a space; `named_spaces` has the built-in spaces.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ __all__ = ["SearchSpace"]
 
 @final
 class SearchSpace(SpaceDefinition):
-    """A space of networks to search: see `SpaceDefinition` for its arguments."""
+    """A search space: see `SpaceDefinition` for its arguments."""
 
     def sample(self, rng: random.Random, uniform_over: UniformOver = "choices") -> Spec:
-        """A random member.
+        """Draw a random member.
 
-        Uniform over 'choices' draws each value by itself, as SPOS does; blocks in which few of the choices matter come
-        up as often as the others. Uniform over 'members' makes every distinct network equally likely: of `glit`'s
-        blocks, 82 % are then mixed ones.
+        Uniform over 'choices' draws each value independently, as in SPOS; blocks in which few choices have an effect
+        are as frequent as others. Uniform over 'members' makes every distinct network equally likely: then 82 % of
+        `glit`'s blocks are mixed.
         """
         if uniform_over == "members" and len(self.strata) > 1:
             cumulative = list(itertools.accumulate(float(stratum.size) for stratum in self.strata))
@@ -49,21 +49,21 @@ class SearchSpace(SpaceDefinition):
         width_prob: float | None = None,
         redraw: bool = False,
     ) -> Spec:
-        """A member in which each gene of `spec` has changed with some probability; it may be `spec` again.
+        """Change each gene of `spec` with some probability; the result may equal `spec`.
 
-        A gene of a block takes any other of its values with equal chances; the rest of the block stays as far as its
-        choices allow, and what newly matters is drawn. A new depth cuts the last blocks off, or adds random ones.
+        A gene of a block changes to any of its other values with equal probability; the rest of the block is kept if
+        its choices allow it, and genes that gain an effect are drawn. A new depth cuts or adds blocks at the end.
 
         Args:
             spec: a member.
-            prob: of a change of each gene of each block.
+            prob: probability of a change of each gene of each block.
             rng: source of randomness.
-            depth_prob: of a change of the depth; None for `prob`.
-            width_prob: of a change of the embedding width; None for `prob`.
-            redraw: whether a gene that changes may take its own value again, as in AutoFormer.
+            depth_prob: probability of a change of the depth; None for `prob`.
+            width_prob: probability of a change of the embedding width; None for `prob`.
+            redraw: whether a changed gene may get its old value again, as in AutoFormer.
 
         Raises:
-            SearchError: if `spec` is no member.
+            SearchError: if `spec` is not a member.
         """
         spec = self.canonical(spec)
         depth_prob, width_prob = (prob if own is None else own for own in (depth_prob, width_prob))
@@ -82,13 +82,13 @@ class SearchSpace(SpaceDefinition):
         return self.make_spec(blocks, _change(rng, spec.embed_dim, self.embed_dims, width_prob, redraw))
 
     def redraw_blocks(self, spec: Spec, num_blocks: float, rng: random.Random) -> Spec:
-        """A member in which some blocks of `spec` are others, `num_blocks` of them in the mean (SPOS, section 3.4).
+        """Replace blocks of `spec` by others, on average `num_blocks` of them (SPOS, section 3.4).
 
         Each block becomes any other of its options, all equally likely, with probability num_blocks / depth; so do the
-        depth, which cuts the last blocks off or adds random ones, and the width.
+        width and the depth, which cuts or adds random blocks at the end.
 
         Raises:
-            SearchError: if `spec` is no member.
+            SearchError: if `spec` is not a member.
         """
         spec = self.canonical(spec)
         prob = num_blocks / spec.depth
@@ -103,10 +103,10 @@ class SearchSpace(SpaceDefinition):
         return self.make_spec(blocks, _change(rng, spec.embed_dim, self.embed_dims, prob, redraw=False))
 
     def crossover(self, a: Spec, b: Spec, rng: random.Random) -> Spec:
-        """A member that has each block, and its width, from either parent with equal chances.
+        """Combine two members: each block, and the width, comes from either parent with equal probability.
 
         Raises:
-            SearchError: if a parent is no member, or they differ in depth.
+            SearchError: if a parent is not a member, or they differ in depth.
         """
         a, b = self.canonical(a), self.canonical(b)
         if a.depth != b.depth:
@@ -116,10 +116,10 @@ class SearchSpace(SpaceDefinition):
         return self.make_spec(blocks, widths[rng.random() < 0.5] if len(self.embed_dims) > 1 else a.embed_dim)
 
     def neighbours(self, spec: Spec) -> Iterator[Spec]:
-        """Every member one gene away, once each and in a fixed order: what `mutate` makes where one gene changes.
+        """All members that differ in one gene, once each and in a fixed order: results of `mutate` with one change.
 
         Raises:
-            SearchError: if `spec` is no member.
+            SearchError: if `spec` is not a member.
         """
         spec = self.canonical(spec)
         blocks = spec.blocks
@@ -136,10 +136,10 @@ class SearchSpace(SpaceDefinition):
                 for more in itertools.product(*added):
                     yield self.make_spec((*blocks[:depth], *more), spec.embed_dim)
 
-    # ---- parts of it ----
+    # ---- subspaces ----
 
     def restrict(self, **allowed: Sequence[Any]) -> SearchSpace:
-        """The members that have only these values, by the genes' plurals (`kernel_sizes=(31,)`), `embed_dim`, `depth`.
+        """The members with only these values, by the genes' plurals (`kernel_sizes=(31,)`), `embed_dim`, `depth`.
 
         Raises:
             SearchError: on an unknown gene, or if a block has no option left.
@@ -169,7 +169,7 @@ class SearchSpace(SpaceDefinition):
         return SearchSpace(blocks, widths, family=self.family, depth=depths, **self.network)
 
     def largest(self, share: float) -> SearchSpace:
-        """The members whose sizes are among the largest: of n values of a size those 1 + floor(share * (n - 1)).
+        """The members with only the largest sizes: of n values of a size, the largest 1 + floor(share * (n - 1)).
 
         Leading genes, which divide a block among kinds of parts, and names keep all their values.
         """
@@ -192,10 +192,10 @@ class SearchSpace(SpaceDefinition):
         )  # fmt: skip
 
     def stage_one(self, **fixed: Any) -> SearchSpace:
-        """The high level: every choice of the leading genes, all other values held (GLiT, section 3.3).
+        """The first stage: every choice of the leading genes, with all other values fixed (GLiT, section 3.3).
 
         Args:
-            fixed: values of the other genes; those that are left out have the family's `first_stage`.
+            fixed: values of the other genes; missing ones come from the family's `first_stage`.
 
         Raises:
             SearchError: if the family is not searched in two stages, or a block does not allow the fixed values.
@@ -228,10 +228,10 @@ class SearchSpace(SpaceDefinition):
         return any(len(product.of(gene)) > 1 for choices in self.blocks for product in choices)
 
     def stage_two(self, winner: Spec) -> SearchSpace:
-        """The low level: each block's leading genes are the winner's, all other values as this space has them.
+        """The second stage: each block has the winner's leading genes, and this space's choices of all other values.
 
         Raises:
-            SearchError: if the winner is of another depth, or a block does not allow its leading genes.
+            SearchError: if the winner has another depth, or a block does not allow its leading genes.
         """
         if winner.depth not in self.depths:
             raise SearchError(f"depth must be the space's {', '.join(map(str, self.depths))}, got {winner.depth}")
@@ -243,12 +243,12 @@ class SearchSpace(SpaceDefinition):
 
 
 def _pick(rng: random.Random, values: Sequence[int]) -> int:
-    """Any of the values; of one alone without drawing."""
+    """Pick a random value; a single one is picked without drawing."""
     return values[draw_below(rng, len(values))] if len(values) > 1 else values[0]
 
 
 def _change(rng: random.Random, value: int, values: Sequence[int], prob: float, redraw: bool) -> int:
-    """Another of the values with this probability, or any of them with `redraw`."""
+    """Change to another of the values with this probability, or to any of them with `redraw`."""
     if len(values) == 1 or rng.random() >= prob:
         return value
     return _pick(rng, values if redraw else [other for other in values if other != value])

@@ -1,6 +1,6 @@
-"""What networks a space holds, as data: its family, its widths and depths, and the options of each block.
+"""Define the networks of a search space: its family, its widths and depths, and the options of each block.
 
-How networks are drawn and changed is in `space`; what one block may be is in `choices`.
+`space` samples and changes networks; `choices` defines the options of one block.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _MAX_COMBINATIONS = 100_000  # of one block; the largest shipped space has 972
 @final
 @dataclass(frozen=True)
 class Stratum:
-    """The members of a space that have one width and one depth: all products of their blocks' options.
+    """The members of a space with one width and one depth: all products of their blocks' options.
 
     Attributes:
         space: the whole space.
@@ -68,24 +68,24 @@ class Stratum:
         return math.prod(options.total for options in self.options)
 
     def spec(self, blocks: Iterable[Any]) -> Spec:
-        """The network of these blocks."""
+        """The network with these blocks."""
         return self.space.make_spec(blocks, self.embed_dim)
 
     def member_at(self, indices: Iterable[int]) -> Spec:
-        """The member whose blocks are the options at these places."""
+        """The member whose blocks are the options at these indices."""
         return self.spec(options.blocks[index] for options, index in zip(self.options, indices, strict=True))
 
 
 class SpaceDefinition:
-    """The networks of one family whose every block is one of that block's options. Immutable, compared by value.
+    """The networks of one family in which every block is one of that block's options. Immutable, compared by value.
 
     A space is a union of strata, one for each width and depth; in each, blocks are chosen independently.
 
     Args:
-        blocks: for each block of the deepest network its choices: one product, or several of which any may be taken.
+        blocks: for each block of the deepest network its choices: one product, or several alternative ones.
         embed_dim: C, channels of a token, or several values of it.
         family: name of the networks' family.
-        depth: numbers of blocks; shorter networks have the first blocks. None for all of `blocks`.
+        depth: numbers of blocks; shorter networks use the first blocks. None for all of `blocks`.
         network: the other fields of the family's spec, such as `num_heads` and `patch_size`.
 
     Raises:
@@ -126,7 +126,7 @@ class SpaceDefinition:
                 self._check(f"{where}.choices[{index}]", product)
 
     def _complete(self, network: Mapping[str, Any]) -> dict[str, Any]:
-        """The fields of the spec beside blocks and width, with their defaults."""
+        """The fields of the spec except blocks and width, with their defaults."""
         fields = _network_fields(self.spec_class)
         check_keys("", network, ["embed_dim", "depth", *fields])
         hints = typing.get_type_hints(self.spec_class)
@@ -173,12 +173,12 @@ class SpaceDefinition:
                 raise SearchError(f"{place}{text.removeprefix('blocks[0].')}{at}") from None
 
     def make_spec(self, blocks: Iterable[Any], embed_dim: int) -> Spec:
-        """The network of these blocks at this width."""
+        """The network with these blocks at this width."""
         spec_class: Any = self.spec_class  # a family's spec is a dataclass, which `Spec` itself is not
         spec: Spec = spec_class(blocks=tuple(blocks), embed_dim=embed_dim, **self.network)
         return spec
 
-    # ---- what is in it ----
+    # ---- content ----
 
     @cached_property
     def block_options(self) -> tuple[BlockOptions, ...]:
@@ -188,7 +188,7 @@ class SpaceDefinition:
 
     @cached_property
     def strata(self) -> tuple[Stratum, ...]:
-        """One for each width and depth."""
+        """One stratum for each width and depth."""
         return tuple(Stratum(self, width, depth) for width in self.embed_dims for depth in self.depths)
 
     @property
@@ -204,12 +204,12 @@ class SpaceDefinition:
 
     @property
     def size(self) -> int:
-        """Number of members: networks that differ in what they compute."""
+        """Number of members: networks that compute different functions."""
         return sum(stratum.size for stratum in self.strata)
 
     @property
     def raw_size(self) -> int:
-        """Number of combinations of choices, those that do not matter counted too, as the paper counts."""
+        """Number of combinations of choices, including those without an effect, as the paper counts."""
         return sum(stratum.raw_size for stratum in self.strata)
 
     def options(self, block: int) -> tuple[Any, ...]:
@@ -217,7 +217,7 @@ class SpaceDefinition:
         return self.block_options[block].blocks
 
     def counts(self, block: int) -> tuple[int, ...]:
-        """How many combinations of choices give each of `options(block)`."""
+        """The number of combinations of choices that give each of `options(block)`."""
         return self.block_options[block].counts
 
     def genes(self) -> tuple[str, ...]:
@@ -258,10 +258,10 @@ class SpaceDefinition:
         return None
 
     def canonical(self, spec: Spec) -> Spec:
-        """The member equal to `spec`, in the space's own numbers (1 and 1.0 are equal, and differ in JSON).
+        """The member equal to `spec`, with the space's number types (1 and 1.0 are equal, but differ in JSON).
 
         Raises:
-            SearchError: if it is none; names the first thing that keeps it out.
+            SearchError: if it is not a member; names the first reason.
         """
         if (reason := self._what_keeps_out(spec)) is not None:
             raise SearchError(reason)
@@ -274,13 +274,13 @@ class SpaceDefinition:
         for stratum in self.strata:
             yield from map(stratum.spec, itertools.product(*(options.blocks for options in stratum.options)))
 
-    # ---- as text ----
+    # ---- serialisation ----
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, as they stand in YAML; equal blocks in a row are written once, with `repeat`."""
+        """Plain values, as stored in YAML; runs of equal blocks are written once, with `repeat`."""
         runs = [(choices, len(list(run))) for choices, run in itertools.groupby(self.blocks)]
         blocks = [{"repeat": count, "choices": [product.to_dict() for product in run]} for run, count in runs]
-        data: dict[str, Any] = {} if self.family == "glit" else {"family": self.family}  # as 0.1 wrote it
+        data: dict[str, Any] = {} if self.family == "glit" else {"family": self.family}  # as in version 0.1
         data["embed_dim"] = _short(self.embed_dims)
         if self.depths != (self.depth,):
             data["depth"] = _short(self.depths)
@@ -293,7 +293,7 @@ class SpaceDefinition:
         """The inverse of `to_dict`.
 
         Raises:
-            SearchError: on an unknown key, of which it names the nearest valid one, a missing one or a wrong value.
+            SearchError: on an unknown key (names the nearest valid one), a missing one or a wrong value.
         """
         family = check_mapping("", data).get("family", "glit")
         try:
@@ -322,13 +322,13 @@ class SpaceDefinition:
 
 
 def _network_fields(spec_class: type[Spec]) -> dict[str, dataclasses.Field[Any]]:
-    """The fields of a family's spec beside blocks and width."""
+    """The fields of a family's spec except blocks and width."""
     fields: Any = dataclasses.fields(spec_class)  # type: ignore[arg-type]
     return {field.name: field for field in fields if field.name not in ("blocks", "embed_dim")}
 
 
 def _numbers(name: str, value: Any) -> tuple[int, ...]:
-    """One positive integer or several different ones."""
+    """Check for one positive integer or several different ones."""
     values = tuple(value) if isinstance(value, (list, tuple)) else (value,)
     for number in values:
         if type(number) is not int or number < 1:

@@ -1,7 +1,7 @@
-"""One stage of a search in its folder: train the supernet, evolve, retrain the best, choose the winner.
+"""Run one stage of a search in its folder: train the supernet, evolve, retrain the best, choose the winner.
 
-It handles one space; `pipeline` joins the stages. Every file is written whole, and each part of the work continues from
-the files of the parts before.
+It handles one space; `pipeline` combines the stages. Files are written atomically, and each part of the work continues
+from the files of the previous parts.
 """
 
 from __future__ import annotations
@@ -43,19 +43,19 @@ from .tasks import Task, read_json
 
 __all__ = ["Stage", "find_stage"]
 
-_NUM_FOR_NOISE = 8  # networks whose losses say how often their order is wrong
+_NUM_FOR_NOISE = 8  # number of networks for estimating how often their order is wrong
 
 
 @final
 class Stage:
-    """One stage.
+    """One stage of a search.
 
     Args:
-        name: of it, which is its folder's.
-        space: what it searches.
-        context: of the whole search.
+        name: name of the stage and of its folder.
+        space: space to search.
+        context: context of the whole search.
         initial: networks of its first generation.
-        known: what earlier stages retrained; the same training is not done twice.
+        known: networks that earlier stages retrained; the same training is not repeated.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Stage:
         self.state = StateFiles(self.folder / "evolution.json", self.folder / "evolution.previous.json")
         self.recipe = context.recipe
         self._initial, self._known = initial, known
-        self._seconds = 0.0  # of the evolution
+        self._seconds = 0.0  # duration of the evolution
         self._rounds: list[dict[int, float]] = []  # scores of the rounds on more images, by the candidates' numbers
         self._fitness: Fitness | None = None
         self.fitness_class = self.recipe.fitness_class
@@ -80,21 +80,21 @@ class Stage:
 
     @functools.cached_property
     def search(self) -> Search:
-        """The method, which proposes networks. Raises SearchError on budgets that cannot be met."""
+        """The search method, which proposes networks. Raises SearchError if a budget cannot be met."""
         config = asdict(self.recipe.evolution_config())
         method = self.recipe.method_class
         return method(self.space, self.context.budgets, seed=self.recipe.seed, initial=self._initial, **config)
 
     @property
     def is_finished(self) -> bool:
-        """Whether `run` has done all of it."""
+        """Whether `run` has finished."""
         return (self.folder / "retrained.json").is_file()
 
     def run(self) -> list[Retrained]:
-        """All of it, as far as it is not done; returns the retrained networks, the winner first.
+        """Run the remaining work of the stage; returns the retrained networks, the winner first.
 
         Raises:
-            Interrupted: if asked to stop; what was done is kept.
+            Interrupted: if a stop was requested; finished work is kept.
         """
         done = self.folder / "retrained.json"
         context = self.context
@@ -118,10 +118,10 @@ class Stage:
         return retrained
 
     def prepare(self) -> None:
-        """Write what is searched, and train the supernet if the fitness needs one.
+        """Write the settings of the stage, and train the supernet if the fitness needs one.
 
         Raises:
-            Interrupted: if asked to stop; what was done is kept.
+            Interrupted: if a stop was requested; finished work is kept.
         """
         self._write_space()
         if self.fitness_class.needs_supernet and not self.context.decide(self._find_supernet):
@@ -160,11 +160,11 @@ class Stage:
 
     @property
     def weights(self) -> Path:
-        """The supernet's."""
+        """Path of the supernet's weights."""
         return self.folder / "supernet" / "model.safetensors"
 
     def check_start(self) -> None:
-        """Whether the supernet can have the weights that it is to start from. Raises what `fill_supernet` raises."""
+        """Check that the supernet can start from the given weights. Raises the errors of `fill_supernet`."""
         start = self.recipe.supernet.from_
         if start is not None and not self.weights.is_file() and not keeps_supernets(self.context.folder):
             recipe, context = self.recipe, self.context
@@ -172,7 +172,7 @@ class Stage:
             fill_supernet(create_supernet(self.space, sharing, recipe.supernet_recipe(), context.num_classes), start)
 
     def _find_supernet(self) -> bool:
-        """Whether it is trained, here or in an earlier search whose supernets are kept."""
+        """Whether the supernet is trained, here or in an earlier search whose supernets are kept."""
         folder = self.context.folder
         if has_supernet(self.folder):
             return True
@@ -184,11 +184,11 @@ class Stage:
         return found
 
     def train_supernet(self) -> None:
-        """Train it in this process, as far as that is not done."""
+        """Train the supernet in this process, unless it is trained."""
         self.context.train(self.context.supernet_recipe, self.folder / "supernet", self.create_trainee())
 
     def create_trainee(self) -> SupernetTrainee:
-        """What a training of the supernet trains."""
+        """The trainee for a training of the supernet."""
         recipe = self.context.supernet_recipe
         supernet = self.recipe.supernet
         sampler = BudgetSampler(self.space)
@@ -233,7 +233,7 @@ class Stage:
         context.wait()
 
     def _front(self, budget: Budget) -> list[dict[str, Any]]:
-        """The networks that no other one beats in fitness without costing more, cheapest first."""
+        """The Pareto front of fitness and cost, cheapest first."""
         fields = (candidate.to_dict() for candidate in self.candidates.front(budget.name))
         return [{"spec": c["spec"], **c["costs"], "fitness": c["fitness"]} for c in fields]
 
@@ -244,17 +244,17 @@ class Stage:
         return self.fitness_class.show(best.fitness)
 
     def fitness(self) -> Fitness:
-        """What networks are compared by, ready to score them."""
+        """The fitness, ready to score networks."""
         if self._fitness is None:
             self._fitness = self.fitness_class(self.setting())
         return self._fitness
 
     def release(self) -> None:
-        """Give the memory of the fitness back."""
+        """Release the memory of the fitness."""
         self._fitness = None
 
     def setting(self) -> Setting:
-        """What a fitness may use of this stage."""
+        """The setting of this stage for a fitness."""
         context = self.context
         return Setting(
             self.space, self.recipe.seed, self.folder, context.device, context.supernet_recipe.model.img_size,
@@ -267,12 +267,12 @@ class Stage:
         self.context.check_stop(together=False)
 
     def _train_alone(self, spec: Spec, out: Path, epochs: int | None = None) -> float:
-        """Train a network in this process; returns its accuracy on the search set in percent."""
+        """Train a stand-alone network in this process; returns its accuracy on the search set in percent."""
         recipe = self.recipe.retrain_recipe(spec, epochs or self.recipe.standalone.epochs)
         return float(self.context.train(recipe, out)["validation_top1"])
 
     def _train_all(self, trainings: Sequence[tuple[str, Recipe, Path]]) -> list[float]:
-        """Train networks by themselves (title, training, folder); returns their accuracies on the search set."""
+        """Train stand-alone networks (title, training, folder); returns their accuracies on the search set."""
         tasks = [self.context.training(f"{self.name}: {title}", recipe, out) for title, recipe, out in trainings]
         return [float(result["validation_top1"]) for result in self.context.run(tasks)]
 
@@ -300,12 +300,12 @@ class Stage:
 
     @property
     def _screen_batches(self) -> int | None:
-        """On how many batches the evolution compares networks; None for all, by the fitness."""
+        """Number of batches on which the evolution compares networks; None for all, by the fitness."""
         num_images = self.recipe.evaluation.screen_images
         return None if num_images is None else math.ceil(num_images / self.context.supernet_recipe.eval_batch_size)
 
     def _confirmation(self) -> Confirmation | None:
-        """The rounds on more images, where the evolution has few."""
+        """The rounds on more images, if the evolution uses few."""
         if (batches := self._screen_batches) is None:
             return None
         confirm, candidates = self.recipe.evaluation.confirm, self.search.candidates
@@ -326,22 +326,22 @@ class Stage:
 
     @property
     def candidates(self) -> Candidates:
-        """What was evaluated, with its fitness; by few images, only the networks that were confirmed have one."""
+        """The evaluated networks with their fitness; after screening, only the confirmed networks have one."""
         confirmation = self._confirmation()
         return confirmation.confirmed() if confirmation else Candidates(self.search.candidates)
 
     def _score(self, specs: Sequence[Spec], batches: int | None, retain: Sequence[Spec] = ()) -> dict[Spec, float]:
-        """The scores of networks, among the workers. `batches`: None for all, by the fitness."""
+        """Score networks on all workers. `batches`: None for all, by the fitness."""
         return score_divided(self.context, self._division, specs, batches, retain)
 
     @functools.cached_property
     def _division(self) -> Division:
-        """What every task that scores networks of this stage has in common; it names the weights."""
+        """The common arguments of all tasks that score networks of this stage, including the weights."""
         weights = self.weights if self.context.executor and self.fitness_class.needs_supernet else None
         return Division(self.name, self.space, self.fitness_class, None if weights is None else digest(weights))
 
     def _write_references(self) -> None:
-        """Networks that the reader knows, under the same weights where these hold them."""
+        """Write the scores of known networks, with the supernet's weights if they are members."""
         specs = self._references()
         members = [spec for spec in specs.values() if spec in self.space]
         scores = self._score(members, None) if members else {}
@@ -384,7 +384,7 @@ class Stage:
         write_text(self.folder / "candidates.jsonl", "".join(lines))
 
     def _restore(self) -> None:
-        """Go on from the newest readable state. Raises RunError if there are states, but none is readable."""
+        """Resume from the newest readable state. Raises RunError if states exist, but none is readable."""
         state = self.context.decide(lambda: self.state.load(self._read_state))
         if state is None:
             return
@@ -394,7 +394,7 @@ class Stage:
 
     def _read_state(self, path: Path) -> Any:
         state = json.loads(path.read_text())
-        self._parse_state(state)  # a damaged one raises
+        self._parse_state(state)  # raises if it is damaged
         return state
 
     def _parse_state(self, state: Any) -> tuple[Search, float, list[dict[int, float]]]:
@@ -405,7 +405,7 @@ class Stage:
     # ---- retraining ----
 
     def seconds(self) -> Mapping[str, float]:
-        """What each part took, interruptions left out, as far as it is done."""
+        """Duration of each finished part, without interruptions."""
 
         def trained(part: str) -> float:
             runs = sorted((self.folder / part).rglob("result.json"))
@@ -420,7 +420,7 @@ class Stage:
 
 
 def find_stage(context: RunContext, name: str) -> Stage:
-    """The stage of a name that this process is at, or of which it does a task."""
+    """Find a stage by name: the current one of this process, or the one of its task."""
     stage = context.stage
     if stage is None or stage.name != name:
         stage = Stage(name, load_space(context.folder / name / "space.yaml"), context)

@@ -1,4 +1,4 @@
-"""Trained weights that a supernet starts from: those of one network, or of another supernet."""
+"""Load the weights that a supernet starts from: those of one network, or of another supernet."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from .supernet import Supernet
 
 __all__ = ["fill_supernet"]
 
-_WEIGHTS = "supernet/model.safetensors"  # in the folder of a stage
+_WEIGHTS = "supernet/model.safetensors"  # in a stage's folder
 _HEAD = ("head.weight", "head.bias")
 
 
 def fill_supernet(supernet: Supernet, source: str) -> None:
-    """Put trained weights into a supernet. Its position embedding is resampled to its images, as timm does.
+    """Load trained weights into a supernet. The position embedding is resampled to its image size, as in timm.
 
     Args:
-        supernet: what other weights it has stay as they are.
+        supernet: its other weights are unchanged.
         source: MODEL.TAG, a weight folder or a repository of a network of the supernet's space; or the folder of a
-            search, or of its only stage, whose supernet has tensors of the same shapes. The head is taken over if it
-            has as many classes.
+            search, or of its only stage, whose supernet has tensors of the same shapes. The head is loaded if the
+            number of classes is the same.
 
     Raises:
-        SearchError: if the network is no member of the space, or the supernet has other shapes.
+        SearchError: if the network is not a member of the space, or the supernet has other shapes.
         WeightsError: if the weights cannot be read.
     """
     files = [path for path in (Path(source) / _WEIGHTS, Path(source) / "joint" / _WEIGHTS) if path.is_file()]
@@ -59,4 +59,4 @@ def _fill_from_supernet(supernet: Supernet, path: Path) -> None:
         raise SearchError(f"supernet.from: {path} is no supernet of this space: {first_line(error)}") from None
     if any(state[name].shape != net.get_parameter(name).shape for name in _HEAD if name in state):
         state = {name: tensor for name, tensor in state.items() if name not in _HEAD}
-    net.load_state_dict(state, strict=False)  # but for the head nothing is missing
+    net.load_state_dict(state, strict=False)  # only the head may be missing

@@ -1,4 +1,4 @@
-"""One block of a supernet: the weights of every option that the block has, and the option that is active.
+"""A block of a supernet: the weights of all options of the block, and the active option.
 
 Axes: B batch, N tokens, C channels of a token.
 """
@@ -25,7 +25,7 @@ SHARINGS: tuple[Sharing, ...] = ("independent", "entangled")
 @final
 @dataclass(frozen=True)
 class _Taken:
-    """A tensor of a block: where it lies in the stores, and what is taken of it; None for all."""
+    """A tensor of a block: where it is in the stores, and the slice that is used; None for all."""
 
     name: str
     owner: nn.Module
@@ -46,7 +46,7 @@ class _Taken:
 
 @final
 class SuperBlock(nn.Module):
-    """The stores of one block by the slot of their parts, and the block that is active.
+    """The stores of one block by the slot of their parts, and the active block.
 
     Args:
         options: the parts of each option of the block.
@@ -55,7 +55,7 @@ class SuperBlock(nn.Module):
         drop_path: stochastic-depth probability.
 
     Raises:
-        NotImplementedError: if a part cannot be shared so.
+        NotImplementedError: if a part does not support this sharing.
     """
 
     def __init__(self, options: Iterable[BlockParts], tokens: TokenGrid, sharing: Sharing, drop_path: float) -> None:
@@ -74,15 +74,15 @@ class SuperBlock(nn.Module):
         self.active: BlockParts | None = None
         if sharing == "entangled":
             for parts in options:
-                self._plan(parts)  # raises on a part that is no slice of its store
+                self._plan(parts)  # raises if a part is not a slice of its store
 
     def set_prepare(self, prepare: Callable[[nn.Module], object]) -> None:
-        """Change the code of the block, present and to come."""
+        """Set a function that modifies the block's code, now and in future."""
         self._prepare = prepare
         self._templates.clear()
 
     def _plan(self, parts: BlockParts) -> list[_Taken]:
-        """Where each tensor of the block's state dict comes from."""
+        """The source of each tensor in the block's state dict."""
         if parts not in self._plans:
             plan = []
             for norm in () if parts.is_identity else ("norm1", "norm2"):
@@ -110,23 +110,23 @@ class SuperBlock(nn.Module):
         return {taken.name: taken.get() for taken in self._plan(parts)}
 
     def fill(self, parts: BlockParts, state: Mapping[str, Tensor], prefix: str) -> None:
-        """Put the tensors of a block, whose names in `state` begin with `prefix`, where `tensors` takes them from."""
+        """Copy a block's tensors, named with `prefix` in `state`, to where `tensors` reads them."""
         for taken in self._plan(parts):
             taken.put(state[prefix + taken.name])
 
     def used(self, parts: BlockParts) -> Iterator[tuple[nn.Parameter, Slice | None]]:
-        """The parameters that a block uses, each with what is taken of it; None for all."""
+        """The parameters that a block uses, each with its slice; None for all."""
         for entry in self._plan(parts):
             parameter = getattr(entry.owner, entry.leaf)
             if isinstance(parameter, nn.Parameter):
                 yield parameter, entry.taken
 
     def template(self, parts: BlockParts) -> Block:
-        """The block's code, without weights of its own."""
+        """The block's module, without weights."""
         key = parts, self.norm1.weight.device
         if key not in self._templates:
             template = Block(parts, BuildOptions(self.tokens, device=torch.device("meta")), self.drop_path)
-            # Buffers that follow from the grid of tokens are the template's own, on the device of the weights.
+            # Buffers that depend on the grid of tokens are the template's, on the device of the weights.
             with torch.inference_mode(False), torch.no_grad():
                 functional_call(_SetTokens(template), _prefixed(self.tensors(parts)), (self.tokens,))
             self._prepare(template)
@@ -158,7 +158,7 @@ def _prefixed(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 @final
 class _SetTokens(nn.Module):
-    """Tells a block the grid of tokens where its tensors are real."""
+    """Sets the grid of tokens of a block whose tensors are real."""
 
     def __init__(self, block: Block) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
-"""One set of weights for every network of a space, of which one is active at a time.
+"""One set of weights for all networks of a space; one network is active at a time.
 
-The weights of each part of a block lie in stores; a network's own weights are slices of the stores, and of what all
-networks have in common. The parts define their slices. Training and scoring happen in other modules.
+The weights of each part of a block are kept in stores; a network's weights are slices of the stores, and of the tensors
+that all networks share. The parts define their slices. Other modules do training and scoring.
 
 Axes: B batch, N tokens, C channels of a token.
 """
@@ -31,17 +31,17 @@ __all__ = ["SHARINGS", "Sharing", "Supernet"]
 
 @final
 class Supernet(nn.Module):
-    """The weights of every network of `space`, and the one of them that is active as a model.
+    """The weights of all networks of `space`, and the active network as a model.
 
-    Narrower networks take the first channels of all that has the embedding's width (AutoFormer, arXiv 2107.00651,
+    Narrower networks use the first channels of all tensors with the embedding's width (AutoFormer, arXiv 2107.00651,
     section 3.1), shorter ones the first blocks.
 
     Args:
-        space: whose members share weights.
-        sharing: 'independent', where each part at each of its sizes has weights of its own, as in SPOS (arXiv
-            1904.00420); or 'entangled', where each is a slice of the largest (AutoFormer). A block's norms, the
-            embedding and the head are common to all in both.
-        img_size: as all that follow, see `SpecTransformer`.
+        space: the space whose members share weights.
+        sharing: 'independent': each part at each of its sizes has separate weights, as in SPOS (arXiv 1904.00420); or
+            'entangled': each is a slice of the largest (AutoFormer). Both share a block's norms, the embedding and the
+            head.
+        img_size: for this and the following, see `SpecTransformer`.
         num_classes: outputs of the head.
         in_chans: input channels.
         drop_rate: dropout before the head.
@@ -50,7 +50,7 @@ class Supernet(nn.Module):
     Call `activate` before the first forward pass.
 
     Raises:
-        SearchError: if the space cannot be shared so.
+        SearchError: if the space does not support this sharing.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class Supernet(nn.Module):
         self._task: dict[str, Any] = {"img_size": img_size, "num_classes": num_classes, "in_chans": in_chans}
         self._parts: dict[tuple[int, int, Any], BlockParts] = {}
         self._common: dict[int, dict[str, Slice]] = {}
-        # Embedding, final norm and head, and everything of timm's contract that a trainer asks for.
+        # Embedding, final norm and head, and timm's interface that a trainer needs.
         self.width = max(space.embed_dims)
         self.net: SpecTransformer = timm.create_model(
             self._architecture, spec=self._some_spec(self.width), drop_rate=drop_rate, **self._task
@@ -93,7 +93,7 @@ class Supernet(nn.Module):
         self.active: Spec | None = None
         self.paths: tuple[Spec, ...] = ()
         self.num_classes = num_classes
-        # What timm's data configuration is resolved from.
+        # The source of timm's data configuration.
         config = timm.get_pretrained_cfg(self._architecture)
         self.pretrained_cfg = dict(config.to_dict() if config else {}, input_size=(in_chans, 224, 224))
 
@@ -109,14 +109,14 @@ class Supernet(nn.Module):
         ]  # fmt: skip
 
     def _initialise(self) -> None:
-        """As the networks are initialised by themselves."""
+        """Initialise weights as those of stand-alone networks."""
         for module in self.net.blocks.modules():
             if isinstance(module, nn.Linear):
                 trunc_normal_(module.weight, std=0.02)
                 nn.init.zeros_(module.bias)
 
     def parts_of(self, index: int, block: Any, width: int) -> BlockParts:
-        """The parts of a block at its place in a network of a width."""
+        """The parts of a block at its index in a network of this width."""
         key = index, width, block
         if key not in self._parts:
             before = (options.blocks[0] for options in self.space.block_options[:index])
@@ -129,7 +129,7 @@ class Supernet(nn.Module):
         return cast("list[SuperBlock]", list(self.net.blocks))
 
     def no_weight_decay(self) -> set[str]:
-        """Names of parameters that take no weight decay, as timm's optimisers ask for them."""
+        """Names of parameters without weight decay, in the form of timm's optimisers."""
         return {f"net.{name}" for name in self.net.no_weight_decay()}
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
@@ -140,7 +140,7 @@ class Supernet(nn.Module):
         }
 
     def prepare_blocks(self, prepare: Callable[[nn.Module], object]) -> None:
-        """Change the code of every block, present and to come: which operators it takes, how it normalises."""
+        """Set a function that modifies every block, now and in future: its operators, its normalisation."""
         for block in self.blocks:
             block.set_prepare(prepare)
 
@@ -148,10 +148,10 @@ class Supernet(nn.Module):
         """Make `spec` the network that `forward` computes.
 
         Args:
-            spec: the network.
+            paths: all networks that the next step of an optimiser trains, if there are others than `spec`.
             paths: all networks that the next step of an optimiser trains, where that is more than `spec`.
 
-        Raises:
+        SearchError: if one is not a member of the space.
             SearchError: if one is no member of the space.
         """
         spec = self.space.canonical(spec)
@@ -179,7 +179,7 @@ class Supernet(nn.Module):
         return self.classify(x)
 
     def embed(self, x: Tensor, width: int) -> Tensor:
-        """Images [B, in_chans, H, W] -> the tokens [B, N, C] of a network of this width before its first block."""
+        """Images [B, in_chans, H, W] -> the tokens [B, N, C] before the first block of a network of this width."""
         return self.net._embed(x)[..., :width]
 
     def classify(self, x: Tensor) -> Tensor:
@@ -193,7 +193,7 @@ class Supernet(nn.Module):
     # ---- weights ----
 
     def _common_slices(self, width: int) -> dict[str, Slice]:
-        """What a network of this width takes of each tensor outside of blocks."""
+        """The slice of each tensor outside blocks that a network of this width uses."""
         if width not in self._common:
             model = timm.create_model(
                 self._architecture, spec=self._some_spec(width), device=torch.device("meta"), **self._task
@@ -206,10 +206,10 @@ class Supernet(nn.Module):
         return self._common[width]
 
     def state_of(self, spec: Spec) -> dict[str, Tensor]:
-        """The state dict of a model of this spec with the weights that it inherits, shared rather than copied.
+        """The state dict of a model of this spec with inherited weights, which share memory with the supernet's.
 
         Raises:
-            SearchError: if it is no member of the space.
+            SearchError: if it is not a member of the space.
         """
         spec = self.space.canonical(spec)
         slices = self._common_slices(spec.embed_dim)
@@ -224,13 +224,13 @@ class Supernet(nn.Module):
 
     @torch.no_grad()
     def extract(self, spec: Spec) -> SpecTransformer:
-        """The network by itself, with a copy of the weights that it inherits.
+        """A stand-alone network with a copy of the weights that it inherits.
 
-        BatchNorm's statistics are the shared ones, which are of no single network: recompute them on training images
-        before it is used (`torch.optim.swa_utils.update_bn`).
+        BatchNorm statistics are the shared ones, which fit no single network: recompute them on training images before
+        use (`torch.optim.swa_utils.update_bn`).
 
         Raises:
-            SearchError: if it is no member of the space.
+            SearchError: if it is not a member of the space.
         """
         state = self.state_of(spec)
         model: SpecTransformer = timm.create_model(self._architecture, spec=self.space.canonical(spec), **self._task)
@@ -239,12 +239,12 @@ class Supernet(nn.Module):
 
     @torch.no_grad()
     def fill(self, model: SpecTransformer) -> None:
-        """Put the weights of a network in the place from which it inherits: the inverse of `extract`.
+        """Copy the weights of a network to where it inherits them from: the inverse of `extract`.
 
-        A head of another number of classes is left out.
+        A head with another number of classes is skipped.
 
         Raises:
-            SearchError: if it is no member of the space.
+            SearchError: if it is not a member of the space.
         """
         spec, state = self.space.canonical(model.spec), model.state_dict()
         for name, taken in self._common_slices(spec.embed_dim).items():
@@ -254,7 +254,7 @@ class Supernet(nn.Module):
             self.blocks[index].fill(self.parts_of(index, choice, spec.embed_dim), state, f"blocks.{index}.")
 
     def partly_used(self) -> dict[nn.Parameter, tuple[Slice, ...]]:
-        """The parameters of which this step's paths take a part only, each with the distinct parts that they take."""
+        """The parameters that this step's paths use only in part, each with the distinct parts in use."""
         taken: dict[nn.Parameter, dict[Slice | None, None]] = {}
         for spec in self.paths:
             for parameter, part in self._used(spec):
@@ -263,19 +263,19 @@ class Supernet(nn.Module):
         return {parameter: found for parameter, found in parts.items() if len(found) == len(taken[parameter])}
 
     def _used(self, spec: Spec) -> Iterator[tuple[nn.Parameter, Slice | None]]:
-        """The parameters that a network uses, each with what it takes; None for all."""
+        """The parameters that a network uses, each with its slice; None for all."""
         for name, taken in self._common_slices(spec.embed_dim).items():
             yield self.net.get_parameter(name), None if taken.is_whole else taken
         for index, block in enumerate(spec.blocks):
             yield from self.blocks[index].used(self.parts_of(index, block, spec.embed_dim))
 
     def num_params(self) -> int:
-        """How many parameters all networks have together."""
+        """Number of parameters of all networks together."""
         return sum(parameter.numel() for parameter in self.parameters())
 
 
 def _norm(module: nn.Module, x: Tensor) -> Tensor:
-    """A LayerNorm of the first channels [..., C]; whatever else stands in its place sees `x`."""
+    """Apply a LayerNorm to the first channels [..., C]; any other module is applied to `x`."""
     if not isinstance(module, nn.LayerNorm):
         return module(x)
     C = x.shape[-1]

@@ -1,4 +1,4 @@
-"""A supernet as the trainer's trainee: each step trains one path or several, the same in every process."""
+"""Train a supernet with the trainer: each step trains one path or several, the same in every process."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = ["SupernetTrainee", "create_supernet"]
 
 
 def create_supernet(space: SearchSpace, sharing: Sharing, recipe: Recipe, num_classes: int) -> Supernet:
-    """The supernet of a training recipe's image size and rates."""
+    """Create a supernet with the image size and rates of a training recipe."""
     model = recipe.model
     return Supernet(
         space, sharing, img_size=model.img_size, num_classes=num_classes, drop_rate=model.drop_rate,
@@ -32,20 +32,20 @@ def create_supernet(space: SearchSpace, sharing: Sharing, recipe: Recipe, num_cl
 
 @final
 class SupernetTrainee(Trainee):
-    """Trains the supernet of `space`, one path a step (SPOS, arXiv 1904.00420, section 3.2) or several.
+    """Trains the supernet of `space` with one path per step (SPOS, arXiv 1904.00420, section 3.2) or several.
 
-    With several, part i of a step's batch goes through path i modulo their number, and the optimiser takes the mean of
+    With several, part i of a step's batch goes through path i modulo their number, and the optimiser uses the mean of
     the gradients.
 
     Args:
-        space: whose members share weights.
+        space: the space whose members share weights.
         sharing: see `Supernet`.
-        recipe: of the training.
-        draw_paths: the paths of each step; their number divides that of the parts into which each process cuts its
-            share of a batch.
-        start: weights to start from, see `fill_supernet`; random ones unless given.
-        teacher: the network whose outputs all others learn from, beside the labels; None for labels alone.
-        distill: the share of these outputs in the loss.
+        recipe: recipe of the training.
+        draw_paths: draws the paths of each step; their number must divide the number of parts of each process's share
+            of a batch.
+        start: initial weights, see `fill_supernet`; default: random ones.
+        teacher: network whose outputs all others learn from, in addition to the labels; None for labels only.
+        distill: weight of these outputs in the loss.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class SupernetTrainee(Trainee):
         self.start, self.teacher, self.distill = start, teacher, distill
 
     def create_model(self, num_classes: int) -> Supernet:
-        """The supernet with the weights that it starts from."""
+        """Create the supernet with its initial weights."""
         supernet = create_supernet(self.space, self.sharing, self.recipe, num_classes)
         if self.start is not None:
             fill_supernet(supernet, self.start)
@@ -73,7 +73,7 @@ class SupernetTrainee(Trainee):
     def begin(
         self, model: Any, optimizer: Optimizer, objective: Objective, prepare: Callable[[nn.Module], object]
     ) -> None:
-        """Keep steps to their paths, and give every block the trainer's operators."""
+        """Restrict steps to their paths, and prepare every block with the trainer's operators."""
         model.prepare_blocks(prepare)
         if self.teacher is not None:
             objective.set_teacher(_InPlaceTeacher(model, self.teacher), self.distill)
@@ -81,21 +81,21 @@ class SupernetTrainee(Trainee):
             keep_to_paths(optimizer, model)
 
     def begin_part(self, model: Any, step: int, part: int) -> None:
-        """Make this part's path the active one."""
+        """Activate the path of this part."""
         paths = self.draw_paths(step)
         model.activate(paths[part % len(paths)], paths)
 
 
 @final
 class _InPlaceTeacher:
-    """One network of the supernet, which teaches the others with the weights of the moment."""
+    """A network of the supernet that teaches the others with its current weights."""
 
     def __init__(self, supernet: Supernet, spec: Spec) -> None:
         self.supernet, self.spec = supernet, supernet.space.canonical(spec)
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor | None:
-        """Images [B, in_chans, H, W] -> logits [B, K]; None while it is itself the network that is trained."""
+        """Images [B, in_chans, H, W] -> logits [B, K]; None while this network itself is trained."""
         pupil, paths = self.supernet.active, self.supernet.paths
         assert pupil is not None
         if pupil == self.spec:

@@ -1,4 +1,4 @@
-"""Trained supernets of an earlier search, kept in the folder of another one until a stage of the same space needs them.
+"""Keep trained supernets of an earlier search in the folder of another one, for a stage with the same space.
 
 A folder is `supernets/NAME`, with the stage's `space.yaml` and the training's results.
 """
@@ -35,7 +35,7 @@ def keeps_supernets(folder: Path) -> bool:
 
 
 def keep_supernet(stage: Path, folder: Path) -> None:
-    """Keep the trained supernet of a stage in the folder of another search. Its training took no time there."""
+    """Keep the trained supernet of a stage in the folder of another search, where its training counts as no time."""
     kept = folder / _KEPT / stage.name
     (kept / "supernet").mkdir(parents=True)
     shutil.copyfile(stage / "space.yaml", kept / "space.yaml")
@@ -48,10 +48,10 @@ def keep_supernet(stage: Path, folder: Path) -> None:
 
 
 def adopt_supernet(folder: Path, space: SearchSpace, recipe: Recipe, stage: Path) -> bool:
-    """Give a stage the supernet of its space that the folder of the search keeps; whether there is one.
+    """Give a stage the kept supernet of its space; returns whether there is one.
 
     Raises:
-        RecipeError: if it was trained by another recipe.
+        RecipeError: if it was trained with another recipe.
     """
     for path in sorted((folder / _KEPT).glob("*/space.yaml")):
         if load_space(path) == space:
@@ -65,7 +65,7 @@ def adopt_supernet(folder: Path, space: SearchSpace, recipe: Recipe, stage: Path
 
 
 def link_file(source: str | Path, target: str | Path) -> None:
-    """A copy of a file that nothing changes in place; of a large one a second name, where the file system has such."""
+    """Copy a file that is never changed in place; a large one is hard-linked, if the file system supports it."""
     if os.path.getsize(source) >= _LINKED_BYTES:
         try:
             os.link(source, target)

@@ -1,7 +1,7 @@
-"""A linear model of how good networks are, with one coefficient for each value of each gene of each block.
+"""A linear model of networks' quality, with one coefficient for each value of each gene of each block.
 
-It is fitted to networks that were scored and predicts the scores of others. Its coefficients estimate what each choice
-adds to the score.
+It is fitted to scored networks and predicts the scores of others. Its coefficients estimate the contribution of each
+choice to the score.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ Feature = tuple[int | str, str, Any]  # block (or the whole network), gene, valu
 class Surrogate:
     """Ridge regression on one-hot genes.
 
-    The penalty is the one with the least leave-one-out error, of which ridge regression has a closed form
+    The penalty minimises the leave-one-out error, which ridge regression gives in closed form
     (A. E. Hoerl and R. W. Kennard, Technometrics 12, 1970; G. H. Golub et al., Technometrics 21, 1979).
 
     Args:
-        space: whose members are predicted.
-        specs: networks that were scored.
-        values: how good each of them is; larger is better.
-        penalties: of the squared coefficients, to choose from.
+        space: the space of the networks.
+        specs: scored networks.
+        values: score of each of them; larger is better.
+        penalties: candidate penalties of the squared coefficients.
 
     Raises:
-        SearchError: on fewer than two networks, or numbers that are not one finite number for each.
+        SearchError: on fewer than two networks, or if there is not one finite number for each.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Surrogate:
         def left_out_error(penalty: float) -> float:
             kept = shrink(penalty)
             residuals = y - left @ (kept * projected)
-            leverage = (left**2) @ kept + 1 / len(y)  # the mean is fitted, too
+            leverage = (left**2) @ kept + 1 / len(y)  # the mean is fitted too
             return float(np.mean((residuals / np.maximum(1 - leverage, 1e-9)) ** 2))
 
         self.penalty = min(penalties, key=left_out_error)
@@ -74,11 +74,11 @@ class Surrogate:
         self._coefficients = right.T @ weights
 
     def predict(self, specs: Sequence[Spec]) -> list[float]:
-        """How good these networks are expected to be; values that no scored network had count as average."""
+        """Predicted scores of these networks; values that no scored network had count as average."""
         return ((self._encode(specs) - self._mean) @ self._coefficients + self._offset).tolist()
 
     def effects(self) -> Mapping[Feature, float]:
-        """What each value of each gene of each block adds to the mean."""
+        """The contribution of each value of each gene of each block, relative to the mean."""
         return dict(zip(self.features, self._coefficients.tolist(), strict=True))
 
     def _features_of(self, spec: Spec) -> list[Feature]:
@@ -89,7 +89,7 @@ class Surrogate:
         return features
 
     def _encode(self, specs: Sequence[Spec]) -> NDArray[np.float64]:
-        """One row for each network, one column for each feature: [S, F]."""
+        """Encode networks: one row per network, one column per feature: [S, F]."""
         X = np.zeros((len(specs), len(self.features)))
         for row, spec in zip(X, specs, strict=True):
             for feature in self._features_of(spec):

@@ -1,6 +1,6 @@
-"""A table of networks that were trained by themselves: a small benchmark that supernets and methods are judged on.
+"""A table of stand-alone trained networks: a small benchmark for supernets and search methods.
 
-Looking a network up takes no time; training it took minutes. `benchmarks/ranked/table.json` is such a table.
+Looking up a network takes no time; training it took minutes. `benchmarks/ranked/table.json` is such a table.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ class TrainedNetwork:
     """A network of the table.
 
     Attributes:
-        name: in the table.
-        space: the name of the space it was drawn from.
+        name: name in the table.
+        space: name of the space that it was drawn from.
         spec: the network.
         costs: 'macs' of an image and 'params'.
         trainings: the scores of each training, by seed: top-1 accuracy in percent and mean cross-entropy, on the images
-            that are kept for searches ('search_top1', 'search_loss') and on the test set ('test_top1', 'test_loss').
+            held out for searches ('search_top1', 'search_loss') and on the test set ('test_top1', 'test_loss').
     """
 
     name: str
@@ -48,7 +48,7 @@ class NetworkTable:
     """Trained networks by their specs.
 
     Args:
-        networks: of the table; no two have the same spec.
+        networks: networks of the table; all specs must be different.
     """
 
     def __init__(self, networks: Sequence[TrainedNetwork]) -> None:
@@ -57,10 +57,10 @@ class NetworkTable:
 
     @classmethod
     def read(cls, path: str | Path) -> NetworkTable:
-        """The table in a JSON file: a list with a row for each training.
+        """Read a table from a JSON file: a list with one row per training.
 
         Raises:
-            SearchError: if it cannot be read or is no such table; names it.
+            SearchError: if it cannot be read or is not such a table; names it.
         """
         rows: dict[str, list[Mapping[str, Any]]] = {}
         try:
@@ -75,16 +75,16 @@ class NetworkTable:
             raise SearchError(f"{path} is no table of trained networks: {first_line(error)}") from None
 
     def __getitem__(self, spec: Spec) -> TrainedNetwork:
-        """The network of a spec. Raises SearchError if the table does not have it."""
+        """The network with this spec. Raises SearchError if the table does not have it."""
         if spec not in self._by_spec:
             raise SearchError(f"the table has {len(self.networks)} networks, but not {spec.to_json(None)}")
         return self._by_spec[spec]
 
     def of(self, name: str, space: SearchSpace) -> list[TrainedNetwork]:
-        """The networks that were drawn from the space of a name.
+        """The networks that were drawn from the space of this name.
 
         Raises:
-            SearchError: if there is none, or if one is no member of `space`; names it.
+            SearchError: if there is none, or if one is not a member of `space`; names it.
         """
         networks = [network for network in self.networks if network.space == name]
         if not networks:
@@ -95,14 +95,14 @@ class NetworkTable:
         return networks
 
     def judge(self, name: str, predictions: Mapping[Spec, Mapping[str, float]]) -> Ranking:
-        """How well measures order networks as training them does, on the test set.
+        """Compare how measures and training order networks, on the test set.
 
         Args:
-            name: of what is judged.
-            predictions: of each network what each measure says, by the measure's name; larger is better.
+            name: name of the subject of the comparison.
+            predictions: for each network the value of each measure, by name; larger is better.
 
         Raises:
-            SearchError: if the table lacks a network, or on fewer than three.
+            SearchError: if the table lacks a network, or on fewer than three networks.
         """
         ranked = []
         for spec, measures in predictions.items():

@@ -1,7 +1,7 @@
-"""Tasks: the work of a search that any process can do which sees the search's folder.
+"""Tasks: parts of a search's work that any process with access to the search's folder can run.
 
-A task is a kind and plain values. Done twice it gives the same, and one that was killed goes on from its files. What a
-kind does stands in `work`; a search does its tasks itself, or an executor's workers do (`dispatch`).
+A task has a kind and plain values as arguments. It is repeatable, and a killed task resumes from its files. `work`
+defines the kinds; a search runs its tasks itself, or on an executor's workers (`dispatch`).
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ class Task:
 
     Attributes:
         kind: a key of `KINDS`.
-        arguments: of its function, as they stand in JSON. Paths are relative to the search's folder.
-        title: what it is, for messages.
-        is_collective: whether all processes that `accelerate launch` started do it together.
+        arguments: arguments of its function, as stored in JSON. Paths are relative to the search's folder.
+        title: description for messages.
+        is_collective: whether all processes that `accelerate launch` started run it together.
     """
 
     kind: str
@@ -40,24 +40,24 @@ class Task:
 
     @property
     def name(self) -> str:
-        """Of its folder; the same for the same work."""
+        """Name of its folder; the same for the same work."""
         content = json.dumps([self.kind, self.arguments], sort_keys=True)
         return f"{self.kind}-{hashlib.sha256(content.encode()).hexdigest()[:16]}"
 
     def write(self, folder: Path, origin: dict[str, Any]) -> None:
-        """Write it into a search's folder. `origin`: what a worker has to know of the process that asks."""
+        """Write the task into a search's folder. `origin`: what a worker needs to know about the calling process."""
         path = task_folder(folder, self.name) / "task.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, {**asdict(self), "origin": origin})
 
 
 def task_folder(folder: Path, name: str) -> Path:
-    """Where a task is, in a search's folder."""
+    """The folder of a task, in a search's folder."""
     return folder / "tasks" / name
 
 
 def read_json(path: Path) -> Any:
-    """Read a file of JSON. Raises SearchError if it is damaged."""
+    """Read a JSON file. Raises SearchError if it is damaged."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

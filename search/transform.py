@@ -1,4 +1,4 @@
-"""NAT++'s idea for whole networks: make a given network cheaper, block by block, and nothing else.
+"""Make a given network cheaper, block by block: the idea of NAT++, applied to whole networks.
 
 Y. Guo et al., Towards accurate and compact architectures via neural architecture transformer, arXiv 2102.10301,
 section 3. There every edge of a cell changes its operation to a cheaper type (first level), or to the same or a cheaper
@@ -25,13 +25,13 @@ __all__ = ["LearnedTransformation", "Transformation", "cheaper_blocks"]
 
 
 def cheaper_blocks(space: SearchSpace, given: Spec, index: int, cost: Callable[[Spec], float]) -> Iterator[Any]:
-    """The options that may take the place of a block of a network, itself included.
+    """The options that may replace a block of a network, including itself.
 
     None may cost more. None may have a larger value of a size that both have: kernel, expansion, ratios, the number of
-    attention heads. So attention may turn into convolution but not the other way round, and kernels may shrink.
+    attention heads. So attention may become convolution but not vice versa, and kernels may shrink.
 
     Args:
-        cost: of a network, additive over its blocks.
+        cost: maps a network to its cost, additive over its blocks.
     """
     before, after = given.blocks[:index], given.blocks[index + 1 :]
     largest, sizes = cost(given), space.spec_class.genes_of(given.blocks[index])
@@ -46,7 +46,7 @@ def cheaper_blocks(space: SearchSpace, given: Spec, index: int, cost: Callable[[
 
 
 class Transformation(Evolution):
-    """Evolution among the networks that a given one can become by transitions to cheaper blocks."""
+    """Evolution among the networks that a given one can be transformed to by replacing blocks with cheaper ones."""
 
     method = "transform"
     needs_given: ClassVar[bool] = True
@@ -54,10 +54,10 @@ class Transformation(Evolution):
 
     @classmethod
     def narrow(cls, space: SearchSpace, given: Spec, cost: Callable[[Spec], float]) -> SearchSpace:
-        """The networks that the given one can become.
+        """The networks that the given one can be transformed to.
 
         Raises:
-            SearchError: if it is no member of the space, or can become no other.
+            SearchError: if it is not a member of the space, or cannot be transformed to any other.
         """
         given = space.canonical(given)
         blocks = []
@@ -75,11 +75,11 @@ class Transformation(Evolution):
 
 @final
 class LearnedTransformation(Transformation):
-    """`Transformation` by a policy that learns from the fitness of its own networks (REINFORCE).
+    """`Transformation` by a policy that learns from the fitness of its networks (REINFORCE).
 
-    For each block a softmax over the options that are allowed. After each generation its logits move along the gradient
-    of the log-probability of each network, times how far its fitness is above the running mean, in standard deviations.
-    NAT++'s policy is a graph network, which is trained on many given networks; for one alone a table says as much.
+    The policy is a softmax per block over the allowed options. After each generation its logits move along the gradient
+    of each network's log-probability, times the difference of its fitness to the running mean, in standard deviations.
+    NAT++'s policy is a graph network trained on many given networks; for a single one, a table is enough.
     """
 
     method = "transform_policy"
@@ -87,7 +87,7 @@ class LearnedTransformation(Transformation):
     description = "Transformation: a given network, made cheaper block by block, by a learned policy."
 
     def propose(self) -> None:
-        """Networks drawn from the policy; where it repeats itself, random ones."""
+        """Propose networks drawn from the policy, and random ones if it repeats itself."""
         policy = self._policy()
         options = [options.blocks for options in self.space.block_options]
 
@@ -103,7 +103,7 @@ class LearnedTransformation(Transformation):
         self.add_random()
 
     def _policy(self) -> list[NDArray[np.float64]]:
-        """The probabilities of each block's options after all generations so far, which determine them."""
+        """The probabilities of each block's options, computed from all generations so far."""
         logits = [np.zeros(len(options.blocks)) for options in self.space.block_options]
         generations: dict[int, list[tuple[Spec, float]]] = defaultdict(list)
         for candidate in self.candidates:

@@ -1,4 +1,4 @@
-"""How fast a search will be on this machine: a few real steps of each kind of its work, of which nothing is kept."""
+"""Measure the speed of a search on this machine, with a few real steps of each kind of its work; keeps no results."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from .supernet_training import create_supernet
 __all__ = ["NetworkSpeed", "SupernetSpeed", "time_network", "time_supernet"]
 
 _STEPS = 20
-_SECONDS = 30.0  # after which no further step begins
+_SECONDS = 30.0  # no further step starts after this time
 _SCORED_BATCHES = 4
 
 
 @final
 @dataclass(frozen=True)
 class NetworkSpeed:
-    """Of a network by itself. Attributes: seconds of a training step, and of scoring one image; data included."""
+    """Speed of a stand-alone network, in seconds: a training step, and scoring one image; including data loading."""
 
     step: float
     image: float
@@ -38,13 +38,13 @@ class NetworkSpeed:
 @final
 @dataclass(frozen=True)
 class SupernetSpeed:
-    """Of a supernet.
+    """Speed of a supernet.
 
     Attributes:
-        step: seconds of a training step, its data included.
-        calibration: seconds in which the BatchNorm statistics of a network are recomputed.
-        image: seconds in which a network is scored on an image that is in memory.
-        reading: seconds in which an image is read and embedded.
+        step: seconds of a training step, including its data.
+        calibration: seconds for recomputing the BatchNorm statistics of a network.
+        image: seconds for scoring a network on an image in memory.
+        reading: seconds for reading and embedding an image.
     """
 
     step: float
@@ -54,7 +54,7 @@ class SupernetSpeed:
 
 
 def time_network(context: RunContext, spec: Spec) -> NetworkSpeed:
-    """Train a network by itself for some steps, and score it on some images."""
+    """Train a stand-alone network for some steps, and score it on some images."""
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(context.recipe.retrain_recipe(spec), Path(folder) / "run", context.device, score_test=False)
         step = trainer.time_steps(_STEPS, _SECONDS)
@@ -90,7 +90,7 @@ def time_supernet(stage: Stage) -> SupernetSpeed:
         began = time.monotonic()
         evaluator.evaluate([stage.space.sample(rng)])
         ended = time.monotonic()
-        # One tick for each batch; those of the calibration, if there is anything to calibrate, come first.
+        # One tick per batch; those of the calibration, if any, come first.
         batches = -(-len(positions) // recipe.eval_batch_size)
         calibrated = ticks[-batches - 1] if len(ticks) > batches else began
         times.append((calibrated - began, ended - calibrated))

@@ -1,7 +1,7 @@
-"""What a task of each kind does: the one list of the work that a search gives to others.
+"""The work of each kind of task of a search.
 
-Every function takes the search and plain values, and returns plain values. Trainings go on from their checkpoints and
-leave their results in their folders; `KEPT` names the kinds whose results stand nowhere else.
+Every function takes the search's context and plain values, and returns plain values. Trainings resume from their
+checkpoints and write their results into their folders; `KEPT` names the kinds whose results are stored nowhere else.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from .tasks import KINDS
 __all__ = ["KEPT"]
 
 KEPT = ("score", "score_batches", "screen", "predict")
-Spec = dict[str, Any]  # as it stands in JSON
+Spec = dict[str, Any]  # as stored in JSON
 
 
 def _kind(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -61,7 +61,7 @@ def _train(context: RunContext, recipe: dict[str, Any], folder: str, score_on: s
 
 
 def _inherited(context: RunContext, training: Recipe) -> Callable[[], dict[str, torch.Tensor]] | None:
-    """What gives a network the weights that it starts from, where they are the supernet's."""
+    """Return the function that gives a network its initial weights, if they come from the supernet."""
     spec = training.model.spec
     if context.recipe.retrain.start == "scratch" or spec is None:
         return None
@@ -71,7 +71,7 @@ def _inherited(context: RunContext, training: Recipe) -> Callable[[], dict[str, 
 
 @torch.inference_mode()
 def _score_model(context: RunContext, folder: Path, positions: Sequence[int]) -> Score:
-    """The score of the model in a folder on these images of the search set."""
+    """Score the model in a folder on these images of the search set."""
     batches, count = context.feed().scoring(context.splits.validation, positions)
     model = load_model(folder, any_timm=True).model.to(context.device).eval()
     sums = torch.zeros(2, dtype=torch.float64, device=context.device)
@@ -99,7 +99,7 @@ def _test(context: RunContext, folder: str) -> float | None:
 def _score(
     context: RunContext, stage: str, specs: Sequence[Spec], batches: int | None, retain: Sequence[Spec], weights: str
 ) -> list[float]:
-    """The fitness of networks; with `batches` their means of `Fitness.screen`."""
+    """The fitness of networks; with `batches`, their means of `Fitness.screen`."""
     fitness, networks = find_stage(context, stage).fitness(), [parse_spec(spec) for spec in specs]
     fitness.retain([parse_spec(spec) for spec in retain])
     scores = fitness.evaluate(networks, batches)
@@ -110,7 +110,7 @@ def _score(
 def _score_batches(
     context: RunContext, stage: str, specs: Sequence[Spec], batches: Sequence[int], retain: Sequence[Spec], weights: str
 ) -> list[list[float]]:
-    """What the batches from the first to before the last number add to the fitness of networks."""
+    """The contribution of a range of batches to the fitness of networks, excluding the last number."""
     fitness = find_stage(context, stage).fitness()
     fitness.retain([parse_spec(spec) for spec in retain])
     sums = fitness.score_batches([parse_spec(spec) for spec in specs], range(*batches))
@@ -127,6 +127,6 @@ def _screen(
 
 @_kind("predict")
 def _predict(context: RunContext, stage: str, specs: Sequence[Spec]) -> list[dict[str, float]]:
-    """Of `glit search rank`: what is cheap to know of networks, on the first half of the search set."""
+    """For `glit search rank`: compute cheap measures of networks on the first half of the search set."""
     order = context.search_order()
     return predict(find_stage(context, stage), [parse_spec(spec) for spec in specs], order[: len(order) // 2])

@@ -1,4 +1,4 @@
-"""What a worker does: the task of a name, in the folder of a search that another process runs."""
+"""Run a worker: execute a task by name, in the folder of a search that another process runs."""
 
 from __future__ import annotations
 
@@ -36,23 +36,23 @@ def open_executor(
     workers: int | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> Executor:
-    """The executor for a search in a folder.
+    """Open the executor for a search in a folder.
 
     Args:
         engine: a name of `EXECUTORS`, or `my_module:MyExecutor`.
-        folder: of the search, at the same place on all machines.
-        workers: how many tasks are done at once; None for the engine's default.
-        options: of the engine, see `Executor`.
+        folder: folder of the search, with the same path on all machines.
+        workers: number of tasks to run at once; None for the engine's default.
+        options: options of the engine, see `Executor`.
 
     Raises:
-        SearchError: if there is no such engine, or its options cannot be.
+        SearchError: if there is no such engine, or its options are invalid.
     """
     folder = Path(folder).absolute()
     return EXECUTORS.find(engine)(partial(run_task, str(folder)), folder, workers, options or {})
 
 
 def run_task(folder: str, name: str) -> Report:
-    """Do a task and report what came of it; never raises. The rest of what it leaves is in the search's folder."""
+    """Run a task and report its result; never raises. Other output of the task is in the search's folder."""
     host = socket.gethostname()
     try:
         return {"result": _run(Path(folder), name)}
@@ -60,7 +60,7 @@ def run_task(folder: str, name: str) -> Report:
         return {"stopped": f"{host}: {why}"}
     except GlitError as error:
         return {"error": f"{host}: {error}"}
-    except Exception as error:  # a bug; whoever asked gets to know that, and the worker's log has the rest
+    except Exception as error:  # a bug; the caller gets a message, and the worker's log has the traceback
         traceback.print_exc()
         return {"error": f"{host}: {type(error).__name__}: {first_line(error)}"}
 
@@ -106,7 +106,7 @@ def _open_context(folder: Path, device: str | None, command: str | None) -> RunC
 
 
 def _lock(folder: Path, context: RunContext) -> IO[str]:
-    """Wait for a process that does the same task, which may be on a machine that is thought to be lost."""
+    """Wait for another process that runs the same task, for example on a machine that seemed to be lost."""
     said = False
     while True:
         try:
