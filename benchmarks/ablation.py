@@ -1,4 +1,4 @@
-"""What each part of the search is worth, on Fashion-MNIST at a scale that a CPU can do: the paper's ablation in small.
+"""What each part of the search is worth: the paper's ablation on Fashion-MNIST, at a scale for a CPU.
 
 Every network is found, and trained by itself, with the recipe fashion_mnist_cpu on 3,000 of its images, within the
 same budget of multiply-adds. Methods of one level have as many evaluations, and as many epochs of their supernet, as

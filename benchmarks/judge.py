@@ -44,7 +44,7 @@ def main() -> None:
             evaluator = context.evaluator(space, stage.weights, lambda done, total: context.check_stop(together=False))
             scores = evaluator.evaluate([network.spec for network in networks])
         except Interrupted as why:
-            raise SystemExit(f"stopped by {why}; the same command goes on from here") from None
+            raise SystemExit(f"stopped by {why}; run the same command to resume") from None
     predictions = {
         network.spec: {
             "inherited loss": -scores[network.spec].loss,

@@ -1,4 +1,4 @@
-"""Which pretraining gets most out of a fixed number of images: the choices of `fractal_pretrain`, compared in small.
+"""Which pretraining gains most from a fixed number of images: choices of `fractal_pretrain`, on a small scale.
 
 Each arm of the study pretrains the same network on as many images, once for each seed: with today's recipe, OFDB or
 1p-frac as the fractals, with and without a procedural warm-up (`benchmarks.procedural`), and with image sizes that

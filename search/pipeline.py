@@ -110,7 +110,7 @@ class SearchRun:
             try:
                 return self._train_supernet() if supernet_only else self._run()
             except Interrupted as why:
-                context.say(f"glit: the search was stopped by {why}; the same command goes on from here")
+                context.say(f"glit: the search was stopped by {why}; run the same command to resume")
                 return None
 
     def _train_supernet(self) -> dict[str, Any]:

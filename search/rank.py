@@ -81,7 +81,7 @@ def rank_networks(
         try:
             return _rank(Stage(name, space, context), num_networks)
         except Interrupted as why:
-            context.say(f"glit: the ranking was stopped by {why}; the same command goes on from here")
+            context.say(f"glit: the ranking was stopped by {why}; run the same command to resume")
             return None
 
 

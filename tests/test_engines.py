@@ -389,6 +389,6 @@ def test_the_process_that_asks_is_stopped_and_killed_and_another_engine_goes_on(
         process.send_signal(signal.SIGKILL if number % 2 else signal.SIGTERM)
         assert process.wait(timeout=60) == (-signal.SIGKILL if number % 2 else 128 + signal.SIGTERM)
     log = (tmp_path / "log").read_text()
-    assert log.count("the search was stopped by SIGTERM; the same command goes on from here") == 2
+    assert log.count("the search was stopped by SIGTERM; run the same command to resume") == 2
     _search(out, SETTINGS)  # in this process; it waits for nobody
     _same_end(out, finished)

@@ -69,7 +69,7 @@ def test_a_folder_of_classes_becomes_a_model_that_tells_them_apart(small: str, c
         "image size: 64 pixels, the model's own (--img-size)",
         "batch: 8 of 48 images (--batch-size)",
         "epochs: 8, as asked",
-        "run: runs/colours; the same command goes on where it stopped",
+        "run: runs/colours; the same command resumes it",
         "12 images say only so much: the rate on others like them may be",
         "these images also chose the epoch",
     ):
@@ -127,7 +127,7 @@ def test_the_same_command_goes_on_and_notices_other_images(small: str, capsys: p
     fill(Path("colours"))
     command = ("colours", "--model", small, "--epochs", "2")
     assert finetune(*command, "--max-minutes", "0.0001") == 3
-    assert "the same command goes on from here" in capsys.readouterr().err
+    assert "run the same command to resume" in capsys.readouterr().err
     assert finetune(*command) == 0
     assert "going on from step 1 of 12" in capsys.readouterr().err
     Image.new("RGB", (64, 64)).save("colours/red/more.jpg")

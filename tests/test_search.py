@@ -361,7 +361,7 @@ def test_sigterm_and_the_clock_leave_with_a_line_and_the_search_goes_on(
         stops += 1
     assert stops > 1
     _same_end(tmp_path, finished)
-    assert "stopped by the limit of 0.03 minutes; the same command goes on from here" in capsys.readouterr().err
+    assert "stopped by the limit of 0.03 minutes; run the same command to resume" in capsys.readouterr().err
 
 
 def _start(out: Path, processes: int) -> None:

@@ -67,7 +67,7 @@ def test_a_tracker_that_fails_is_left_out_and_said_once(tmp_path: Path, capsys: 
     records.close()
     assert (
         capsys.readouterr().err
-        == "glit: wandb takes no more numbers (the server is gone); the run goes on without it\n"
+        == "glit: wandb takes no more numbers (the server is gone); the run continues without it\n"
     )
     assert len(records.entries(lambda entry: True)) == 2
 

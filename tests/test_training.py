@@ -191,7 +191,7 @@ def test_a_run_stopped_for_time_goes_on_to_the_same_weights(
     while Trainer(_tiny(), tmp_path, device="cpu", max_minutes=0.005).run() is None:
         stops += 1
     assert stops > 1
-    assert "the same command goes on from here" in capsys.readouterr().err
+    assert "run the same command to resume" in capsys.readouterr().err
     _same_end(tmp_path, finished)
 
 

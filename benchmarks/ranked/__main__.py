@@ -49,7 +49,7 @@ def main() -> None:
         for place in range(limit):
             for space in ("joint", "stage2"):
                 if not _train(options, f"{space}-{place:02d}", networks[space][place], seed):
-                    sys.exit("stopped; the same command goes on from here")
+                    sys.exit("stopped; run the same command to resume")
     collect(options.out)
 
 

@@ -100,7 +100,7 @@ def _run_recipe(args: argparse.Namespace) -> int:
     result = run.run(supernet_only=True)
     if result is not None and run.context.rank == 0:
         print_json(result)
-        echo(f"next: --set supernet.from={args.out} in another search; this one goes on without --supernet-only")
+        echo(f"next: --set supernet.from={args.out} in another search; resume this one without --supernet-only")
     return run.context.stop.exit_status if result is None else 0
 
 

@@ -102,7 +102,7 @@ def _run_finetune(args: argparse.Namespace) -> int:
     if first:
         for choice in plan_.lines:
             echo(spelled(choice, args))
-        echo(f"run: {out}; the same command goes on where it stopped")
+        echo(f"run: {out}; the same command resumes it")
         if not (out / "recipe.yaml").exists():
             check_images(plan_.splits, out / "broken-images.txt")
     words = [("--root", args.root), ("--model", args.model), ("--epochs", args.epochs), ("--img-size", args.img_size)]

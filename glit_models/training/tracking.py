@@ -67,7 +67,7 @@ class Trackers:
             try:
                 tracker.log(dict(values), step=step)
             except Exception as error:  # raised by any tracker's library
-                say(f"glit: {name} takes no more numbers ({first_line(error)}); the run goes on without it")
+                say(f"glit: {name} takes no more numbers ({first_line(error)}); the run continues without it")
                 self._trackers.remove((name, tracker))
 
     def close(self) -> None:

@@ -298,7 +298,7 @@ class Trainer:
             if stop:
                 self._say(
                     f"glit: stopped by {self.stop.reason} at step {self.step} of {self.total_steps}; "
-                    "the same command goes on from here"
+                    "run the same command to resume"
                 )
                 return False
         self._read_reports(0)
