@@ -138,5 +138,5 @@ def _training(stage: Stage, spec: Spec, name: str, num_networks: int, more_seed:
     if more_seed:  # only for the training: the split of the images stays the same
         data = dataclasses.replace(recipe.data, split_seed=recipe.split_seed)
         recipe = dataclasses.replace(recipe, seed=recipe.seed + more_seed, data=data)
-    title = f"{stage.name}: training network {name} of {num_networks} by itself"
+    title = f"{stage.name}: training network {name} of {num_networks}"
     return stage.context.training(title, recipe, stage.folder / "rank" / name, score_on="second half")

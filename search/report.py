@@ -27,11 +27,11 @@ __all__ = ["write_report"]
 _INTRODUCTION = (
     "This search looked for the network of a space that classifies images best within a budget of computation. "
     "Candidates are compared by a cheap measure, such as their accuracy under the weights of a supernet, which holds "
-    "the weights of all of them and is trained once. The best are trained by themselves, and the best of these wins."
+    "the weights of all of them and is trained once. The best are trained individually, and the best of these wins."
 )
 _WORDS = {
     "inherited": "measured with the supernet's weights, on the search set: cheap, and only good for comparing",
-    "stand-alone accuracy": "of a network after training by itself, on the search set",
+    "stand-alone accuracy": "of a network after stand-alone training, on the search set",
     "88.0 % (87.3 to 88.6)": "an accuracy and its 95 % interval, as if the images had been drawn at random; another "
     "training of the same network would differ, too",
     "a tie": "two networks whose difference is within its 95 % interval around 0",
@@ -76,7 +76,7 @@ def _write_result(page: Page, findings: Findings) -> None:
     if findings.start is not None:
         rows["supernet started from"] = findings.start
     if findings.inherits:
-        rows["networks trained by themselves started from"] = "the supernet's weights, the control's too"
+        rows["networks trained individually started from"] = "the supernet's weights, the control's too"
     result = findings.result
     forms = {
         "macs": ("winner's MACs", show_count),
@@ -186,13 +186,13 @@ def _describe_generations(stages: Sequence[StageFindings]) -> str:
 _COSTS_CAPTION = (
     "Each point is a candidate, the darker the later; up is better, left is cheaper. The line joins those that none "
     "beats at the same cost or less, the green band is the budget, and networks for comparison are red (a line, where "
-    "only the cost is known). A star wins its stage: it is the best after training by itself and need not be on "
+    "only the cost is known). A star wins its stage: it is the best after stand-alone training and need not be on "
     "top here. Of those that were stopped early the accuracy is estimated on a part of the search set."
 )
 
 
 def _write_retrained(page: Page, findings: Findings) -> None:
-    page.heading("Networks trained by themselves")
+    page.heading("Networks trained individually")
     known = METHODS.get(findings.method)
     if known is not None and known.seeks_front:
         page.text("These lie along the front of all candidates: a family, from accurate networks to cheap ones.")
@@ -239,7 +239,7 @@ def _write_effort(page: Page, findings: Findings) -> None:
         page.figure(
             "times",
             figures.draw_times(findings.times),
-            "Time by part: training the supernet, evaluating candidates, training the best by themselves, training the "
+            "Time by part: training the supernet, evaluating candidates, training the best individually, training the "
             "winner and its control, and scoring on the test set; "
             f"{show_seconds(sum(findings.times.values()))} in all.",
         )
