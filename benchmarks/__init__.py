@@ -1,1 +1,1 @@
-"""What is measured, not asserted: each module is a command, `python -m benchmarks.NAME`."""
+"""Benchmarks: each module is a command, `python -m benchmarks.NAME`."""

@@ -1,10 +1,10 @@
-"""What each part of the search is worth: the paper's ablation on Fashion-MNIST, at a scale for a CPU.
+"""Measure the contribution of each part of the search, on Fashion-MNIST on a CPU: the paper's ablation in small.
 
-Every network is found, and trained by itself, with the recipe fashion_mnist_cpu on 3,000 of its images, within the
-same budget of multiply-adds. Methods of one level have as many evaluations, and as many epochs of their supernet, as
-both stages of the hierarchical search together. Each search is a run in a folder of its own, so the command can be
-stopped and given again; several at a time share the work. Accuracies are on the 10,000 test images; nothing is
-chosen on them.
+Every network is found, and trained stand-alone, with the recipe fashion_mnist_cpu on 3,000 of its images, within the
+same budget of multiply-adds. Single-stage methods have as many evaluations, and as many epochs of their supernet, as
+both stages of the hierarchical search together. Each search is a run in a separate folder, so the command can be
+stopped and resumed; several processes at a time share the work. Accuracies are on the 10,000 test images; no choice
+uses them.
 """
 
 import argparse
@@ -30,16 +30,16 @@ from . import report
 
 GLOBAL_ONLY = "{space: global_only, embed_dim: 48, depth: 6, patch_size: 4}"
 SCALE = {"train.data.limit": 3000, "retrain.top": 2}  # of the recipe's 10,000 images and three networks
-RANKED = ("spos", "independent")  # searches of the joint space, by their ways of sharing
+RANKED = ("spos", "independent")  # searches of the joint space, by their weight sharing
 
 
 def main() -> None:
-    """Run what has not been run yet, and print."""
+    """Run the remaining parts, and print."""
     parser = report.parser(__doc__, rounds=3)
     parser.add_argument("--out", default="runs/ablation", type=Path, help="folder of the runs")
-    parser.add_argument("--device", help="cpu, cuda, ...; the GPU if there is one unless given")
-    parser.add_argument("--networks", type=int, default=12, help="to rank each way of sharing by")
-    parser.add_argument("--show", action="store_true", help="run nothing; print what is done")
+    parser.add_argument("--device", help="cpu, cuda, ... (default: the GPU if there is one)")
+    parser.add_argument("--networks", type=int, default=12, help="networks for ranking each way of weight sharing")
+    parser.add_argument("--show", action="store_true", help="only print finished results")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     for wait in (False,) if options.show else (False, True):
@@ -74,7 +74,7 @@ def _recipe(seed: int, **changes: str) -> SearchRecipe:
 
 
 def _seed(options: argparse.Namespace, seed: int, wait: bool) -> dict[str, dict[str, Any]]:
-    """Test accuracy, MACs and number of evaluations of every row; of those at hand, unless others are waited for."""
+    """Test accuracy, MACs and number of evaluations of every row; only of finished ones, unless it waits for others."""
     out: Path = options.out / f"seed{seed}"
     both = _recipe(seed)
     done: dict[str, dict[str, Any]] = {}
@@ -118,7 +118,7 @@ def _seed(options: argparse.Namespace, seed: int, wait: bool) -> dict[str, dict[
 
 
 def _shared(wait: bool, work: Callable[[], Any]) -> Any:
-    """What `work` gives; None, or wait, where another process is at it."""
+    """Return the result of `work`; if another process is running it, return None or wait."""
     while True:
         try:
             result = work()
@@ -135,7 +135,7 @@ def _shared(wait: bool, work: Callable[[], Any]) -> Any:
 
 
 def _copy(source: Path, target: Path) -> None:
-    """The same training need not be done twice: the supernets of both methods, and the networks to rank, are equal."""
+    """Copy results of equal trainings: both methods have the same supernets and networks to rank."""
     if source.is_dir() and not target.exists():
         with whole_folder(target) as folder:
             shutil.copytree(source, folder, dirs_exist_ok=True)

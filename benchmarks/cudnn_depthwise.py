@@ -1,4 +1,4 @@
-"""The depthwise convolution by `cudnn.ops.causal_conv1d_nwh` of NVIDIA's cudnn-frontend, channels-last.
+"""Depthwise convolution with `cudnn.ops.causal_conv1d_nwh` of NVIDIA's cudnn-frontend, channels-last.
 
 The operator is causal: output n sees the K tokens up to n. Padding K // 2 tokens at the end and dropping the first
 K // 2 outputs makes it a centred convolution. It needs the Python package nvidia-cudnn-frontend, a GPU, and a cuDNN
@@ -22,7 +22,7 @@ __all__ = ["depthwise", "depthwise_silu", "unavailable"]
 
 @functools.cache
 def unavailable() -> str | None:
-    """Why the operator cannot be used here, or None if it can: found out by calling it once."""
+    """Why the operator cannot be used on this machine, or None if it can; tested by calling it once."""
     if not torch.cuda.is_available():
         return "no GPU"
     try:

@@ -1,6 +1,6 @@
-"""The depthwise convolution on CPU: channels-last against channels-first, our weight gradient against torch's.
+"""Compare forms of the depthwise convolution on CPU: channels-last and channels-first, our weight gradient and torch's.
 
-With `--device cuda` (or any other) instead: which form of it is the fastest at GLiT-Tiny's layers, for each use.
+With `--device cuda` (or any other), find the fastest form at GLiT-Tiny's layers, for each use.
 
 Axes: B batch, N tokens, C channels, K taps.
 """
@@ -50,7 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = report.parser(__doc__.splitlines()[0] if __doc__ else None, rounds=15)
     forms = parser.add_argument_group("the forms at GLiT-Tiny's layers")
     forms.add_argument(
-        "--device", type=report.device, help="where: cuda, cuda:1, cpu; without it, the measurements on CPU alone"
+        "--device", type=report.device, help="cuda, cuda:1 or cpu; default: only the measurements on CPU"
     )
     forms.add_argument("--batch-size", type=int, default=256)
     forms.add_argument("--dtype", choices=DTYPES, default="bfloat16")
@@ -60,19 +60,19 @@ def _parser() -> argparse.ArgumentParser:
     forms.add_argument("--ways", nargs="+", choices=ways, default=list(ways), metavar="WAY", help=", ".join(ways))
     forms.add_argument("--bandwidth", type=float, default=3.0, help="TB/s of the device's memory, for the floor")
     forms.set_defaults(compile=torch.compile)
-    forms.add_argument("--seconds", type=float, default=300, help="shared by the uses; after them no case is begun")
+    forms.add_argument("--seconds", type=float, default=300, help="time limit for all uses; no case starts after it")
     return parser
 
 
 def _operands(B: int, N: int, C: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """Input [1, C, B, N] that lies channels-last in memory, weight and bias."""
+    """Input [1, C, B, N], stored channels-last, weight and bias."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(1, B, N, C, generator=generator).to(dtype).permute(0, 3, 1, 2)
     return x, torch.randn(C, 1, 1, TAPS, generator=generator).to(dtype), torch.zeros(C, dtype=dtype)
 
 
 def _conv2d(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """As torch does it best: its weight gradient takes many times longer over rows than over images."""
+    """The best form in torch: its weight gradient takes many times longer over rows than over images."""
     return F.conv2d(_images(x), weight, bias, padding=(0, TAPS // 2), groups=weight.shape[0])
 
 

@@ -1,8 +1,8 @@
-"""The depthwise convolution in several forms that compute the same, and a way to put one of them into a GLiT.
+"""Equivalent forms of the depthwise convolution, and a way to use one of them in a GLiT.
 
-All take x [B, N, C], weight [C, 1, 1, K] and bias [C], pad with K // 2 zeros, return [B, N, C], can be differentiated
-and follow autocast. Which is the fastest depends on the device, the compiler and on whether gradients are wanted:
-`python -m benchmarks.depthwise --device cuda` measures it.
+All take x [B, N, C], weight [C, 1, 1, K] and bias [C], pad with K // 2 zeros, return [B, N, C], are differentiable and
+follow autocast. The fastest one depends on the device, the compiler and whether gradients are needed; measure it with
+`python -m benchmarks.depthwise --device cuda`.
 
 Axes: B batch, N tokens, C channels, K taps.
 """
@@ -33,14 +33,14 @@ Convolve = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Form:
-    """One way to compute the convolution.
+    """One form of the convolution.
 
     Attributes:
         convolve: the convolution.
-        convolve_silu: the convolution and a SiLU after it, where the form does both at once.
+        convolve_silu: the convolution followed by a SiLU, if the form fuses both.
         glu_convolve_silu: the same with a GLU before it, whose input is [B, N, 2 C].
-        max_autotune: whether the compiler has a template of its own for the form that only this mode tries.
-        stock: whether it is one call of torch's own convolution, which needs no code of ours to maintain.
+        max_autotune: whether the compiler has a template for the form that only this mode tries.
+        stock: whether it is a single call of torch's convolution, without custom code to maintain.
     """
 
     convolve: Convolve
@@ -51,7 +51,7 @@ class Form:
 
 
 def conv2d_rows(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """A 2-D convolution of (1, K) over [1, C, B, N], channels-last in memory, without a copy: what the model does."""
+    """A 2-D convolution of (1, K) over [1, C, B, N], stored channels-last, without a copy; used by the model."""
     image = x.unsqueeze(0).permute(0, 3, 1, 2)
     out = F.conv2d(image, weight, bias, padding=(0, weight.shape[3] // 2), groups=len(weight))
     return out.permute(0, 2, 3, 1).squeeze(0)
@@ -70,22 +70,22 @@ def conv2d_contiguous(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def conv1d(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """A 1-D convolution over [B, C, N]; whether x is copied is the operator's, or the compiler's, to decide."""
+    """A 1-D convolution over [B, C, N]; the operator or the compiler decides whether to copy x."""
     return F.conv1d(x.mT, weight.squeeze(2), bias, padding=weight.shape[3] // 2, groups=len(weight)).mT
 
 
 def shifted_sum(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """The sum over k of x, shifted by k - K // 2, times weight k: K products that a compiler can make one kernel of."""
+    """The sum over k of x, shifted by k - K // 2, times weight k: K products that a compiler can fuse."""
     return _ShiftedSum.apply(*_autocast(x, weight, bias))
 
 
 def toeplitz(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """A matrix product for each channel with the banded N x N matrix of its taps, over [C, N, B]."""
+    """A matrix product per channel with the banded N x N matrix of its taps, over [C, N, B]."""
     return _Toeplitz.apply(*_autocast(x, weight, bias))
 
 
 def has_conv1d_template() -> bool:
-    """Whether this torch's Inductor has its Triton template of a depthwise conv1d (torch 2.11 does not yet)."""
+    """Whether the installed Inductor has a Triton template for depthwise conv1d (torch 2.11 does not yet)."""
     templates = Path(torch.__file__).parent / "_inductor" / "kernel" / "templates"
     return any(templates.glob("triton_depthwise_conv*"))  # importing Inductor to ask it takes seconds
 
@@ -109,7 +109,7 @@ if cudnn_depthwise.unavailable() is None:
 
 
 def folded_chain(form: Form, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """GLU, convolution with BatchNorm folded into it, SiLU: [B, N, 2 C] -> [B, N, C], with as much in one as it can."""
+    """GLU, convolution with folded BatchNorm, SiLU: [B, N, 2 C] -> [B, N, C], fused as far as the form supports."""
     if form.glu_convolve_silu is not None:
         return form.glu_convolve_silu(x, weight, bias)
     x = F.glu(x, dim=-1)
@@ -125,7 +125,7 @@ def _autocast(*tensors: Tensor) -> Iterator[Tensor]:
 
 
 class _ShiftedSum(torch.autograd.Function):
-    """Its gradient is written out: autograd's own would scatter each of the K slices into a tensor of zeros."""
+    """Has an explicit gradient, because autograd would scatter each of the K slices into a tensor of zeros."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -143,7 +143,7 @@ class _ShiftedSum(torch.autograd.Function):
 
 
 def _shifted_sum(x: Tensor, taps: Tensor, bias: Tensor | None) -> Tensor:
-    """In float32 at least, because it is rounded K times where no compiler keeps the sum in registers."""
+    """Computes in float32 at least, because it is rounded K times if no compiler keeps the sum in registers."""
     padded = _padded(x, len(taps))
     wide = taps.to(padded.dtype)
     total = padded[:, : x.shape[1]] * wide[0]
@@ -161,7 +161,7 @@ def _wide(x: Tensor) -> torch.dtype:
 
 
 class _Toeplitz(torch.autograd.Function):
-    """Its gradient is written out: autograd's own would add up the weight's gradient over a gather's indices."""
+    """Has an explicit gradient, because autograd would sum the weight's gradient over a gather's indices."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -186,7 +186,7 @@ def _banded(taps: Tensor, N: int) -> Tensor:
 
 
 class _FormConv(nn.Module):
-    """A `LocalConv` with its own parameters and names, but for the convolution, which is the form's."""
+    """A `LocalConv` with the same parameters and names, whose convolution is replaced by a form."""
 
     def __init__(self, conv: LocalConv, form: Form) -> None:
         super().__init__()
@@ -206,9 +206,9 @@ class _FormConv(nn.Module):
 
 @contextmanager
 def use_form(model: nn.Module, form: Form) -> Iterator[nn.Module]:
-    """Within it, the local sub-modules of a GLiT compute their depthwise convolution by a form; parameters stay.
+    """Context manager in which the local sub-modules of a GLiT use a form; parameters do not change.
 
-    Reparameterize a model before, not within: the form then computes GLU and SiLU, too, if it can.
+    Reparameterize a model before, not inside: then the form also computes GLU and SiLU, if it can.
     """
     mixers = [m for m in model.modules() if isinstance(m, Mixer) and "conv" in m]
     originals = [mixer["conv"] for mixer in mixers]

@@ -1,8 +1,8 @@
-"""The forms of the depthwise convolution at the work of GLiT-Tiny's layers: `python -m benchmarks.depthwise --device`.
+"""Measure the forms of the depthwise convolution in GLiT-Tiny's layers: `python -m benchmarks.depthwise --device`.
 
-It builds the operands from the spec, measures each form alone and between its neighbours in the model, for inference
-and for training, eager and compiled, and compares every result with float32, because a kernel that is fast and wrong
-would win otherwise. What a form is lies in `depthwise_forms`.
+Builds the operands from the spec, measures each form alone and between its neighbours in the model, for inference
+and for training, eager and compiled, and compares every result with float32, because a fast but wrong kernel would
+otherwise win. `depthwise_forms` defines the forms.
 
 Axes: B batch, N tokens, C channels, K taps.
 """
@@ -28,9 +28,9 @@ from . import report
 from .depthwise_forms import FORMS, Form, conv2d_contiguous, folded_chain
 
 IMAGE_SIZE = 224
-TOLERANCE = 2e-2  # of a result's norm; bfloat16 rounds to 0.4 per cent, twice in the chain
+TOLERANCE = 2e-2  # relative to a result's norm; bfloat16 rounds to 0.4 per cent, twice in the chain
 
-# Tensors of B * N * C that must cross the memory bus if whatever is not a matrix product or a reduction over the batch
+# Tensors of B * N * C that must cross the memory bus if everything except matrix products and reductions over the batch
 # is one pass. In the chain the GLU reads two; BatchNorm's statistics end a pass forward and another one backward.
 FLOORS = {"inference": 2, "inference in chain": 3, "training": 5, "training in chain": 13}
 Row = dict[str, str | int | float]
@@ -40,7 +40,7 @@ WAYS = {"eager": None, "compiled": "default", "max-autotune": "max-autotune-no-c
 
 @dataclass(frozen=True)
 class Layer:
-    """Operands of one layer; `x` has 2 C channels where a GLU comes first; BatchNorm's are in float32."""
+    """Operands of one layer; `x` has 2 C channels if a GLU comes first; those of BatchNorm are float32."""
 
     x: Tensor
     weight: Tensor
@@ -49,7 +49,7 @@ class Layer:
     shift: Tensor
 
     def leaves(self, use: str) -> list[Tensor]:
-        """What training wants gradients of."""
+        """The tensors that need gradients in training."""
         return [self.x, self.weight, self.bias, *([self.scale, self.shift] if "chain" in use else [])]
 
 
@@ -99,7 +99,7 @@ def run_layer(function: Callable[[Layer], Tensor], use: str, layer: Layer, grad:
 
 
 def measure(options: argparse.Namespace) -> None:
-    """Run what the options ask for, print a row for each case, and who won."""
+    """Run the requested measurements, print one row per case, and the fastest form."""
     rows = [row for use_rows in measured(options) for row in use_rows]
     report.show("depthwise", options, rows)
     if not options.json:
@@ -112,7 +112,7 @@ def measure(options: argparse.Namespace) -> None:
 
 
 def measured(options: argparse.Namespace, spec: GLiTSpec | None = None) -> Iterator[list[Row]]:
-    """The rows of one use after the other, so that none is lost if the next one does not end.
+    """Yield the rows use by use, so that finished ones are kept if a later use fails.
 
     Args:
         options: those of `python -m benchmarks.depthwise --device`.
@@ -147,7 +147,7 @@ def _measure_use(use: str, spec: GLiTSpec, options: argparse.Namespace, deadline
 def _prepare(
     use: str, work: list[Layer], options: argparse.Namespace, deadline: float
 ) -> tuple[dict[Case, Callable[[], None]], dict[Case, str | float]]:
-    """The cases that can be measured, compiled and warm; and of each its error, or why it cannot be measured."""
+    """The cases that can be measured, compiled and warm; and the error of each, or why it cannot be measured."""
     torch._dynamo.reset()
     grads = [torch.randn_like(layer.x[..., : len(layer.bias)]) for layer in work]
     exact = _exact(use, work[0], grads[0])
@@ -167,7 +167,7 @@ def _prepare(
             _run_all(function, use, work, grads)  # compiles for the other layers' shapes
             cases[name, way] = partial(_run_all, function, use, work, grads)
             outcomes[name, way] = error
-        except Exception as problem:  # whatever a compiler or a device may raise: it is the result of this case
+        except Exception as problem:  # compilers and devices can raise anything; it is the result of this case
             outcomes[name, way] = f"{type(problem).__name__}: {problem}".splitlines()[0][:100]
     return cases, outcomes
 
@@ -185,14 +185,14 @@ def _run_all(function: Callable[[Layer], Tensor], use: str, work: list[Layer], g
 
 
 def _exact(use: str, layer: Layer, grad: Tensor) -> list[Tensor]:
-    """The first layer's results in float32, of torch's own convolution."""
+    """The first layer's results in float32, with torch's convolution."""
     wide = Layer(*(t.detach().float().requires_grad_("training" in use) for t in vars(layer).values()))
     with torch.backends.cudnn.flags(allow_tf32=False):
         return run_layer(function_of(Form(conv2d_contiguous), use), use, wide, grad.float())
 
 
 def _error(use: str, actual: list[Tensor], exact: list[Tensor]) -> float:
-    """The largest distance to the exact results, as a part of their norms."""
+    """The largest distance to the exact results, relative to their norms."""
     pairs = list(zip(actual, exact, strict=True))
     if use == "training in chain":
         del pairs[3]  # the bias's gradient, which BatchNorm makes zero, but for rounding
@@ -200,10 +200,10 @@ def _error(use: str, actual: list[Tensor], exact: list[Tensor]) -> float:
 
 
 def _gpu_seconds(cases: Mapping[Any, Callable[[], None]], rounds: int) -> dict[Any, float]:
-    """Median seconds on the GPU, interleaved as `report.interleaved` does it.
+    """Median seconds on the GPU, interleaved as in `report.interleaved`.
 
-    The GPU sleeps before each measurement, so that the launches are queued when it begins: what is counted is the
-    GPU's work, as in a large model, not Python's pace.
+    The GPU sleeps before each measurement, so that the launches are queued when it begins. This measures the work of
+    the GPU, as in a large model, not Python's overhead.
     """
     seconds: dict[Any, list[float]] = {key: [] for key in cases}
     for _ in range(rounds):

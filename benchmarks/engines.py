@@ -1,7 +1,7 @@
-"""What processes of this machine save: the wall time of a search's retraining phase on 1, 2, 4 workers.
+"""Measure the speed-up from local worker processes: the wall time of a search's retraining on 1, 2, 4 workers.
 
-The same networks are trained by each number of workers, in a fresh folder. The workers have started before; how long
-that and a first short training of each take is a column of its own.
+Each number of workers trains the same networks, in a new folder. The workers are started before; the time for that and
+for a first short training is a separate column.
 """
 
 import os
@@ -34,7 +34,7 @@ def main() -> None:
 
 
 def _measure(name: str, overrides: list[str], workers: int) -> tuple[float, float]:
-    """Seconds until each worker has done its first task, and of the trainings."""
+    """Seconds until each worker has finished its first task, and seconds of the trainings."""
     recipe = load_search_recipe(name, overrides)
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)

@@ -1,4 +1,4 @@
-"""What a search itself costs: microseconds for a proposal, a draw and a change, and milliseconds for a saved state."""
+"""Measure the overhead of a search: microseconds per proposal, draw and change, and milliseconds per saved state."""
 
 import argparse
 import json
@@ -15,19 +15,19 @@ from . import report
 
 BUDGET = (1.3e9, 1.4e9)  # the paper's, in multiply-adds
 EACH = ("a proposal", "an answer")  # averages over a search; its other parts happen once
-CALLS = 200  # of a draw or a change, in one measurement
+CALLS = 200  # draws or changes per measurement
 
 
 def main() -> None:
     """Measure and print."""
     parser = report.parser(__doc__, rounds=5)
-    parser.add_argument("--space", default="glit", choices=NAMED_SPACES, help="of 12 blocks")
+    parser.add_argument("--space", default="glit", choices=NAMED_SPACES, help="search space, with 12 blocks")
     options = parser.parse_args()
     report.show("evolution", options, [*_search_rows(options), *_draw_rows(options)])
 
 
 def _search_rows(options: argparse.Namespace) -> list[report.Row]:
-    """Whole searches of SPOS's size, at an accuracy that costs nothing."""
+    """Whole searches of SPOS's size, with a dummy accuracy that takes no time."""
     rows: list[report.Row] = []
     methods = {search.method: search for search in METHODS.values()}  # those that differ only in their stages are one
     for method, search in methods.items():
@@ -45,7 +45,7 @@ def _search_rows(options: argparse.Namespace) -> list[report.Row]:
 
 
 def _run(method: type[Search], space_name: str, budgets: list[Budget]) -> dict[str, float]:
-    """Seconds of the parts of one search."""
+    """Seconds for the parts of one search."""
     space = NAMED_SPACES[space_name]()
     start = time.perf_counter()
     search = method(space, budgets, seed=0)

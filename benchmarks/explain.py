@@ -1,8 +1,8 @@
-"""Do the maps of `glit explain` show what a prediction rests on? By deletion and insertion, on Fashion-MNIST.
+"""Evaluate the maps of `glit explain` by deletion and insertion, on Fashion-MNIST.
 
-Deletion paints the patches over in the order of a map, the most important one first, and takes the mean probability of
-the class that was predicted for the whole image: less is better. Insertion uncovers them in the same order: more is
-better. (Petsiuk et al., RISE, arXiv 1806.07421.) Each map is compared with random orders on the same images.
+Deletion removes the patches in the order of a map, the most important one first, and averages the probability of the
+class that was predicted for the whole image: lower is better. Insertion adds them in the same order: higher is better.
+(Petsiuk et al., RISE, arXiv 1806.07421.) Each map is compared with random orders on the same images.
 """
 
 import math
@@ -23,10 +23,10 @@ Maps = dict[str, Tensor]  # by method, [B, h, w]
 def main() -> None:
     """Explain, delete, insert and print."""
     parser = report.parser(__doc__, rounds=1)
-    parser.add_argument("--model", default="glit_tiny.fashion_mnist", help="as `glit explain` takes it")
-    parser.add_argument("--images", type=int, default=200, help="the first images of the test set (default 200)")
-    parser.add_argument("--root", help="folder of the Fashion-MNIST files; found or downloaded unless given")
-    parser.add_argument("--device", type=report.device, default="cpu", help="cpu, cuda, ... (default cpu)")
+    parser.add_argument("--model", default="glit_tiny.fashion_mnist", help="model, as for `glit explain`")
+    parser.add_argument("--images", type=int, default=200, help="number of test images (default: 200)")
+    parser.add_argument("--root", help="folder of the Fashion-MNIST files (default: found or downloaded)")
+    parser.add_argument("--device", type=report.device, default="cpu", help="cpu, cuda, ... (default: cpu)")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     classifier = Classifier(load_model(options.model), torch.device(options.device))
@@ -41,7 +41,7 @@ def _maps(model: torch.nn.Module, images: Tensor) -> Maps:
     batches = [_maps_of_batch(model, batch) for batch in images.split(50)]
     maps = {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
     random = torch.rand(next(iter(maps.values())).shape, generator=torch.Generator().manual_seed(0))
-    # Grad-CAM is zero at many patches: those come in a random order, too.
+    # Grad-CAM is zero at many patches, which come in a random order too.
     return {name: values + 1e-6 * values.amax() * random for name, values in maps.items()} | {"random": random}
 
 
@@ -74,7 +74,7 @@ def _rows(model: torch.nn.Module, images: Tensor, maps: Maps) -> list[report.Row
 
 @torch.inference_mode()
 def _deletion_insertion(model: torch.nn.Module, images: Tensor, maps: Tensor) -> tuple[Tensor, Tensor]:
-    """The mean probability over all steps, for each image: [B] of deletion and [B] of insertion."""
+    """The mean probability over all steps, for each image: [B] for deletion and [B] for insertion."""
     classes = model(images).argmax(-1)
     rank = maps.flatten(1).argsort(1, descending=True).argsort(1).view(maps.shape).to(images.device)  # [B, h, w]
     blank = images.amin()  # the level of the background

@@ -1,7 +1,7 @@
-"""Exported GLiT-Tiny in ONNX Runtime beside eager PyTorch, the authors' plain form and ours: speed, size, agreement.
+"""Compare exported GLiT-Tiny in ONNX Runtime with eager PyTorch, in the authors' plain form and ours.
 
-Speed is of GLiT-Tiny at 224 pixels with random weights, in one interleaved run. Agreement and accuracy are of the
-shipped Fashion-MNIST weights on test images, int8 calibrated on training images.
+Speed is measured on GLiT-Tiny at 224 pixels with random weights, in one interleaved run; agreement and accuracy on the
+shipped Fashion-MNIST weights with test images, int8 calibrated on training images. File sizes are shown too.
 """
 
 import argparse
@@ -70,7 +70,7 @@ def _speed(folder: Path, options: argparse.Namespace) -> list[report.Row]:
 
 
 def random_glit(**keywords: Any) -> GLiT:
-    """GLiT-Tiny none of whose parameters is the zero or one that it was initialised with, and could be left out."""
+    """GLiT-Tiny with random parameters, so that none is a zero or one that an optimiser could remove."""
     torch.manual_seed(0)
     model: GLiT = timm.create_model("glit_tiny", **keywords).eval()
     with torch.no_grad():
@@ -80,7 +80,7 @@ def random_glit(**keywords: Any) -> GLiT:
 
 
 def noise(folder: Path) -> ImageSource:
-    """A few images of noise to calibrate on; the speed does not depend on them."""
+    """A few noise images for calibration; the speed does not depend on them."""
     from PIL import Image
 
     folder.mkdir(exist_ok=True)

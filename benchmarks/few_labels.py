@@ -1,8 +1,8 @@
-"""What pretraining on fractals is worth where labels are few: Fashion-MNIST from scratch and from `fractal1k`.
+"""Measure the gain from pretraining on fractals with few labels: Fashion-MNIST from scratch and from `fractal1k`.
 
-Both start from the same recipe, labels, budget and seeds; only the weights that they start from differ. The last
-weights are scored, on the 10,000 test images: nothing is chosen on them. Each training is a run in a folder of its
-own, so the command can be stopped and given again; several at a time share the work.
+Both have the same recipe, labels, budget and seeds, and differ only in their initial weights. The last weights are
+scored on the 10,000 test images; no choice uses them. Each training is a run in a separate folder, so the command can
+be stopped and resumed; several processes at a time share the work.
 """
 
 import argparse
@@ -25,19 +25,19 @@ SCRATCH = "scratch"
 
 
 def main() -> None:
-    """Train what has not been trained yet, and print."""
+    """Run the remaining trainings, and print."""
     parser = report.parser(__doc__, rounds=3)
     parser.add_argument(
         "--budgets", default="100x100,600x10,600x40,6000x3", help="labels x epochs, separated by commas"
     )
     parser.add_argument(
         "--weights", nargs="+", default=["glit_tiny.fractal1k"], metavar="WEIGHTS",
-        help="what is compared with starting from scratch: MODEL.TAG, or the path of a model folder",
+        help="weights to compare with training from scratch: MODEL.TAG, or the path of a model folder",
     )  # fmt: skip
     parser.add_argument("--out", default="runs/few_labels", type=Path, help="folder of the runs")
-    parser.add_argument("--root", help="folder of the Fashion-MNIST files; found or downloaded unless given")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a key of the recipe")
-    parser.add_argument("--device", help="cpu, cuda, ...; the GPU if there is one unless given")
+    parser.add_argument("--root", help="folder of the Fashion-MNIST files (default: found or downloaded)")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the recipe")
+    parser.add_argument("--device", help="cpu, cuda, ... (default: the GPU if there is one)")
     options = parser.parse_args()
     budgets = [
         (labels, epochs) for labels, epochs in (map(int, pair.split("x")) for pair in options.budgets.split(","))
@@ -50,7 +50,7 @@ def main() -> None:
 
 
 def _row(options: argparse.Namespace, number: int, epochs: int, seeds: range) -> report.Row:
-    """The scores of one budget, once all of its runs are finished."""
+    """The scores of one budget, when all of its runs are finished."""
     row: dict[str, str | int | float] = {"labels": number, "epochs": epochs}
     base = math.nan
     for start in (SCRATCH, *options.weights):
@@ -82,7 +82,7 @@ def _folder(options: argparse.Namespace, number: int, epochs: int, start: str, s
 
 
 def _train(options: argparse.Namespace, number: int, epochs: int, start: str, seed: int) -> bool:
-    """Train one run to its end, unless another process is at it; whether this process did."""
+    """Train one run to its end, unless another process is running it; returns whether this process did."""
     recipe, out = _recipe(options, number, epochs, start, seed), _folder(options, number, epochs, start, seed)
     try:
         if Trainer(recipe, out, options.device).run() is None:
@@ -95,7 +95,7 @@ def _train(options: argparse.Namespace, number: int, epochs: int, start: str, se
 
 
 def _wait(options: argparse.Namespace, number: int, epochs: int, start: str, seed: int) -> float:
-    """The test accuracy of one run, in percent; trains it if the process that was at it has given up."""
+    """The test accuracy of one run, in percent; trains it if the other process has stopped."""
     result = _folder(options, number, epochs, start, seed) / "result.json"
     while not result.is_file():
         if not _train(options, number, epochs, start, seed):

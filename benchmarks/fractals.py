@@ -1,4 +1,4 @@
-"""How fast fractals are drawn, on the CPU and on a GPU where there is one, and whether both draw the same pixels."""
+"""Measure the speed of drawing fractals, on the CPU and on a GPU if there is one, and compare their pixels."""
 
 import statistics
 import time
@@ -21,10 +21,10 @@ DIFFERENT = "values unlike the CPU's"
 def main() -> None:
     """Measure and print."""
     parser = report.parser(__doc__, rounds=5)
-    parser.add_argument("--sizes", default="64,112,224", help="pixels a side, separated by commas")
-    parser.add_argument("--classes", type=int, default=1000, help="how many to search for and to draw")
-    parser.add_argument("--batch-size", type=int, default=256, help="images at a time")
-    parser.add_argument("--compared", type=int, default=256, help="images of each size that both devices draw")
+    parser.add_argument("--sizes", default="64,112,224", help="pixels per side, separated by commas")
+    parser.add_argument("--classes", type=int, default=1000, help="number of classes to search for and to draw")
+    parser.add_argument("--batch-size", type=int, default=256, help="batch size")
+    parser.add_argument("--compared", type=int, default=256, help="images of each size to compare between the devices")
     report.add_clock(parser)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -55,7 +55,7 @@ def main() -> None:
 
 
 def _draw(fractals: Fractals, count: int, size: int, device: str) -> torch.Tensor:
-    """The first instance of the first classes, from the second on where these do not suffice."""
+    """The first instances of the first classes, and the second ones if these are too few."""
     number = torch.arange(count)
     num_classes = fractals.config.num_classes
     images = fractals.batch(number % num_classes, number // num_classes, size, device)
@@ -65,7 +65,7 @@ def _draw(fractals: Fractals, count: int, size: int, device: str) -> torch.Tenso
 
 
 def _count_different(fractals: Fractals, count: int, sizes: list[int]) -> str:
-    """How many of the bytes of the images differ between the devices, of how many."""
+    """The number of bytes of the images that differ between the devices, and the number of all bytes."""
     different = total = 0
     for size in sizes:
         unlike = _draw(fractals, count, size, "cuda").cpu() != _draw(fractals, count, size, "cpu")

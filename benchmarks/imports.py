@@ -1,4 +1,4 @@
-"""How long `import glit_models` takes beyond timm's own import, and making a model, in fresh interpreters."""
+"""Measure the time of `import glit_models` beyond timm's import, and of making a model, in new interpreters."""
 
 import statistics
 import subprocess

@@ -1,8 +1,8 @@
-"""How well a supernet orders the networks of the frozen table: train it, score them, and compare with their training.
+"""Measure how well a supernet orders the networks of the frozen table: train it, score them, and compare.
 
-The supernet is trained on the table's 20,000 training images, sees six times as many images as one of its networks did,
-and scores them on the table's 10,000 search images. What they reached on the test set is the truth. `--set` changes how
-the supernet is trained: `--set supernet.paths=2`. The command can be stopped and given again.
+The supernet is trained on the table's 20,000 training images, sees six times as many images as each network of the
+table, and scores them on the table's 10,000 search images. Their scores on the test set are the ground truth. `--set`
+changes the supernet's training: `--set supernet.paths=2`. The command can be stopped and resumed.
 """
 
 import argparse
@@ -17,18 +17,18 @@ from glit_models.runs.files import write_json
 
 from .ranked.__main__ import RECIPE, TABLE, load_spaces
 
-TIMES = 6  # as many images as a network of the table has seen
+TIMES = 6  # images seen, relative to a network of the table
 
 
 def main() -> None:
-    """Train, score, print."""
+    """Train, score and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--space", default="joint", choices=("joint", "stage2"), help="whose networks are ordered")
+    parser.add_argument("--space", default="joint", choices=("joint", "stage2"), help="space of the networks")
     parser.add_argument("--out", required=True, type=Path, help="folder of the run")
     parser.add_argument("--table", default=TABLE, type=Path, help="another table")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, ...")
-    parser.add_argument("--max-minutes", type=float, help="save and leave after so long")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of the search's recipe")
+    parser.add_argument("--max-minutes", type=float, help="time limit, after which it saves and exits")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a recipe key")
     options = parser.parse_args()
     plain = load_search_recipe(str(RECIPE))
     epochs = f"supernet.train.optim.epochs={TIMES * plain.retrain_recipe(None).optim.epochs}"

@@ -1,8 +1,8 @@
-"""How fast training images are loaded, beside `timm.data.create_loader` on the same data and transforms.
+"""Measure the speed of loading training images, compared with `timm.data.create_loader` for the same data.
 
-Fashion-MNIST under the recipe fashion_mnist (64 pixels a side), and a generated folder of JPEG files of 400 x 300
-pixels under DeiT's ImageNet augmentation (random crop, RandAugment, random erasing; 224 pixels a side). Everything up
-to batches of normalised float32 on the CPU; starting the workers is part of it.
+Fashion-MNIST with the recipe fashion_mnist (64 pixels per side), and a generated folder of JPEG files of 400 x 300
+pixels with DeiT's ImageNet augmentation (random crop, RandAugment, random erasing; 224 pixels per side). Includes all
+work up to batches of normalised float32 on the CPU, and the start of the workers.
 """
 
 from collections.abc import Callable, Iterable
@@ -25,7 +25,7 @@ from glit_models.training.recipe import AugmentSection
 
 from . import report
 
-# DeiT's magnitude of 9, without the noise on it: at 10, timm asks Pillow for 0 bits of a colour, which 13.0 refuses.
+# DeiT's magnitude of 9, without noise: at 10, timm asks Pillow for 0 bits of a colour, which Pillow 13.0 rejects.
 DEIT = AugmentSection(auto_augment="rand-m9-inc1", re_prob=0.25, re_mode="pixel")
 IMAGENET: dict[str, Any] = {
     "mean": timm.data.IMAGENET_DEFAULT_MEAN,
@@ -39,8 +39,8 @@ def main() -> None:
     parser = report.parser(__doc__.splitlines()[0] if __doc__ else None, rounds=5)
     parser.add_argument("--workers", default="0,1", help="numbers, separated by commas")
     parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--fashion-mnist", type=int, default=4096, help="how many images of it to load")
-    parser.add_argument("--jpeg", type=int, default=512, help="how many JPEG files to make and load")
+    parser.add_argument("--fashion-mnist", type=int, default=4096, help="number of Fashion-MNIST images to load")
+    parser.add_argument("--jpeg", type=int, default=512, help="number of JPEG files to make and load")
     report.add_clock(parser)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -85,7 +85,7 @@ def _jpegs(root: str) -> Source:
 
 
 def _write_jpegs(root: Path, count: int) -> None:
-    """Smooth colours under some noise, which compress about as photographs do."""
+    """Smooth colours with some noise, which compress about like photographs."""
     generator = np.random.default_rng(0)
     for number in range(count):
         folder = root / "train" / f"class{number % 2}"
@@ -106,7 +106,7 @@ def _our_loader(
 
 
 class _Settable(torch.utils.data.Dataset[Any]):
-    """timm's loader sets the transform of what it is given."""
+    """A data set whose transform timm's loader can set."""
 
     transform: Callable[[Any], torch.Tensor]
 

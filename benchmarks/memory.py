@@ -1,4 +1,4 @@
-"""What gradient checkpointing saves and costs: peak memory and time of a training step with and without it."""
+"""Measure gradient checkpointing: peak memory and time of a training step with and without it."""
 
 import argparse
 import statistics
@@ -23,14 +23,14 @@ def main() -> None:
     parser.add_argument("--device", type=report.device, default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--model", default="glit_tiny")
     parser.add_argument("--precisions", default="fp32,bf16", help="fp32 and bf16, separated by commas")
-    parser.add_argument("--img-size", type=int, default=224, help="pixels a side")
+    parser.add_argument("--img-size", type=int, default=224, help="pixels per side")
     parser.add_argument("--batch-size", type=int, default=32)
     report.add_clock(parser)
     options = parser.parse_args()
 
     rows: list[report.Row] = []
     for precision, checkpointing in product(options.precisions.split(","), (False, True)):
-        # A process of its own each: what one case has taken from the system stays with its process.
+        # Each in a separate process, because memory from the system stays with its process.
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
             peak, seconds = process.submit(_measure, options, precision, checkpointing).result()
         rows.append(
@@ -55,7 +55,7 @@ _WHAT = {
 
 
 def _measure(options: argparse.Namespace, precision: str, checkpointing: bool) -> tuple[int, float]:
-    """Peak bytes, and median seconds of a step after the first."""
+    """Peak bytes, and median seconds of the steps after the first."""
     torch.set_num_threads(options.threads)
     device = torch.device(options.device)
     keys = {
@@ -84,7 +84,7 @@ def _measure(options: argparse.Namespace, precision: str, checkpointing: bool) -
 
 
 def _resident(name: str) -> int:
-    """Bytes; not from getrusage, whose maximum a process inherits from the one that started it."""
+    """Resident bytes; not from getrusage, whose maximum a process inherits from its parent."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
 

@@ -1,9 +1,9 @@
-"""GLiT-Tiny beside timm's DeiT-Tiny and the authors' plain form: inference and training, eager and compiled.
+"""Compare GLiT-Tiny with timm's DeiT-Tiny and the authors' plain form: inference and training, eager and compiled.
 
-All cases of a batch size run in turns. Training is the forward and the backward pass of a step under autocast;
-inference has weights of the type. With `--forms` GLiT's depthwise convolution is computed in other forms too. The
-floors are what a GPU of the given rates needs for the multiply-adds, and for carrying activations if everything that is
-no matrix product, attention or convolution is fused into its neighbours.
+All cases of a batch size are interleaved. Training is the forward and the backward pass of a step under autocast;
+inference uses weights of the type. `--forms` adds GLiT with other forms of the depthwise convolution. The floors are
+the times that a GPU with the given rates needs for the multiply-adds, and for moving activations if everything except
+matrix products, attention and convolutions is fused into its neighbours.
 """
 
 import argparse
@@ -37,7 +37,7 @@ Case = tuple[str, str]  # network and how it is run
 
 
 def main() -> None:
-    """Measure, print, and draw if asked to."""
+    """Measure and print; draw if requested."""
     options = _parse()
     if options.count:
         report.show("performance", options, _counts(options), "counted, not a median")
@@ -64,15 +64,15 @@ def _parse() -> argparse.Namespace:
     report.add_clock(parser)
     parser.add_argument("--device", type=report.device, default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--uses", nargs="+", choices=USES, default=USES)
-    parser.add_argument("--precisions", nargs="+", choices=DTYPES, help="bf16 on a GPU, both on a CPU unless given")
-    parser.add_argument("--batch-sizes", nargs="+", type=int, help="256 on a GPU, 1 and 16 on a CPU unless given")
-    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, help="on a GPU unless told otherwise")
-    parser.add_argument("--compile-mode", help="of torch.compile; on a GPU max-autotune-no-cudagraphs unless given")
+    parser.add_argument("--precisions", nargs="+", choices=DTYPES, help="default: bf16 on a GPU, both on a CPU")
+    parser.add_argument("--batch-sizes", nargs="+", type=int, help="default: 256 on a GPU, 1 and 16 on a CPU")
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, help="use torch.compile (default: on GPU)")
+    parser.add_argument("--compile-mode", help="mode of torch.compile (default on a GPU: max-autotune-no-cudagraphs)")
     parser.add_argument("--forms", nargs="*", choices=FORMS, default=[], metavar="FORM", help=", ".join(FORMS))
     parser.add_argument("--bandwidth", type=float, default=3.0, help="TB/s of the GPU's memory, for the floor")
-    parser.add_argument("--tflops", type=float, default=800, help="of the GPU, two for a multiply-add, for the floor")
-    parser.add_argument("--count", action="store_true", help="only multiply-adds and a GPU's floor; run nothing")
-    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw images a second")
+    parser.add_argument("--tflops", type=float, default=800, help="TFLOP/s of the GPU (multiply-add: 2), for the floor")
+    parser.add_argument("--count", action="store_true", help="only print multiply-adds and a GPU's floor")
+    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw images per second")
     options = parser.parse_args()
     on_cpu = options.device == "cpu" and not options.count
     options.precisions = options.precisions or (list(DTYPES) if on_cpu else ["bf16"])
@@ -82,11 +82,11 @@ def _parse() -> argparse.Namespace:
     return options
 
 
-# ---- what is run ----
+# ---- cases ----
 
 
 def networks(stack: ExitStack, use: str, forms: Sequence[str]) -> dict[str, nn.Module]:
-    """The networks that are compared, each with random weights; those in other forms keep them until `stack` closes."""
+    """The networks to compare, each with random weights; those in other forms keep them until `stack` closes."""
     torch.manual_seed(0)
     glit = timm.create_model("glit_tiny").eval()
     made = {PLAIN: plain_glit(glit), GLIT: glit, DEIT: timm.create_model("deit_tiny_patch16_224")}
@@ -101,7 +101,7 @@ def networks(stack: ExitStack, use: str, forms: Sequence[str]) -> dict[str, nn.M
 def _cases(
     stack: ExitStack, use: str, precision: str, batch: int, options: argparse.Namespace
 ) -> dict[Case, Callable[[], object]]:
-    torch.compiler.reset()  # else the second batch size would be compiled for all sizes
+    torch.compiler.reset()  # otherwise the second batch size would be compiled for all sizes
     cases: dict[Case, Callable[[], object]] = {}
     for name, network in networks(stack, use, options.forms).items():
         for way in ("eager", "compiled") if options.compile else ("eager",):
@@ -109,7 +109,7 @@ def _cases(
             case = make_case(network, use, DTYPES[precision], batch, options.device, SIZE, compiled)
             try:
                 case()  # compiles
-            except Exception as error:  # whatever a compiler or device may raise: this case alone is left out
+            except Exception as error:  # compilers and devices can raise anything; only this case is left out
                 print(f"{name}, {way}, {use}, {precision}: left out: {first_line(error)}")
                 continue
             cases[name, way] = case
@@ -125,7 +125,7 @@ def make_case(
     size: int = SIZE,
     compiled: Callable[[nn.Module], Any] | None = None,
 ) -> Callable[[], None]:
-    """One pass of a network over random images [B, 3, size, size] on a device, waited for; `compiled` wraps it."""
+    """One pass over random images [B, 3, size, size] on a device, including synchronisation; `compiled` wraps it."""
     network = network.to(device).train(use == "training")
     images = torch.randn(batch, 3, size, size, device=device)
     if use == "inference":
@@ -153,7 +153,7 @@ def _wait(device: torch.device) -> None:
         torch.accelerator.synchronize()
 
 
-# ---- what is shown ----
+# ---- output ----
 
 
 def _rows(use: str, precision: str, seconds: dict[int, dict[Case, float]]) -> list[report.Row]:
@@ -177,7 +177,7 @@ def _ratio(theirs: float | None, ours: float) -> str:
 
 
 def _floor(use: str, options: argparse.Namespace) -> report.Row:
-    """The least that a GPU needs, in the columns of `_rows`."""
+    """The minimum time that a GPU needs, in the columns of `_rows`."""
     row: dict[str, str | int | float] = {"use": use, "type": "bf16", "network": GLIT, "how": "floor"}
     for batch in options.batch_sizes:
         arithmetic, memory = _floor_seconds(use, batch, options)
@@ -193,7 +193,7 @@ def _floor_seconds(use: str, batch: int, options: argparse.Namespace) -> tuple[f
 
 
 def floor_seconds(use: str, batch: int, tflops: float, bandwidth: float) -> tuple[float, float]:
-    """The least time of GLiT-Tiny for its arithmetic, and for carrying activations in bfloat16, in seconds."""
+    """The minimum seconds of GLiT-Tiny for its arithmetic, and for moving activations in bfloat16."""
     factor = 3 if use == "training" else 1  # a gradient for the input and one for the weight
     arithmetic = factor * 2 * count_macs(GLIT_TINY) * batch / (tflops * 1e12)
     return arithmetic, factor * 2 * activations(GLIT_TINY) * batch / (bandwidth * 1e12)
@@ -222,7 +222,7 @@ def _counts(options: argparse.Namespace) -> list[report.Row]:
 
 
 def activations(spec: GLiTSpec) -> int:
-    """Numbers that the forward pass of an image reads and writes at the least.
+    """Minimum number of values that the forward pass of an image reads and writes.
 
     Each matrix product, attention and convolution reads its operand and writes its result; norms, activation functions
     and residuals are part of these. A GLU's two halves are read by the convolution.
@@ -243,7 +243,7 @@ def activations(spec: GLiTSpec) -> int:
 
 
 def _draw(rows: list[report.Row], options: argparse.Namespace) -> None:
-    """A panel for each use, type and batch size."""
+    """Draw a panel for each use, type and batch size."""
     kinds = sorted({(str(row["use"]), str(row["type"])) for row in rows})
     panels = [(*kind, batch) for kind in kinds for batch in options.batch_sizes]
     columns = len(options.batch_sizes)

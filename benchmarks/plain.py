@@ -1,7 +1,7 @@
-"""GLiT as the authors' code computes it: Conv1d over [B, C, N], attention in its parts, BatchNorm on its own.
+"""GLiT as the authors' code computes it: Conv1d over [B, C, N], unfused attention, separate BatchNorm.
 
-The yardstick of `benchmarks.export`, written after the paper and the layout of the released checkpoint, whose names the
-modules bear: `to_official` of a model's state dict loads into it. For inference only.
+The baseline of `benchmarks.export`, written from the paper and the layout of the released checkpoint, whose names the
+modules have: `to_official` of a model's state dict loads into it. For inference only.
 
 Axes: B batch, N tokens, C channels, H heads, D head width.
 """
@@ -23,7 +23,7 @@ def plain_glit(model: GLiT) -> "PlainGLiT":
 
 
 class PlainGLiT(nn.Module):
-    """[B, C, H, W] -> logits; of the sizes of `model`, with weights of its own."""
+    """[B, C, H, W] -> logits; with the sizes of `model`, and separate weights."""
 
     def __init__(self, model: GLiT) -> None:
         super().__init__()

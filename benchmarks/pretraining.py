@@ -1,12 +1,12 @@
-"""Which pretraining gains most from a fixed number of images: choices of `fractal_pretrain`, on a small scale.
+"""Compare variants of pretraining for a fixed number of images: the choices of `fractal_pretrain` at a small scale.
 
-Each arm of the study pretrains the same network on as many images, once for each seed: with today's recipe, OFDB or
-1p-frac as the fractals, with and without a procedural warm-up (`benchmarks.procedural`), and with image sizes that
-change. Two scores, both on training images of Fashion-MNIST that were held out, never on the test set: accuracy after
-fine-tuning on 600 labels, and of the 20 nearest neighbours under the frozen features.
+Each arm of the study pretrains the same network on the same number of images, once per seed: with the current recipe,
+OFDB or 1p-frac as the fractals, with and without a procedural warm-up (`benchmarks.procedural`), and with changing
+image sizes. Two scores, both on held-out training images of Fashion-MNIST, never on the test set: accuracy after
+fine-tuning on 600 labels, and accuracy of the 20 nearest neighbours by frozen features.
 
-An arm and a seed have a folder of their own, so the command can be stopped and given again; several at a time share
-the work. Within a seed all arms start from the same weights and have the same labels, so differences are of pairs.
+Each arm and seed has a separate folder, so the command can be stopped and resumed; several processes at a time share
+the work. For each seed, all arms have the same initial weights and labels, so differences are paired.
 """
 
 import argparse
@@ -40,24 +40,24 @@ from .procedural import warm_up
 
 PRETRAIN = Path(__file__).with_name("pretraining.yaml")
 FEW_LABELS = Path(__file__).with_name("few_labels.yaml")
-HELD_OUT = 5000  # training images that are scored on, drawn anew for each seed
+HELD_OUT = 5000  # training images for scoring, drawn for each seed
 LABELS, LABEL_EPOCHS = 600, 10
 BANK, NEIGHBOURS, TEMPERATURE = 5000, 20, 0.07  # the last two as in DINO (arXiv 2104.14294)
 CONFIDENCE = 0.95
 NOISE = 1.0  # points between seeds at 600 labels, at most 1.1 in docs/benchmarks.md
 SCORES = ("few labels", "k-NN")
-Scores = dict[str, dict[int, dict[str, Any]]]  # for each arm and seed, what is known of the run
+Scores = dict[str, dict[int, dict[str, Any]]]  # results of the run, by arm and seed
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One way to pretrain.
+    """One variant of pretraining.
 
     Attributes:
         overrides: of the recipe `pretraining.yaml`.
-        warm_up: steps on k-Dyck strings before the first image, over the steps on images.
+        warm_up: steps on k-Dyck strings before the first image, relative to the steps on images.
         small_first: whether the sizes of `model.img_size_shares` come in ascending order, not at random.
-        pretrain: False for the weights as they are initialised.
+        pretrain: False for the initial weights.
     """
 
     overrides: tuple[str, ...] = ()
@@ -88,13 +88,13 @@ WARM_UP_PAIRS = tuple((name, f"{name}, warm-up") for name in (BASELINE, "ofdb", 
 
 
 def main() -> None:
-    """Run what has not been run yet, and print."""
+    """Run the remaining parts, and print."""
     parser = report.parser(__doc__, rounds=3)
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), metavar="ARM", help="; ".join(ARMS))
     parser.add_argument("--out", default="runs/pretraining", type=Path, help="folder of the runs")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, ...")
-    parser.add_argument("--root", help="folder of Fashion-MNIST's files, where it is not one of the usual ones")
-    parser.add_argument("--show", action="store_true", help="print what is finished, and run nothing")
+    parser.add_argument("--root", help="folder of the Fashion-MNIST files (default: found or downloaded)")
+    parser.add_argument("--show", action="store_true", help="only print finished results")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     print(_resolution_line(len(options.arms) - (SCRATCH in options.arms), options.rounds, NOISE))
@@ -112,7 +112,7 @@ def main() -> None:
 
 
 def _run_all(options: argparse.Namespace) -> None:
-    """All seeds of all arms, a seed after the other; what another process is at is waited for at the end."""
+    """Run all seeds of all arms, seed by seed; runs of other processes are awaited at the end."""
     jobs = [(seed, arm) for seed in range(options.rounds) for arm in options.arms]
     while jobs:
         jobs = [(seed, arm) for seed, arm in jobs if not _run(options, arm, seed)]
@@ -121,7 +121,7 @@ def _run_all(options: argparse.Namespace) -> None:
 
 
 def _run(options: argparse.Namespace, arm: str, seed: int) -> bool:
-    """One arm with one seed, to its scores; False if another process is at it."""
+    """Run one arm with one seed, to its scores; False if another process is running it."""
     folder = _folder(options.out, arm, seed)
     if _is_finished(options.out, arm, seed):
         return True
@@ -149,13 +149,13 @@ def _is_finished(out: Path, arm: str, seed: int) -> bool:
 
 
 def _read_scores(options: argparse.Namespace, arm: str) -> dict[int, dict[str, Any]]:
-    """What is known of the runs of one arm that are finished, by their seeds."""
+    """The results of one arm's finished runs, by seed."""
     seeds = [seed for seed in range(options.rounds) if _is_finished(options.out, arm, seed)]
     return {seed: json.loads((_folder(options.out, arm, seed) / "scores.json").read_text()) for seed in seeds}
 
 
 class _Started(Trainer):
-    """A run that starts from given weights, the head's aside, and whose image sizes may come from small to large."""
+    """A run with given initial weights, except for the head, and optionally with ascending image sizes."""
 
     def __init__(self, recipe: Recipe, out: Path, device: str, start: Path, small_first: bool = False) -> None:
         self.start, self.small_first = start, small_first
@@ -177,7 +177,7 @@ class _Started(Trainer):
 
 
 def ascending_size(shares: Mapping[int, float], position: float) -> int:
-    """The image size at a position, from 0 to below 1, of a run that takes its sizes from small to large."""
+    """The image size at a position, from 0 to below 1, of a run with ascending sizes."""
     total, end = sum(shares.values()), 0.0
     for size in sorted(shares):
         end += shares[size] / total
@@ -187,7 +187,7 @@ def ascending_size(shares: Mapping[int, float], position: float) -> int:
 
 
 def _load_all_but_head(model: Any, path: Path) -> None:
-    """The head keeps its weights: what the pretraining's says of fractals is of no use to other classes."""
+    """Load all weights but the head's: the pretraining's head only fits fractals."""
     state = {key: value for key, value in load_file(path).items() if not key.startswith("head.")}
     missing, unexpected = model.load_state_dict(state, strict=False)
     assert set(missing) == {"head.weight", "head.bias"}, missing
@@ -202,7 +202,7 @@ def _result(trainer: Trainer) -> dict[str, Any]:
 
 
 def _pretrain(arm: Arm, folder: Path, seed: int, device: str) -> dict[str, Any]:
-    """Leave the pretrained weights as `start.safetensors`; what is known of the run."""
+    """Write the pretrained weights as `start.safetensors`; returns the results of the run."""
     recipe = load_recipe(str(PRETRAIN), [*arm.overrides, f"seed={seed}"])
     known = _initialise(recipe, arm.warm_up, folder)
     start = folder / "start.safetensors"
@@ -221,7 +221,7 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def _initialise(recipe: Recipe, share: float, folder: Path) -> dict[str, Any]:
-    """Leave the weights that the first image meets as `initial.safetensors`; what is known of the warm-up."""
+    """Write the weights before the first image as `initial.safetensors`; returns the results of the warm-up."""
     facts = folder / "warm_up.json"
     if not facts.is_file():
         optim, fractals = recipe.optim, recipe.data.fractals
@@ -250,7 +250,7 @@ def _fine_tune_recipe(seed: int, root: str | None) -> Recipe:
 
 
 def _fine_tune(recipe: Recipe, folder: Path, device: str) -> float:
-    """Accuracy on the held-out images after fine-tuning on few labels, of the last weights, in percent."""
+    """Accuracy of the last weights on the held-out images after fine-tuning on few labels, in percent."""
     result = _result(_Started(recipe, folder / "few_labels", device, folder / "start.safetensors"))
     return float(result["validation_top1"])
 
@@ -269,7 +269,7 @@ def _neighbours(recipe: Recipe, folder: Path, device: str) -> float:
 
 @torch.inference_mode()
 def _features(model: Any, batches: Iterable[tuple[Tensor, Tensor]], device: str) -> tuple[Tensor, Tensor]:
-    """What the head would see, of unit length [B, C], and the labels [B]."""
+    """The head's input, normalised to unit length [B, C], and the labels [B]."""
     features, labels = [], []
     for images, targets in batches:
         seen = model.forward_head(model.forward_features(images.to(device)), pre_logits=True)
@@ -279,7 +279,7 @@ def _features(model: Any, batches: Iterable[tuple[Tensor, Tensor]], device: str)
 
 
 def neighbour_accuracy(bank: Tensor, bank_labels: Tensor, queries: Tensor, labels: Tensor) -> float:
-    """The share of queries [Q, C] whose nearest of the bank [B, C] vote for their labels; both of unit length."""
+    """The share of queries [Q, C] whose nearest neighbours in the bank [B, C] vote for their label; of unit length."""
     similarity, nearest = (queries @ bank.T).topk(NEIGHBOURS, dim=1)
     weights = (similarity / TEMPERATURE).exp()
     votes = torch.zeros(len(queries), int(bank_labels.max()) + 1)
@@ -293,9 +293,9 @@ def neighbour_accuracy(bank: Tensor, bank_labels: Tensor, queries: Tensor, label
 def residual_noise(values: Mapping[str, Mapping[int, float]]) -> tuple[float, int]:
     """The standard deviation that neither arm nor seed explains, and its degrees of freedom.
 
-    Of `values[arm][seed]`, by least squares on the sum of a term for each arm and one for each seed: arms share their
-    seeds' labels and initial weights, and have the same noise. Seeds may be missing from an arm; without degrees of
-    freedom the noise is nan.
+    For `values[arm][seed]`, by least squares on the sum of a term per arm and a term per seed: arms share the labels
+    and initial weights of a seed, and have the same noise. Seeds may be missing from an arm; without degrees of freedom
+    the noise is nan.
     """
     seeds = sorted({seed for runs in values.values() for seed in runs})
     cells = [
@@ -311,7 +311,7 @@ def residual_noise(values: Mapping[str, Mapping[int, float]]) -> tuple[float, in
 
 
 def half_width(noise: float, freedom: int, pairs: int, comparisons: int = 1) -> float:
-    """Of the interval around a mean of `pairs` paired differences; wider if `comparisons` are to hold together."""
+    """Half width of the interval of a mean of `pairs` paired differences; wider for several `comparisons`."""
     quantile = student_t.ppf(1 - (1 - CONFIDENCE) / (2 * comparisons), freedom)
     return float(quantile * noise * math.sqrt(2 / pairs))
 
@@ -341,7 +341,7 @@ def _rows(scores: Scores) -> list[dict[str, str | int | float]]:
 
 
 def cost(arm: Arm) -> float:
-    """Multiply-adds of the pretraining over those of the baseline's; a string counts as an image."""
+    """Multiply-adds of the pretraining relative to the baseline's; a string counts as an image."""
     if not arm.pretrain:
         return 0.0
     base, recipe = load_recipe(str(PRETRAIN)), load_recipe(str(PRETRAIN), arm.overrides)
@@ -358,14 +358,14 @@ def _mean_and_spread(values: Sequence[float]) -> str:
 
 
 def _noise(scores: Scores, key: str) -> tuple[float, int]:
-    """Without scratch, whose features have a noise of their own."""
+    """The noise without scratch, whose features have a different noise."""
     return residual_noise(
         {arm: {seed: run[key] for seed, run in runs.items()} for arm, runs in scores.items() if arm != SCRATCH}
     )
 
 
 def _difference(scores: Scores, key: str, pairs: Sequence[tuple[str, str]]) -> str:
-    """The mean difference of the second to the first of each pair, over the seeds of both, and its interval."""
+    """The mean difference of the second from the first of each pair, over the seeds of both, and its interval."""
     differences = [
         scores[second][seed][key] - scores[first][seed][key]
         for first, second in pairs
@@ -382,7 +382,7 @@ def _difference(scores: Scores, key: str, pairs: Sequence[tuple[str, str]]) -> s
 
 
 def _notes(scores: Scores) -> Iterator[str]:
-    """What the table cannot hold: the noise that was found, what shows under it, and the warm-up over all fractals."""
+    """Notes below the table: the measured noise, what is significant, and the warm-up over all fractals."""
     comparisons, seeds = len(scores) - (SCRATCH in scores) - 1, len(scores.get(BASELINE, {}))
     for key in SCORES:
         noise, freedom = _noise(scores, key)

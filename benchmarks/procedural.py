@@ -1,9 +1,9 @@
-"""Procedural warm-up: the blocks of a vision transformer learn brackets before they see an image.
+"""Procedural warm-up: train the blocks of a vision transformer on brackets before the first image.
 
-After "Can You Learn to See Without Images?" (Shinnick et al., arXiv 2511.13945): random strings of the formal language
-k-Dyck (balanced brackets of k kinds), as long as an image has patches, pass by the patch embedding through a frozen
-random one; some symbols are masked, and the blocks learn to tell which they were. Afterwards everything but the blocks
-is thrown away, and the training on images begins.
+Based on "Can You Learn to See Without Images?" (Shinnick et al., arXiv 2511.13945): random strings of the formal
+language k-Dyck (balanced brackets of k kinds), as long as an image has patches, enter through a frozen random embedding
+instead of the patch embedding; some symbols are masked, and the blocks learn to predict them. Afterwards only the
+blocks are kept, and the training on images begins.
 
 Axes: B sequences, N symbols, C channels.
 """
@@ -19,7 +19,7 @@ from glit_models import GLiT
 __all__ = ["dyck", "warm_up"]
 
 NUM_KINDS = 64
-MASK = 2 * NUM_KINDS  # the symbol that stands for a hidden one
+MASK = 2 * NUM_KINDS  # the mask symbol
 MASKED_SHARE = 0.3
 OPEN_PROB = 0.5
 BATCH, LR, WEIGHT_DECAY = 32, 1e-3, 0.05
@@ -28,7 +28,7 @@ BATCH, LR, WEIGHT_DECAY = 32, 1e-3, 0.05
 def dyck(batch: int, length: int, generator: torch.Generator, num_kinds: int = NUM_KINDS) -> Tensor:
     """Balanced strings of brackets: int64 [B, N], where kind k opens as k and closes as `num_kinds + k`.
 
-    A bracket opens with probability 1/2 where the string could go either way, and is of a random kind.
+    A bracket opens with probability 1/2 where the string allows both, and its kind is random.
 
     Raises:
         ValueError: if the length is odd.
@@ -39,7 +39,7 @@ def dyck(batch: int, length: int, generator: torch.Generator, num_kinds: int = N
     opens = torch.rand(batch, length, generator=generator) < OPEN_PROB
     strings = torch.empty(batch, length, dtype=torch.int64)
     rows = torch.arange(batch)
-    stack = torch.zeros(batch, length // 2 + 1, dtype=torch.int64)  # kinds of the open brackets; place 0 is never read
+    stack = torch.zeros(batch, length // 2 + 1, dtype=torch.int64)  # kinds of the open brackets; index 0 is never read
     depth = torch.zeros(batch, dtype=torch.int64)
     for place in range(length):
         open_here = (opens[:, place] | (depth == 0)) & (depth < length - place)
@@ -51,15 +51,15 @@ def dyck(batch: int, length: int, generator: torch.Generator, num_kinds: int = N
 
 
 def warm_up(model: GLiT, steps: int, seed: int) -> float:
-    """Train the blocks of a model on masked k-Dyck strings, in place; nothing else of it changes.
+    """Train the blocks of a model on masked k-Dyck strings, in place; no other weights change.
 
     Args:
         model: on the CPU, of an image size with an even number of patches.
         steps: optimiser steps, of 32 strings each.
-        seed: of the strings, the masks, the embedding and the head.
+        seed: seed of the strings, the masks, the embedding and the head.
 
     Returns:
-        The share of hidden symbols that the last tenth of the steps recovered.
+        The fraction of hidden symbols predicted correctly in the last tenth of the steps.
     """
     generator = torch.Generator().manual_seed(seed)
     embedding = 0.02 * torch.randn(MASK + 1, model.embed_dim, generator=generator)  # as wide as the position embedding
@@ -85,7 +85,7 @@ def warm_up(model: GLiT, steps: int, seed: int) -> float:
 
 
 def _masked_loss(model: GLiT, head: nn.Module, embedding: Tensor, generator: torch.Generator) -> tuple[Tensor, float]:
-    """The loss of one batch, and the share of its hidden symbols that were recovered."""
+    """The loss of one batch, and the fraction of its hidden symbols that were predicted."""
     strings = dyck(BATCH, model.patch_embed.num_patches, generator)
     hidden = torch.rand(strings.shape, generator=generator) < MASKED_SHARE
     x = embedding[torch.where(hidden, MASK, strings)]  # [B, N, C]

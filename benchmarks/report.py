@@ -1,4 +1,4 @@
-"""How a benchmark measures and how it shows its numbers. It measures nothing by itself."""
+"""Shared code of the benchmarks: options, timing and output."""
 
 import argparse
 import json
@@ -23,14 +23,14 @@ Row = Mapping[str, str | int | float]
 def parser(description: str | None, rounds: int) -> argparse.ArgumentParser:
     """The options that every benchmark has."""
     options = argparse.ArgumentParser(description=description)
-    options.add_argument("--rounds", type=int, default=rounds, help="measurements of each thing; medians are shown")
+    options.add_argument("--rounds", type=int, default=rounds, help="number of measurements; medians are shown")
     options.add_argument("--threads", type=int, default=2, help="threads of torch")
-    options.add_argument("--json", action="store_true", help="JSON instead of a Markdown table")
+    options.add_argument("--json", action="store_true", help="print JSON instead of a Markdown table")
     return options
 
 
 def device(name: str) -> str:
-    """The type of an option that names a device: argparse says in a line if there is none such here."""
+    """The type of an option for a device: argparse prints a one-line error if it is not available."""
     try:
         return str(pick_device(name))
     except GlitError as error:
@@ -38,7 +38,7 @@ def device(name: str) -> str:
 
 
 def cpu_seconds() -> float:
-    """What all threads of this process have computed so far, and its children that have ended."""
+    """CPU time of all threads of this process so far, and of its finished children."""
     usages = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
@@ -47,7 +47,7 @@ CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": cpu_
 
 
 def add_clock(options: argparse.ArgumentParser) -> None:
-    """The option to count computing time alone."""
+    """Add the option to count CPU time only."""
     what = "cpu counts computing time, for one thread on a machine that does other things besides"
     options.add_argument("--clock", choices=CLOCKS, default="wall", help=what)
 
@@ -55,8 +55,8 @@ def add_clock(options: argparse.ArgumentParser) -> None:
 def interleaved(cases: Mapping[str, Callable[[], object]], rounds: int, clock: str = "wall") -> dict[str, float]:
     """The median seconds of each case.
 
-    Each round runs all of them, so that a slow minute is slow for everyone, and in a random order, so that no case
-    always comes after the same other, whose data still fills the caches.
+    Each round runs all of them, so that a slow minute affects all of them, and in a random order, so that no case
+    always follows the same other case, whose data is still in the caches.
     """
     now = CLOCKS[clock]
     seconds: dict[str, list[float]] = {name: [] for name in cases}
@@ -74,12 +74,12 @@ def interleaved(cases: Mapping[str, Callable[[], object]], rounds: int, clock: s
 
 
 def device_name(device: str) -> str:
-    """A GPU's name; of the CPU, `show` prints more."""
+    """A GPU's name; for the CPU, `show` prints more."""
     return torch.cuda.get_device_name(device) if device.startswith("cuda") else device
 
 
 def show(name: str, options: argparse.Namespace, rows: Sequence[Row], statistic: str = "median") -> None:
-    """Print the command, the machine, the versions and the rows, which are a statistic of the rounds."""
+    """Print the command, the machine, the versions and the rows, which are statistics over the rounds."""
     command = " ".join(["python", "-m", f"benchmarks.{name}", *sys.argv[1:]])
     about = {"command": command, "machine": _machine(), "threads": options.threads, "rounds": options.rounds}
     versions = {"python": platform.python_version(), "torch": torch.__version__, "timm": timm.__version__}
@@ -103,7 +103,7 @@ def _text(value: str | int | float) -> str:
 
 
 def _machine() -> str:
-    """The processor's name, as far as the system tells it, and the number of its cores."""
+    """The CPU's name, if the system reports it, and the number of its cores."""
     name = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():

@@ -1,9 +1,9 @@
-"""Which runtimes load which exported files, and whether they compute the same: a table of runtime x form.
+"""Test which runtimes load which exported files and compute the same: a table of runtime x form.
 
     python -m benchmarks.runtimes --runtimes onnxruntime==1.17.3,onnxruntime==1.23.2,openvino==2024.6.0
 
-Each runtime is installed by pip into an environment of its own under --cache, so this needs a network the first time.
-A cell is the share of images whose most probable class is PyTorch's, or "no"; the errors follow the table.
+Each runtime is installed by pip into a separate environment under --cache, so the first run needs a network. A cell is
+the share of images with the same most probable class as in PyTorch, or "no"; errors are listed below the table.
 """
 
 import argparse
@@ -25,7 +25,7 @@ RUNTIMES = (
     "onnxruntime==1.23.2", "onnxruntime", "openvino==2024.6.0", "openvino==2025.2.0", "openvino",
 )  # fmt: skip
 
-# Runs in the runtime's own environment: prints the most probable classes, or the error, of each file as JSON.
+# Runs in the runtime's environment: prints the most probable classes, or the error, of each file as JSON.
 PROGRAM = """
 import json, sys
 import numpy as np
@@ -52,8 +52,8 @@ print(json.dumps(found))
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--runtimes", default=",".join(RUNTIMES), help="what pip installs, separated by commas")
-    options.add_argument("--cache", type=Path, default=Path("runs/runtimes"), help="for environments and files")
+    options.add_argument("--runtimes", default=",".join(RUNTIMES), help="pip requirements, separated by commas")
+    options.add_argument("--cache", type=Path, default=Path("runs/runtimes"), help="folder of environments and files")
     options.add_argument("--root", help="folder of Fashion-MNIST's files")
     options.add_argument("--images", type=int, default=200, help="test images to compare on")
     args = options.parse_args()
@@ -71,7 +71,7 @@ def main() -> None:
 
 
 def export_forms(folder: Path, root: str | None) -> dict[str, Path]:
-    """One file of each form, made once."""
+    """Export one file of each form, unless it exists."""
     folder.mkdir(parents=True, exist_ok=True)
     forms = {}
     for opset in (18, 20, 23):
@@ -85,7 +85,7 @@ def export_forms(folder: Path, root: str | None) -> dict[str, Path]:
 
 
 def save_images(path: Path, root: str | None, count: int) -> np.ndarray:
-    """Prepared test images [N, C, H, W] in a file; returns PyTorch's most probable class of each."""
+    """Save preprocessed test images [N, C, H, W] in a file; returns PyTorch's most probable class of each."""
     source = open_source(MODEL)
     chosen, _, _ = ImageSource("fashion-mnist", root).pick(count)
     images = prepare(source.describe(20, "fp32", None, None, False), chosen)
@@ -95,7 +95,7 @@ def save_images(path: Path, root: str | None, count: int) -> np.ndarray:
 
 
 def run(runtime: str, cache: Path, files: list[Path]) -> tuple[str, dict[str, list[int] | str]]:
-    """The runtime's name and version, and what it found of each file."""
+    """The runtime's name and version, and its result for each file."""
     name = re.split(r"[=<>~]", runtime)[0]
     home = cache / re.sub(r"\W+", "_", runtime)
     python = home / "bin" / "python"
@@ -119,7 +119,7 @@ def run(runtime: str, cache: Path, files: list[Path]) -> tuple[str, dict[str, li
 
 
 def cell(found: list[int] | str, expected: np.ndarray) -> str:
-    """What the table says of one runtime and file."""
+    """The table cell of one runtime and file."""
     if isinstance(found, str):
         return "no"
     return f"{100 * float(np.mean(np.array(found) == expected)):.1f} %"

@@ -1,7 +1,7 @@
-"""What comparing networks on few images first saves, and what it costs: evolutions under one trained supernet.
+"""Measure the savings and the cost of screening networks on few images: evolutions with one trained supernet.
 
-Each way runs the evolution of a stage again from the same seeds. Its work is counted in images that went through a
-block. The best network of each is scored on the images that the evolution scored on, and on others of the search set.
+Each variant repeats the evolution of a stage with the same seeds. Its work is counted in images times blocks. The best
+network of each is scored on the images of the evolution, and on other images of the search set.
 """
 
 import argparse
@@ -27,14 +27,14 @@ def main() -> None:
     """Measure and print."""
     parser = report.parser(__doc__, rounds=3)
     parser.add_argument("--search", type=Path, required=True, help="folder of a search with a trained supernet")
-    parser.add_argument("--stage", default="stage1", help="whose evolution is run again")
+    parser.add_argument("--stage", default="stage1", help="stage whose evolution is repeated")
     parser.add_argument(
-        "--images", type=int, default=1000, help="of the search set, for the evolution; the rest judges"
+        "--images", type=int, default=1000, help="images for the evolution; the others are for the final score"
     )
     parser.add_argument("--screen", type=int, default=250, help="images of the first comparison")
     parser.add_argument("--confirm", type=int, default=20, help="networks that are scored on all images")
-    parser.add_argument("--proposals", type=int, default=4, help="for each network of a generation")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="other values of the recipe")
+    parser.add_argument("--proposals", type=int, default=4, help="proposals per network of a generation")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the recipe")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     few = [f"evaluation.screen_images={options.screen}", f"evaluation.confirm={options.confirm}"]
@@ -70,7 +70,7 @@ def _row(way: str, runs: list[dict[str, float]], base: float) -> report.Row:
 
 
 def _evolve(options: argparse.Namespace, keys: list[str], seed: int) -> dict[str, float]:
-    """One evolution: its number of networks and its work, and how good its best network is."""
+    """Run one evolution; returns its number of networks, its work, and the score of its best network."""
     recipe = load_search_recipe(str(options.search / "recipe.yaml"), keys)
     with tempfile.TemporaryDirectory() as temporary:
         context = RunContext(recipe, Path(temporary), "cpu", None)

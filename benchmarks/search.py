@@ -1,9 +1,9 @@
-"""How fast a search evaluates its networks, and what a step of its supernet costs.
+"""Measure the speed of a search's evaluations, and the cost of a step of its supernet.
 
-Evaluation: the generations of a search that was really run are evaluated again, one by one and in each way of sharing
-work, on the same weights and images. The scores must be the same, or this stops.
+Evaluation: repeats the evaluations of a finished search, by generation and for each way of sharing work, with the
+same weights and images. Stops with an error if the scores differ.
 
-The supernet: a training step of GLiT-Tiny as the active path against the same network alone, at 64 pixels.
+The supernet: a training step of GLiT-Tiny as the active path, compared with the stand-alone network, at 64 pixels.
 """
 
 import argparse
@@ -38,10 +38,10 @@ Generations = list[list[Spec]]
 def main() -> None:
     """Measure and print."""
     parser = report.parser(__doc__, rounds=5)
-    parser.add_argument("--search", type=Path, help="folder of a finished search; without, only the supernet")
-    parser.add_argument("--stage", default="stage2", help="whose candidates are evaluated again")
-    parser.add_argument("--count", action="store_true", help="only count what could be shared; evaluate nothing")
-    parser.add_argument("--memory-mb", type=float, default=2000, help="for what networks share")
+    parser.add_argument("--search", type=Path, help="folder of a finished search (default: only measure the supernet)")
+    parser.add_argument("--stage", default="stage2", help="stage whose candidates are evaluated again")
+    parser.add_argument("--count", action="store_true", help="only count the work that could be shared")
+    parser.add_argument("--memory-mb", type=float, default=2000, help="memory for outputs shared by networks")
     parser.add_argument("--device", type=report.device, default="cuda" if torch.cuda.is_available() else "cpu")
     report.add_clock(parser)
     options = parser.parse_args()
@@ -59,7 +59,7 @@ def main() -> None:
 
 
 def _evaluation_rows(options: argparse.Namespace) -> list[report.Row]:
-    """Each way of sharing on the whole evolution of a stage."""
+    """Each way of sharing, on the whole evolution of a stage."""
     recipe = read_recipe_of(options.search)
     context = RunContext(recipe, options.search, options.device, None)
     space = load_space(options.search / options.stage / "space.yaml")
@@ -103,7 +103,7 @@ def _evaluation_rows(options: argparse.Namespace) -> list[report.Row]:
 
 
 def _counted_rows(options: argparse.Namespace) -> list[report.Row]:
-    """How much less work each way of sharing leaves, if memory were no bound: blocks that no network before had."""
+    """Work left by each way of sharing, with unlimited memory: blocks that no earlier network had."""
     scored: list[tuple[Spec, float]] = []
     asked, blocks = 0, dict.fromkeys(("shared within a generation", "parents kept", "all kept"), 0)
     for generation in _scored(options.search / options.stage / "candidates.jsonl"):
@@ -161,9 +161,9 @@ def supernet_rows(
     bf16: bool = False,
     space: SearchSpace | None = None,
 ) -> list[report.Row]:
-    """Seconds of a step and bytes of state: both ways of sharing over a space, and one of its networks alone.
+    """Seconds per step and bytes of state: both ways of sharing over a space, and one of its networks alone.
 
-    The space is the released one unless given, and its network GLiT-Tiny.
+    By default, the space is the released one, and its network is GLiT-Tiny.
     """
     network = GLIT_TINY if space is None else space.sample(random.Random(0))
     space = NAMED_SPACES["glit_released"]() if space is None else space
@@ -191,7 +191,7 @@ def supernet_rows(
     rows: list[report.Row] = []
     for name, model in models.items():
         if isinstance(model, Supernet):
-            for _ in range(20):  # paths that between them have gone nearly everywhere
+            for _ in range(20):  # paths that together cover nearly all weights
                 model.activate(space.sample(rng))
                 steps[name]()
         rows.append({

@@ -1,10 +1,10 @@
-"""How many requests a second `glit serve` answers, and how long each takes, with several clients at once.
+"""Measure the requests per second of `glit serve`, and their latency, with several concurrent clients.
 
     python -m benchmarks.serving --file model.onnx
 
-It starts a server of the file and asks it from threads, each of which sends one image after another over a connection
-of its own, as raw uint8 pixels in the binary form of the protocol. Clients and server share the machine. Without
---file, glit_tiny.fashion_mnist is exported first.
+It starts a server of the file and sends requests from threads, each of which sends one image after another over a
+separate connection, as raw uint8 pixels in the binary form of the protocol. Clients and server share the machine.
+Without --file, glit_tiny.fashion_mnist is exported first.
 """
 
 import argparse
@@ -29,10 +29,10 @@ def main() -> None:
     """Measure and print."""
     options = report.parser(__doc__, rounds=1)
     options.formatter_class = argparse.RawDescriptionHelpFormatter
-    options.add_argument("--file", default="glit_tiny.fashion_mnist", help="for `glit serve`, with preprocessing")
-    options.add_argument("--clients", default=",".join(map(str, CLIENTS)), help="how many at once, separated by commas")
-    options.add_argument("--seconds", type=float, default=10, help="of each measurement")
-    options.add_argument("--max-batch", type=int, default=16, help="images that the server puts together")
+    options.add_argument("--file", default="glit_tiny.fashion_mnist", help="file for `glit serve`, with preprocessing")
+    options.add_argument("--clients", default=",".join(map(str, CLIENTS)), help="client counts, separated by commas")
+    options.add_argument("--seconds", type=float, default=10, help="duration of each measurement")
+    options.add_argument("--max-batch", type=int, default=16, help="maximum batch size of the server")
     options.add_argument("--side", type=int, default=64, help="height and width of the image in pixels")
     args = options.parse_args()
     rows = []
@@ -53,7 +53,7 @@ def main() -> None:
 
 @contextmanager
 def served(args: argparse.Namespace) -> Iterator[int]:
-    """A server in a process of its own; gives its port."""
+    """Start a server in a separate process; yields its port."""
     command = [sys.executable, "-m", "glit_models", "serve", args.file, "--port", "0"]
     command += ["--threads", str(args.threads), "--max-batch", str(args.max_batch)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
@@ -72,7 +72,7 @@ def served(args: argparse.Namespace) -> Iterator[int]:
 
 
 def counted(port: int) -> tuple[int, int]:
-    """How many images the server has classified so far, and in how many runs."""
+    """The numbers of images and of runs of the server so far."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     connection.request("GET", "/metrics")
     text = connection.getresponse().read().decode()
@@ -82,7 +82,7 @@ def counted(port: int) -> tuple[int, int]:
 
 
 def measure(port: int, clients: int, seconds: float, side: int) -> list[float]:
-    """The seconds that each request took, of all clients."""
+    """The seconds that each request took, over all clients."""
     ask = asker(port, side)
     times: list[float] = []
     ready = threading.Barrier(clients)
@@ -106,7 +106,7 @@ def measure(port: int, clients: int, seconds: float, side: int) -> list[float]:
 
 
 def asker(port: int, side: int) -> Callable[[http.client.HTTPConnection], None]:
-    """A function that sends one request and reads its answer."""
+    """Return a function that sends one request and reads its response."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     connection.request("GET", "/models")
     (model, *_) = json.loads(connection.getresponse().read())

@@ -1,10 +1,10 @@
-"""What the Trainer adds to a step of training: beside it, a plain PyTorch loop over the same model, data and optimiser.
+"""Measure the overhead of the Trainer per training step, compared with a plain PyTorch loop.
 
-The plain loop has what no training can do without: torch's own DataLoader, autocast where the Trainer has it, backward
-pass, gradient clipping, optimiser. It has no schedule, no seeding, no check for divergence, no records, no checkpoints,
-and reads its loss only at the end, so that nothing waits for a GPU. A round is an epoch of each on every case, in
-turns; loading the images is part of a step, starting the loader and the first steps are not. Under `--clock cpu` the
-loader's workers do not count.
+The plain loop has the same model, data and optimiser, and only the necessary parts: torch's DataLoader, autocast if the
+Trainer uses it, backward pass, gradient clipping, optimiser. It has no schedule, seeding, divergence check, records or
+checkpoints, and reads its loss only at the end, so that nothing waits for a GPU. A round is an epoch of each on every
+case, in turns; loading the images is part of a step, starting the loader and the first steps are not. With `--clock
+cpu` the loader's workers are not counted.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from glit_models.training import Recipe, Trainer, load_recipe, setup
 
 from . import report
 
-FIXED = "none"  # instead of a number of workers: one batch again and again, so that nothing but the step is measured
+FIXED = "none"  # instead of a number of workers: repeat one batch, to measure only the step
 T = TypeVar("T")
 
 
@@ -37,12 +37,12 @@ def main() -> None:
     parser = report.parser(__doc__.splitlines()[0] if __doc__ else None, rounds=5)
     parser.add_argument("--device", type=report.device, default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--models", default="deit_tiny_patch16_224,glit_tiny", help="names, separated by commas")
-    parser.add_argument("--workers", default="0,1", help=f"of the loader, or {FIXED!r}; separated by commas")
+    parser.add_argument("--workers", default="0,1", help=f"numbers of workers, or {FIXED!r}; separated by commas")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
-    parser.add_argument("--img-size", type=int, default=224, help="pixels a side")
+    parser.add_argument("--img-size", type=int, default=224, help="pixels per side")
     parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--steps", type=int, default=4, help="to measure in a round")
-    parser.add_argument("--warmup", type=int, default=1, help="steps before these")
+    parser.add_argument("--steps", type=int, default=4, help="measured steps per round")
+    parser.add_argument("--warmup", type=int, default=1, help="warm-up steps before these")
     report.add_clock(parser)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -51,7 +51,7 @@ def main() -> None:
     measured: dict[tuple[str, str], list[tuple[float, ...]]] = {case: [] for case in cases}
     for number, (model, workers) in product(range(options.rounds), cases):
         recipe = _recipe(options, model, workers)
-        if number % 2:  # neither side always goes first
+        if number % 2:  # alternate the order
             plain = _time_plain(recipe, options, workers)
             trainer = _time_trainer(recipe, options, workers)
         else:
@@ -80,7 +80,7 @@ def _row(options: argparse.Namespace, model: str, workers: str, rounds: list[tup
 
 
 def _recipe(options: argparse.Namespace, model: str, workers: str) -> Recipe:
-    """The recipe fashion_mnist for one epoch of the steps that are asked for, without a second copy of the weights."""
+    """The recipe fashion_mnist for one epoch of the requested steps, without a second copy of the weights."""
     keys = {
         "model.name": model,
         "model.pretrained": "false",
@@ -93,13 +93,13 @@ def _recipe(options: argparse.Namespace, model: str, workers: str) -> Recipe:
         "optim.epochs": 1,
         "optim.ema_decay": "null",
         "precision": options.precision,
-        "checkpoint_minutes": 60,  # these are measured by themselves
+        "checkpoint_minutes": 60,  # measured separately
     }
     return load_recipe("fashion_mnist", [f"{key}={value}" for key, value in keys.items()])
 
 
 class _Stopwatch:
-    """Measures the steps between warm-up and end; from asking for a batch to asking for the next one."""
+    """Measures the steps between warm-up and end, from requesting a batch to requesting the next one."""
 
     def __init__(self, options: argparse.Namespace, fixed: bool) -> None:
         self.marks = (options.warmup, options.warmup + options.steps)
@@ -128,11 +128,11 @@ class _Stopwatch:
 
 
 def _time_trainer(recipe: Recipe, options: argparse.Namespace, workers: str) -> tuple[float, float, float]:
-    """Seconds of a step, of writing a checkpoint and of drawing the curves, in a whole run in a folder of its own."""
+    """Seconds per step, per checkpoint and per drawing of the curves, in a whole run in a separate folder."""
     watch = _Stopwatch(options, workers == FIXED)
     with TemporaryDirectory() as folder:
         trainer = Trainer(recipe, folder, options.device)
-        trainer.splits = replace(trainer.splits, test=None)  # it would be scored, after the last step
+        trainer.splits = replace(trainer.splits, test=None)  # otherwise it would be scored after the last step
         steps = trainer.feed.steps
         trainer.feed.steps = lambda epoch, first_step: watch.over(steps(epoch, first_step))  # type: ignore[method-assign]
         if trainer.run() is None:
@@ -157,7 +157,7 @@ class _Transformed(Dataset[tuple[Tensor, int]]):
 
 
 def _time_plain(recipe: Recipe, options: argparse.Namespace, workers: str) -> float:
-    """Seconds of a step in a loop as one writes it by hand."""
+    """Seconds per step in a plain loop."""
     device = torch.device(options.device)
     splits = open_splits(recipe.data.dataset, hold_out=recipe.data.hold_out, limit=recipe.data.limit)
     model = timm.create_model(recipe.model.name, num_classes=len(splits.class_names), img_size=recipe.model.img_size)
@@ -185,7 +185,7 @@ def _time_plain(recipe: Recipe, options: argparse.Namespace, workers: str) -> fl
 
 
 def train_step(model: nn.Module, optimizer: Optimizer, images: Tensor, labels: Tensor, recipe: Recipe) -> Tensor:
-    """One step on images [B, C, H, W] and labels [B] as one writes it by hand; returns the loss."""
+    """One plain training step on images [B, C, H, W] and labels [B]; returns the loss."""
     with torch.autocast(images.device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
         logits = model(images)
     loss = F.cross_entropy(logits.float(), labels, label_smoothing=recipe.augment.label_smoothing)

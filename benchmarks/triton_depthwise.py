@@ -1,32 +1,32 @@
 """A depthwise convolution over tokens in Triton, channels-last, with its gradients, as an operator of torch.
 
-Where Triton is missing or the tensors are not on a GPU, a plain PyTorch twin computes the same.
+If Triton is missing or the tensors are not on a GPU, an equivalent in plain PyTorch is used.
 
-How the kernels work. A program is one warp that owns 64 channels (two a thread, 128 bytes of every token: one full
-memory transaction) of one image, and slides over its tokens. It holds the K taps in registers, and the results of T
+How the kernels work. A program is one warp that handles 64 channels (two per thread, 128 bytes of every token: one full
+memory transaction) of one image, and slides over its tokens. It keeps the K taps in registers, and the results of T
 neighbouring tokens; each token of the window of T + K - 1 is loaded and converted to float32 once, and then added to
-all results that it belongs to, in straight-line code of independent multiply-adds. So T * K multiply-adds cost
-T + K - 1 loads: about 0.07 loads each, where loading the input anew for every tap, as a kernel does whose threads hold
-one token each, costs one and a conversion besides, which is more than the multiply-add itself. The H100 has no shuffle
-of registers by a variable, hence the unrolling; T and K are constants of a kernel.
+all results that depend on it, in straight-line code of independent multiply-adds. So T * K multiply-adds need
+T + K - 1 loads: about 0.07 loads each. A kernel whose threads handle one token each would load the input for every tap:
+one load each and a conversion, which costs more than the multiply-add itself. The H100 cannot index registers by a
+variable, hence the unrolling; T and K are constants of a kernel.
 
-What an H100 allows: 4 x 32 multiply-adds a cycle on 132 multiprocessors at 1.755 GHz are 29.6 T/s; GLiT-Tiny's seven
+Limits of an H100: 4 x 32 multiply-adds per cycle on 132 multiprocessors at 1.755 GHz are 29.6 T/s; GLiT-Tiny's seven
 layers have 7.69 G of them for 256 images, 0.26 ms, and 0.85 GB of traffic in bfloat16, 0.28 ms at 3.0 TB/s. They
-overlap. Compiled for it, the loop is 84 per cent multiply-adds, of 168 registers a thread for 31 taps and 224 for 45,
-none spilled: 12 and 9 warps fit on a multiprocessor, and two on each of its four schedulers, with 2 * T independent
-sums each, hide the four cycles of a multiply-add.
+overlap. Compiled for it, 84 per cent of the loop are multiply-adds, with 168 registers per thread for 31 taps and 224
+for 45, none spilled: 12 and 9 warps fit on a multiprocessor, and two on each of its four schedulers, with 2 * T
+independent sums each, hide the four cycles of a multiply-add.
 
-A GLU before the convolution is left outside: each token is loaded (T + K - 1) / T times, about three, and the sigmoid's
+A GLU before the convolution is not fused: each token is loaded (T + K - 1) / T times, about three, and the sigmoid's
 two special-function instructions, at an eighth of the rate of a multiply-add, would cost as much again as the taps.
-BatchNorm, folded, is in taps and bias; the SiLU after it is one exponential for each result, and saves a read and a
+Folded BatchNorm is part of taps and bias; the SiLU after it is one exponential per result, and saves a read and a
 write of all activations.
 
-Tensor cores, for types of 16 bits: of one channel, 16 tokens of 16 images are the sum of three or five (K = 31, 45)
-products of 16 x 16 matrices, blocks of the banded matrix of the taps by neighbouring tiles of tokens. The blocks are
+Tensor cores, for 16-bit types: for one channel, 16 tokens of 16 images are the sum of three or five (K = 31, 45)
+products of 16 x 16 matrices, blocks of the banded matrix of the taps times neighbouring tiles of tokens. The blocks are
 the same for all tokens and stay in registers, as do the tiles, so that each token is loaded once, 16 bytes at a time,
-and turned once in shared memory. That is a fifth to a seventh of the instructions of the kernel above, so memory alone
-should bound it; and as each token is loaded once, a GLU before it costs one sigmoid, and saves a write and a read.
-Eight warps with 128 registers a thread: two programs a multiprocessor; a handful of values spilled at 45 taps.
+and transposed once in shared memory. This takes a fifth to a seventh of the instructions of the kernel above, so only
+memory should limit it; and because each token is loaded once, a GLU before it costs one sigmoid, and saves a write and
+a read. Eight warps with 128 registers per thread: two programs per multiprocessor; a few values spilled at 45 taps.
 
 Axes: B batch, N tokens, C channels, K taps, T tokens in registers.
 """
@@ -50,16 +50,16 @@ except ImportError:
 
 __all__ = ["depthwise", "depthwise_silu", "glu_depthwise_silu", "twin", "twin_gradients"]
 
-BLOCK_C = 64  # channels of a warp
-PROGRAMS = 1584  # three warps for each of the 528 schedulers of an H100
-DOT_BLOCK_C = 16  # channels of a program on tensor cores: 32 bytes, the least that memory gives
-DOT_TILES = 13  # of 16 tokens: all 197; more tokens are shared among programs
+BLOCK_C = 64  # channels per warp
+PROGRAMS = 1584  # three warps per scheduler of an H100, which has 528
+DOT_BLOCK_C = 16  # channels per program on tensor cores: 32 bytes, the minimum memory transaction
+DOT_TILES = 13  # of 16 tokens: all 197; more tokens are divided among programs
 DOT_OPTIONS = {"num_warps": 8, "maxnreg": 128, "enable_fp_fusion": True}
-OPTIONS = {"num_warps": 1, "enable_fp_fusion": True}  # a multiply and an add are one instruction
+OPTIONS = {"num_warps": 1, "enable_fp_fusion": True}  # a multiply and an add become one instruction
 
 
 def tokens_in_registers(taps: int) -> int:
-    """T for K taps: few wasted results for 197 tokens (200 = 8 * 25 = 10 * 20), and no register spilled."""
+    """T for K taps: few wasted results for 197 tokens (200 = 8 * 25 = 10 * 20), and no spilled registers."""
     return 25 if taps <= 33 else 20
 
 
@@ -75,8 +75,8 @@ def _load(chunk, start, s: tl.constexpr, c, N, C: tl.constexpr):
 
 @_jit
 def _inside(n, c, N, C: tl.constexpr):
-    """Whether there is a token n and a channel c: without a sign, one comparison sees to both ends of the tokens."""
-    n = tl.full(c.shape, tl.cast(n, tl.uint32), tl.uint32)  # a block, as Triton's interpreter wants operands of `&`
+    """Whether token n and channel c exist: with unsigned numbers, one comparison checks both ends of the tokens."""
+    n = tl.full(c.shape, tl.cast(n, tl.uint32), tl.uint32)  # a block, because Triton's interpreter requires it for `&`
     return (c < C) & (n < tl.cast(N, tl.uint32))
 
 
@@ -87,7 +87,7 @@ def _convolve_kernel(
 ):  # fmt: skip
     """out[b, n, c] = bias[c] + the sum over k of x[b, n + k - K // 2, c] * taps[k, c], for `chunks` times T tokens."""
     tiles, parts = tl.cdiv(C, BLOCK), tl.cdiv(N, T * chunks)
-    program = tl.program_id(0)  # neighbours share an image and its rows: whole pages of memory are read together
+    program = tl.program_id(0)  # neighbours share an image and its rows, so whole memory pages are read together
     c = program % tiles * BLOCK + tl.arange(0, BLOCK)
     begin = program // tiles % parts * chunks * T
     image = tl.cast(program // (tiles * parts), tl.int64) * N * C + c
@@ -118,9 +118,9 @@ def _dot_kernel(
     x, taps, bias, out, N, B, C: tl.constexpr, K: tl.constexpr, TILES: tl.constexpr, HALO: tl.constexpr,
     BLOCK: tl.constexpr, GLU: tl.constexpr, SILU: tl.constexpr,
 ):  # fmt: skip
-    """What `_convolve_kernel` computes, on tensor cores: TILES tiles of 16 tokens, of 16 images and BLOCK channels.
+    """Computes the same as `_convolve_kernel`, on tensor cores: TILES tiles of 16 tokens, 16 images, BLOCK channels.
 
-    x has 2 C channels where GLU. HALO: tiles on both sides that belong to another program.
+    x has 2 C channels with GLU. HALO: tiles on both sides that belong to another program.
     """
     blocks, parts = tl.cdiv(C, BLOCK), tl.cdiv(N, TILES * 16)
     program = tl.program_id(0)
@@ -143,7 +143,7 @@ def _dot_kernel(
     if bias is not None:
         offset += tl.load(bias + c, mask=c < C, other=0.0)
     tiles = ()
-    # Tile t + reach is the last that t needs, and the one after it is loaded before the products of t are computed.
+    # Tile t + reach is the last one that t needs; the next one is loaded before the products of t are computed.
     for t in tl.static_range(-reach - 1, TILES + HALO):
         if t + reach + 1 < TILES + 2 * HALO:
             n = begin + i + 16 * (t + reach + 1 - HALO)
@@ -162,7 +162,7 @@ def _dot_kernel(
 
 @_jit
 def _load_tile(x, rows, c, mask, C: tl.constexpr, GLU: tl.constexpr):
-    """Rows and channels of x [rows, C], or of x [rows, 2 C] what its GLU makes of them."""
+    """Rows and channels of x [rows, C], or the GLU of x [rows, 2 C]."""
     if GLU:
         tile = tl.load(x + rows * (2 * C) + c, mask=mask, other=0.0).to(tl.float32)
         gate = tl.load(x + rows * (2 * C) + C + c, mask=mask, other=0.0).to(tl.float32)
@@ -178,7 +178,7 @@ def _gradients_kernel(
 ):  # fmt: skip
     """For `images` images, row k of partial [programs, K + 1, C]: the sum of grad[b, n] * x[b, n + k - K // 2].
 
-    Row K: the sum of grad. The roles of `_convolve_kernel`: here T gradients stay, and the sums are those of the taps.
+    Row K: the sum of grad. Like `_convolve_kernel`, but T gradients stay in registers, and the sums are for the taps.
     """
     tiles = tl.cdiv(C, BLOCK)
     c = tl.program_id(0) % tiles * BLOCK + tl.arange(0, BLOCK)
@@ -206,9 +206,9 @@ def _gradients_kernel(
 def depthwise(x: Tensor, weight: Tensor, bias: Tensor | None, tensor_cores: bool = False) -> Tensor:
     """The convolution with zero padding of K // 2: x [B, N, C], weight [C, 1, 1, K], bias [C] -> [B, N, C].
 
-    Sums are in float32 and rounded once, to the type of x, or autocast's. Weight and bias may be of another type: under
-    autocast they stay in float32 (tensor cores round the weight to the type of x) and get gradients in float32.
-    Tensor cores are for types of 16 bits; for others the argument changes nothing.
+    Sums are in float32 and rounded once, to the type of x, or autocast's. Weight and bias may have another type: under
+    autocast they stay in float32 (tensor cores round the weight to the type of x) and get gradients in float32. Tensor
+    cores support 16-bit types; for other types the argument has no effect.
 
     Raises:
         ValueError: K is even.
@@ -217,14 +217,14 @@ def depthwise(x: Tensor, weight: Tensor, bias: Tensor | None, tensor_cores: bool
 
 
 def depthwise_silu(x: Tensor, weight: Tensor, bias: Tensor | None, tensor_cores: bool = False) -> Tensor:
-    """`silu(depthwise(...))`, in one kernel where no gradient is wanted."""
+    """`silu(depthwise(...))`, in one kernel if no gradient is needed."""
     if _wants_gradient(x, weight, bias):
         return F.silu(depthwise(x, weight, bias, tensor_cores))
     return _depthwise(_autocast(x), _taps(weight), bias, False, True, tensor_cores)
 
 
 def glu_depthwise_silu(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """`silu(depthwise(glu(x), ...))` on tensor cores, x [B, N, 2 C]; in one kernel where no gradient is wanted."""
+    """`silu(depthwise(glu(x), ...))` on tensor cores, x [B, N, 2 C]; in one kernel if no gradient is needed."""
     if _wants_gradient(x, weight, bias):
         return F.silu(depthwise(F.glu(x, dim=-1), weight, bias, True))
     return _depthwise(_autocast(x), _taps(weight), bias, True, True, True)
@@ -235,7 +235,7 @@ def _wants_gradient(*tensors: Tensor | None) -> bool:
 
 
 def _taps(weight: Tensor) -> Tensor:
-    """[C, 1, 1, K] -> [K, C]: a copy of some kilobytes, so that the kernels read whole lines of memory."""
+    """[C, 1, 1, K] -> [K, C]: a copy of a few kilobytes, so that the kernels read whole memory lines."""
     if weight.shape[3] % 2 == 0:
         raise ValueError(f"the convolution must have an odd number of taps, got {weight.shape[3]}")
     return weight.flatten(1).t().contiguous()
@@ -267,7 +267,7 @@ def _depthwise(
 def _launch_convolve(x: Tensor, taps: Tensor, bias: Tensor | None, out: Tensor, silu: bool) -> None:
     (B, N, C), K = out.shape, len(taps)
     T = tokens_in_registers(K)
-    # As many tokens a program as leave enough programs to fill the GPU: each reads all taps.
+    # As many tokens per program as leave enough programs to fill the GPU, because each reads all taps.
     tiles, chunks = triton.cdiv(C, BLOCK_C), triton.cdiv(N, T)
     chunks = min(chunks, max(1, chunks * B * tiles // PROGRAMS))
     grid = (B * tiles * triton.cdiv(N, T * chunks),)
@@ -285,7 +285,7 @@ def _launch_dot(x: Tensor, taps: Tensor, bias: Tensor | None, out: Tensor, glu: 
 
 @torch.library.custom_op("glit_models::depthwise_gradients", mutates_args=())
 def _gradients(grad: Tensor, x: Tensor, num_taps: int) -> tuple[Tensor, Tensor]:
-    """Of taps [K, C] and bias [C], in float32 (or 64). A second kernel adds the parts: the same sums at every run."""
+    """Gradients of taps [K, C] and bias [C], in float32 (or 64). A second kernel adds the parts, deterministically."""
     if not _runs_triton(x):
         return twin_gradients(grad, x, num_taps)
     B, N, C = x.shape
@@ -337,7 +337,7 @@ _depthwise.register_autograd(_backward, setup_context=_setup_context)
 
 
 def twin(x: Tensor, taps: Tensor, bias: Tensor | None, glu: bool = False, silu: bool = False) -> Tensor:
-    """What the kernels compute, in plain PyTorch: x [B, N, C] (2 C with GLU), taps [K, C], bias [C] -> [B, N, C]."""
+    """The kernels' computation in plain PyTorch: x [B, N, C] (2 C with GLU), taps [K, C], bias [C] -> [B, N, C]."""
     x = F.glu(x, dim=-1) if glu else x
     dtype, N, reach = torch.promote_types(x.dtype, torch.float32), x.shape[1], len(taps) // 2
     padded = F.pad(x.to(dtype), (0, 0, reach, reach))
@@ -349,7 +349,7 @@ def twin(x: Tensor, taps: Tensor, bias: Tensor | None, glu: bool = False, silu: 
 
 
 def twin_gradients(grad: Tensor, x: Tensor, num_taps: int) -> tuple[Tensor, Tensor]:
-    """What `_gradients_kernel` and the sum after it compute: the gradients of taps [K, C] and bias [C]."""
+    """The computation of `_gradients_kernel` and the sum after it: the gradients of taps [K, C] and bias [C]."""
     dtype, N, reach = torch.promote_types(x.dtype, torch.float32), x.shape[1], num_taps // 2
     padded, grad = F.pad(x.to(dtype), (0, 0, reach, reach)), grad.to(dtype)
     taps = torch.stack([(grad * padded[:, k : k + N]).sum((0, 1)) for k in range(num_taps)])

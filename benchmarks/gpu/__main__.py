@@ -1,4 +1,4 @@
-"""The command: `python -m benchmarks.gpu --out DIR`; docs/gpu.md says how to use it."""
+"""The command `python -m benchmarks.gpu --out DIR`; see docs/gpu.md."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _PLACES = (ROOT / "runs" / "carry" / "fashion-mnist", Path("/usr/share/datasets/
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a plan and print what was found; returns 1 if a stage failed or ran out of time."""
+    """Run a plan and print the results; returns 1 if a stage failed or ran out of time."""
     options = _parser().parse_args(arguments)
     if options.rehearse:
         _check_journey(options.data)
@@ -45,13 +45,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
-    parser.add_argument("--out", type=Path, help="folder of the results; a temporary one unless given")
-    parser.add_argument("--work", type=Path, help="folder of checkpoints and caches; runs/gpu/NAME-OF-OUT unless given")
+    parser.add_argument("--out", type=Path, help="folder of the results (default: a temporary one)")
+    parser.add_argument("--work", type=Path, help="folder of checkpoints and caches (default: runs/gpu/NAME-OF-OUT)")
     parser.add_argument("--data", type=Path, default=_find_data(), help="folder of the four Fashion-MNIST files")
-    parser.add_argument("--minutes", type=float, help="9 unless given; the command ends half a minute before")
-    parser.add_argument("--plan", choices=PLANS, default="first", help="which stages to run")
+    parser.add_argument("--minutes", type=float, help="time limit (default: 9); the command ends half a minute earlier")
+    parser.add_argument("--plan", choices=PLANS, default="first", help="stages to run")
     parser.add_argument("--device", default="cuda", help="cuda, or cuda:1")
-    parser.add_argument("--rehearse", action="store_true", help="every stage in miniature, on the CPU")
+    parser.add_argument("--rehearse", action="store_true", help="run every stage in miniature, on the CPU")
     return parser
 
 
@@ -60,7 +60,7 @@ def _find_data() -> Path:
 
 
 def _check_journey(data: Path) -> None:
-    """Print whether the checkout and the data fit into one journey, and end the command if they do not."""
+    """Check that the checkout and the data fit into one transfer; print the sizes, and exit if they do not."""
     full = [place for place in _PLACES if place.is_dir()][:1] or [data]
     size = size_of_journey(full)
     print(f"gpu: the checkout and {full[0]} are {size / MIB:.1f} MiB of {LIMIT / MIB:.0f} that may travel", flush=True)
@@ -69,7 +69,7 @@ def _check_journey(data: Path) -> None:
 
 
 def _unreached(stage: str) -> Sequence[str]:
-    """What only a GPU runs of a stage."""
+    """The parts of a stage that only run on a GPU."""
     make_importable()
     module = importlib.import_module(f".{MODULES[stage]}", __package__)
     unreached: Sequence[str] = module.CUDA_ONLY.get(stage, ())

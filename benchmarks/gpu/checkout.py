@@ -1,4 +1,4 @@
-"""Lets a checkout that is not installed be imported as a whole."""
+"""Make a checkout importable without installation."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def make_importable() -> None:
-    """Let `glit_models.search` and `glit_models.export` be found at the top of the checkout, if nothing is installed.
+    """Make `glit_models.search` and `glit_models.export` importable from the checkout, if the package is not installed.
 
-    An installation maps these folders into the package; on a machine without a network there is only the checkout.
+    An installation maps these folders into the package; a machine without a network only has the checkout.
     """
     import glit_models
 

@@ -1,4 +1,4 @@
-"""The rule that decides which form of the depthwise convolution is used, from measured rates of whole networks."""
+"""Choose the form of the depthwise convolution from measured speeds of whole networks."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from ..depthwise_forms import FORMS
 
 __all__ = ["CURRENT", "LEAST_GAIN", "choose", "finalists"]
 
-CURRENT = "conv2d, rows"  # what the model does
+CURRENT = "conv2d, rows"  # the model's form
 LEAST_GAIN = 1.05
 
 
 def finalists(rows: Iterable[Mapping[str, Any]], count: int = 2) -> list[str]:
-    """The forms, other than the model's own, that took the least time between their neighbours in the model.
+    """The forms, other than the model's, that took the least time between their neighbours in the model.
 
     Args:
         rows: of `benchmarks.depthwise_uses`. A form counts if it ran in every use in chain; wrong ones have no time.
-        count: how many to return at most, the fastest first.
+        count: maximum number of forms to return, fastest first.
     """
     best: dict[str, dict[str, float]] = {}
     for row in rows:
@@ -31,9 +31,9 @@ def finalists(rows: Iterable[Mapping[str, Any]], count: int = 2) -> list[str]:
 
 
 def choose(rates: Mapping[str, float]) -> str:
-    """The form to use, from images a second of the whole compiled network in each form.
+    """Choose the form to use, from images per second of the whole compiled network in each form.
 
-    The fastest of torch's own forms, unless another form beats it by `LEAST_GAIN`: a custom kernel has to be
+    Chooses the fastest of torch's forms, unless another form beats it by `LEAST_GAIN`: a custom kernel must be
     maintained, and stops the compiler from fusing around it, which a measurement of the kernel alone does not show.
     """
     stock = {form: rate for form, rate in rates.items() if FORMS[form].stock}

@@ -1,7 +1,7 @@
-"""Stage compile: fill the compilers' caches for the stages after it, many networks at a time.
+"""Stage compile: fill the compilers' caches for the following stages, with many networks at a time.
 
-Compiling is work of a single CPU core, and takes longer than all measurements. Processes that compile at the same time
-leave their code in the caches on disk; the stages that measure then find it there.
+Compiling uses a single CPU core, and takes longer than all measurements. Parallel processes write their code to caches
+on disk, where the measuring stages find it.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from .training import measure_rates
 CUDA_ONLY = {"compile": ("Inductor's and Triton's code for the GPU, in the caches that later stages read",)}
 
 _WORKERS = 12
-_GIB = 62  # of memory on the GPU, which the stage beside this one needs, too
+_GIB = 62  # of GPU memory, which is shared with the stage that runs at the same time
 
 
 def run_compile(context: Context) -> Result:
-    """Share the jobs among processes, longest first, until all are done or the time is up."""
+    """Distribute the jobs to processes, longest first, until all are done or the time is up."""
     jobs = _jobs(context)
     if context.rehearse:
         for job in jobs:
@@ -57,19 +57,19 @@ def run_compile(context: Context) -> Result:
 
 
 def _next(waiting: Iterable[str], running: Iterable[str]) -> str | None:
-    """The first job for which there is memory on the GPU."""
+    """The first job that fits into the GPU's memory."""
     free = _GIB - sum(map(_gib, running))
     return next((job for job in waiting if _gib(job) <= free), None)
 
 
 def _gib(job: str) -> int:
-    """Memory on the GPU that a job needs, with some to spare."""
+    """GPU memory that a job needs, with a margin."""
     kind, *words = job.split("|")
     return {"pretrain": 30, "form": 8, "network": 10 if words and words[0] == "training" else 3}[kind]
 
 
 def _jobs(context: Context) -> list[str]:
-    """Names of what to compile: networks by use, and forms of the convolution."""
+    """Names of the jobs: networks by use, and forms of the convolution."""
     if context.rehearse:
         return [f"network|inference|{GLIT}|compiled|2", "form|conv1d"]
     names = (GLIT, DEIT, *(f"{GLIT}, {form}" for form in FORMS if form.startswith("Triton")))
@@ -79,7 +79,7 @@ def _jobs(context: Context) -> list[str]:
 
 
 def compile_job(job: str, context: Context) -> None:
-    """Compile one of them, by running it."""
+    """Compile a network or form by running it."""
     kind, *words = job.split("|")
     if kind == "pretrain":
         measure_rates("fractal_pretrain", [], context.work / "compile", context, CURRENT)

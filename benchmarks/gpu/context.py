@@ -1,4 +1,4 @@
-"""What a stage is told: where to write, which device to use, how much time it has, and what was found before it."""
+"""The input of a stage: output folder, device, time limit, and results of earlier stages."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ Result = dict[str, Any]
 
 @dataclass(frozen=True)
 class Context:
-    """One call of a stage.
+    """The context of one call of a stage.
 
     Attributes:
-        stage: its name.
-        out: folder of what comes back: at most 8 files of less than 16 MiB.
-        work: folder of what is too large for that: checkpoints and compilers' caches.
+        stage: name of the stage.
+        out: folder of the results: at most 8 files of less than 16 MiB.
+        work: folder of larger files: checkpoints and compilers' caches.
         data: folder of the Fashion-MNIST files.
         device: 'cuda' or 'cpu'.
-        rehearse: whether everything is to be small enough for one CPU core.
-        deadline: when the stage has to end, in seconds of `time.time`.
-        earlier: results of the stages before it, by name, and the carried result of an earlier call.
+        rehearse: whether everything must be small enough for one CPU core.
+        deadline: time limit of the stage, in seconds of `time.time`.
+        earlier: results of earlier stages, by name, and the carried result of an earlier call.
     """
 
     stage: str
@@ -45,20 +45,20 @@ class Context:
 
     @property
     def seconds_left(self) -> float:
-        """Until the deadline."""
+        """Seconds until the deadline."""
         return self.deadline - time.time()
 
     @property
     def result_path(self) -> Path:
-        """Where the result of the stage is written."""
+        """The path of the stage's result."""
         return self.work / "results" / f"{self.stage}.json"
 
     def save(self, result: Result) -> None:
-        """Write the result so far, so that it is kept if the stage runs out of time."""
+        """Write the current result, so that it is kept if the stage runs out of time."""
         write_json(self.result_path, result)
 
     def compile(self, function: Callable[..., Any], **keywords: Any) -> Any:
-        """`torch.compile`; a rehearsal traces without generating code, which takes a CPU half a minute a network."""
+        """`torch.compile`; a rehearsal traces without generating code, which takes a CPU half a minute per network."""
         import torch
 
         if self.rehearse:
@@ -66,7 +66,7 @@ class Context:
         return torch.compile(function, **keywords)
 
     def spec(self) -> GLiTSpec:
-        """GLiT-Tiny; in a rehearsal two narrow blocks of it, one of each kind of sub-module."""
+        """GLiT-Tiny; in a rehearsal two of its blocks, narrower, one of each kind of sub-module."""
         from glit_models import GLIT_TINY, GLiTSpec
 
         if not self.rehearse:
@@ -75,14 +75,14 @@ class Context:
         return GLiTSpec(narrow.blocks[1:3], narrow.embed_dim, narrow.num_heads, narrow.patch_size)
 
     def chosen_form(self, use: str) -> str:
-        """The form of the depthwise convolution that the throughput stage chose for a use, if it exists here."""
+        """The form of the depthwise convolution that the throughput stage chose for a use, if it is available."""
         from ..depthwise_forms import FORMS
 
         form = self.earlier.get("throughput", {}).get("chosen", {}).get(use, "conv2d, rows")
         return form if form in FORMS else "conv2d, rows"
 
     def to_json(self) -> str:
-        """All fields, for the process of the stage."""
+        """All fields as JSON, for the process of the stage."""
         return json.dumps(asdict(self), default=str)
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""Stage correct: does the GPU compute what the CPU and the authors' code compute? Each check has errors and bounds."""
+"""Stage correct: compare the GPU's results with those of the CPU and the authors' code, with bounds on the errors."""
 
 from __future__ import annotations
 
@@ -37,18 +37,18 @@ CUDA_ONLY = {
 }
 
 _FIXTURES = Path(__file__).resolve().parents[2] / "tests" / "fixtures"
-_BOUNDS = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 4e-2}  # of the norm, for a whole network
+_BOUNDS = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 4e-2}  # relative to the norm, for a whole network
 _FORM_BOUNDS = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}  # for one convolution
 _SIZES = ((3, 7, 40, 3), (2, 17, 64, 17), (5, 197, 768, 31), (17, 197, 768, 45))  # B, N, C, K
 Rows = Iterator[dict[str, Any]]
 
 
 def run_correct(context: Context) -> Result:
-    """All checks; one that raises is recorded and does not stop the others."""
+    """Run all checks; one that raises is recorded and does not stop the others."""
     rows: list[dict[str, Any]] = []
     began = time.time()
     shutil.rmtree(context.work / "correct", ignore_errors=True)
-    # The forms come last: their kernels take longest to compile.
+    # The forms come last, because their kernels take longest to compile.
     for check in (_reference, _sizes_in_turns, _fractals, _resumed, _supernet, _evaluation, _forms):
         name = check.__name__.strip("_")
         try:
@@ -56,7 +56,7 @@ def run_correct(context: Context) -> Result:
                 for row in check(context):
                     rows.append({"check": name, **row, "ok": row["error"] <= row["bound"]})
                     context.save(_result(rows))
-        except Exception as error:  # whatever a device may raise is the result of this check
+        except Exception as error:  # devices can raise anything; it is the result of this check
             rows.append({"check": name, "what": f"{type(error).__name__}: {first_line(error)}"[:300], "ok": False})
         print(f"{name}: {time.time() - began:.1f} s", flush=True)
         context.save(_result(rows))
@@ -81,7 +81,7 @@ def _exact_arithmetic() -> Iterator[None]:
 
 
 def _row(what: str, actual: Tensor, expected: Tensor, bound: float, **more: Any) -> dict[str, Any]:
-    """The distance to what is expected, as a part of its norm; a result that is not finite is infinitely far."""
+    """The distance to the expected result, relative to its norm; infinite for a result that is not finite."""
     actual, expected = actual.detach().double().cpu(), expected.detach().double().cpu()
     error = ((actual - expected).norm() / expected.norm()).item()
     return {"what": what, "error": error if np.isfinite(error) else float("inf"), "bound": bound, **more}
@@ -109,7 +109,7 @@ def _reference(context: Context) -> Rows:
 
 
 def _sizes_in_turns(context: Context) -> Rows:
-    """One process that sees several image sizes: cuDNN before 9.24 had wrong depthwise results in such a case."""
+    """Run several image sizes in one process: cuDNN before 9.24 had wrong depthwise results in this case."""
     torch.manual_seed(0)
     sizes = (32, 64, 32) if context.rehearse else (64, 224, 64, 112, 224, 64)
     model = timm.create_model("glit_tiny", dynamic_img_size=True).train()
@@ -124,7 +124,7 @@ def _sizes_in_turns(context: Context) -> Rows:
 
 
 def _logits_and_gradient(model: nn.Module, images: Tensor, state: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """And the gradient of all depthwise weights, as one vector; BatchNorm's statistics are set back first."""
+    """The logits, and the gradient of all depthwise weights as one vector; BatchNorm's statistics are reset first."""
     model.load_state_dict(state)
     weights = [p for name, p in model.named_parameters() if name.endswith("dwconv.weight")]
     logits = model(images)
@@ -135,7 +135,7 @@ def _logits_and_gradient(model: nn.Module, images: Tensor, state: dict[str, Tens
 
 
 def _forms(context: Context) -> Rows:
-    """Every form against float64 on the CPU, forward and backward."""
+    """Compare every form with float64 on the CPU, forward and backward."""
     exact = Form(conv2d_contiguous)
     for name, form in FORMS.items():
         for dtype, bound in _FORM_BOUNDS.items():
@@ -145,7 +145,7 @@ def _forms(context: Context) -> Rows:
                 about = {"form": name, "what": f"{name}, {dtype}, B, N, C, K = {size}", "bound": bound}
                 try:
                     error = _form_error(form, exact, size, dtype, context.device)
-                except Exception as problem:  # of one form: the others are still checked
+                except Exception as problem:  # of one form; the others are still checked
                     what = f"{about['what']}: {type(problem).__name__}: {first_line(problem)}"
                     yield about | {"what": what[:300], "error": float("inf")}
                     break
@@ -153,7 +153,7 @@ def _forms(context: Context) -> Rows:
 
 
 def _form_error(form: Form, exact: Form, size: tuple[int, ...], dtype: torch.dtype, device: str) -> float:
-    """The largest error of output, gradients and, where the form has one, output with SiLU."""
+    """The largest error of output, gradients and, if the form supports it, output with SiLU."""
     B, N, C, K = size
     generator = torch.Generator().manual_seed(N * 100 + K)
     shapes = ((B, N, C), (C, 1, 1, K), (C,), (B, N, C))
@@ -175,7 +175,7 @@ def _form_error(form: Form, exact: Form, size: tuple[int, ...], dtype: torch.dty
 
 
 def _fractals(context: Context) -> Rows:
-    """The same bytes on both devices, for each way to draw."""
+    """Compare the bytes on both devices, for each way to draw."""
     for color, render in (("gray", "point"), ("color", "patch")):
         config = FractalConfig(num_classes=8, color=color, render=render, perturbation=0.1, zoom_max=2.0)  # type: ignore[arg-type]
         fractals = Fractals(config)
@@ -187,7 +187,7 @@ def _fractals(context: Context) -> Rows:
 
 
 def _resumed(context: Context) -> Rows:
-    """A training that is stopped and goes on, beside one that is not: the same weights, up to the order of sums."""
+    """Compare a training that is stopped and resumed with one that is not: equal weights, up to the order of sums."""
     weights = []
     for name, minutes in (("whole", (None,)), ("parts", (0.0, 0.0, None))):
         overrides = ["optim.epochs=1", "optim.warmup_epochs=0", "data.fractals.instances=32"]
@@ -201,7 +201,7 @@ def _resumed(context: Context) -> Rows:
 
 
 def _supernet(context: Context) -> Rows:
-    """A step of the supernet: loss and gradients of an active network."""
+    """Compare a step of the supernet: loss and gradients of an active network."""
     torch.manual_seed(0)
     space = NAMED_SPACES["glit"]()
     supernet = Supernet(space, img_size=64, num_classes=10)
@@ -220,7 +220,7 @@ def _supernet(context: Context) -> Rows:
 
 
 def _evaluation(context: Context) -> Rows:
-    """Scores of networks of a supernet, on noise."""
+    """Compare scores of networks of a supernet, on noise."""
     torch.manual_seed(0)
     space, rng = NAMED_SPACES["glit"](), random.Random(0)
     supernet = Supernet(space, img_size=64, num_classes=10)

@@ -1,4 +1,4 @@
-"""Stage depthwise: every form of the convolution, in the layers of GLiT-Tiny and for one kernel size at a time."""
+"""Stage depthwise: measure every form of the convolution, in GLiT-Tiny's layers and for single kernel sizes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _CASE_LIMIT = 0.4  # of the time of the stage, for the layers of GLiT-Tiny in ch
 
 
 def run_depthwise(context: Context) -> Result:
-    """What decides comes first: the layers in chain, compiled and eager. Then the convolution alone, by kernel size."""
+    """Measure the decisive cases first: layers in chain, compiled and eager. Then convolutions by kernel size."""
     rows: list[dict[str, Any]] = []
     for new in _rows(context):
         rows += new
@@ -51,13 +51,13 @@ def _rows(context: Context) -> Iterator[list[dict[str, Any]]]:
 
 
 def one_layer(kernel: int) -> GLiTSpec:
-    """A network of one block that is a convolution over 768 channels with this many taps."""
+    """A network of one block that is a convolution over 768 channels with this number of taps."""
     block = next(block for block in GLIT_TINY.blocks if block.kernel_size == 45)
     return dataclasses.replace(GLIT_TINY, blocks=(dataclasses.replace(block, kernel_size=kernel),))
 
 
 def options_for(context: Context, use: str, way: str) -> argparse.Namespace:
-    """The options of `python -m benchmarks.depthwise` for one use and way, without forms that were found wrong."""
+    """The options of `python -m benchmarks.depthwise` for one use and way, without forms that gave wrong results."""
     wrong = context.earlier.get("correct", {}).get("wrong_forms", [])
     forms = [name for name in FORMS if name not in wrong and (way != "max-autotune" or FORMS[name].max_autotune)]
     if context.rehearse and way != "eager":

@@ -1,6 +1,6 @@
-"""Runs the stages of a plan, each in a process of its own, and records every result as soon as there is one.
+"""Run the stages of a plan, each in a separate process, and record every result immediately.
 
-It starts processes, limits their time and writes files; what a stage does is in its own module.
+This module starts processes, limits their time and writes files; each stage has its own module.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ _LEAST = 8.0  # seconds that a stage needs to be worth starting
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line asks for.
+    """The options of the command line.
 
     Attributes:
         out, work, data: folders; see `Context`.
-        minutes: until everything must be on disk; the command ends `margin` seconds earlier.
+        minutes: time limit for all results to be on disk; the command ends `margin` seconds earlier.
     """
 
     out: Path
@@ -49,7 +49,7 @@ class Options:
 
 @dataclass
 class _Process:
-    """A stage that is running."""
+    """A running stage."""
 
     planned: Planned
     context: Context
@@ -59,7 +59,7 @@ class _Process:
 
 
 class Driver:
-    """One call of the command."""
+    """Runs one call of the command."""
 
     def __init__(self, options: Options) -> None:
         self.options = options
@@ -67,7 +67,7 @@ class Driver:
         self.stopped: str | None = None
         options.out.mkdir(parents=True, exist_ok=True)
         options.work.mkdir(parents=True, exist_ok=True)
-        # On a machine that empties the folder of results between two calls, the copy in `work` is still there.
+        # If the machine empties the results folder between two calls, the copy in `work` is still there.
         found = read_json(options.out / "gpu.json") or read_json(options.work / "gpu.json") or {}
         self.record: dict[str, Any] = {"version": 1, "calls": [], "plans": {}} | found
         self.record["calls"].append({"command": sys.argv, "minutes": options.minutes, "rehearse": options.rehearse})
@@ -75,7 +75,7 @@ class Driver:
         self.fresh: set[str] = set()  # stages that ran in this call
 
     def run(self) -> int:
-        """Run what is left of the plan; returns how many stages did not succeed."""
+        """Run the rest of the plan; returns the number of stages that did not succeed."""
         previous = {number: signal.signal(number, self._on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
             self._run_plan(PLANS[self.options.plan])
@@ -118,11 +118,11 @@ class Driver:
         return done and self.fresh.isdisjoint(planned.after)
 
     def _box(self, plan: Sequence[Planned], index: int) -> float:
-        """Seconds for a stage: its limit, or its share of what the limits of the stages after it leave."""
+        """Seconds for a stage: its limit, or its share of the time that the later stages' limits leave."""
         left = self.end - time.time()
         planned, later = plan[index], plan[index + 1 :]
         if self.options.rehearse:
-            return left  # how fast a CPU is says nothing about the limits
+            return left  # the limits do not apply to a CPU's speed
         if planned.seconds is not None:
             return min(planned.seconds, left)
         shares = sum(other.share for other in later if other.seconds is None and not self._is_finished(other))
@@ -153,14 +153,14 @@ class Driver:
         return _Process(planned, context, process, log, began)
 
     def _all_entries(self) -> dict[str, Any]:
-        """Of all plans, this one's last: a later plan uses what an earlier one decided."""
+        """Entries of all plans, this one's last: a later plan uses decisions of an earlier one."""
         merged: dict[str, Any] = {}
         for entries in (*self.record["plans"].values(), self.entries):
             merged |= entries
         return merged
 
     def _wait(self, running: Sequence[_Process]) -> None:
-        """Until all have ended, or their time is up."""
+        """Wait until all have ended, or their time is up."""
         left = list(running)
         while left:
             for one in left[:]:
@@ -175,7 +175,7 @@ class Driver:
             time.sleep(0.1)
 
     def _finish(self, one: _Process, why: str | None) -> None:
-        """Record a stage that has ended; `why` it was ended, if it did not end by itself."""
+        """Record a stage that has ended; `why`: the reason if it was stopped."""
         one.log.close()
         code, result = one.process.returncode, read_json(one.context.result_path)
         status = why or ("failed" if code else "done" if (result or {}).get("finished", True) else "unfinished")
@@ -188,7 +188,7 @@ class Driver:
     def _enter(self, stage: str, entry: dict[str, Any]) -> None:
         before = self.entries.get(stage)
         if entry["status"] == "skipped" and before is not None:
-            return  # what an earlier call found is worth more
+            return  # keep the better result of an earlier call
         self.entries[stage] = entry
         print(f"gpu: {stage}: {entry['status']}, {entry.get('seconds', 0):.0f} s", flush=True)
         if "log" in entry:
@@ -211,7 +211,7 @@ class Driver:
 
 
 def _environment(options: Options) -> dict[str, str]:
-    """Of a stage: compilers keep what they made where the next stage finds it."""
+    """The environment of a stage: compilers keep their caches where the next stage finds them."""
     own = {
         "TORCHINDUCTOR_CACHE_DIR": str(options.work.resolve() / "inductor"),
         "TRITON_CACHE_DIR": str(options.work.resolve() / "triton"),
@@ -222,7 +222,7 @@ def _environment(options: Options) -> dict[str, str]:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """End a process and all that it has started, which are in one group."""
+    """End a process and all of its children, which are in one group."""
     for number, grace in ((signal.SIGTERM, _GRACE), (signal.SIGKILL, 5.0)):
         try:
             os.killpg(process.pid, number)

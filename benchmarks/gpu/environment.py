@@ -1,4 +1,4 @@
-"""Stage environment: what the machine is, and its two ceilings, memory bandwidth and the rate of matrix products."""
+"""Stage environment: describe the machine, and measure memory bandwidth and the rate of matrix products."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _QUERY = (
 
 
 def run_environment(context: Context) -> Result:
-    """Facts, then the ceilings; the facts are kept if the measurements fail."""
+    """Record the facts, then measure; the facts are kept if the measurements fail."""
     torch.zeros(1, device=context.device)  # raises where there is no such device
     result: Result = {
         "device": report.device_name(context.device),
@@ -82,7 +82,7 @@ def _product_rate(context: Context, dtype: torch.dtype) -> float:
 
 
 def _seconds(function: Callable[[], object], context: Context, rounds: int = 10) -> float:
-    """The median over some rounds, by the device's own clock where it has one."""
+    """The median over some rounds, by the device's clock if it has one."""
     for _ in range(3):
         function()
     if not context.device.startswith("cuda"):

@@ -1,4 +1,4 @@
-"""The files of the command: JSON written whole, logs of bounded size. No torch, so that the driver starts no device."""
+"""Files of the command: atomic JSON, logs of limited size. Without torch, so that the driver starts no device."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ __all__ = ["MAX_BYTES", "MAX_FILES", "join_logs", "over_limits", "read_json", "t
 
 MAX_FILES = 8
 MAX_BYTES = 16 * 2**20
-_LOG_BYTES = 2**20  # of one stage, its end
+_LOG_BYTES = 2**20  # per stage; the end of the log is kept
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a file of readable JSON, whole or not at all."""
+    """Write a readable JSON file atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     aside.write_text(json.dumps(value, indent=1, default=str) + "\n", encoding="utf-8")
@@ -24,7 +24,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """The content of a file of JSON, or None if there is none or it is damaged."""
+    """The content of a JSON file, or None if it is missing or damaged."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -32,7 +32,7 @@ def read_json(path: Path) -> Any:
 
 
 def tail(path: Path, max_bytes: int = _LOG_BYTES) -> str:
-    """The end of a text file, from the start of a line on; empty if there is no such file."""
+    """The end of a text file, from the start of a line; empty if there is no such file."""
     if not path.is_file():
         return ""
     with path.open("rb") as file:
@@ -52,7 +52,7 @@ def join_logs(logs: Iterable[Path], target: Path) -> None:
 
 
 def over_limits(folder: Path) -> list[str]:
-    """What in `folder` would not come back: more than `MAX_FILES` files, or one of `MAX_BYTES` or more."""
+    """The files in `folder` that exceed the limits: more than `MAX_FILES` files, or a file of `MAX_BYTES` or more."""
     files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     problems = [f"{path.name} has {path.stat().st_size} bytes" for path in files if path.stat().st_size >= MAX_BYTES]
     if len(files) > MAX_FILES:

@@ -1,7 +1,7 @@
-"""Stage full_search: the search `fashion_mnist` at 224 pixels, in as many calls as it takes.
+"""Stage full_search: run the search `fashion_mnist` at 224 pixels, over several calls.
 
-What comes back is the folder of the search in parts that are small enough, without the checkpoints of trainings: a
-training that was under way starts again, everything that was finished stays.
+Its result is the search's folder in parts that are small enough, without the checkpoints of trainings: an unfinished
+training starts again, everything finished is kept.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ CUDA_ONLY = {"full_search": ("the real space, images and batch sizes",)}
 _TEST_RECIPE = Path(__file__).resolve().parents[2] / "tests" / "fixtures" / "search.yaml"
 _PART = MAX_BYTES - 1
 _MAX_PARTS = 5
-_RESERVE = 25.0  # seconds to pack what was found
+_RESERVE = 25.0  # seconds for packing the results
 
 
 def run_full_search(context: Context) -> Result:
@@ -41,7 +41,7 @@ def run_full_search(context: Context) -> Result:
 
 
 def _progress(folder: Path) -> dict[str, Any]:
-    """Lines of each file of records, which grow with the search."""
+    """The number of lines in each file of records, which grow with the search."""
     return {
         str(path.relative_to(folder)): len(path.read_text().splitlines()) for path in sorted(folder.rglob("*.jsonl"))
     }
@@ -74,7 +74,7 @@ def pack(folder: Path, out: Path) -> int:
 
 
 def unpack(out: Path, folder: Path) -> None:
-    """Put back what `pack` wrote, if there is something."""
+    """Restore the files that `pack` wrote, if there are any."""
     parts = sorted(out.glob("search.*"))
     if parts:
         content = io.BytesIO(b"".join(part.read_bytes() for part in parts))

@@ -1,4 +1,4 @@
-"""Stage onnx: GLiT-Tiny in ONNX Runtime on a GPU beside PyTorch. It needs onnxruntime-gpu on the module path.
+"""Stage onnx: compare GLiT-Tiny in ONNX Runtime on a GPU with PyTorch. Needs an importable onnxruntime-gpu.
 
 Axes: B batch.
 """
@@ -53,7 +53,7 @@ def _rows(context: Context, providers: list[str]) -> Iterator[dict[str, Any]]:
         try:
             more = {"calibration": calibration} if precision == "int8" else {}
             export_onnx(_glit(context), path, precision=precision, verify=0, force=True, **more)
-        except Exception as error:  # of one precision: the others are still measured
+        except Exception as error:  # of one precision; the others are still measured
             yield {"precision": precision, "error": f"{type(error).__name__}: {first_line(error)}"[:300]}
             continue
         for batch, provider in itertools.product(batches, providers):
@@ -74,14 +74,14 @@ def _glit(context: Context) -> GLiT:
 
 
 def _torch_case(precision: str, way: str, B: int, context: Context) -> Callable[[], object]:
-    """A pass of PyTorch over images [B, 3, H, W] on the device, waited for."""
+    """A PyTorch pass over images [B, 3, H, W] on the device, including synchronisation."""
     compiled = partial(context.compile, dynamic=False) if way == "compiled" else None
     dtype, network = _TORCH[precision], _glit(context).fuse()
     return performance.make_case(network, "inference", dtype, B, context.device, _size(context), compiled)
 
 
 def _measured(make: Callable[[], Callable[[], object]], batch: int, context: Context) -> dict[str, Any]:
-    """Milliseconds and images a second of a case, or why there are none."""
+    """Milliseconds and images per second of a case, or why there are none."""
     if context.seconds_left < 3:
         return {"error": "no time left"}
     try:
@@ -89,7 +89,7 @@ def _measured(make: Callable[[], Callable[[], object]], batch: int, context: Con
         for _ in range(1 if context.rehearse else 5):
             run()
         seconds = report.interleaved({"": run}, 1 if context.rehearse else 30)[""]
-    except Exception as error:  # whatever a provider or a device may raise is the result of this case
+    except Exception as error:  # providers and devices can raise anything; it is the result of this case
         return {"error": f"{type(error).__name__}: {first_line(error)}"[:300]}
     finally:
         torch.compiler.reset()
@@ -97,7 +97,7 @@ def _measured(make: Callable[[], Callable[[], object]], batch: int, context: Con
 
 
 def _session_case(path: Path, provider: str, B: int, context: Context) -> Callable[[], object]:
-    """A pass of a file over images [B, 3, H, W] that lie on the device, waited for."""
+    """A pass of a file over images [B, 3, H, W] on the device, including synchronisation."""
     classifier = OnnxClassifier(path, [provider])
     session = classifier.session
     shape = (B, *session.get_inputs()[0].shape[1:])

@@ -1,4 +1,4 @@
-"""The plans: which stages run, in which order, and how long each may take."""
+"""The plans: the stages that run, their order, and their time limits."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ class Planned:
     Attributes:
         stage: its name.
         seconds: its time limit, or None for a share of the time that the stages with a limit leave.
-        share: its part of that time, relative to the shares of the other such stages.
+        share: its share of that time, relative to the other such stages.
         beside: whether it runs at the same time as the next stage. Neither may measure time.
-        after: stages whose new results make this one run again although it is finished.
+        after: stages whose new results make this one run again even if it is finished.
     """
 
     stage: str

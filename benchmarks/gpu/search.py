@@ -1,4 +1,4 @@
-"""Stage search: what a search costs on a GPU, in training its supernet and in evaluating its networks.
+"""Stage search: measure the cost of a search on a GPU, for training its supernet and for evaluating its networks.
 
 Axes: B batch.
 """
@@ -31,7 +31,7 @@ _TEST_RECIPE = Path(__file__).resolve().parents[2] / "tests" / "fixtures" / "sea
 
 
 def run_search(context: Context) -> Result:
-    """A supernet's step beside a plain one, and networks a minute in each way of evaluating them."""
+    """Compare a supernet's step with a plain one, and measure networks per minute for each way of evaluation."""
     result: Result = {}
     size, batch = (32, 4) if context.rehearse else (224, 256)
     parts: dict[str, Callable[[], Any]] = {
@@ -44,14 +44,14 @@ def run_search(context: Context) -> Result:
     for name, part in parts.items():
         try:
             result[name] = part()
-        except Exception as error:  # whatever a device may raise is the result of this part
+        except Exception as error:  # devices can raise anything; it is the result of this part
             result[name] = f"{type(error).__name__}: {first_line(error)}"[:300]
         context.save(result)
     return result
 
 
 def _population(space: SearchSpace, count: int) -> list[GLiTSpec]:
-    """Networks as a generation has them: half of them random, half of them changed in one of the last blocks."""
+    """Networks as in a generation: half of them random, half of them changed in one of the last blocks."""
     rng = random.Random(0)
     specs = [space.sample(rng) for _ in range(count // 2)]
     for parent in specs[: count - len(specs)]:
@@ -61,7 +61,7 @@ def _population(space: SearchSpace, count: int) -> list[GLiTSpec]:
 
 
 def _space(context: Context) -> SearchSpace | None:
-    """That of the tests, for a rehearsal."""
+    """The space of the tests, for a rehearsal."""
     return load_search_recipe(str(_TEST_RECIPE)).load_space() if context.rehearse else None
 
 
@@ -72,7 +72,7 @@ def _supernet(context: Context, size: int) -> Supernet:
 
 
 def _evaluation_rows(context: Context, size: int) -> list[dict[str, Any]]:
-    """Networks a minute on 5,000 images with 10 batches of calibration, as the recipe `fashion_mnist` does it."""
+    """Networks per minute on 5,000 images with 10 batches of calibration, as in the recipe `fashion_mnist`."""
     supernet = _supernet(context, size)
     count, batches, images = (2, 1, 4) if context.rehearse else (16, 10, 500)
     batch = torch.randn(images, 3, size, size, device=context.device), torch.zeros(images, dtype=torch.int64)
@@ -93,7 +93,7 @@ def _evaluation_rows(context: Context, size: int) -> list[dict[str, Any]]:
 
 
 def _launch_rows(context: Context, size: int) -> list[dict[str, Any]]:
-    """A network of the space, launched kernel by kernel, and replayed as one CUDA graph: does the GPU wait?"""
+    """Run a network of the space kernel by kernel, and as a single CUDA graph, to see whether the GPU waits."""
     supernet = _supernet(context, size)
     model = supernet.extract(supernet.space.sample(random.Random(0))).eval()
     rows = []
@@ -119,7 +119,7 @@ def _forward(model: Callable[..., Any], images: torch.Tensor, bf16: bool) -> Cal
 
 
 def _graphed(run: Callable[[], object]) -> Callable[[], object]:
-    """Record it as a CUDA graph, after some passes on another stream as torch asks for."""
+    """Record a function as a CUDA graph, after some passes on another stream as torch requires."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):

@@ -1,4 +1,4 @@
-"""What a call found, in lines: the status of every stage, and the tables that belong into docs/performance.md."""
+"""Print the results of a call: the status of every stage, and the tables for docs/performance.md."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _FACTS = {
 
 
 def summary(record: Mapping[str, Any]) -> str:
-    """All stages of all plans, and what is over the limits of the folder of results."""
+    """All stages of all plans, and the files that exceed the limits of the results folder."""
     lines = []
     for plan, entries in record["plans"].items():
         for stage, entry in entries.items():
@@ -49,7 +49,7 @@ def _found(stage: str, result: Mapping[str, Any]) -> list[str]:
 
 
 def table(rows: Iterable[Mapping[str, Any]]) -> list[str]:
-    """Rows as lines of a Markdown table; their keys need not be the same."""
+    """Format rows as lines of a Markdown table; their keys may differ."""
     rows = list(rows)
     columns = list(dict.fromkeys(key for row in rows for key in row))
     lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]

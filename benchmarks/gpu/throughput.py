@@ -1,4 +1,4 @@
-"""Stage throughput: whole networks, beside the roofline; it chooses the form of the depthwise convolution."""
+"""Stage throughput: measure whole networks, compare with the roofline, and choose the depthwise convolution's form."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Case = tuple[str, str, str, int]  # use, network, way, batch
 
 
 def run_throughput(context: Context) -> Result:
-    """The cases in the order of what they decide; each is measured by itself, and its row saved."""
+    """Measure the cases in order of importance, and save each row."""
     rows: list[dict[str, Any]] = []
     for case in cases(context):
         if context.seconds_left < 3:
@@ -43,7 +43,7 @@ def _names(case: Case) -> dict[str, Any]:
 
 
 def cases(context: Context) -> Iterator[Case]:
-    """GLiT-Tiny's forms compiled first, as they decide; then DeiT-Tiny beside them, then all else."""
+    """First GLiT-Tiny's forms, compiled, which decide; then DeiT-Tiny for comparison, then everything else."""
     finalists = context.earlier.get("depthwise", {}).get("finalists", [])
     forms = [GLIT, *(f"{GLIT}, {form}" for form in finalists if form in FORMS)]
     if context.rehearse:
@@ -66,7 +66,7 @@ def cases(context: Context) -> Iterator[Case]:
 
 
 def _measured(case: Case, context: Context) -> dict[str, Any]:
-    """Milliseconds and images a second of one case, or why there are none."""
+    """Milliseconds and images per second of one case, or why there are none."""
     try:
         with ExitStack() as stack:
             run = prepare(stack, case, context)
@@ -75,7 +75,7 @@ def _measured(case: Case, context: Context) -> dict[str, Any]:
             if context.device.startswith("cuda"):
                 found["peak memory, MiB"] = torch.cuda.max_memory_allocated() / 2**20
         return found
-    except Exception as error:  # whatever a compiler or a device may raise is the result of this case
+    except Exception as error:  # compilers and devices can raise anything; it is the result of this case
         return {"error": f"{type(error).__name__}: {first_line(error)}"[:300]}
     finally:
         torch.compiler.reset()
@@ -115,7 +115,7 @@ def network(stack: ExitStack, name: str, use: str, size: int, context: Context) 
 
 
 def _result(rows: list[dict[str, Any]], context: Context) -> Result:
-    """The rows beside the roofline, and the form that is chosen for each use."""
+    """The rows with the roofline, and the form chosen for each use."""
     ceilings = context.earlier.get("environment", {})
     tflops, bandwidth = ceilings.get("bf16_tflops", 800.0), ceilings.get("memory_tb_s", 3.0)
     rows = [_beside(row, rows, tflops, bandwidth) for row in rows]
@@ -141,7 +141,7 @@ def _beside(row: dict[str, Any], rows: list[dict[str, Any]], tflops: float, band
 
 
 def form_rates(rows: list[dict[str, Any]], use: str) -> dict[str, float]:
-    """Images a second of GLiT-Tiny compiled at the largest batch, by the form of its convolution."""
+    """Images per second of GLiT-Tiny, compiled, at the largest batch, by the form of its convolution."""
     rates = {}
     for row in rows:
         if row["use"] == use and row["how"] == "compiled" and row["batch"] > 1 and "images/s" in row:

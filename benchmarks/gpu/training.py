@@ -1,7 +1,7 @@
-"""Stages pretrain, few_labels, fine_tune, scratch and deit: trainings that last as long as there is time.
+"""Stages pretrain, few_labels, fine_tune, scratch and deit: trainings that use the available time.
 
-A schedule is fitted to the time: the images a second are measured first. A run that a call did not finish goes on in
-the next one, from its checkpoint if the machine is the same, else from the weights that came back.
+The speed is measured first, to fit the schedule to the time. A run that a call did not finish is resumed in the next
+one, from its checkpoint if the machine is the same, else from the returned weights.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ CUDA_ONLY = {
 }
 
 PRETRAINED = "pretrained.safetensors"
-_SAFETY = 0.85  # of the measured rate: validation, checkpoints and a slower start
-_EXPORT_SECONDS = 15.0  # to write the weights and score them
+_SAFETY = 0.85  # of the measured rate, for validation, checkpoints and a slower start
+_EXPORT_SECONDS = 15.0  # for writing and scoring the weights
 _TINY = (
     "model.img_size=32", "optim.batch_size=20", "optim.warmup_epochs=0", "optim.ema_decay=0.9", "precision=fp32",
     "model.compile=false", "eval_batch_size=50", "optim.lr_base_batch=null", "optim.lr=1e-3",
@@ -56,7 +56,7 @@ def _tiny(context: Context) -> list[str]:
 
 
 def run_pretrain(context: Context) -> Result:
-    """The recipe `fractal_pretrain` in the chosen form of the convolution; its weights come back in float16."""
+    """Run the recipe `fractal_pretrain` with the chosen form of the convolution; returns its weights in float16."""
     overrides = ["checkpoint_minutes=0.5"]
     if context.rehearse:
         overrides += [*_tiny(context), "data.fractals.num_classes=20", "data.fractals.instances=10"]
@@ -73,7 +73,7 @@ def run_pretrain(context: Context) -> Result:
 
 
 def _carried_weights(context: Context, num_classes: int) -> Path | None:
-    """The weights of an earlier call as a model folder, unless a checkpoint of this plan's run is here."""
+    """The weights of an earlier call as a model folder, unless this plan's run has a checkpoint here."""
     if not (context.out / PRETRAINED).is_file():
         return None
     if (context.work / "pretrain" / "last.pt").is_file() and not (context.work / "pretrain" / "result.json").is_file():
@@ -82,13 +82,13 @@ def _carried_weights(context: Context, num_classes: int) -> Path | None:
 
 
 def _folder_of_run(context: Context) -> Path | None:
-    """What the run that goes on started from."""
+    """The initial weights of the resumed run."""
     name = load_recipe(str(context.work / "pretrain" / "recipe.yaml")).model.name
     return Path(name.removeprefix("local-dir:")) if name.startswith("local-dir:") else None
 
 
 def _model_folder(context: Context, num_classes: int) -> Path:
-    """A folder that timm loads, made of `pretrained.safetensors`."""
+    """Create a folder that timm loads from `pretrained.safetensors`."""
     weights = load_file(context.out / PRETRAINED)
     recipe = load_recipe("fractal_pretrain", _tiny(context) if context.rehearse else ())
     model = setup.create_model(recipe.model, num_classes)
@@ -101,7 +101,7 @@ def _model_folder(context: Context, num_classes: int) -> Path:
 
 
 def measure_rates(name: str, overrides: list[str], folder: Path, context: Context, form: str) -> dict[str, Any]:
-    """Images a second of the data alone, of the model alone, and of both together, in a run that is thrown away."""
+    """Images per second of the data alone, of the model alone, and of both together, in a temporary run."""
     recipe = load_recipe(name, [*overrides, *_data(name, context), "optim.epochs=1", "optim.warmup_epochs=0"])
     scratch = folder.with_name(f"{folder.name}-rates")
     shutil.rmtree(scratch, ignore_errors=True)
@@ -119,21 +119,21 @@ def measure_rates(name: str, overrides: list[str], folder: Path, context: Contex
 
 
 class _Stopwatch:
-    """Seconds of a step, from asking for a batch to asking for the next one."""
+    """Seconds per step, from requesting a batch to requesting the next one."""
 
     def __init__(self, steps: int, context: Context) -> None:
         self.steps, self.context = steps, context
         self.seconds: dict[str, float] = {}
 
     def data(self, batches: Iterator[Any]) -> None:
-        """Of the batches alone."""
+        """Seconds per batch, for the batches alone."""
         next(batches)
         with self._timed("data"):
             for _ in islice(batches, self.steps):
                 pass
 
     def training(self, batches: Iterator[Any]) -> Iterator[Any]:
-        """Some batches to warm up, some to time both together, and one again and again to time the model."""
+        """Batches for warm-up, for timing both together, and one repeated batch for timing the model."""
         yield from islice(batches, 3)  # compiles
         with self._timed("both"):
             yield from islice(batches, self.steps)
@@ -143,7 +143,7 @@ class _Stopwatch:
 
     @contextmanager
     def _timed(self, case: str) -> Iterator[None]:
-        """Over several steps in a row, which a GPU may overlap."""
+        """Average over several consecutive steps, which a GPU may overlap."""
         self._synchronize()
         began = time.perf_counter()
         yield
@@ -160,7 +160,7 @@ def _data(name: str, context: Context) -> list[str]:
 
 
 def _train(name: str, overrides: list[str], folder: Path, context: Context, form: str, rate: float) -> Result:
-    """Train for the time that is left, with a schedule of that length, and write the weights."""
+    """Train for the remaining time, with a schedule of that length, and write the weights."""
     recipe = _fitted(name, [*overrides, *_data(name, context)], folder, context, rate)
     minutes = max(context.seconds_left - _EXPORT_SECONDS, 1) / 60
     with ExitStack() as stack:
@@ -182,7 +182,7 @@ def _train(name: str, overrides: list[str], folder: Path, context: Context, form
 
 
 def _fitted(name: str, overrides: list[str], folder: Path, context: Context, rate: float) -> Recipe:
-    """The recipe with as many epochs as fit; of a run that goes on, its own."""
+    """The recipe with as many epochs as fit; a resumed run keeps its number."""
     if (folder / "last.pt").is_file() and not (folder / "result.json").is_file():
         return load_recipe(str(folder / "recipe.yaml"))
     if (folder / "result.json").is_file():  # a new schedule from the weights of the last one
@@ -197,11 +197,11 @@ def _fitted(name: str, overrides: list[str], folder: Path, context: Context, rat
     return load_recipe(name, [*overrides, *more])
 
 
-# ---- what the weights are worth ----
+# ---- evaluation of the weights ----
 
 
 def run_few_labels(context: Context) -> Result:
-    """`benchmarks.few_labels` with the new weights, the shipped ones and none, several processes at a time."""
+    """Run `benchmarks.few_labels` with the new weights, the shipped ones and none, in several processes."""
     starts = ["glit_tiny.fractal1k"]
     if (context.out / PRETRAINED).is_file():
         folder = context.work / "new_weights"
@@ -225,7 +225,7 @@ def run_few_labels(context: Context) -> Result:
 
 
 def run_fine_tune(context: Context) -> Result:
-    """The recipe `fashion_mnist_gpu` from the new weights where they are better with few labels, else the shipped."""
+    """Run the recipe `fashion_mnist_gpu` from the new weights if they are better with few labels, else the shipped."""
     name = "glit_tiny.fractal1k"
     better = context.rehearse or new_is_better(context.earlier.get("few_labels", {}))
     if (context.work / "new_weights").is_dir() and better:
@@ -244,12 +244,12 @@ def new_is_better(few_labels: Result) -> bool:
 
 
 def run_scratch(context: Context) -> Result:
-    """The same recipe with GLiT-Tiny from random weights."""
+    """Run the same recipe with GLiT-Tiny from random weights."""
     return _fashion_mnist(context, "scratch", ["model.name=glit_tiny", "model.pretrained=false"])
 
 
 def run_deit(context: Context) -> Result:
-    """The same with DeiT-Tiny from random weights."""
+    """Run the same recipe with DeiT-Tiny from random weights."""
     return _fashion_mnist(context, "deit", ["model.name=deit_tiny_patch16_224", "model.pretrained=false"])
 
 

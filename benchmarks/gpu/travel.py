@@ -1,4 +1,4 @@
-"""What travels to a machine without a network: is it small enough, and files too large for one journey in parts.
+"""Transfer files to a machine without a network: check their size, and split files that are too large.
 
 python -m benchmarks.gpu.travel check runs/carry              # does the checkout with this folder fit?
 python -m benchmarks.gpu.travel split WHEEL runs/parts        # here: runs/parts/0/, runs/parts/1/, ...
@@ -23,16 +23,16 @@ _ROOT = Path(__file__).resolve().parents[2]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Do what the command line asks for."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     check = commands.add_parser("check", help="compare the size of the checkout and these paths with the limit")
     check.add_argument("paths", nargs="*", type=Path)
-    cut = commands.add_parser("split", help="cut a file into parts, each in a folder of its own")
+    cut = commands.add_parser("split", help="split a file into parts, each in a separate folder")
     cut.add_argument("file", type=Path)
     cut.add_argument("folder", type=Path)
-    cut.add_argument("--mib", type=float, default=30, help="size of a part; the checkout travels with each")
-    put = commands.add_parser("join", help="add a part to the file that it belongs to")
+    cut.add_argument("--mib", type=float, default=30, help="size of a part; the checkout is sent with each")
+    put = commands.add_parser("join", help="append a part to its file")
     put.add_argument("part", type=Path)
     put.add_argument("folder", type=Path)
     options = parser.parse_args(arguments)
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def size_of_journey(paths: Sequence[Path]) -> int:
-    """Bytes of the checkout's files, as far as git does not ignore them, and of these files and folders.
+    """Bytes of the checkout's files, without those that git ignores, and of these files and folders.
 
     Raises:
         FileNotFoundError: a path does not exist.
@@ -64,7 +64,7 @@ def size_of_journey(paths: Sequence[Path]) -> int:
 
 
 def split(file: Path, folder: Path, size: int) -> list[Path]:
-    """Cut `file` into parts of at most `size` bytes, `folder/NUMBER/part`, each beside a description.
+    """Split `file` into parts of at most `size` bytes, `folder/NUMBER/part`, each with a description.
 
     Returns:
         The folders of the parts, in order.
@@ -84,13 +84,13 @@ def split(file: Path, folder: Path, size: int) -> list[Path]:
 
 
 def join(part: Path, folder: Path) -> Path | None:
-    """Append the part in a folder that `split` made to its file in `folder`; a part that is there already is skipped.
+    """Append a part in a folder of `split` to its file in `folder`; a part that is already there is skipped.
 
     Returns:
-        The file once it is whole, else None.
+        The complete file, else None.
 
     Raises:
-        ValueError: the part is damaged, an earlier one is missing, or the whole file is not what was split.
+        ValueError: the part is damaged, an earlier one is missing, or the complete file differs from the original.
     """
     about = json.loads((part / "part.json").read_text())
     content = (part / "part").read_bytes()

@@ -1,1 +1,1 @@
-"""A frozen table of networks of GLiT's space, each trained by itself: what ideas about the supernet are judged by."""
+"""A frozen table of stand-alone trained networks of GLiT's space, for judging changes to the supernet."""

@@ -1,8 +1,8 @@
-"""Train the networks of the table by themselves, one after another, and add their scores to `table.json`.
+"""Train the networks of the table stand-alone, one after another, and add their scores to `table.json`.
 
-36 networks: 18 drawn from the joint space, 18 from the second stage's, whose distribution of heads is that of the
-showcase's winner. A third of them are trained with a second seed, which gives the noise. The command can be stopped and
-given again: networks that the table holds are not trained again. Several processes share the work.
+36 networks: 18 drawn from the joint space, 18 from the second stage's, with the distribution of heads of the showcase's
+winner. A third of them are trained with a second seed, to measure the noise. The command can be stopped and resumed:
+networks in the table are not trained again. Several processes share the work.
 """
 
 import argparse
@@ -30,17 +30,17 @@ FOLDER = Path(__file__).parent
 RECIPE = FOLDER / "recipe.yaml"
 TABLE = FOLDER / "table.json"
 WINNER = FOLDER.parents[1] / "docs" / "search_fashion_mnist_cpu" / "winner.json"
-NETWORKS = 18  # of each space
-SECOND_SEEDS = 6  # of each space
+NETWORKS = 18  # per space
+SECOND_SEEDS = 6  # per space
 
 
 def main() -> None:
-    """Train what the table lacks."""
+    """Train the networks that the table lacks."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", default="runs/ranked", type=Path, help="folder of the runs")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, ...")
-    parser.add_argument("--max-minutes", type=float, help="save and leave after so long")
+    parser.add_argument("--max-minutes", type=float, help="time limit, after which it saves and exits")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     options.stop = StopRequest(options.max_minutes)
@@ -54,7 +54,7 @@ def main() -> None:
 
 
 def draw_networks() -> dict[str, list[GLiTSpec]]:
-    """The networks of both spaces, in their order; the same at every call."""
+    """The networks of both spaces, in order; the same at every call."""
     bounds = load_search_recipe(str(RECIPE)).budget.macs
     budget = Budget("macs", lambda spec: count_macs(spec, 28, 10), bounds.low, bounds.high)
     networks = {}
@@ -68,18 +68,18 @@ def draw_networks() -> dict[str, list[GLiTSpec]]:
 
 
 def load_spaces() -> dict[str, SearchSpace]:
-    """The spaces that the networks are drawn from, by their names in the table."""
+    """The spaces of the networks, by their names in the table."""
     joint = load_search_recipe(str(RECIPE)).load_space()
     return {"joint": joint, "stage2": joint.stage_two(GLiTSpec.from_dict(json.loads(WINNER.read_text())))}
 
 
 def read_table() -> list[dict[str, Any]]:
-    """The rows of the table: of each network and seed its spec, costs and scores."""
+    """The rows of the table: spec, costs and scores of each network and seed."""
     return json.loads(TABLE.read_text()) if TABLE.is_file() else []
 
 
 def _train(options: argparse.Namespace, name: str, spec: GLiTSpec, seed: int) -> bool:
-    """Train and score one network, unless the table has it or another process is at it; whether to go on."""
+    """Train and score one network, unless the table has it or another process trains it; returns whether to go on."""
     run = options.out / f"{name}-seed{seed}"
     done = any((row["name"], row["seed"]) == (name, seed) for row in read_table())
     if done or (run / "scores.json").is_file():
@@ -112,7 +112,7 @@ def _score(model: Any, trainer: Trainer, images: Any) -> tuple[float, float]:
 
 
 def collect(out: Path) -> None:
-    """Add the scores of the runs that are finished to the table."""
+    """Add the scores of the finished runs to the table."""
     rows = {(row["name"], row["seed"]): row for row in read_table()}
     for path in out.glob("*/scores.json"):
         row = json.loads(path.read_text())
