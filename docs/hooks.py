@@ -1,7 +1,7 @@
-"""Pages of the site that are made from other files when `make docs` builds it.
+"""Generate pages of the site from other files when `make docs` builds it.
 
-The README is the home page; CHANGELOG, CONTRIBUTING, SECURITY and the cards of the shipped weights are pages, too; the
-reference of the command line comes from its parsers. Links between files of the repository become links between pages.
+The README is the home page; CHANGELOG, CONTRIBUTING, SECURITY and the cards of the shipped weights are pages too; the
+command-line reference is generated from the parsers. Links between files of the repository become links between pages.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[1]
 CARDS = "glit_models/weights"
-# Files outside docs/, and where on the site they are.
+# Files outside docs/, and their places on the site.
 PROJECT_FILES = {
     "README.md": "index.md",
     "CHANGELOG.md": "project/changelog.md",
@@ -45,7 +45,7 @@ _LINK = re.compile(r"(\]\()([^)#:\s]+)(#[^)\s]*)?(\))")
 
 
 def on_startup(**_: object) -> None:
-    """Copy the code of the three folders into build/api, as it is imported: mkdocstrings reads it from there."""
+    """Copy the code of the three folders into build/api under its import paths, where mkdocstrings reads it."""
     api = ROOT / "build" / "api"
     shutil.rmtree(api, ignore_errors=True)
     for folder, package in (("glit_models", ""), ("search", "search"), ("export", "export")):
@@ -56,7 +56,7 @@ def on_startup(**_: object) -> None:
 
 
 def on_files(files: Files, config: MkDocsConfig) -> None:
-    """Add the pages that have no file of their own in docs/."""
+    """Add the pages that have no file in docs/."""
     from mkdocs.structure.files import File
 
     for source, page in PROJECT_FILES.items():
@@ -69,7 +69,7 @@ def on_files(files: Files, config: MkDocsConfig) -> None:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Let links between files of the repository lead to their pages."""
+    """Rewrite links between files of the repository to links between pages."""
     there = page.file.src_uri
     moved = PROJECT_FILES | CARD_FIGURES
     source = next((name for name, uri in moved.items() if uri == there), f"docs/{there}")
@@ -83,7 +83,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 
 def on_post_build(config: MkDocsConfig) -> None:
-    """Raise PluginError if a public name is not in the reference, or a page loads something from elsewhere."""
+    """Raise PluginError if a public name is not in the reference, or a page loads something from another site."""
     from mkdocs.exceptions import PluginError
 
     for path in Path(config.site_dir).rglob("*.html"):
@@ -98,10 +98,10 @@ def on_post_build(config: MkDocsConfig) -> None:
 
 
 def cli_reference() -> str:
-    """The page of the `glit` command: every command with its usage and options."""
+    """The page of the `glit` command, with the usage and options of every command."""
     from glit_models.cli import make_parser
 
-    os.environ["COLUMNS"] = "82"  # of the usage lines
+    os.environ["COLUMNS"] = "82"  # for the usage lines
     parser = make_parser()
     lines = ["# Command line", "", "`glit COMMAND --help` prints the same.", "", *_describe(parser)]
     for name, command in _commands(parser).items():

@@ -1,7 +1,7 @@
-"""What README and tutorials show, run as it stands: the fenced blocks of a document, in order, in the current folder.
+"""Run the fenced blocks of README and tutorials, in order, in the current folder.
 
-A block with a title is a file, and is written. Python blocks share their names. Shell blocks are run line by line:
-`glit` in this process, `glit ... &` as a process of its own that `kill %1` ends, anything else by bash.
+A block with a title is written to a file. Python blocks share their names. Shell blocks are run line by line: `glit` in
+this process, `glit ... &` as a separate process that `kill %1` ends, anything else with bash.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Small networks exported once for all tests that look at them. No assertions."""
+"""Small networks that are exported once for all tests. No assertions."""
 
 from __future__ import annotations
 

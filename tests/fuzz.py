@@ -1,7 +1,7 @@
-"""Seeded damage to everything that is read: `python -m tests.fuzz --seed 0 --cases 2000`, or `make fuzz`.
+"""Damage all kinds of input at random from a seed: `python -m tests.fuzz --seed 0 --cases 2000`, or `make fuzz`.
 
-A case is good if it succeeds, or ends in a GlitError of one line, within a time and without much memory. Every other
-outcome is printed with its seed, which `--only KIND` and `--seed` bring back.
+A case passes if it succeeds, or raises a GlitError with a one-line message, within limits of time and memory. Every
+other outcome is printed with its seed; `--only KIND` and `--seed` reproduce it.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""A small server that speaks the part of the Hugging Face Hub's HTTP interface that its client uses for our weights.
+"""A small server with the part of the Hugging Face Hub's HTTP interface that its client uses for weights.
 
-Repositories live in memory. Faults are switched on per server: see `HubServer.fault`.
+Repositories are kept in memory. Faults are switched on per server: see `HubServer.fault`.
 """
 
 from __future__ import annotations

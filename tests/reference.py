@@ -1,4 +1,4 @@
-"""The authors' state dict among the fixtures, which is kept compressed. No assertions."""
+"""The authors' state dict among the fixtures, which is stored compressed. No assertions."""
 
 import gzip
 from pathlib import Path

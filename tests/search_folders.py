@@ -1,4 +1,4 @@
-"""A search's folder as the pipeline writes it, with accuracies made up, and the start of a real one. No assertions."""
+"""A search folder as the pipeline writes it, with made-up accuracies, and the start of a real one. No assertions."""
 
 import json
 import math

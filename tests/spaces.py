@@ -1,4 +1,4 @@
-"""The search spaces that tests go through: small ones, and random ones. Spaces and statistics only, no assertions."""
+"""Search spaces for tests, small and random ones. No assertions."""
 
 import random
 from collections import Counter

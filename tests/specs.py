@@ -1,4 +1,4 @@
-"""The networks that tests build, small enough for a fraction of a second. Specs only, no assertions."""
+"""Specs of networks for tests, small enough to build in a fraction of a second. No assertions."""
 
 import random
 

@@ -1,4 +1,4 @@
-"""Another search on trained supernets: what it takes over, that it ends as any search does, what it refuses."""
+"""Tests of searches on the trained supernets of another search: reuse, equal results, rejected arguments."""
 
 import json
 import os

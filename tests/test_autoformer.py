@@ -1,4 +1,4 @@
-"""AutoFormer's family: the numbers of the authors' code, their checkpoint, and the exact sizes of the networks."""
+"""Tests of the AutoFormer family: outputs of the authors' code, their checkpoint, and exact sizes of the networks."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""`glit bench`: what it measures, prints and draws, and what it says to bad input. No assertions on speed."""
+"""Tests of `glit bench`: its rows, output and figure, and errors on bad input. No assertions on speed."""
 
 from __future__ import annotations
 

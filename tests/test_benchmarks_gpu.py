@@ -1,4 +1,4 @@
-"""The command for a GPU: what it decides, how it treats stages that fail, and a rehearsal of all of it on the CPU."""
+"""Tests of the GPU command: its decisions, failing stages, and a rehearsal of all stages on the CPU."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What budgets promise: exact bounds, fair draws within them however narrow they are, a clear word where none is."""
+"""Tests of budgets: exact bounds, uniform draws within narrow budgets, and errors on impossible ones."""
 
 import random
 from collections.abc import Callable

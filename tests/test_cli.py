@@ -1,4 +1,4 @@
-"""The `glit` command: what it prints, its exit statuses, and bad input in one line."""
+"""Tests of the `glit` command: output, exit statuses, and one-line errors."""
 
 from __future__ import annotations
 

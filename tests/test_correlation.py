@@ -1,4 +1,4 @@
-"""What correlations promise: the textbook's value, an interval that covers and repeats, a clear word where none is."""
+"""Tests of correlations: textbook values, coverage and repeatability of the interval, and errors."""
 
 import builtins
 import math

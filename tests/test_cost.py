@@ -1,4 +1,4 @@
-"""The closed form of parameters and multiply-adds says what torch counts."""
+"""Tests that the closed forms of parameters and multiply-adds equal torch's counts."""
 
 import random
 

@@ -1,4 +1,4 @@
-"""Promises of the data sets and of the batches made from them."""
+"""Tests of data sets and of the batches made from them."""
 
 import dataclasses
 import gzip

@@ -1,4 +1,4 @@
-"""The depthwise convolution for training is torch's own: same output, same gradients, whatever is asked of it."""
+"""Tests that the depthwise convolution for training equals torch's: outputs and gradients, for all arguments."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The forms of the depthwise convolution that the benchmark compares are one function; Triton's is so without a GPU."""
+"""Tests that the benchmark's forms of the depthwise convolution are equivalent, with Triton also without a GPU."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""README and tutorials run as they stand; what documents say of the package holds."""
+"""Tests that README and tutorials run, and that statements of the documents about the package hold."""
 
 import importlib.util
 import re

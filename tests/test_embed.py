@@ -1,4 +1,4 @@
-"""`glit embed`: a row of features for each image, whatever the data are, and on after a stop."""
+"""Tests of `glit embed`: one row of features per image, for all kinds of data, and resuming."""
 
 import csv
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Promises of a search whose work others do: the same end as on one process, whatever is lost on the way."""
+"""Tests of searches with an executor: the same result as in one process, even if workers are lost."""
 
 import importlib.util
 import json

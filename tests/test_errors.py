@@ -1,4 +1,4 @@
-"""Messages that name arguments: Python reads the arguments, the command line prints its options."""
+"""Tests of messages that name arguments: as arguments in Python, as options on the command line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`glit eval`: its numbers, its forms of data, its image, and what would make it count wrongly in silence."""
+"""Tests of `glit eval`: its scores, data formats and figure, and errors where it would otherwise count wrongly."""
 
 from __future__ import annotations
 

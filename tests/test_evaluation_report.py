@@ -1,4 +1,4 @@
-"""`glit eval --report`: a page that stands alone, whose numbers are right and whose names do nothing."""
+"""Tests of `glit eval --report`: a stand-alone page with correct numbers and escaped names."""
 
 import base64
 import html.parser

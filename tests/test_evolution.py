@@ -1,4 +1,4 @@
-"""What a search promises: nothing twice, nothing outside, an end, the same future from a state, better than chance."""
+"""Tests of search methods: no repeats, members only, termination, restored states, and better than random."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""Maps over images: how blocks mix tokens, rollout, Grad-CAM, and the sheets of `glit explain`."""
+"""Tests of maps over images: mixing of tokens, rollout, Grad-CAM, and the sheets of `glit explain`."""
 
 import importlib
 import sys

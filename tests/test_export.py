@@ -1,4 +1,4 @@
-"""`glit_models.export.export_onnx`: the same logits, a clean graph, one file or none, and plain words on bad input."""
+"""Tests of `export_onnx`: equal logits, a clean graph, no partial files, and errors on bad input."""
 
 from __future__ import annotations
 

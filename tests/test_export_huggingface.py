@@ -1,4 +1,4 @@
-"""`glit export --format huggingface`: the folder that optimum and transformers.js load."""
+"""Tests of `glit export --format huggingface`: the folder for optimum and transformers.js."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""int8 by `glit export --precision int8`: smaller, close to PyTorch, and what is too sensitive stays in float."""
+"""Tests of `glit export --precision int8`: size, agreement with PyTorch, and sensitive layers that stay in float."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`glit export --format openvino`: what is written computes what PyTorch does, and says what it is."""
+"""Tests of `glit export --format openvino`: agreement with PyTorch, and metadata."""
 
 from __future__ import annotations
 

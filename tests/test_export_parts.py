@@ -1,4 +1,4 @@
-"""Every part and family exports: the form, the ONNX file of each opset and precision, and the torch program agree."""
+"""Tests that every part and family exports: the form, ONNX in each opset and precision, and the torch program agree."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`OnnxClassifier` and `glit predict --onnx`: what they take, what they say they run on, and what they refuse."""
+"""Tests of `OnnxClassifier` and `glit predict --onnx`: inputs, reported providers, and errors."""
 
 from __future__ import annotations
 

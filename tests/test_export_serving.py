@@ -1,4 +1,4 @@
-"""`glit export --serving triton`: a repository that Triton can read, and the client that the docs show."""
+"""Tests of `glit export --serving triton`: a repository that Triton can read, and the client in the docs."""
 
 from __future__ import annotations
 

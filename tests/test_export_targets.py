@@ -1,4 +1,4 @@
-"""The table of export targets, targets of one's own, and the architecture that an exported file carries."""
+"""Tests of the table of export targets, custom targets, and the architecture stored in an exported file."""
 
 from __future__ import annotations
 

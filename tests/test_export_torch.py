@@ -1,4 +1,4 @@
-"""`glit export --format torch`: a program that torch loads alone, proven equal, and what it refuses."""
+"""Tests of `glit export --format torch`: a program that loads with torch alone, verified, and errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What docs/extending.md promises: one file of a user's adds a part, a family, a method, a fitness or a target."""
+"""Tests of docs/extending.md: a single user file adds a part, family, method, fitness or target."""
 
 import subprocess
 import sys

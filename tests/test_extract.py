@@ -1,4 +1,4 @@
-"""Networks that are taken out of a supernet: what they compute, what is said of them, what is refused."""
+"""Tests of networks extracted from a supernet: their outputs, records, and errors."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""Promises of `glit finetune`, and of the recipes for folders of images."""
+"""Tests of `glit finetune`, and of the recipes for folders of images."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""What a fitness promises: one finite number for each network, the same whatever else is scored; the shipped ones."""
+"""Tests of fitness measures: one finite number per network, independent of other networks; the built-in ones."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""Formula-driven images: what they depend on, what the classes promise, and the sheet that shows them."""
+"""Tests of formula-driven images: determinism, properties of the classes, and the sheet that shows them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is read may be anybody's: bombs, damage and nonsense end in one line, in little time and memory."""
+"""Tests of hostile input: bombs, damage and nonsense end in a one-line error, in little time and memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The weight registry, the installed store, and downloads from a local Hub with all its faults."""
+"""Tests of the weight registry, installed weights, and downloads from a local Hub with all kinds of faults."""
 
 from __future__ import annotations
 

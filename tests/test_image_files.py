@@ -1,4 +1,4 @@
-"""Every image is opened by one function: upright, in RGB, within bounds, of formats that are named."""
+"""Tests of opening images: upright, in RGB, within limits, and only of listed formats."""
 
 import io
 import json

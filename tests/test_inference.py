@@ -1,4 +1,4 @@
-"""`glit predict`, `glit eval` and `glit demo`: what they print and write, and what they say to bad input."""
+"""Tests of `glit predict`, `glit eval` and `glit demo`: output, files, and errors on bad input."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""Labels from a table: what `glit finetune` and `glit eval` make of one, and what is wrong with it in one line."""
+"""Tests of tables of labels in `glit finetune` and `glit eval`, and of one-line errors on bad tables."""
 
 import json
 from pathlib import Path

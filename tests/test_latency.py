@@ -1,4 +1,4 @@
-"""What a budget of milliseconds promises: numbers that repeat, also in a later process, and nothing else changed."""
+"""Tests of latency budgets: repeatable numbers, also in a later process, and no side effects."""
 
 import json
 import random

@@ -1,4 +1,4 @@
-"""Who may import whom: every module imports only from modules that stand before it in the lists below."""
+"""Tests of imports: every module imports only from modules that precede it in the lists below."""
 
 import ast
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""How weights are loaded: a file of the user's own is read once, few modules take part, and one loader serves all."""
+"""Tests of loading weights: a user's file is read once, few modules take part, and one loader serves all."""
 
 from __future__ import annotations
 

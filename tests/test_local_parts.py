@@ -1,4 +1,4 @@
-"""The two other local parts of a GLiT block, `local_conv2d` and `window_attention`: their numbers, costs and sizes."""
+"""Tests of the local parts `local_conv2d` and `window_attention`: their outputs, costs and sizes."""
 
 import copy
 import json

@@ -1,4 +1,4 @@
-"""timm's contract for a vision transformer, on small networks: what timm's users call must work and agree."""
+"""Tests of timm's model interface for vision transformers, on small networks."""
 
 import copy
 import json

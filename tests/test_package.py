@@ -1,4 +1,4 @@
-"""The package as it is installed: a whole wheel, no import that need not be, and no need to install at all."""
+"""Tests of the installed package: a complete wheel, no unnecessary imports, and use without installation."""
 
 import os
 import re

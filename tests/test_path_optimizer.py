@@ -1,4 +1,4 @@
-"""Promises of a supernet's optimiser: it moves what is on the step's paths, as AdamW would move it alone."""
+"""Tests of a supernet's optimiser: it changes only what is on the step's paths, as AdamW would alone."""
 
 import random
 from collections import Counter

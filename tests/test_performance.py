@@ -1,4 +1,4 @@
-"""The benchmark of whole networks measures what it says, and counts what the floor rests on."""
+"""Tests of the benchmark of whole networks: its cases, and the counts that the floor is based on."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Documents, docstrings and messages use the field's words: phrases that were mended once do not come back."""
+"""Tests of wording: documents, docstrings and messages use the field's terms, and mended phrases do not come back."""
 
 import re
 from collections.abc import Iterator

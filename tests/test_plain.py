@@ -1,4 +1,4 @@
-"""The yardstick of `benchmarks.export`: GLiT in the authors' plain form computes the same logits."""
+"""Tests of the baseline of `benchmarks.export`: GLiT in the authors' plain form computes the same logits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `glit search plan` says: costs by brute force, minutes by hand from given speeds, warnings, and no files."""
+"""Tests of `glit search plan`: costs by brute force, minutes computed by hand, warnings, and no files written."""
 
 import json
 import math

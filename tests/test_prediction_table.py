@@ -1,4 +1,4 @@
-"""`glit predict --out FILE`: a row for each image, in the format that the name says, and on after a stop."""
+"""Tests of `glit predict --out FILE`: one row per image, the format given by the suffix, and resuming."""
 
 import csv
 import json

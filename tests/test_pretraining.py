@@ -1,4 +1,4 @@
-"""The comparison of pretrainings: its strings are what they claim, and its intervals are those of a paired t-test."""
+"""Tests of the comparison of pretrainings: its strings are balanced, and its intervals equal a paired t-test's."""
 
 import math
 import sys

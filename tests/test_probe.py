@@ -1,4 +1,4 @@
-"""`glit eval --knn` and `--linear`: frozen features scored by what is counted by hand, on splits that share nothing."""
+"""Tests of `glit eval --knn` and `--linear`: scores computed by hand, on splits that share no images."""
 
 import json
 from pathlib import Path

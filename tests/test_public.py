@@ -1,4 +1,4 @@
-"""What is public has a docstring and stands in the reference; examples use nothing else."""
+"""Tests of the public interface: all names have a docstring and are in the reference; examples use no others."""
 
 import argparse
 import ast

@@ -1,4 +1,4 @@
-"""Weight folders: saved, converted, published to a folder and to a local Hub, shipped, verified."""
+"""Tests of weight folders: saved, converted, published to a folder and to a local Hub, shipped, verified."""
 
 from __future__ import annotations
 

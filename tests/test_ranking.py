@@ -1,4 +1,4 @@
-"""What a ranking promises: measures against training, with the noise of training beside them; and the surrogate."""
+"""Tests of rankings: measures compared with training, the noise of training, and the surrogate."""
 
 import json
 import math

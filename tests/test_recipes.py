@@ -1,4 +1,4 @@
-"""Recipes: how overrides are read, and when an unfinished run goes on under a recipe."""
+"""Tests of recipes: reading overrides, and resuming an unfinished run with a recipe."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""The numbers of the authors' code: the same weights give the same blocks and logits, by every road a user may take."""
+"""Tests against the authors' code: the same weights give the same blocks and logits, for every way to load them."""
 
 import argparse
 import pickle

@@ -1,4 +1,4 @@
-"""Budgets relative to a model: what they come to, that they are kept, and what they refuse."""
+"""Tests of budgets relative to a model: their bounds, how they are stored, and errors."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What every long job stands on: files written whole, a state with a spare, a lock, and stop requests."""
+"""Tests of the support for long jobs: atomic writes, a state with a spare copy, a lock, and stop requests."""
 
 import errno
 import fcntl

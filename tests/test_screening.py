@@ -1,4 +1,4 @@
-"""Promises of what makes a search cheaper: short trainings before long ones, and few images before all."""
+"""Tests of cheaper searches: short trainings before long ones, and few images before all."""
 
 import itertools
 import json

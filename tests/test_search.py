@@ -1,4 +1,4 @@
-"""Promises of a whole search: what it leaves, that it goes on from anywhere, and what it refuses."""
+"""Tests of whole searches: results, resuming from any moment, and errors."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Promises of the evaluation: the scores are those of each network by itself, however they are come by."""
+"""Tests of evaluation with shared work: the scores equal those of each network evaluated separately."""
 
 import random
 

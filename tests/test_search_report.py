@@ -1,4 +1,4 @@
-"""What a search's report promises: one page that stands alone and repeats, at any time, and a clear word where not."""
+"""Tests of a search's report: a stand-alone, deterministic page at any time, and errors."""
 
 import base64
 import builtins

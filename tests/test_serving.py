@@ -1,4 +1,4 @@
-"""`glit serve`: what it answers, what it refuses, and that nothing a client does stops it."""
+"""Tests of `glit serve`: responses, rejected requests, and robustness against clients."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Promises of the data sets that timm opens: folders, tar files, torchvision, Hugging Face, WebDataset, TFDS."""
+"""Tests of the data sets that timm opens: folders, tar files, torchvision, Hugging Face, WebDataset, TFDS."""
 
 import gzip
 import json

@@ -1,4 +1,4 @@
-"""What a search space promises: exact sizes, fair draws, changes that stay inside, stages, YAML both ways."""
+"""Tests of search spaces: exact sizes, uniform draws, changes that stay inside, stages, and YAML round trips."""
 
 import itertools
 import math

@@ -1,4 +1,4 @@
-"""What a spec promises: no impossible network, errors that name the place, equality by value, JSON both ways."""
+"""Tests of specs: no impossible networks, errors that name the place, equality by value, and JSON round trips."""
 
 import dataclasses
 import json

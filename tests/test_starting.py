@@ -1,4 +1,4 @@
-"""Promises of searches that start from weights: which weights a supernet and the retrained networks begin with."""
+"""Tests of searches that start from weights: the initial weights of supernets and retrained networks."""
 
 import random
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""Promises of the supernet: what a path computes, what a step of training changes, what is handed out."""
+"""Tests of the supernet: the output of a path, what a training step changes, and extracted networks."""
 
 import random
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Promises of how a supernet is trained: which networks a step trains, on what, and that it goes on from anywhere."""
+"""Tests of supernet training: the networks and images of a step, and resuming from any moment."""
 
 from collections import Counter
 from collections.abc import Sequence

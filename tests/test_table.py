@@ -1,4 +1,4 @@
-"""Promises of the table of trained networks: it holds what it says, it is looked up by spec, and it judges measures."""
+"""Tests of the table of trained networks: its content, lookup by spec, and judging measures."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""Promises of trackers: the run's numbers reach them, and one that fails stops nothing but its own start."""
+"""Tests of trackers: they get the run's numbers, and a failing one only prevents its own start."""
 
 from pathlib import Path
 from typing import Any, ClassVar

@@ -1,4 +1,4 @@
-"""Promises of recipes and of the trainer."""
+"""Tests of recipes and of the trainer."""
 
 import errno
 import json

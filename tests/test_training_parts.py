@@ -1,4 +1,4 @@
-"""Promises of what a recipe can ask for: objective, optimiser, freezing, sizes, other models."""
+"""Tests of the recipe's options: objective, optimiser, freezing, sizes, other models."""
 
 import math
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Promises of transformations: from a given network only to cheaper blocks, and better than chance."""
+"""Tests of transformations: only to cheaper blocks, and better than random."""
 
 import functools
 import random

@@ -1,7 +1,7 @@
-"""A pytest plugin that makes timm's own test suite test this package's models. It asserts nothing itself.
+"""A pytest plugin that runs timm's test suite on this package's models. No assertions.
 
-timm's tests choose models through `timm.list_models` with lists of name patterns and of module names. Those lists know
-no outside family, so here the listing treats ours as they treat the vision transformers, and then keeps only the
+timm's tests choose models through `timm.list_models` with lists of name patterns and of module names. Those lists do
+not include outside families, so here the listing treats ours like the vision transformers, and then keeps only the
 models named in the environment variable GLIT_TIMM_TESTS (separated by commas).
 """
 

@@ -1,4 +1,4 @@
-"""Run the installed timm version's own `tests/test_models.py` on this package's models: `make timm-tests`.
+"""Run the installed timm version's `tests/test_models.py` on this package's models: `make timm-tests`.
 
 The tests are not in timm's wheel, so pip fetches the source distribution once, into `.cache/`.
 """

@@ -1,4 +1,4 @@
-"""A published folder in transformers, after `import glit_models`, run by `make transformers-test`."""
+"""Tests of a published folder in transformers, after `import glit_models`, run by `make transformers-test`."""
 
 from __future__ import annotations
 

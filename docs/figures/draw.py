@@ -1,4 +1,4 @@
-"""Draws the figures of the documentation: `python docs/figures/draw.py`. A test holds that the files are up to date."""
+"""Draw the figures of the documentation: `python docs/figures/draw.py`. A test checks that the files are up to date."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def search_svg() -> str:
         for number, value in enumerate(values):
             parts.append(_label(LEFT - 8, y + 18 * number + 12, str(value)))
             for index, block in enumerate(GLIT_TINY.blocks):
-                chosen = getattr(block, gene)  # None where the gene does nothing once the heads are divided
+                chosen = getattr(block, gene)  # None if the gene has no effect with this division of heads
                 name_of_class = "out0" if chosen is None else f"{'in' if value == chosen else 'out'}{stage}"
                 boxes[name_of_class].append(f"M{LEFT + index * (CELL + GAP)} {y + 18 * number}h{CELL}v16h-{CELL}z")
         parts += [f'<path class="{name}" fill="{color}" d="{"".join(d)}"/>' for name, d in boxes.items() if d]
