@@ -1,7 +1,7 @@
-# `make demo` and `make test` are all a newcomer needs: each makes the environment if there is none.
-# VENV names another environment folder, PYTHON the interpreter it is made with.
-# JOBS is how many processes run the tests, each on one thread: a number, or one for each core, at most 8. All tests of
-# a file run in one process, which makes their fixtures once. The slow tests are few, and each takes any free process.
+# Start with `make demo` or `make test`: each creates the environment if it is missing.
+# VENV sets another environment folder, PYTHON the interpreter for it.
+# JOBS sets the number of test processes, each with one thread; default: one per core, at most 8. All tests of a file
+# run in one process, which creates their fixtures once; slow tests are distributed one by one.
 VENV ?= .venv
 PYTHON ?= python3
 JOBS ?= logical
@@ -21,53 +21,53 @@ FUZZ ?= --seed 0 --cases 2000
 help:
 	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed 's/:.*## /\t/' | expand -t 20
 
-demo: $(VENV)/.core  ## classify the shipped images with the shipped weights
+demo: $(VENV)/.core  ## classify the example images with the shipped weights
 	$(VENV)/bin/glit demo
 
-search-demo: $(VENV)/.dev  ## a whole search in about two minutes, and its report
+search-demo: $(VENV)/.dev  ## run a whole search in about two minutes, and write its report
 	$(VENV)/bin/glit search smoke --out runs/search_smoke
 	$(VENV)/bin/glit search report runs/search_smoke
 
-test: $(VENV)/.dev  ## the test suite, but for what is slow
+test: $(VENV)/.dev  ## run the test suite, without slow tests
 	OMP_NUM_THREADS=1 $(PYTEST) $(PARALLEL) --dist loadfile
 
-test-slow: $(VENV)/.dev  ## what is slow: whole searches, kills at random moments, large models, compilers
+test-slow: $(VENV)/.dev  ## run the slow tests: whole searches, kills at random moments, large models, compilers
 	OMP_NUM_THREADS=1 $(PYTEST) $(PARALLEL) --dist worksteal -m slow
 
-test-extended: $(VENV)/.dev  ## more of what is slow: the rest of each cross of cases
+test-extended: $(VENV)/.dev  ## run more slow tests: the remaining combinations of cases
 	OMP_NUM_THREADS=1 $(PYTEST) $(PARALLEL) --dist worksteal -m extended
 
-fuzz: $(VENV)/.dev  ## damage everything that is read, at random from a seed: FUZZ="--seed 1 --cases 500"
+fuzz: $(VENV)/.dev  ## damage all kinds of input at random from a seed: FUZZ="--seed 1 --cases 500"
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m tests.fuzz $(FUZZ)
 
-test-lowest: .venv-lowest/.lowest  ## the test suite under the lowest versions of the core dependencies
+test-lowest: .venv-lowest/.lowest  ## run the test suite with the lowest versions of the core dependencies
 	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest $(PARALLEL) --dist loadfile
 	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest $(PARALLEL) --dist worksteal -m slow
 
-lint: $(VENV)/.dev  ## style, spelling, phrases, and who may import whom
+lint: $(VENV)/.dev  ## check style, spelling, wording and imports
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/codespell *.md Makefile hubconf.py docs glit_models search export tests benchmarks .github
 	$(PYTEST) -q tests/test_layers.py tests/test_phrases.py
 
-format: $(VENV)/.dev  ## put the style right
+format: $(VENV)/.dev  ## fix the style
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
-# search/ and export/ lie beside glit_models/ and are imported from within it: type checkers need to see that.
-types: $(VENV)/.dev  ## type checks
+# search/ and export/ are next to glit_models/ but imported from within it: type checkers need to see that.
+types: $(VENV)/.dev  ## check types
 	rm -rf .types && mkdir -p .types/glit_models
 	for path in glit_models/*; do ln -s ../../$$path .types/glit_models/; done
 	ln -s ../../search ../../export .types/glit_models/
 	cd .types && $(abspath $(VENV))/bin/mypy --cache-dir ../.mypy_cache --config-file ../pyproject.toml -p glit_models
 
-timm-tests: $(VENV)/.dev  ## timm's own model tests on TIMM_TESTS_MODELS
+timm-tests: $(VENV)/.dev  ## run timm's model tests on TIMM_TESTS_MODELS
 	OMP_NUM_THREADS=1 $(VENV)/bin/python tests/timm_suite.py --models $(TIMM_TESTS_MODELS) -- $(PARALLEL)
 
-transformers-test: .venv-transformers/.transformers  ## transformers' timm wrapper, in its own environment
+transformers-test: .venv-transformers/.transformers  ## test transformers' timm wrapper, in a separate environment
 	HF_HUB_OFFLINE=1 .venv-transformers/bin/python -m pytest tests/transformers_test.py
 
-bench: $(VENV)/.dev  ## what is measured: import time, throughput, the depthwise convolution, fractals, training, search, export
+bench: $(VENV)/.dev  ## run the benchmarks: import time, throughput, depthwise convolution, fractals, training, search, export
 	$(VENV)/bin/python -m benchmarks.imports
 	$(VENV)/bin/python -m benchmarks.performance
 	$(VENV)/bin/python -m benchmarks.depthwise
@@ -79,20 +79,20 @@ bench: $(VENV)/.dev  ## what is measured: import time, throughput, the depthwise
 	$(VENV)/bin/python -m benchmarks.search
 	$(VENV)/bin/python -m benchmarks.export --threads 1 --clock cpu
 
-gpu: $(VENV)/.dev  ## everything that only a GPU can tell, in nine minutes on one (docs/gpu.md)
+gpu: $(VENV)/.dev  ## run all measurements that need a GPU, in nine minutes (docs/gpu.md)
 	$(VENV)/bin/python -m benchmarks.gpu --out runs/gpu-results
 
-gpu-rehearsal: $(VENV)/.dev  ## the same in miniature, on a CPU
+gpu-rehearsal: $(VENV)/.dev  ## rehearse `make gpu` in miniature, on a CPU
 	$(VENV)/bin/python -m benchmarks.gpu --rehearse
 
-docs: $(VENV)/.dev  ## the site, in build/site/index.html; a dead link or a bad docstring is an error
+docs: $(VENV)/.dev  ## build the site in build/site/index.html; a dead link or a bad docstring is an error
 	NO_MKDOCS_2_WARNING=1 OMP_NUM_THREADS=1 $(VENV)/bin/mkdocs build --quiet --strict
 
-wheel: $(VENV)/.core  ## one file in dist/ that pip installs: pip install "dist/glit_models-VERSION-py3-none-any.whl[train]"
+wheel: $(VENV)/.core  ## build a wheel in dist/: pip install "dist/glit_models-VERSION-py3-none-any.whl[train]"
 	$(VENV)/bin/python -m pip wheel --quiet --no-deps --wheel-dir dist .
 	ls dist/*.whl
 
-release-check: $(VENV)/.core  ## what a release uploads, checked, and tried in a fresh environment outside the checkout
+release-check: $(VENV)/.core  ## build and check the files of a release, and test them in a new environment outside the checkout
 	rm -rf dist build/lib build/release
 	$(VENV)/bin/python -m pip install --quiet -e ".[release]"
 	$(VENV)/bin/python -m build --quiet --outdir dist
@@ -102,7 +102,7 @@ release-check: $(VENV)/.core  ## what a release uploads, checked, and tried in a
 	cd "$$(mktemp -d)" && glit=$(CURDIR)/build/release/venv/bin/glit && $$glit --version && $$glit demo && \
 		$$glit export glit_tiny.fashion_mnist --out model.onnx && $$glit predict --onnx model.onnx glit-demo.png
 
-clean:  ## remove what was built, but for the environments
+clean:  ## remove all build results except the environments
 	rm -rf .types .cache build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +
 

@@ -109,7 +109,7 @@ if cudnn_depthwise.unavailable() is None:
 
 
 def folded_chain(form: Form, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """GLU, convolution with folded BatchNorm, SiLU: [B, N, 2 C] -> [B, N, C], fused as far as the form supports."""
+    """GLU, convolution with folded BatchNorm, SiLU: [B, N, 2 C] -> [B, N, C], fused where the form supports it."""
     if form.glu_convolve_silu is not None:
         return form.glu_convolve_silu(x, weight, bias)
     x = F.glu(x, dim=-1)

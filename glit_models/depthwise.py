@@ -20,7 +20,7 @@ _MAX_WHOLE = 32  # tokens of a single tile without padding; with many channels, 
 
 
 def is_narrow(channels: int, taps: int) -> bool:
-    """Whether to avoid oneDNN's bfloat16 kernel, which never returns with so few channels and so many taps.
+    """Whether to avoid oneDNN's bfloat16 kernel, which never returns with too few channels and many taps.
 
     Seen with torch 2.15 on a CPU with AMX; with one channel more or two taps fewer, it returns.
     """

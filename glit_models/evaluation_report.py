@@ -39,7 +39,7 @@ _WORDS = {
     "balanced accuracy": "the mean of the classes' recalls: each class counts the same",
     "macro-F1": "the mean of the classes' harmonic means of recall and precision",
     "confidence": "the probability that the model gives to a class",
-    "calibration error": "how far confidence and accuracy differ, on average over images: 15 bins of confidence "
+    "calibration error": "the mean difference between confidence and accuracy over images, in 15 bins of confidence "
     "(expected calibration error)",
 }
 

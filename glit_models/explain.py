@@ -212,12 +212,12 @@ def _choose_block(model: SpecTransformer, images: Tensor, block: int | None) -> 
     check_block(model, block)
     possible = [index for index, module in enumerate(model.blocks) if isinstance(module, Block)]
     if block is not None and block not in possible:
-        raise GlitError(Argument("block", block), " is an identity block: it has no features of its own")
+        raise GlitError(Argument("block", block), " is an identity block: it has no features")
     last = possible[-1]
     try:
         reached, total = reached_patches(model, images)
     except SpecError as error:
-        return last if block is None else block, f"{error}; Grad-CAM may say something of a part of the image alone"
+        return last if block is None else block, f"{error}; Grad-CAM may only explain a part of the image"
     if block is None:
         most = max(reached[index] for index in possible)
         block = max(index for index in possible if reached[index] == most)

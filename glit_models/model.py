@@ -241,7 +241,7 @@ class SpecTransformer(nn.Module):
 
     @torch.jit.ignore
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace the head with one of `num_classes` outputs (0: none); pooling is kept unless given."""
+        """Replace the head with one of `num_classes` outputs (0: none); pooling None keeps the current one."""
         if global_pool is not None:
             _check_pool(global_pool, self.has_class_token)
             self.global_pool = global_pool

@@ -117,7 +117,7 @@ def search_again(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise SearchError(f"{out} is there already; choose another ", Argument("out", ...))
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise SearchError("`glit search again` begins as one process; go on with any number of them")
+        raise SearchError("`glit search again` must start as one process; resume it with any number")
     with whole_folder(out) as temporary:
         trained = _fill(temporary, folder, recipe, keep_winner)
         write_json(temporary / _FILE, origin)

@@ -79,7 +79,7 @@ _RANKING = (
     "Each point is a network that was trained individually; the further points follow a rising line, the better the "
     "cheap measure below predicts the expensive one at the side."
 )
-_BEST_ONLY = "These are each stage's best, which lie close together and are the hardest to order."
+_BEST_ONLY = "These are each stage's best, which are close together and the hardest to order."
 
 
 def _describe_ranking(rank: Ranking) -> str:

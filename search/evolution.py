@@ -102,7 +102,7 @@ class AutoFormerEvolution(Evolution):
     """
 
     method = "autoformer"
-    description = "AutoFormer's evolution: depth and width change with probabilities of their own."
+    description = "AutoFormer's evolution: depth and width change with separate probabilities."
 
     def _mutation_of(self, parents: Sequence[Spec]) -> Callable[[], Spec]:
         config = self.config

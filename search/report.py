@@ -179,7 +179,7 @@ _DRAWN = "Each generation is drawn at random, so its median stays level; the bes
 def _describe_generations(stages: Sequence[StageFindings]) -> str:
     if all(candidate.origin in ("initial", "random") for stage in stages for candidate in stage.candidates):
         return _DRAWN
-    several = "The stages have supernets of their own: compare accuracies within a panel only."
+    several = "Each stage has a separate supernet: compare accuracies within a panel only."
     return f"{_BRED}{several if len(stages) > 1 else ''}"
 
 
@@ -195,7 +195,7 @@ def _write_retrained(page: Page, findings: Findings) -> None:
     page.heading("Networks trained individually")
     known = METHODS.get(findings.method)
     if known is not None and known.seeks_front:
-        page.text("These lie along the front of all candidates: a family, from accurate networks to cheap ones.")
+        page.text("These are spread along the front of all candidates: a family, from accurate networks to cheap ones.")
     for stage in findings.stages:
         if not stage.retrained:
             page.missing(f"{stage.name}'s retrained networks ({stage.name}/retrained.json).")

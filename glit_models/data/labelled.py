@@ -86,7 +86,7 @@ def open_training(data: LabelledSplit, root: str | os.PathLike[str] | None = Non
     """
     if data.split is None:
         way_out = "in its column split" if is_label_table(data.name) else "in train/CLASS/*"
-        raise DataError(f"{data} has no train split; it takes one {way_out}, beside the images that are scored")
+        raise DataError(f"{data} has no train split; it takes one {way_out}, in addition to the images that are scored")
     is_path = data.name != "fashion-mnist" and not is_label_table(data.name) and Path(data.name).exists()
     dataset, place = ("folder", data.name) if is_path else (data.name, root)
     if share_images(dataset, place, data.split, "train"):

@@ -116,7 +116,7 @@ class BlockSpec:
         if isinstance(data, Mapping) and isinstance(data.get("local_part"), str):
             extra = tuple(name for name in PARTS[data["local_part"]].genes if name not in _NAMED_SIZES)
         if isinstance(data, Mapping) and "local_sizes" in data:
-            raise SpecError("block must name the sizes of its local part beside the other fields, not in local_sizes")
+            raise SpecError("block must name the sizes of its local part next to the other fields, not in local_sizes")
         fields = check_fields(cls, "block", data, extra)
         sizes = {name: fields.pop(name) for name in extra if name in fields}
         return cls(**(fields | {"local_sizes": tuple(sizes.items())}))

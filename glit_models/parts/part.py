@@ -343,7 +343,7 @@ class BlockParts:
         if self.is_identity == bool(self.mixers) or (self.mixers and sum(widths) != self.dim):
             raise SpecError(f"the channels of a block's mixers must add up to {self.dim}, got {widths}")
         if len({part.slot for part in self.mixers}) < len(self.mixers):
-            raise SpecError(f"a block's mixers must have slots of their own, got {[p.slot for p in self.mixers]}")
+            raise SpecError(f"a block's mixers must have different slots, got {[p.slot for p in self.mixers]}")
 
     @property
     def is_identity(self) -> bool:

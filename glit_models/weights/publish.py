@@ -139,7 +139,7 @@ def _check_installable(name: str, custom: bool) -> None:
         )
     if entry.sha256 is not None:
         raise WeightsError(
-            f"{name} has weights of its own ({resolve.where(entry)}), so it cannot be installed; use ",
+            f"{name} already has weights ({resolve.where(entry)}), so it cannot be installed; use ",
             Argument("out", ...),
         )
 
