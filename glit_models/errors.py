@@ -122,10 +122,16 @@ def first_line(error: BaseException) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory is short, of the machine or of a GPU."""
+    text = first_line(error)
+    return isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text
+
+
 def failure_of_machine(error: BaseException) -> GlitError | None:
     """Describe an error that is caused by the machine, not by a bug: too little memory, a process that died."""
     text = first_line(error)
-    if isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text:
+    if is_out_of_memory(error):
         return GlitError(f"memory is short ({text[:200]}); a smaller batch, image or network takes less")
     if "DataLoader worker" in text and "Caught" not in text:  # torch has no exception type for this
         return DataError(

@@ -31,7 +31,7 @@ def _run_train(args: argparse.Namespace) -> int:
     device = pick_device(args.device)
     command = shlex.join(["glit", "train", args.recipe, *(word for text in args.set for word in ("--set", text))])
     recipe = load_recipe(args.recipe, args.set)
-    trainer = Trainer(recipe, args.out, device, args.max_minutes, command, track=args.track)
+    trainer = Trainer(recipe, args.out, device, args.max_minutes, command, track=args.track, fits_threads=True)
     result = trainer.run()
     if result is not None and trainer.rank == 0:
         print_json(result)
@@ -111,7 +111,7 @@ def _run_finetune(args: argparse.Namespace) -> int:
     words += [*(("--set", text) for text in args.set)]
     asked = [str(word) for pair in words if pair[1] is not None for word in pair]
     command = shlex.join(["glit", "finetune", args.folder, *asked])
-    trainer = Trainer(plan_.recipe, out, device, args.max_minutes, command, track=args.track)
+    trainer = Trainer(plan_.recipe, out, device, args.max_minutes, command, track=args.track, fits_threads=True)
     result = trainer.run()
     if result is not None and first:
         commands = [f"    {line}" for line in next_commands(args.folder, out, plan_.splits, args.root)]

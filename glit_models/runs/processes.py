@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Mapping
 from importlib.util import find_spec
@@ -14,7 +15,13 @@ from torch.distributed import get_world_size
 
 from ..errors import RunError, pip_install
 
-__all__ = ["make_accelerator", "multiplies_bf16", "synchronise_batchnorm"]
+__all__ = ["make_accelerator", "multiplies_bf16", "release_memory", "synchronise_batchnorm"]
+
+
+def release_memory() -> None:
+    """Give back what nothing holds any more, on a GPU too."""
+    gc.collect()
+    torch.cuda.empty_cache()  # does nothing where no GPU was used
 
 
 def multiplies_bf16() -> bool:

@@ -103,6 +103,7 @@ class Feed:
         self.splits = splits
         self.device = device
         self.num_parts, self.parts = num_parts, parts
+        self.eval_batch_size = recipe.eval_batch_size
         self.rank, self.world_size = rank, world_size
         self.train_transform = create_train_transform(recipe.model.img_size, recipe.augment, preprocessing)
         self.eval_transform = create_eval_transform(recipe.model.img_size, preprocessing)
@@ -206,10 +207,10 @@ class Feed:
             dataset = Subset(dataset, order)
         recipe = self.recipe
         loader = eval_loader(
-            dataset, self.eval_transform, recipe.eval_batch_size, recipe.data.num_workers, self.rank, self.world_size
+            dataset, self.eval_transform, self.eval_batch_size, recipe.data.num_workers, self.rank, self.world_size
         )
         return _batches_naming_keys(loader), len(dataset)
 
     def _held_out_fractals(self, held_out: HeldOutFractals, positions: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        for chunk in positions[self.rank :: self.world_size].split(self.recipe.eval_batch_size):
+        for chunk in positions[self.rank :: self.world_size].split(self.eval_batch_size):
             yield self._draw(held_out.fractals, *held_out.members(chunk), self.recipe.model.img_size)

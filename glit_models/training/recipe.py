@@ -143,6 +143,7 @@ class Recipe:
     eval_every: int = 1  # epochs
     patience: int | None = None  # stop after this many epochs without a better validation score
     eval_batch_size: int = 250
+    threads: int | None = None  # of torch on a CPU; None: torch's default, fewer if other programs keep cores busy
     save_dtype: Literal["float32", "float16"] = "float32"  # of the saved weights
 
     def __post_init__(self) -> None:
@@ -186,6 +187,7 @@ class Recipe:
              f"at least eval_every={self.eval_every}, or null"),
             ("eval_every", self.eval_every, self.eval_every >= 1, "at least 1"),
             ("eval_batch_size", self.eval_batch_size, self.eval_batch_size >= 1, "at least 1"),
+            ("threads", self.threads, self.threads is None or self.threads >= 1, "at least 1, or null"),
         ):  # fmt: skip
             if not valid:
                 raise RecipeError(Argument(key), f" must be {bound}, got {value!r}")

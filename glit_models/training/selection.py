@@ -11,8 +11,10 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.optim.swa_utils import update_bn
 
+from ..errors import is_out_of_memory
 from ..evaluate import balanced_accuracy, macro_f1
 from ..runs.files import whole_file
+from ..runs.processes import release_memory
 from ..weights.files import write_state_dict
 from .feed import Feed
 from .recipe import Recipe
@@ -54,9 +56,22 @@ class Selection:
         update_bn(feed.for_statistics(), scored)
         return scored
 
-    @torch.inference_mode()
     def score(self, model: nn.Module, feed: Feed, dataset: Any) -> float:
-        """Top-1 accuracy in percent, over the shares of all processes; `spread` holds the other scores."""
+        """Top-1 accuracy in percent, over the shares of all processes; `spread` holds the other scores.
+
+        If memory runs out, score again with half as many images at a time.
+        """
+        while True:
+            try:
+                return self._score(model, feed, dataset)
+            except RuntimeError as error:
+                if not is_out_of_memory(error) or feed.eval_batch_size == 1:
+                    raise
+            release_memory()  # now that the error, which holds tensors, is gone
+            feed.eval_batch_size //= 2
+
+    @torch.inference_mode()
+    def _score(self, model: nn.Module, feed: Feed, dataset: Any) -> float:
         batches, count = feed.scoring(dataset)
         device = self.accelerator.device
         num_classes = len(feed.splits.class_names)

@@ -28,6 +28,8 @@ class Progress:
         retries_used: restarts after diverged steps.
         best: the best validation accuracy so far, and its epoch.
         minutes: minutes of training, over all starts of the run.
+        accumulation: number of parts that a batch is split into for lack of memory; 0: the recipe's number.
+        threads: number of threads chosen for a CPU; 0 if none was chosen.
     """
 
     step: int = 0
@@ -36,6 +38,8 @@ class Progress:
     retries_used: int = 0
     best: dict[str, Any] = field(default_factory=lambda: {"validation_top1": -1.0, "epoch": -1})
     minutes: float = 0.0
+    accumulation: int = 0
+    threads: int = 0
 
 
 class Checkpoints:
@@ -76,7 +80,7 @@ class Checkpoints:
 
     def _restore(self, path: Path) -> bool:
         """Read a checkpoint completely, then set the state; wrong types or shapes count as damage."""
-        state = read_tensors(path)
+        state = {"accumulation": 0, "threads": 0, **read_tensors(path)}  # earlier releases did not write these two
         kinds: dict[str, type] = {
             each.name: type(getattr(self.progress, each.name)) for each in dataclasses.fields(Progress)
         }

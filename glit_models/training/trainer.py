@@ -23,17 +23,18 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..data import Splits
-from ..errors import Argument, RecipeError, TrainingError
+from ..errors import Argument, RecipeError, TrainingError, is_out_of_memory
 from ..recipes import RECIPE_FILE, refuse_other_recipe
-from ..runs.console import MinuteLines, progress_bar, say
+from ..runs.console import MinuteLines, progress_bar, say, show_seconds
 from ..runs.files import whole_file, write_json, write_text
 from ..runs.lock import lock_folder
-from ..runs.processes import make_accelerator, multiplies_bf16, synchronise_batchnorm
+from ..runs.processes import make_accelerator, multiplies_bf16, release_memory, synchronise_batchnorm
 from ..runs.signals import StopRequest
 from ..weights.files import write_state_dict
 from ..weights.loading import create_model, load_model
 from . import setup
 from .feed import Feed, open_data
+from .machine import Pace, accumulation_for_memory, choose_threads, even_accumulation
 from .objective import Objective, class_weights
 from .recipe import Recipe
 from .records import Records, progress_columns
@@ -85,6 +86,7 @@ class Trainer:
         trainee: what to train instead of `recipe.model`.
         score_test: whether to score the test set at the end.
         track: names of accelerate's trackers that get the run's numbers: 'wandb', 'mlflow', ...
+        fits_threads: whether torch uses fewer threads while other programs keep cores busy; see `choose_threads`.
         start: makes the initial state dict of `recipe.model`, instead of its pretrained weights.
 
     Raises:
@@ -103,6 +105,7 @@ class Trainer:
         score_test: bool = True,
         start: Callable[[], Mapping[str, Tensor]] | None = None,
         track: Sequence[str] = (),
+        fits_threads: bool = False,
     ) -> None:
         check_trackers(track)
         self.recipe = recipe
@@ -117,10 +120,8 @@ class Trainer:
         self.rank: int = self.accelerator.process_index
         if self.device.type == "cpu" and recipe.precision == "bf16" and not multiplies_bf16():
             self._say("glit: this processor has no matrix unit for bfloat16; precision=fp32 may be ten times faster")
-        self.num_parts = recipe.check_parts(self.accelerator.num_processes)
-        accumulation = recipe.optim.grad_accumulation
-        self.parts = range(self.rank * accumulation, (self.rank + 1) * accumulation)
-
+        recipe.check_parts(self.accelerator.num_processes)
+        self.fits_threads = fits_threads
         self.progress = Progress()
         refuse_other_recipe(recipe, self.out)
         self.splits = self._open_splits()
@@ -134,6 +135,8 @@ class Trainer:
         self._build()
         self.records = Records(self.out, track)
         self.lines = MinuteLines()
+        scored = 0 if trainee is not None or recipe.data.train_on_validation else len(self.splits.validation)
+        self.pace = Pace(recipe, self.steps_per_epoch, scored)
 
     # ---- before the first step ----
 
@@ -173,10 +176,16 @@ class Trainer:
             self.model.compile()
         self.wrapped = self.accelerator.prepare_model(self.model)
         self.feed = Feed(
-            recipe, self.splits, self.preprocessing, self.device, self.num_parts, self.parts, self.rank,
-            self.accelerator.num_processes,
-        )  # fmt: skip
+            recipe, self.splits, self.preprocessing, self.device, 1, (0,), self.rank, self.accelerator.num_processes
+        )
+        self._cut_batches(recipe.optim.grad_accumulation)
         self.checkpoints = Checkpoints(self.out, self.progress, self.model, self.optimizer, averaged)
+
+    def _cut_batches(self, accumulation: int) -> None:
+        """Cut this process's share of a batch into so many parts, which are trained on one after the other."""
+        self.parts = range(self.rank * accumulation, (self.rank + 1) * accumulation)
+        self.feed.num_parts = accumulation * self.accelerator.num_processes
+        self.feed.parts = self.parts
 
     @property
     def step(self) -> int:
@@ -205,6 +214,11 @@ class Trainer:
 
     def _run(self) -> dict[str, Any] | None:
         resumed = self.checkpoints.load()
+        self._choose_threads()
+        if not resumed:
+            self._fit_memory()
+        if self.progress.accumulation:
+            self._cut_batches(self.progress.accumulation)
         if resumed:
             self._say(f"glit: going on from step {self.step} of {self.total_steps}")
         self.checkpoints.start_clock()
@@ -219,6 +233,53 @@ class Trainer:
             finally:
                 self.records.close()
         return self._finish() if finished else None
+
+    def _choose_threads(self) -> None:
+        if self.recipe.threads is not None:
+            torch.set_num_threads(self.recipe.threads)
+        elif self.fits_threads and self.device.type == "cpu":
+            line = choose_threads(self.progress.threads)
+            if line is not None:
+                self._say(f"glit: {line}")
+            self.progress.threads = torch.get_num_threads()
+
+    @property
+    def _may_cut(self) -> bool:
+        """Whether batches may be cut into more parts: processes would have to agree, and trainees count parts."""
+        return self.trainee is None and self.accelerator.num_processes == 1
+
+    def _fit_memory(self) -> None:
+        """Cut batches that memory is too short for, before it says so: on a CPU that may be the end of the process."""
+        if self._may_cut:
+            with self.accelerator.autocast():
+                parts = accumulation_for_memory(self.recipe, self.model, self.device)
+            if parts > self.recipe.optim.grad_accumulation:
+                self._record_parts(parts)
+
+    def _record_parts(self, parts: int) -> None:
+        self.progress.accumulation = parts
+        size = self.recipe.optim.batch_size
+        self._say(f"glit: memory is short, so each batch of {size} images is trained on in {parts} parts one by one")
+
+    def _go_back_for_memory(self) -> None:
+        """After a step that memory was too short for: on from the last checkpoint, with batches in smaller parts."""
+        parts = even_accumulation(self.recipe, 2 * len(self.parts))
+        if parts is None:
+            self._draw(self.records.has_undrawn_epoch)
+            size = self.recipe.optim.batch_size // len(self.parts)
+            raise TrainingError(
+                f"memory is too short for {size} image{'' if size == 1 else 's'} at a time; a smaller ",
+                Argument("model.img_size"), " or model takes less",
+            )  # fmt: skip
+        self.optimizer.zero_grad()
+        self.reports.waiting.clear()
+        release_memory()
+        found = self.checkpoints.load()
+        assert found  # one is written before the first step
+        self._record_parts(parts)
+        self._cut_batches(parts)
+        self._save()
+        self._begin_records()
 
     def time_steps(self, count: int, max_seconds: float) -> float:
         """Measure the seconds of a training step including its data: the mean of a few, after slower warm-up steps.
@@ -265,11 +326,18 @@ class Trainer:
         with progress_bar(*progress_columns(), shown=self.rank == 0) as self.bar:
             self.bar.add_task("", total=self.total_steps, completed=self.step, epoch=0, status="")
             while self.progress.epochs_done < self.recipe.optim.epochs and not self._is_out_of_patience():
+                is_short = False
                 try:
                     if not self._train_epoch():
                         return False
                 except DivergedError as error:
                     self._go_back(error)
+                except RuntimeError as error:
+                    if not (self._may_cut and is_out_of_memory(error)):
+                        raise
+                    is_short = True
+                if is_short:  # and the error, which holds tensors, is gone
+                    self._go_back_for_memory()
         return True
 
     def _is_out_of_patience(self) -> bool:
@@ -292,6 +360,8 @@ class Trainer:
             self._train_step(parts)
             rate = done * self.recipe.optim.batch_size / (time.monotonic() - began)
             save, stop = self._read_reports(lag, rate)
+            if (estimate := self.pace.after(self.step)) is not None:
+                self._say(f"glit: {estimate} for all {self.recipe.optim.epochs} epochs")
             if save or stop:
                 self._read_reports(0)  # the checkpoint includes the last step, so check its loss
                 self._save()
@@ -356,7 +426,8 @@ class Trainer:
         lr = self.optimizer.param_groups[-1]["lr"]
         status = f"loss {loss:.3f}  lr {lr:.1e}  {rate:.0f} images/s"
         epoch, epochs = self.progress.epochs_done + 1, self.recipe.optim.epochs
-        self.lines.say(f"epoch {epoch}/{epochs}, step {step}/{self.total_steps}: {status}")
+        left = (self.total_steps - step) * self.recipe.optim.batch_size / max(rate, 1e-9)
+        self.lines.say(f"epoch {epoch}/{epochs}, step {step}/{self.total_steps}: {status}, {show_seconds(left)} left")
         self.bar.update(self.bar.task_ids[0], completed=step, epoch=epoch, status=status)
         if step % _LOG_EVERY == 0:
             self.records.write({"step": step, "loss": loss, "lr": lr, "images_per_second": round(rate, 1)})
@@ -421,6 +492,8 @@ class Trainer:
             save_model(model, folder, self.splits, self.preprocessing, recipe, self.command)
         self.accelerator.wait_for_everyone()
         result = {**self.progress.best, "epochs": self.progress.epochs_done, "minutes": round(self.progress.minutes, 1)}
+        if self.progress.accumulation:
+            result["micro_batch"] = recipe.optim.batch_size // self.progress.accumulation
         if self.score_test and self.splits.test is not None:
             model = load_model(folder, any_timm=True).model.to(self.device)
             result["test_top1"] = self.selection.score(model, self.feed, self.splits.test)
