@@ -18,6 +18,7 @@ from timm.data import resolve_data_config
 import glit_models
 from glit_models import SpecTransformer
 from glit_models.errors import ExportError
+from glit_models.weights.files import MULTILABEL
 from glit_models.weights.loading import load_model
 
 from .metadata import ExportInfo, Precision
@@ -55,6 +56,8 @@ class ModelSource:
             ExportError: if the model's preprocessing is unknown.
         """
         model = self.model
+        if getattr(model, "problem_type", None) == MULTILABEL:
+            raise ExportError(f"{self.name} gives several labels an image; exports are of one class an image")
         cfg = _pretrained_cfg(model, self.name)
         config = resolve_data_config(pretrained_cfg=cfg, model=model)
         own = tuple(model.patch_embed.img_size)

@@ -23,10 +23,13 @@ from .data.image_files import open_image
 from .errors import DataError, GlitError, first_line
 from .runs.files import whole_file
 from .weights import loading
+from .weights.files import MULTILABEL
 
-__all__ = ["Classifier", "Prediction", "load_model", "pick_device", "predict_files"]
+__all__ = ["THRESHOLD", "Classifier", "Prediction", "load_model", "pick_device", "predict_files"]
 
 DEMO_MODEL = "glit_tiny.fashion_mnist"
+
+THRESHOLD = 0.5  # of the probability of a class, where an image may have several
 
 _BATCH = 32
 _IMAGES = Path(__file__).parent / "data" / "images"
@@ -76,8 +79,9 @@ class Classifier:
         model: any timm classifier with a `pretrained_cfg`; classes without names are numbered.
         device: device for inference.
 
-    The preprocessing is timm's for evaluation, which may use a larger size than training; a model with one input
-    channel gets grey images. `has_names` is whether `class_names` are more than numbers.
+    The preprocessing is the one under which timm scores the model, which may be of a larger size than it was trained
+    at; a model of one channel sees grey images. `has_names` is whether `class_names` are more than numbers, and
+    `is_multilabel` whether an image may be of several classes, or none.
     """
 
     def __init__(self, model: Any, device: torch.device) -> None:
@@ -87,18 +91,26 @@ class Classifier:
         transform = create_transform(**config)
         self.transform = transform if config["input_size"][0] == 3 else Compose([Grayscale(), transform])
         names = model.pretrained_cfg.get("label_names") or ()
+        self.is_multilabel = getattr(model, "problem_type", None) == MULTILABEL
         self.has_names = 0 < len(names) == model.num_classes
         self.class_names = tuple(names) if self.has_names else tuple(map(str, range(model.num_classes)))
 
     @torch.inference_mode()
     def probabilities(self, images: Iterable[Image.Image]) -> Tensor:
-        """Class probabilities [B, num_classes] of RGB images, on the CPU."""
+        """RGB images -> probabilities [B, num_classes] on the CPU, which add up to 1 unless `is_multilabel`."""
         batch = torch.stack([self.transform(image) for image in images])
-        return self.model(batch.to(self.device)).softmax(-1).cpu()
+        logits = self.model(batch.to(self.device))
+        return (logits.sigmoid() if self.is_multilabel else logits.softmax(-1)).cpu()
 
-    def predict(self, paths: Iterable[Path], top_k: int = 5) -> Iterator[Prediction]:
-        """Yield one `Prediction` per file, in order; for a file that cannot be read, it holds the error."""
-        return predict_files(self.probabilities, self.class_names, paths, top_k)
+    def predict(self, paths: Iterable[Path], top_k: int | None = None) -> Iterator[Prediction]:
+        """One `Prediction` a file, in order; a file that cannot be read gives one with its error.
+
+        Args:
+            top_k: how many classes; None gives 5, or if `is_multilabel` all of a probability of at least one half.
+        """
+        if top_k is None and self.is_multilabel:
+            return predict_files(self.probabilities, self.class_names, paths, len(self.class_names), THRESHOLD)
+        return predict_files(self.probabilities, self.class_names, paths, top_k or 5)
 
 
 def predict_files(
@@ -106,20 +118,23 @@ def predict_files(
     class_names: Sequence[str],
     paths: Iterable[Path],
     top_k: int = 5,
+    threshold: float = 0.0,
 ) -> Iterator[Prediction]:
     """Yield one `Prediction` per file, in order; for a file that cannot be read, it holds the error.
 
     Args:
-        probabilities: maps RGB images to [B, K] on the CPU. class_names: names of its K classes.
+        probabilities: of RGB images, [B, K] on the CPU. class_names: of its K classes.
+        top_k: classes of an image. threshold: the least probability of one.
     """
     paths = list(paths)
     for start in range(0, len(paths), _BATCH):
-        yield from _predict_batch(probabilities, class_names, paths[start : start + _BATCH], top_k)
+        yield from _predict_batch(probabilities, class_names, paths[start : start + _BATCH], top_k, threshold)
 
 
 def _predict_batch(
-    probabilities: Callable[[Iterable[Image.Image]], Tensor], class_names: Sequence[str], paths: list[Path], top_k: int
-) -> Iterator[Prediction]:
+    probabilities: Callable[[Iterable[Image.Image]], Tensor], class_names: Sequence[str], paths: list[Path], top_k: int,
+    threshold: float,
+) -> Iterator[Prediction]:  # fmt: skip
     errors: dict[Path, str] = {}
 
     def opened() -> Iterator[Image.Image]:  # one at a time: 32 photographs take gigabytes
@@ -138,7 +153,7 @@ def _predict_batch(
         else:
             values, indices = next(rows).topk(min(top_k, len(class_names)))
             pairs = zip(indices.tolist(), values.tolist(), strict=True)
-            yield Prediction(path, tuple((class_names[index], value) for index, value in pairs))
+            yield Prediction(path, tuple((class_names[index], value) for index, value in pairs if value >= threshold))
 
 
 @torch.inference_mode()

@@ -48,7 +48,9 @@ class Interrupted(Exception):  # noqa: N818 - no error: what was done is saved
 
 
 def _check_splits(splits: Splits) -> None:
-    """Raise SearchError if a search cannot use these data."""
+    """Whether a search can go by these data. Raises SearchError if not."""
+    if splits.is_multilabel:
+        raise SearchError("a search goes by one class an image; these data have several labels an image")
     if isinstance(splits.validation, Stream):
         raise SearchError(
             "train.data.dataset is read as a stream, of which the search set cannot be drawn; take one with an index"

@@ -185,7 +185,9 @@ def test_a_slow_machine_gets_smaller_images_and_is_told(small: str, monkeypatch:
 def test_what_is_asked_for_stands(small: str):
     fill(Path("colours"))
     asked = ["optim.batch_size=4", "optim.lr=1e-4", "data.hold_out=6", "augment.mixup=0.2", "seed=3"]
-    recipe = plan("colours", small, CPU, asked).recipe
+    found = plan("colours", small, CPU, asked)
+    assert f"model: local-dir:{small}, as asked (model)" in map(str, found.lines)
+    recipe = found.recipe
     assert (recipe.optim.batch_size, recipe.optim.lr, recipe.data.hold_out, recipe.data.limit) == (4, 1e-4, 6, 54)
     assert (recipe.augment.mixup, recipe.seed) == (0.2, 3)
 

@@ -31,7 +31,7 @@ data
 predict
 explain embed neighbours
 evaluate prediction_table explanation_sheet
-probe calibration review confusion_figure
+probe calibration review confusion_figure multilabel
 evaluation_report
 training
 cli

@@ -20,7 +20,10 @@ def add_predict(commands: Commands) -> None:
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="an image, or a folder of images")
     parser.add_argument("--model", help="MODEL.TAG, a weight folder or a repository (default: glit_tiny.fashion_mnist)")
     parser.add_argument("--onnx", metavar="FILE", help="use a file written by `glit export` instead of a model")
-    parser.add_argument("--topk", type=int, default=5, metavar="K", help="number of classes to show (default: 5)")
+    parser.add_argument(
+        "--topk", type=int, metavar="K",
+        help="number of classes to show (default: 5; for a multilabel model, those of at least 50 %%)",
+    )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument(
         "--out", type=Path, metavar="FILE", help="write a table: .csv, .jsonl or .parquet; run again to resume"
@@ -32,7 +35,7 @@ def _run_predict(args: argparse.Namespace) -> int:
     from ..data.image_files import find_images
     from ..prediction_table import check_table, prediction_dict
 
-    if args.topk < 1:
+    if args.topk is not None and args.topk < 1:
         raise GlitError(f"--topk must be at least 1, got {args.topk}")
     if args.out is not None and args.json:
         raise GlitError("--out and --json exclude each other; --out FILE.jsonl writes JSON")
@@ -40,6 +43,8 @@ def _run_predict(args: argparse.Namespace) -> int:
         check_table(args.out)
     paths = find_images(args.images)
     title, classifier = _onnx_classifier(args) if args.onnx else _torch_classifier(args)
+    if args.topk is None and not getattr(classifier, "is_multilabel", False):
+        args.topk = 5
     if args.out is not None:
         return _write_predictions(args, paths, classifier)
     predictions = list(classifier.predict(paths, args.topk))
@@ -47,9 +52,10 @@ def _run_predict(args: argparse.Namespace) -> int:
         print_json([prediction_dict(prediction) for prediction in predictions])
     else:
         rows = [
-            (str(prediction.path) if rank == 0 else "", name, f"{probability:.1%}")
+            (str(prediction.path) if rank == 0 else "", name, "" if probability is None else f"{probability:.1%}")
             for prediction in predictions
-            for rank, (name, probability) in enumerate(prediction.classes)
+            for rank, (name, probability) in enumerate(prediction.classes or [("none of the classes", None)])
+            if prediction.error is None
         ]
         if rows:
             print_table(title, [("image", "left"), ("class", "left"), ("probability", "right")], rows)

@@ -121,12 +121,16 @@ def _run_eval(args: argparse.Namespace) -> int:
     device = pick_device(args.device)
     data = open_labelled(args.data, args.root, args.split, **keys)  # before the model, which may be downloaded
     head = {"model": args.model, "dataset": data.name, "split": data.split, "device": str(device)}
+    if data.is_multilabel:
+        return _run_multilabel(args, data, head)
     if args.knn is not None or args.linear:
         return _run_probes(args, data, keys, head)
     observed = Observed()
     if args.report is not None:
         check_report(args.report, data)
     classifier = Classifier(load_model(args.model), device)
+    if classifier.is_multilabel:
+        raise GlitError(f"{args.model} gives several labels an image, and {data} has one class an image")
     if args.report is not None:
         check_features(classifier.model)
     observe = None if args.report is None else observed.add
@@ -150,6 +154,36 @@ def _run_eval(args: argparse.Namespace) -> int:
         page = write_report(args.report, title, result, observed, data, training)
         if not args.json:
             print(f"Report: {page}")
+    return 0
+
+
+def _run_multilabel(args: argparse.Namespace, data: LabelledSplit, head: dict[str, Any]) -> int:
+    """Score a model on images with several labels."""
+    from ..multilabel import evaluate_multilabel
+    from ..predict import Classifier, load_model, pick_device
+
+    for name in ("knn", "linear", "report", "confusion"):
+        if getattr(args, name):
+            raise GlitError(f"--{name} is for one class an image, and {data} has several labels an image")
+    classifier = Classifier(load_model(args.model), pick_device(args.device))
+    result = evaluate_multilabel(classifier, data, args.batch_size, args.workers)
+    if args.json:
+        _print_result(head | result.to_dict())
+        return 0
+    print(f"{args.model} on {data}: mAP {result.mean_average_precision:.2f} %, {result.images:,} images")
+    print(
+        f"at a probability of one half: macro-F1 {result.macro_f1:.2f} %, micro-F1 {result.micro_f1:.2f} %, all "
+        f"classes right of {result.exact:,} images"
+    )
+    rows = list(zip(result.classes, result.average_precisions, strict=True))
+    shown = sorted(rows, key=lambda row: 101.0 if row[1] is None else row[1])[:_MOST_CLASSES]
+    columns = [("class", "left"), *((name, "right") for name in ("images", "AP", "recall", "precision"))]
+    print_table(
+        None, columns,
+        [(row.name, f"{row.images}", _percent(ap), _percent(row.recall), _percent(row.precision)) for row, ap in shown],
+    )  # fmt: skip
+    if len(shown) < len(rows):
+        print(f"These are the {len(shown)} classes of lowest AP; --json has all {len(rows)}.")
     return 0
 
 

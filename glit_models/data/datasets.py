@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import Argument, DataError
-from .label_table import is_label_table
+from .label_table import flat_labels, is_label_table
 from .sources import Images, Source, Stream, is_folder, open_source, part_of
 
 __all__ = ["Splits", "Subset", "open_splits", "share_images"]
@@ -24,11 +25,12 @@ class Subset:
     def __init__(self, dataset: Any, indices: Sequence[int]) -> None:
         self.dataset = dataset
         self.indices = indices
+        self.label_width: int | None = getattr(dataset, "label_width", None)  # as of `Images`
 
     def __len__(self) -> int:
         return len(self.indices)
 
-    def __getitem__(self, index: int) -> tuple[Any, int]:
+    def __getitem__(self, index: int) -> tuple[Any, Any]:
         return self.dataset[self.indices[index]]
 
     def filename(self, index: int) -> str:
@@ -48,13 +50,18 @@ class Splits:
     test: Any | None
     class_names: tuple[str, ...]
 
+    @property
+    def is_multilabel(self) -> bool:
+        """Whether images have several labels, or none: see `Images`."""
+        return getattr(self.validation, "label_width", None) is not None
+
     def count_train(self) -> list[int] | None:
         """The number of training images of each class; None if that is unknown without reading them."""
         labels = getattr(self.train.dataset, "labels", None) if isinstance(self.train, Subset) else None
         if labels is None:
             return None
-        drawn = np.asarray(labels)[np.asarray(self.train.indices, dtype=np.int64)]
-        return [int(count) for count in np.bincount(drawn, minlength=len(self.class_names))]
+        counts = Counter(flat_labels(labels[index] for index in self.train.indices))
+        return [counts[label] for label in range(len(self.class_names))]
 
 
 def open_splits(
@@ -141,12 +148,25 @@ def _draw(train: Source, name: str, hold_out: int, seed: int) -> tuple[list[int]
         raise DataError(f"{name} has {len(train)} training images, too few to hold out {hold_out}")
     order = np.random.default_rng(seed).permutation(len(train))
     chosen = order[:hold_out]
-    if hold_out and isinstance(train, Images) and train.labels is not None:
+    if hold_out and isinstance(train, Images) and train.labels is not None and train.label_width is not None:
+        kept = _one_of_each(train.labels, order.tolist())
+        chosen = np.array([index for index in order.tolist() if index not in kept][:hold_out])
+    elif hold_out and isinstance(train, Images) and train.labels is not None:
         drawn = np.array(train.labels)[order]
         shares = _shares(np.bincount(drawn, minlength=len(train.classes)), hold_out)
         chosen = np.concatenate([order[drawn == label][:share] for label, share in enumerate(shares)])
     held_out = set(chosen.tolist())
     return sorted(held_out), [index for index in order.tolist() if index not in held_out]
+
+
+def _one_of_each(labels: Sequence[Any], order: Sequence[int]) -> set[int]:
+    """The first images, in this order, with which every class of several labels an image has one to train on."""
+    kept, seen = set(), set[int]()
+    for index in order:
+        if not seen.issuperset(labels[index]):
+            kept.add(index)
+            seen.update(labels[index])
+    return kept
 
 
 def _shares(counts: np.ndarray, hold_out: int) -> list[int]:

@@ -1,4 +1,7 @@
-"""Read images and labels from a table: CSV or Parquet with the columns `image`, `label` and optionally `split`."""
+"""Images and labels that a table lists: CSV or Parquet with the columns `image`, `label` and, if wanted, `split`.
+
+A label may be several, `heron|stork`; then those of all images are sets of classes.
+"""
 
 from __future__ import annotations
 
@@ -14,16 +17,29 @@ from timm.utils.misc import natural_key
 from ..errors import UNPRINTABLE, DataError, first_line, printable
 from ..runs.row_table import import_pyarrow
 
-__all__ = ["LABEL_TABLES", "LabelTable", "is_label_table", "read_label_table"]
+__all__ = ["LABEL_TABLES", "Label", "LabelTable", "flat_labels", "is_label_table", "read_label_table"]
 
 LABEL_TABLES = (".csv", ".tsv", ".parquet")
 _SPLITS = {
     "train": "train", "training": "train", "validation": "validation", "val": "validation", "valid": "validation",
     "eval": "validation", "evaluation": "validation", "test": "test",
 }  # fmt: skip
+_BETWEEN = "|"  # labels of one image
 _MOST_NAMED = 5  # rows or files in a message
 _MOST_BYTES = 1 << 30  # of a table
 _MOST_HEADER = 1 << 16  # characters of its first line
+
+
+Label = int | tuple[int, ...]
+
+
+def flat_labels(labels: Iterable[Label]) -> Iterator[int]:
+    """All places of classes in labels, one after the other."""
+    for label in labels:
+        if isinstance(label, tuple):
+            yield from label
+        else:
+            yield label
 
 
 def is_label_table(name: str) -> bool:
@@ -33,19 +49,23 @@ def is_label_table(name: str) -> bool:
 
 @dataclass(frozen=True)
 class LabelTable:
-    """Paths of images and their labels among `classes`, by split; without splits in the table, all are of 'train'."""
+    """Paths of images and their labels among `classes`, by split; all are of 'train' where the table has no splits.
+
+    A label is the place of a class, or where `is_multilabel` the places of any number of classes.
+    """
 
     path: str
     classes: tuple[str, ...]
-    parts: Mapping[str, list[tuple[str, int]]]
+    parts: Mapping[str, list[tuple[str, Label]]]
     has_splits: bool
+    is_multilabel: bool
 
     def part(self, split: str) -> str | None:
         """The table's name of a split, given by any of its usual names; None if the split has no images."""
         name = _SPLITS.get(split, split)
         return name if name in self.parts else None
 
-    def samples(self, split: str | None) -> list[tuple[str, int]]:
+    def samples(self, split: str | None) -> list[tuple[str, Label]]:
         """Pairs of path and label; None takes all splits. Raises DataError if there is no such split."""
         if split is None:
             return [pair for part in self.parts.values() for pair in part]
@@ -55,7 +75,7 @@ class LabelTable:
             raise DataError(f"{self.path} has no {split} images, {inside}")
         pairs = self.parts[name]
         if name == "train" and self.has_splits:
-            lacking = sorted(set(range(len(self.classes))) - {label for _, label in pairs})
+            lacking = sorted(set(range(len(self.classes))) - set(flat_labels(label for _, label in pairs)))
             if lacking:
                 raise DataError(f"{self.path} has no training image of the class {self.classes[lacking[0]]}")
         return pairs
@@ -65,9 +85,10 @@ def read_label_table(path: str | os.PathLike[str], root: str | os.PathLike[str] 
     """Read a table, and check that its images exist.
 
     Args:
-        path: CSV with commas, semicolons or tabs in UTF-8, or Parquet. It has the columns `image`, `label` and
-            optionally `split` (train, val or test), in any order, and may have others.
-        root: the folder that image paths are relative to; default: the table's folder.
+        path: CSV with commas, semicolons or tabs in UTF-8, or Parquet. It has the columns `image`, `label` and, if
+            wanted, `split` (train, val or test), in any order, and may have others. If any label has a `|`, labels are
+            the names of several classes with `|` between them, and `|` alone is none.
+        root: the folder that images are relative to; the table's own unless given.
 
     Raises:
         DataError: in one line, if the table cannot be read, is larger than 1 GiB or has no rows, if a cell is empty or
@@ -108,12 +129,20 @@ def _read(path: str, folder: str, is_given: bool, _state: tuple[int, int]) -> La
     if not found:
         raise DataError(f"{path} has no rows below its header")
     _refuse_missing(path, found, is_given)
-    classes = tuple(sorted({label for label, _, _ in found.values()}, key=natural_key))
+    is_multilabel = any(_BETWEEN in label for label, _, _ in found.values())
+    names = {label: _names_in(label) if is_multilabel else [label] for label, _, _ in found.values()}
+    classes = tuple(sorted({name for several in names.values() for name in several}, key=natural_key))
     index = {label: number for number, label in enumerate(classes)}
-    parts: dict[str, list[tuple[str, int]]] = {}
+    parts: dict[str, list[tuple[str, Label]]] = {}
     for file, (label, split, _) in found.items():
-        parts.setdefault(split, []).append((file, index[label]))
-    return LabelTable(path, classes, parts, has_splits)
+        places = tuple(index[name] for name in names[label])
+        parts.setdefault(split, []).append((file, places if is_multilabel else places[0]))
+    return LabelTable(path, classes, parts, has_splits, is_multilabel)
+
+
+def _names_in(label: str) -> list[str]:
+    """The classes of a label such as 'heron|stork'."""
+    return sorted({name.strip() for name in label.split(_BETWEEN)} - {""})
 
 
 def _split(path: str, where: str, text: str) -> str:
@@ -172,5 +201,7 @@ def _read_parquet(path: str) -> Rows:
     if not {"image", "label"} <= set(columns):
         raise DataError(f"{path}: it must have the columns image and label, got {', '.join(table.schema.names)}")
     for number, cells in enumerate(zip(*columns.values(), strict=True), 1):
-        values = ("" if cell is None else str(cell).strip() for cell in cells)
+        # A list of labels ends in a `|`, so that it is one of several even if it has one label or none.
+        texts = (_BETWEEN.join([*map(str, cell), ""]) or _BETWEEN if isinstance(cell, list) else cell for cell in cells)
+        values = ("" if cell is None else str(cell).strip() for cell in texts)
         yield f"row {number}", dict(zip(columns, values, strict=True))

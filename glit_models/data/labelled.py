@@ -39,6 +39,11 @@ class LabelledSplit:
         """The class names, in label order."""
         return self.source.classes
 
+    @property
+    def is_multilabel(self) -> bool:
+        """Whether images have several labels, or none: see `Images`."""
+        return getattr(self.source, "label_width", None) is not None
+
     def image_name(self, index: int) -> str:
         """The name of an image in messages: its file if it has one."""
         filename = getattr(self.source, "filename", None)

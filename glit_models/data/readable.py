@@ -7,6 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 from torch import Tensor
 
@@ -22,22 +23,24 @@ _MOST_NAMED = 5  # per message
 
 
 class Readable:
-    """A map-style data set's pairs of image and (label, reason); a broken image is blank, with label -1.
+    """A map-style data set's pairs of image and (label, reason): of a broken image a blank one, no label and why.
 
-    The reason is empty for images that can be read.
+    The reason is empty for the others. No label is -1, or of several labels an image [K] of -1.
     """
 
     def __init__(self, dataset: Any) -> None:
         self.dataset = dataset
+        width = getattr(dataset, "label_width", None)  # as of `Images`
+        self.no_label: Any = -1 if width is None else np.full(width, -1, np.float32)
 
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, index: int) -> tuple[Image.Image, tuple[int, str]]:
+    def __getitem__(self, index: int) -> tuple[Image.Image, tuple[Any, str]]:
         try:
             image, label = self.dataset[index]
         except DataError as error:
-            return Image.new("RGB", (8, 8)), (-1, str(error))
+            return Image.new("RGB", (8, 8)), (self.no_label, str(error))
         return image, (label, "")
 
 
@@ -45,6 +48,8 @@ def readable_batches(
     source: Any, transform: Any, batch_size: int, num_workers: int, doing: str
 ) -> Iterator[tuple[Tensor, Tensor, Sequence[str]]]:
     """Yield all images in order, with a progress bar: images [B, C, H, W], labels [B], and why each is broken, or ''.
+
+    Several labels an image are [B, K].
 
     Args:
         source: map-style, or a `Stream`; a broken image of a stream raises DataError.

@@ -12,7 +12,7 @@ import logging
 import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from itertools import takewhile
 from pathlib import Path
@@ -25,7 +25,7 @@ from timm.utils.misc import natural_key
 from ..errors import UNPRINTABLE, Argument, DataError, first_line, printable
 from .fashion_mnist import FashionMNIST
 from .image_files import list_images, open_image, to_rgb
-from .label_table import is_label_table, read_label_table
+from .label_table import Label, is_label_table, read_label_table
 
 __all__ = ["KINDS", "Images", "Source", "Stream", "find_part", "is_folder", "open_listed", "open_source", "part_of"]
 
@@ -40,13 +40,22 @@ _SYNONYMS = (("train", "training"), ("validation", "val", "valid", "eval", "eval
 class Images:
     """A map-style data set of timm or torchvision as pairs of (RGB PIL image, label).
 
+    A label is the place of a class. Of several labels an image it is [K] float32, 1 for each class of the image.
+
     Args:
-        dataset: returned by `timm.data.create_dataset`, or an `ImageList`.
-        classes: class names, in label order.
-        labels: of all images, if they are known without reading the images; else None.
+        dataset: what `timm.data.create_dataset` returned, or an `ImageList`.
+        classes: their names in label order.
+        labels: of all images, where they are known without reading any; else None.
+        is_multilabel: whether `dataset` has the places of several classes for each image.
+
+    Attributes:
+        label_width: K of several labels an image, else None.
     """
 
-    def __init__(self, dataset: Any, classes: tuple[str, ...], labels: list[int] | None) -> None:
+    def __init__(
+        self, dataset: Any, classes: tuple[str, ...], labels: Sequence[Label] | None, is_multilabel: bool = False
+    ) -> None:
+        self.label_width = len(classes) if is_multilabel else None
         self.dataset = dataset
         self.classes = classes
         self.labels = labels
@@ -55,14 +64,18 @@ class Images:
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        """Raises DataError if the image is damaged or its label is not one of the data set's; names its file."""
+    def __getitem__(self, index: int) -> tuple[Image.Image, Any]:
+        """Raises DataError if the image is not whole or has no label of the data set's; names its file."""
         try:
             image, label = self._read(index)
         except DataError:
             raise
         except Exception as error:  # decoders can raise anything on damaged files
             raise DataError(f"{self.filename(index)}: cannot be read ({first_line(error)})") from None
+        if self.label_width is not None:
+            several = np.zeros(self.label_width, np.float32)
+            several[list(label)] = 1
+            return image, several
         if label is None or not 0 <= int(label) < len(self.classes):
             raise DataError(
                 f"{self.filename(index)}: its label must be one of the {len(self.classes)} classes, got {label}"
@@ -229,7 +242,8 @@ def open_listed(name: str, root: str | os.PathLike[str] | None, split: str | Non
     """The images of a split that a table lists; None for all splits. Raises as `read_label_table`."""
     table = read_label_table(name, root)
     samples = table.samples(split)
-    return Images(ImageList(table.classes, samples), table.classes, [label for _, label in samples])
+    labels = [label for _, label in samples]
+    return Images(ImageList(table.classes, samples), table.classes, labels, table.is_multilabel)
 
 
 def _open_folder(name: str, root: str | os.PathLike[str] | None, split: str) -> Images:
@@ -261,7 +275,7 @@ class ImageList:
     Attributes: `classes`, their names in label order; `samples`, pairs of path and label.
     """
 
-    def __init__(self, classes: tuple[str, ...], samples: list[tuple[str, int]]) -> None:
+    def __init__(self, classes: tuple[str, ...], samples: Sequence[tuple[str, Label]]) -> None:
         self.classes = classes
         self.samples = samples
 

@@ -20,7 +20,7 @@ from PIL import Image
 from timm.data import resolve_data_config
 
 from ..data import Splits, open_splits
-from ..data.label_table import is_label_table
+from ..data.label_table import flat_labels, is_label_table
 from ..data.readable import readable_batches, refuse_broken
 from ..data.sources import open_source, part_of
 from ..errors import Argument, DataError, GlitError, Message, RecipeError, first_line
@@ -95,26 +95,32 @@ def plan(
     name = loading.timm_name(model) if model is not None else DEFAULT
     dataset, root = data_keys(directory, root)
     choices = _Choices({**given, "model.name": name, "data.dataset": dataset, "data.root": root})
-    choices.explain(f"model: {name}, as asked" if model else f"model: {name}, the default (", Argument("model"), ")")
+    choices.explain(f"model: {name}, {'as asked' if model else 'the default'} (", Argument("model"), ")")
     with naming_keys():
         train = open_source(dataset, root, choices.base.data.train_split)
     part = part_of(dataset, root, choices.base.data.train_split)
     place = part if isinstance(part, Path) else Path(directory)
-    counts = Counter(train.classes[label] for label in train.labels or ())
+    counts = Counter(train.classes[label] for label in flat_labels(train.labels or ()))
+    several = _has_several(train)
     if len(counts) < 2:
-        only = next(iter(counts))
+        only = next(iter(counts), "none")
         inner = place / only
         hint = f"; give {inner} if its folders are the classes" if any(map(Path.is_dir, inner.glob("*"))) else ""
         each = ", each in its folder" if dataset == "folder" else ""
         raise DataError(f"{directory} has one class, {only}; it takes two or more{each}{hint}")
-    choices.lines.insert(0, Message(_describe_images(place, counts)))
-    if choices.base.class_weights is not None:
+    choices.lines.insert(0, Message(_describe_images(place, counts, len(train))))
+    if several:
+        choices.make(
+            "augment.label_smoothing", 0.0,
+            f"labels: several an image, or none, as {directory} has a | between them; each class by itself",
+        )  # fmt: skip
+    elif choices.base.class_weights is not None:
         choices.explain(f"class weights: {choices.base.class_weights}, as asked")
     elif max(counts.values()) >= _IMBALANCE * min(counts.values()):
         choices.explain("class weights: none; ", Argument("class_weights", "balanced"), " raises the small ones")
-    splits = _choose_splits(choices, directory, counts)
+    splits = _choose_splits(choices, directory, counts, train)
     _choose_size(choices, name, device)
-    _choose_length(choices, len(splits.train))
+    _choose_length(choices, len(splits.train), several)
     _choose_machinery(choices, len(splits.train), device)
     recipe = choices.recipe()
     _check_classifier(recipe, len(counts))
@@ -176,25 +182,29 @@ class _Choices:
 # ---- the choices ----
 
 
-def _describe_images(place: Any, counts: Counter[str]) -> str:
+def _has_several(source: Any) -> bool:
+    """Whether its images have several labels."""
+    return getattr(source, "label_width", None) is not None
+
+
+def _describe_images(place: Any, counts: Counter[str], total: int) -> str:
     listed = ", ".join(f"{name} {count}" for name, count in list(counts.items())[:5])
     if len(counts) > 5:
         listed += f", ...; from {min(counts.values())} to {max(counts.values())} each"
-    return f"images: {counts.total():,} of {len(counts)} classes in {place} ({listed})"
+    return f"images: {total:,} of {len(counts)} classes in {place} ({listed})"
 
 
-def _choose_splits(choices: _Choices, directory: Any, counts: Counter[str]) -> Splits:
+def _choose_splits(choices: _Choices, directory: Any, counts: Counter[str], train: Any) -> Splits:
     dataset, root = choices.base.data.dataset, choices.base.data.root
     if part_of(dataset, root, "test") is not None:
         choices.make("data.test_split", "test", "test: the images of its split, scored once at the end")
-    total = counts.total()
     has_validation = part_of(dataset, root, choices.base.data.validation_split) is not None
     if "data.hold_out" in choices.given or not (has_validation or "data.validation_split" in choices.given):
-        hold_out = _choose_hold_out(choices, directory, counts)
+        hold_out = _choose_hold_out(choices, directory, counts, train)
     else:
         hold_out = 0
-    # The recipe records the number of images, so that a run does not resume with different ones.
-    limit = choices.make("data.limit", total - hold_out)
+    # The recipe states how many images it is for, so that a run does not go on with other ones.
+    limit = choices.make("data.limit", len(train) - hold_out)
     base = choices.base
     with naming_keys():
         splits = open_splits(
@@ -206,18 +216,20 @@ def _choose_splits(choices: _Choices, directory: Any, counts: Counter[str]) -> S
     return splits
 
 
-def _choose_hold_out(choices: _Choices, directory: Any, counts: Counter[str]) -> int:
-    single = [name for name, count in counts.items() if count == 1]
+def _choose_hold_out(choices: _Choices, directory: Any, counts: Counter[str], train: Any) -> int:
+    several, total = _has_several(train), len(train)
+    single = [] if several else [name for name, count in counts.items() if count == 1]
     if single:
         raise DataError(
             f"class {single[0]} in {directory} has one image; it takes two, to train on one and validate on the other"
         )
-    share = min(round(_HOLD_OUT_SHARE * counts.total()), _MOST_HELD_OUT)
-    hold_out = min(max(share, len(counts)), counts.total() - len(counts))
+    share = min(round(_HOLD_OUT_SHARE * total), _MOST_HELD_OUT)
+    hold_out = max(share, 1) if several else min(max(share, len(counts)), total - len(counts))
     return choices.make(
         "data.hold_out",
         hold_out,
-        f"validation: {hold_out:,} of them, each class its share, as there is no validation split (",
+        f"validation: {hold_out:,} of them, {'drawn at random' if several else 'each class its share'}, as there is no "
+        "validation split (",
         Argument("data.hold_out", ...),
         ")",
     )
@@ -252,8 +264,8 @@ def _choose_model(choices: _Choices, name: str) -> int:
         raise RecipeError(Argument("model", name), f" cannot be built: {first_line(error)}") from None
 
 
-def _choose_length(choices: _Choices, num_images: int) -> None:
-    """Choose batch size, epochs, learning rate and mixing from the number of training images."""
+def _choose_length(choices: _Choices, num_images: int, several: bool) -> None:
+    """Batch, epochs, rate and mixing, from how many images there are to train on."""
     batch = choose_batch_size(num_images)
     line = f"batch: {batch} of {num_images:,} images ("
     batch = choices.make("optim.batch_size", batch, line, Argument("optim.batch_size"), ")")
@@ -266,6 +278,8 @@ def _choose_length(choices: _Choices, num_images: int) -> None:
     lr = float(f"{of_recipe.lr * math.sqrt(batch / of_recipe.batch_size):.2g}")
     why = f"{of_recipe.lr:g} for a batch of {of_recipe.batch_size}, and by the root of the batch ("
     choices.make("optim.lr", lr, f"rate: {lr:g}, {why}", Argument("optim.lr", ...), ")")
+    if several:
+        return
     if num_images >= _MANY_IMAGES and batch % 2 == 0:
         choices.make("augment.mixup", 0.2)
         why, other = "on, as there are many (", Argument("augment.cutmix", 0)
@@ -352,6 +366,13 @@ def check_images(splits: Splits, listing: Path) -> None:
 def describe_score(result: dict[str, Any], splits: Splits) -> list[str]:
     """Describe the result and its confidence interval, as lines of text."""
     kind, scored = ("validation", splits.validation) if splits.test is None else ("test", splits.test)
+    if splits.is_multilabel:
+        mean = result[f"{kind}_map"]
+        return [
+            f"{kind} mAP: {mean:.2f} % on {len(scored):,} images, epoch {result['epoch']} was the best",
+            f"at a probability of one half: macro-F1 {result[f'{kind}_macro_f1']:.2f} %, micro-F1 "
+            f"{result[f'{kind}_micro_f1']:.2f} %",
+        ]
     top1, count = result[f"{kind}_top1"], len(scored)
     correct = round(top1 * count / 100)
     lines = [f"{kind} top-1: {top1:.2f} % ({correct:,} of {count:,} images), epoch {result['epoch']} was the best"]

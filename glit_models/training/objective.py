@@ -1,5 +1,7 @@
 """The training loss: cross-entropy with mixed or smoothed labels, and distillation from a teacher.
 
+Of several labels an image it is the binary cross-entropy of each class.
+
 Axes: `B` batch, `K` classes.
 """
 
@@ -18,9 +20,9 @@ from torch import Tensor, nn
 
 from ..data import Splits
 from ..errors import Argument, RecipeError, first_line
-from .recipe import AugmentSection, DistillSection
+from .recipe import AugmentSection, DistillSection, Recipe
 
-__all__ = ["Objective", "class_weights"]
+__all__ = ["Objective", "class_weights", "refuse_for_multilabel"]
 
 
 class Objective:
@@ -30,8 +32,9 @@ class Objective:
         augment: label smoothing, mixup and cutmix.
         distill: settings of the distillation; `make_teacher` creates the teacher from its name.
         num_classes: K.
-        preprocessing: `mean` and `std` that normalise the student's images.
-        weights: class weights [K] whose mean over the training images is 1; None for no weights.
+        preprocessing: `mean` and `std` that the student's images are normalised with.
+        weights: of the classes [K], 1 in the mean over the training images; None for 1 each.
+        is_multilabel: whether labels are [B, K], 1 for each class that an image is of.
     """
 
     def __init__(
@@ -42,8 +45,10 @@ class Objective:
         preprocessing: dict[str, Any],
         make_teacher: Callable[[str], nn.Module],
         weights: Tensor | None = None,
+        is_multilabel: bool = False,
     ) -> None:
         self.weights = weights
+        self.is_multilabel = is_multilabel
         self.smoothing = augment.label_smoothing
         self.mixup: Mixup | None = None
         if augment.mixup or augment.cutmix:
@@ -74,7 +79,9 @@ class Objective:
     def loss(self, logits: Tensor, images: Tensor, targets: Tensor) -> Tensor:
         """The mean loss of logits [B, K], given their images [B, C, H, W] and targets."""
         logits = logits.float()
-        # Mixed targets are already smoothed.
+        if self.is_multilabel:
+            return F.binary_cross_entropy_with_logits(logits, targets + self.smoothing * (0.5 - targets))
+        # Mixed targets have been smoothed already.
         smoothing = self.smoothing if targets.ndim == 1 else 0.0
         if self.weights is None:
             loss = F.cross_entropy(logits, targets, label_smoothing=smoothing)
@@ -92,6 +99,17 @@ class Objective:
             student, teacher = F.log_softmax(logits / tau, 1), F.log_softmax(taught / tau, 1)
             distilled = tau**2 * F.kl_div(student, teacher, log_target=True, reduction="batchmean")
         return (1 - self.distill.alpha) * loss + self.distill.alpha * distilled
+
+
+def refuse_for_multilabel(recipe: Recipe) -> None:
+    """Raises RecipeError on what cannot be had of several labels an image."""
+    for key, value in (
+        ("augment.mixup", recipe.augment.mixup), ("augment.cutmix", recipe.augment.cutmix),
+        ("augment.batched", recipe.augment.batched), ("distill.teacher", recipe.distill.teacher),
+        ("class_weights", recipe.class_weights),
+    ):  # fmt: skip
+        if value:
+            raise RecipeError(Argument(key), " cannot be used for images with several labels; leave it out")
 
 
 def class_weights(given: str | None, splits: Splits, device: torch.device) -> Tensor | None:

@@ -115,8 +115,9 @@ class Records:
     def _draw(self) -> None:
         entries = self.entries(lambda entry: True)
         figure = new_figure(figsize=(12, 3.5))
-        panels = (("loss", "train_loss"), ("lr", None), ("validation_top1", None))
-        titles = ("training loss", "learning rate", "validation top-1, %")
+        panels = (("loss", "train_loss"), ("lr", None), ("validation_top1", "validation_map"))
+        mean = any("validation_map" in entry for entry in entries)
+        titles = ("training loss", "learning rate", f"validation {'mAP' if mean else 'top-1'}, %")
         for axes, keys, title in zip(figure.subplots(1, 3), panels, titles, strict=True):
             for key, style in zip(keys, ("-", "o-"), strict=True):
                 points = [(entry["step"], entry[key]) for entry in entries if key in entry]

@@ -13,13 +13,17 @@ from ..data.label_table import is_label_table
 from ..data.sources import is_folder
 from ..model import SpecTransformer
 from ..runs.files import whole_folder, write_text
-from ..weights.files import ENTRY_FILE
+from ..weights.files import ENTRY_FILE, MULTILABEL
 from ..weights.folder import save_folder, to_json
 from .recipe import Recipe
 
-__all__ = ["data_name", "record_scores", "save_model"]
+__all__ = ["METRICS", "data_name", "record_scores", "save_model"]
 
-_MOST_COUNTED = 10  # maximum number of classes whose images are listed one by one
+METRICS = {
+    "top1": "top-1", "map": "mAP", "balanced_accuracy": "balanced accuracy", "macro_f1": "macro-F1",
+    "micro_f1": "micro-F1",
+}  # fmt: skip
+_MOST_COUNTED = 10  # classes whose images are counted one by one
 
 
 def save_model(
@@ -31,6 +35,8 @@ def save_model(
         WeightsError: if its weights are not finite in the recipe's `save_dtype`.
         WriteError: if the folder cannot be written.
     """
+    if splits.is_multilabel:
+        model.problem_type = MULTILABEL
     if isinstance(model, SpecTransformer):
         facts = {"dataset": data_name(recipe), "origin": _describe_training(recipe, splits), "recipe": command}
         names, dtype = splits.class_names, recipe.save_dtype
@@ -41,7 +47,10 @@ def save_model(
     for key in ("test_input_size", "test_crop_pct"):  # true only of the initial weights
         model.pretrained_cfg.pop(key, None)
     with whole_folder(folder) as temporary:
-        save_for_hf(model, temporary, model_config={"label_names": list(splits.class_names)}, safe_serialization=True)
+        config = {"label_names": list(splits.class_names)} | (
+            {"problem_type": MULTILABEL} if splits.is_multilabel else {}
+        )
+        save_for_hf(model, temporary, model_config=config, safe_serialization=True)
 
 
 def record_scores(folder: Path, result: dict[str, Any], splits: Splits, recipe: Recipe, command: str | None) -> None:
@@ -54,12 +63,11 @@ def record_scores(folder: Path, result: dict[str, Any], splits: Splits, recipe: 
         ("validation", splits.validation, f"validation images{chose}"),
         ("test", splits.test, "test images, which were scored once"),
     )
-    names = {"top1": "top-1", "balanced_accuracy": "balanced accuracy", "macro_f1": "macro-F1"}
     source = command or "the training itself"
     metrics = [
         {"name": f"{name} on {len(images):,} {what}, %", "value": round(result[f"{split}_{key}"], 2), "source": source}
         for split, images, what in splits_scored
-        for key, name in names.items()
+        for key, name in METRICS.items()
         if f"{split}_{key}" in result
     ]
     write_text(path, to_json(json.loads(path.read_text(encoding="utf-8")) | {"metrics": metrics}))
@@ -80,10 +88,11 @@ def _describe_training(recipe: Recipe, splits: Splits) -> str:
     model, optim = recipe.model, recipe.optim
     start = f"Fine-tuned from {model.name}" if model.pretrained else f"{model.name} trained from scratch"
     kept = f"of the best epoch on {len(splits.validation):,} validation images" if recipe.keep == "best" else "the last"
+    several = ", of which an image may have several or none (binary cross-entropy)" if splits.is_multilabel else ""
     return (
         f"{start} at {model.img_size} x {model.img_size} pixels: {len(splits.train):,} images of "
-        f"{len(splits.class_names)} classes{_counts(splits)}, epochs {optim.epochs}, batch {optim.batch_size}; "
-        f"the weights are {kept}"
+        f"{len(splits.class_names)} classes{_counts(splits)}{several}, epochs {optim.epochs}, batch "
+        f"{optim.batch_size}; the weights are {kept}"
     )
 
 

@@ -35,11 +35,11 @@ from ..weights.loading import create_model, load_model
 from . import setup
 from .feed import Feed, open_data
 from .machine import Pace, accumulation_for_memory, choose_threads, even_accumulation
-from .objective import Objective, class_weights
+from .objective import Objective, class_weights, refuse_for_multilabel
 from .recipe import Recipe
 from .records import Records, progress_columns
 from .reports import DivergedError, StepReports, seed_part
-from .results import record_scores, save_model
+from .results import METRICS, record_scores, save_model
 from .selection import Selection
 from .state import Checkpoints, Progress
 from .tracking import check_trackers
@@ -126,6 +126,8 @@ class Trainer:
         refuse_other_recipe(recipe, self.out)
         self.splits = self._open_splits()
         self.num_classes = len(self.splits.class_names)
+        if self.splits.is_multilabel:
+            refuse_for_multilabel(recipe)
         self.steps_per_epoch = len(self.splits.train) // recipe.optim.batch_size
         if not self.steps_per_epoch:
             size, count = recipe.optim.batch_size, len(self.splits.train)
@@ -160,7 +162,9 @@ class Trainer:
         self.ema = ModelEmaV3(self.model, decay=decay, use_warmup=True) if decay else None
         averaged = None if self.ema is None else self.ema.module
         if self.trainee is None:
-            self.selection = Selection(recipe, self.out, self.model, averaged, self.accelerator)
+            self.selection = Selection(
+                recipe, self.out, self.model, averaged, self.accelerator, self.splits.is_multilabel
+            )
         self._prepare(self.model)
         self.frozen = setup.freeze(self.model, recipe.model.freeze)
         self.optimizer = setup.create_optimizer(self.model, recipe.optim)
@@ -168,7 +172,7 @@ class Trainer:
         self.objective = Objective(
             recipe.augment, recipe.distill, self.num_classes, self.preprocessing,
             lambda name: _create_teacher(name).to(self.device),
-            class_weights(recipe.class_weights, self.splits, self.device),
+            class_weights(recipe.class_weights, self.splits, self.device), self.splits.is_multilabel,
         )  # fmt: skip
         if self.trainee is not None:
             self.trainee.begin(self.model, self.optimizer, self.objective, self._prepare)
@@ -460,16 +464,16 @@ class Trainer:
         epoch, epochs = self.progress.epochs_done + 1, self.recipe.optim.epochs
         loss = self.progress.loss_sum / self.steps_per_epoch
         entry: dict[str, Any] = {"step": self.step, "epoch": epoch, "train_loss": loss}
-        line = ""
+        line, key = "", "" if self.trainee is not None else f"validation_{self.selection.metric}"
         if self.trainee is None and (epoch % self.recipe.eval_every == 0 or epoch == epochs):
             scored = self.selection.weights(self.feed, self.step)
             best: dict[str, Any] = {"epoch": epoch}
             if not self.recipe.data.train_on_validation:
-                top1 = self.selection.score(scored, self.feed, self.splits.validation)
-                entry["validation_top1"] = best["validation_top1"] = top1
+                value = self.selection.score(scored, self.feed, self.splits.validation)
+                entry[key] = best[key] = value
                 best |= self._spread("validation")
-                line = f", validation top-1 {top1:.2f} %"
-            if self.recipe.keep == "last" or best["validation_top1"] > self.progress.best["validation_top1"]:
+                line = f", validation {METRICS[self.selection.metric]} {value:.2f} %"
+            if self.recipe.keep == "last" or self._rank(best) > self._rank(self.progress.best):
                 self.progress.best = best
                 if self.rank == 0:
                     self.selection.keep(scored)
@@ -479,6 +483,10 @@ class Trainer:
             self.records.write(entry)
             self.records.draw_if_due()
         self._say(f"epoch {epoch}/{epochs}: loss {loss:.3f}{line}, {rate:.0f} images/s")
+
+    def _rank(self, best: dict[str, Any]) -> tuple[float, float]:
+        """What epochs are compared by. mAP says nothing of the threshold; where it is the same, F1 does."""
+        return best.get(f"validation_{self.selection.metric}", -1.0), best.get("validation_micro_f1", 0.0)
 
     def _finish(self) -> dict[str, Any]:
         """Save the best weights as a model folder, and score the saved folder once on the test set."""
@@ -496,7 +504,7 @@ class Trainer:
             result["micro_batch"] = recipe.optim.batch_size // self.progress.accumulation
         if self.score_test and self.splits.test is not None:
             model = load_model(folder, any_timm=True).model.to(self.device)
-            result["test_top1"] = self.selection.score(model, self.feed, self.splits.test)
+            result[f"test_{self.selection.metric}"] = self.selection.score(model, self.feed, self.splits.test)
             result |= self._spread("test")
         if self.rank == 0:
             record_scores(folder, result, self.splits, recipe, self.command)

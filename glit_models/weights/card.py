@@ -69,9 +69,10 @@ def _paper(entry: WeightEntry) -> Paper:
 
 
 def _classes(entry: WeightEntry) -> str:
+    several = ", of which an image may have several or none" if entry.multilabel else ""
     if entry.class_names is None or len(entry.class_names) > 20:
-        return str(entry.num_classes)
-    return f"{entry.num_classes}: {', '.join(entry.class_names)}"
+        return f"{entry.num_classes}{several}"
+    return f"{entry.num_classes}{several}: {', '.join(entry.class_names)}"
 
 
 def _usage(entry: WeightEntry, repo: str | None) -> str:
@@ -86,7 +87,7 @@ model = timm.create_model("{source}", pretrained=True).eval()
 transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
 image = ImageOps.exif_transpose(Image.open("image.png")).convert("{"L" if entry.input_size[0] == 1 else "RGB"}")
 with torch.inference_mode():
-    probabilities = model(transform(image).unsqueeze(0)).softmax(dim=-1)
+    probabilities = model(transform(image).unsqueeze(0)).{"sigmoid()" if entry.multilabel else "softmax(dim=-1)"}
 ```
 
 `golden.safetensors` holds an `input` (float16) and the float32 `logits` that it must give;
@@ -141,8 +142,8 @@ def _or_dash(value: Any) -> str:
 def _limits(entry: WeightEntry) -> str:
     limits = [
         f"Trained for {entry.dataset} and measured there, if at all; on other images the scores say nothing.",
-        f"It always answers with one of its {entry.num_classes} classes, whatever the image shows, and its "
-        "probabilities are not calibrated.",
+        f"It answers with {'any' if entry.multilabel else 'one'} of its {entry.num_classes} classes, whatever the "
+        "image shows, and its probabilities are not calibrated.",
         f"Made for {entry.input_size[1]} x {entry.input_size[2]} pixels; at other sizes (`img_size=...`) the position "
         "embedding is resampled and accuracy falls.",
     ]

@@ -29,6 +29,7 @@ __all__ = [
     "CONFIG_FILE",
     "ENTRY_FILE",
     "GOLDEN_FILE",
+    "MULTILABEL",
     "WEIGHTS_FILE",
     "check_fits",
     "home",
@@ -43,6 +44,8 @@ WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
 GOLDEN_FILE = "golden.safetensors"
 ENTRY_FILE = "entry.json"
+# The `problem_type` of a configuration, as transformers has it, and of its model: several labels an image, or none.
+MULTILABEL = "multi_label_classification"
 
 
 # ---- installed weights ----

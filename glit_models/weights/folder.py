@@ -32,6 +32,7 @@ from .files import (
     CONFIG_FILE,
     ENTRY_FILE,
     GOLDEN_FILE,
+    MULTILABEL,
     WEIGHTS_FILE,
     check_fits,
     read_state_dict,
@@ -127,7 +128,10 @@ def _hub_config(
         save_config_for_hf(
             model,
             str(path),
-            model_config={"label_names": list(class_names)} if class_names else None,
+            model_config=(
+                ({"label_names": list(class_names)} if class_names else {})
+                | ({"problem_type": MULTILABEL} if getattr(model, "problem_type", None) == MULTILABEL else {})
+            ),
             data_config=dict(data_config) if data_config else None,
         )
         config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -159,6 +163,7 @@ def describe(
         **{key: cfg[key] for key in ("input_size", "mean", "std", "interpolation", "crop_pct")},
         "num_classes": model.num_classes,
         "class_names": config.get("label_names"),
+        "multilabel": config.get("problem_type") == MULTILABEL or None,
     }
     return {key: value for key, value in entry.items() if value is not None and value != []}
 
@@ -302,4 +307,5 @@ def load_folder(directory: str | Path) -> SpecTransformer:
     state = read_state_dict(weights)
     check_fits(state, model, where=str(weights))
     model.load_state_dict(state)
+    setattr(model, "problem_type", config.get("problem_type"))  # noqa: B010 - which torch has no type for
     return model.eval()

@@ -101,8 +101,14 @@ def _architecture(config: Path) -> str:
 
 def _load_with_timm(source: str) -> Any:
     name = timm_name(source)
+    if name.startswith("hf-hub:"):
+        name = f"local-dir:{download.fetch_model(name.removeprefix('hf-hub:'), weights=True)}"
     try:
-        return create_model(name, pretrained=True).eval()
+        model = create_model(name, pretrained=True).eval()
+        if name.startswith("local-dir:"):
+            config = parse_json(read_text(Path(name.removeprefix("local-dir:")) / CONFIG_FILE))
+            model.problem_type = config.get("problem_type")
+        return model
     except GlitError:
         raise
     except Exception as error:  # the model may come from any library

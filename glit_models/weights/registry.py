@@ -43,8 +43,8 @@ class WeightEntry(NamedTuple):
         dataset, license: of the weights.
         params, macs: trainable parameters and multiply-adds for one image of `input_size`.
         input_size: channels, height, width. mean, std, interpolation, crop_pct: the preprocessing.
-        num_classes, class_names: of the head.
-        recipe: the command that trained them. origin: their source, if it was not a command of this package.
+        num_classes, class_names: of the head. multilabel: whether an image may be of several classes, or none.
+        recipe: the command that trained them. origin: where they come from, when it was not a command of ours.
         metrics: the scores.
         sha256: of the file; required once there is one.
         file: path under `glit_models/weights/` if shipped. repo, revision: the Hub repository and its commit.
@@ -67,6 +67,7 @@ class WeightEntry(NamedTuple):
     crop_pct: float
     num_classes: int
     class_names: tuple[str, ...] | None = None
+    multilabel: bool = False
     recipe: str | None = None
     origin: str | None = None
     metrics: tuple[Metric, ...] = ()
@@ -132,7 +133,8 @@ def _check(entry: WeightEntry) -> None:
     for field in ("note", "notice", "origin_url", "recipe", "origin", "file", "repo"):
         value = getattr(entry, field)
         check(value is None or (isinstance(value, str) and value.strip()), field, "a text, or absent")
-    check(isinstance(entry.default, bool), "default", "true or false")
+    for field in ("default", "multilabel"):
+        check(isinstance(getattr(entry, field), bool), field, "true or false")
     for field in ("params", "macs", "num_classes"):
         check(_is_count(getattr(entry, field)), field, "a positive integer")
     size = entry.input_size

@@ -1,0 +1,142 @@
+"""Scores of models that say for each class by itself whether an image is of it: several labels an image, or none.
+
+A class is predicted where its probability (of the logistic function) is at least one half.
+
+Axes: N images, K classes of the model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .data.labelled import LabelledSplit, match_classes
+from .data.readable import readable_batches, refuse_broken
+from .errors import DataError, WeightsError
+from .evaluate import ClassScore
+from .predict import Classifier
+
+__all__ = ["MultilabelEvaluation", "average_precision", "evaluate_multilabel", "score_multilabel"]
+
+
+@dataclass(frozen=True)
+class MultilabelEvaluation:
+    """What was counted of N images, and what follows from it, in percent.
+
+    Attributes:
+        images: N. exact: images of which all classes are right.
+        classes: their scores at a probability of one half.
+        average_precisions: of each class, see `average_precision`; None of a class without images.
+    """
+
+    images: int
+    exact: int
+    classes: tuple[ClassScore, ...]
+    average_precisions: tuple[float | None, ...]
+
+    @property
+    def mean_average_precision(self) -> float:
+        """Over the classes that have images; 0 if none has."""
+        known = [value for value in self.average_precisions if value is not None]
+        return sum(known) / max(len(known), 1)
+
+    @property
+    def macro_f1(self) -> float:
+        """The mean of the classes' F1 scores, of those that have images or predictions."""
+        scored = [_f1([row]) for row in self.classes if row.images or row.predicted]
+        return sum(scored) / max(len(scored), 1)
+
+    @property
+    def micro_f1(self) -> float:
+        """F1 of all pairs of image and class together."""
+        return _f1(self.classes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as JSON has it."""
+        return {
+            "images": self.images,
+            "map": self.mean_average_precision,
+            "macro_f1": self.macro_f1,
+            "micro_f1": self.micro_f1,
+            "exact": self.exact,
+            "classes": [
+                {**vars(row), "recall": row.recall, "precision": row.precision, "average_precision": value}
+                for row, value in zip(self.classes, self.average_precisions, strict=True)
+            ],
+        }
+
+
+def _f1(rows: Any) -> float:
+    correct, counts = sum(row.correct for row in rows), sum(row.images + row.predicted for row in rows)
+    return 100 * 2 * correct / max(counts, 1)
+
+
+def average_precision(scores: np.ndarray, truth: np.ndarray) -> float | None:
+    """The area below the steps of precision over recall, in percent: the mean of the precision at each true image.
+
+    Args:
+        scores: [N]; of images of one score the order does not count. truth: [N], whether each is of the class.
+
+    Returns:
+        None if no image is.
+    """
+    if not truth.any():
+        return None
+    order = np.argsort(-scores, kind="stable")
+    found = np.cumsum(truth[order])
+    last = np.append(np.diff(scores[order]) != 0, True)  # of images of one score
+    hits = np.diff(found[last], prepend=0)
+    return 100 * float((hits * found[last] / (np.flatnonzero(last) + 1)).sum() / found[-1])
+
+
+def score_multilabel(logits: np.ndarray, truth: np.ndarray, class_names: tuple[str, ...]) -> MultilabelEvaluation:
+    """Scores of logits [N, K] by what is true [N, K]."""
+    truth, predicted = truth.astype(bool), logits >= 0
+    counts = zip(truth.sum(0), predicted.sum(0), (truth & predicted).sum(0), strict=True)
+    return MultilabelEvaluation(
+        images=len(truth),
+        exact=int((truth == predicted).all(1).sum()),
+        classes=tuple(
+            ClassScore(name, *(int(number) for number in numbers))
+            for name, numbers in zip(class_names, counts, strict=True)
+        ),
+        average_precisions=tuple(average_precision(*pair) for pair in zip(logits.T, truth.T, strict=True)),
+    )
+
+
+def evaluate_multilabel(
+    classifier: Classifier, data: LabelledSplit, batch_size: int = 250, num_workers: int = 0,
+    listing: Path = Path("broken-images.txt"),
+) -> MultilabelEvaluation:  # fmt: skip
+    """Score a classifier on all images; the arguments are those of `evaluate`.
+
+    Raises:
+        DataError: if the classes do not fit, the model gives one class an image, or images cannot be read.
+        WeightsError: if the model gives NaN.
+    """
+    if not classifier.is_multilabel:
+        raise DataError(f"{data} has several labels an image, but the model was trained for one class an image")
+    names = classifier.class_names if classifier.has_names else None
+    matched, _ = match_classes(data.name, data.class_names, names, len(classifier.class_names))
+    logits: list[Tensor] = []
+    truth: list[Tensor] = []
+    broken: list[str] = []
+    for images, labels, reasons in readable_batches(
+        data.source, classifier.transform, batch_size, num_workers, "scoring"
+    ):
+        broken += filter(None, reasons)
+        if not broken:
+            with torch.inference_mode():
+                logits.append(classifier.model(images.to(classifier.device)).float().cpu())
+            truth.append(torch.zeros(len(labels), len(classifier.class_names)))
+            truth[-1][:, list(matched)] = labels
+    refuse_broken(broken, len(data.source), listing)
+    scores = torch.cat(logits).numpy()
+    if np.isnan(scores).any():
+        raise WeightsError("the model gives NaN: its weights are damaged, or its numbers overflow")
+    return score_multilabel(scores, torch.cat(truth).numpy(), names or data.class_names)
