@@ -131,6 +131,16 @@ def test_one_image_and_one_class_make_a_page(labels: list[int], model: str, data
     assert "data/test has no train split" in text
 
 
+def test_training_images_can_be_left_out(
+    model: str, data: Path, undrawn: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(evaluation_report, "embed_training", None)  # is not called
+    assert run(model, "data", "--report", "report", "--no-compare") == 0
+    text = Reader(Path("report/index.html")).text
+    assert "No training images were compared with, as --no-compare was given." in text
+    assert "Within data test" in text
+
+
 def test_what_cannot_be_written_is_said_before_the_work(
     data: Path, model: str, undrawn: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
@@ -142,6 +152,7 @@ def test_what_cannot_be_written_is_said_before_the_work(
         "gone/report cannot be written: its folder is missing": ("data", "--report", "gone/report"),
         "--report is of the model's own head": ("data", "--report", "report", "--knn"),
         "empty holds no images": ("empty", "--report", "report"),
+        "--no-compare is of --report DIR": ("data", "--no-compare"),
     }
     for message, arguments in cases.items():
         assert run("no-such-model", *arguments) == 2

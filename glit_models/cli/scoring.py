@@ -104,6 +104,7 @@ def add_eval(commands: Commands) -> None:
         "--report", type=Path, metavar="DIR",
         help="write an HTML report: mistakes, calibration, near-duplicates, possibly wrong labels",
     )  # fmt: skip
+    parser.add_argument("--no-compare", action="store_true", help="--report: leave out the training images")
     parser.add_argument("--json", action="store_true", help="print JSON, with every class and the confusion matrix")
 
 
@@ -123,6 +124,8 @@ def _run_eval(args: argparse.Namespace) -> int:
     head = {"model": args.model, "dataset": data.name, "split": data.split, "device": str(device)}
     if data.is_multilabel:
         return _run_multilabel(args, data, head)
+    if args.no_compare and args.report is None:
+        raise GlitError("--no-compare is of --report DIR; give both or neither")
     if args.knn is not None or args.linear:
         return _run_probes(args, data, keys, head)
     observed = Observed()
@@ -192,6 +195,8 @@ def _embed_training(args: argparse.Namespace, classifier: Classifier, data: Labe
     from ..data.labelled import open_training
     from ..evaluation_report import Training, embed_training
 
+    if args.no_compare:
+        return Training(note="No training images were compared with, as --no-compare was given.")
     try:
         train = open_training(data, args.root, **keys)
         return embed_training(classifier, train, args.batch_size, args.workers)
