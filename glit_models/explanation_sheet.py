@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL.Image import Image
 from timm.data import resolve_input_data_config
 from torch import Tensor
 
@@ -31,9 +32,9 @@ from .explain import (
 )  # fmt: skip
 from .predict import Classifier
 from .runs.console import say, track
-from .runs.figures import new_figure, save_png
+from .runs.figures import new_figure, png_bytes, save_png
 
-__all__ = ["METHODS", "check_method", "draw_explanations"]
+__all__ = ["METHODS", "check_method", "draw_explanations", "explain_image"]
 
 _MOST_IMAGES = 50  # maximum rows of a sheet
 _CELL = 1.5  # inches
@@ -80,6 +81,12 @@ def draw_explanations(
     if images:
         save_png(out, METHODS[method](classifier, images, block))
     return failed
+
+
+def explain_image(classifier: Classifier, image: Image, method: str) -> bytes:
+    """The sheet of one RGB image as the content of a PNG file. Raises GlitError as `draw_explanations` does."""
+    check_method(classifier.model, method)
+    return png_bytes(METHODS[method](classifier, [("", classifier.transform(image))], None), {})
 
 
 Images = list[tuple[str, Tensor]]  # file name and preprocessed image [C, height, width]

@@ -22,7 +22,7 @@ weights.files weights.registry weights.download
 model
 families
 weights.resolve
-weights.folder weights.card
+weights.folder weights.card weights.space
 weights.loading
 weights.publish weights.verify
 entry
@@ -32,7 +32,7 @@ predict
 explain embed neighbours
 evaluate prediction_table explanation_sheet
 probe calibration review confusion_figure multilabel
-evaluation_report
+evaluation_report demo
 training
 cli
 __main__

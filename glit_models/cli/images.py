@@ -139,11 +139,24 @@ def _run_explain(args: argparse.Namespace) -> int:
 
 
 def add_demo(commands: Commands) -> None:
-    parser = add_command(commands, "demo", _run_demo, "Classify the example images of the package, and draw them.")
+    parser = add_command(
+        commands, "demo", _run_demo, "Classify the example images of the package and draw them, or serve a page."
+    )
     parser.add_argument("--out", default="glit-demo.png", metavar="FILE", help="contact sheet (default: glit-demo.png)")
+    parser.add_argument("--serve", action="store_true", help="serve a page to drop images on, until Ctrl-C (gradio)")
+    parser.add_argument("--model", help="with --serve: as for `glit predict` (default: glit_tiny.fashion_mnist)")
+    parser.add_argument("--host", default="127.0.0.1", help="with --serve: address (default: this machine only)")
+    parser.add_argument("--port", type=int, metavar="N", help="with --serve: port (default: first free from 7860)")
+    add_device(parser)
 
 
 def _run_demo(args: argparse.Namespace) -> int:
+    if args.serve:
+        from ..demo import serve_demo
+
+        return serve_demo(args.model or "glit_tiny.fashion_mnist", args.host, args.port, args.device)
+    if args.model is not None or args.port is not None:
+        raise GlitError("--model and --port are of --serve; without it the shipped images are classified")
     from ..predict import DEMO_MODEL, run_demo
 
     results = run_demo(Path(args.out))

@@ -214,6 +214,7 @@ def add_publish(commands: Commands) -> None:
     target.add_argument("--namespace", metavar="NAME", help="with --all: user or organisation to upload to")
     target.add_argument("--to-folder", metavar="DIR", help="write to a folder instead; with --all, a folder for each")
     target.add_argument("--to-package", action="store_true", help="write into the package, in a checkout")
+    parser.add_argument("--space", action="store_true", help="publish as a Space: a gradio page to try the model on")
     parser.add_argument("--name", metavar="MODEL.TAG", help="name of the weights in the registry")
     for fact, text in (
         ("dataset", "training data of the weights"),
@@ -244,17 +245,22 @@ def _run_publish(args: argparse.Namespace) -> int:
     if args.namespace:
         raise GlitError("--namespace goes with --all; for one set of weights give --repo NAMESPACE/NAME")
     if args.to_package:
+        if args.space:
+            raise GlitError("--space takes --repo or --to-folder")
         if not args.name:
             raise GlitError("--to-package needs --name MODEL.TAG")
         entry = ship(args.source, args.name, facts=facts)
         echo("added to the registry of this package:")
         print_json({entry.name: entry.to_dict()})
         return 0
-    _report_published(publish(args.source, repo=args.repo, folder=args.to_folder, facts=facts))
+    published = publish(args.source, repo=args.repo, folder=args.to_folder, facts=facts, space=args.space)
+    _report_published(published, args.space)
     return 0
 
 
 def _check_all(args: argparse.Namespace, facts: dict[str, Any]) -> None:
+    if args.space:
+        raise GlitError("--space cannot be given with --all; publish one Space at a time")
     if not (args.namespace or args.to_folder):
         raise GlitError("--all publishes several sets of weights; give --namespace NAME or --to-folder DIR")
     if given := [key for key, value in facts.items() if value]:
@@ -262,9 +268,12 @@ def _check_all(args: argparse.Namespace, facts: dict[str, Any]) -> None:
         raise GlitError(f"--{option} cannot be given with --all, which takes what the registry says of each")
 
 
-def _report_published(published: Published) -> None:
+def _report_published(published: Published, space: bool = False) -> None:
     where = f"{published.place}@{published.revision}" if published.revision else published.place
     echo(f"published {where}, sha256 {published.sha256}")
+    if space:
+        echo("the Hub shows it" if published.revision else f"run `python app.py` in {where}, with gradio installed")
+        return
     source = "hf-hub" if published.revision else "local-dir"
     echo(f"loads with timm.create_model('{source}:{where}', pretrained=True)")
     if published.revision and published.entry:

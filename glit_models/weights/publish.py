@@ -36,6 +36,7 @@ from .files import (
 from .folder import REPO_NAME, WeightFolder, describe, golden_tensors, save_folder, to_json
 from .loading import load_model
 from .registry import WeightEntry, read_registry
+from .space import write_space
 
 __all__ = ["Published", "convert", "publish", "publish_all", "read_entry", "ship"]
 
@@ -163,6 +164,7 @@ def publish(
     repo: str | None = None,
     folder: str | Path | None = None,
     facts: Mapping[str, Any] | None = None,
+    space: bool = False,
 ) -> Published:
     """Publish weights with their model card to a Hub repository (created if missing) or a folder.
 
@@ -171,6 +173,7 @@ def publish(
         repo: NAMESPACE/NAME to upload to, in one commit. folder: to write instead.
         facts: override the registry's or the folder's `entry.json`: `name`, `dataset`, `license`, `recipe`, `origin`,
             `metrics`.
+        space: publish a Space, with the page of `glit demo --serve` and the weights.
 
     Raises:
         WeightsError: if the source is missing or damaged, a fact that the card needs is unknown, or the Hub refuses.
@@ -183,6 +186,13 @@ def publish(
         staged = Path(temporary) / "folder"
         entry, spec = _stage(source, staged, repo, facts or {})
         assert entry.sha256 is not None
+        if space:
+            whole = Path(temporary) / "space"
+            write_space(staged, entry, whole)
+            revision = None if repo is None else _upload(whole, repo, f"Show {entry.name}", space=True)
+            if folder is not None:
+                _copy_folder(whole, Path(folder))
+            return Published(repo or str(folder), entry.sha256, None, revision)
         registrable = spec == named_specs()[entry.architecture]
         if repo is not None:
             revision = _upload(staged, repo, f"Add {entry.name}")
@@ -297,20 +307,25 @@ def read_entry(directory: Path) -> dict[str, Any]:
 
 def _copy_folder(source: Path, target: Path) -> None:
     with whole_folder(target) as folder:
-        for file in sorted(source.iterdir()):
-            shutil.copyfile(file, folder / file.name)
+        shutil.copytree(source, folder, dirs_exist_ok=True)
 
 
-def _upload(folder: Path, repo: str, message: str) -> str:
+def _upload(folder: Path, repo: str, message: str, space: bool = False) -> str:
     """Upload all files of a folder in one commit; returns its hash."""
     from huggingface_hub import CommitOperationAdd, HfApi
 
     api = HfApi()
     seconds = download.hub_timeout()
-    operations = [CommitOperationAdd(path_in_repo=file.name, path_or_fileobj=file) for file in sorted(folder.iterdir())]
+    operations = [
+        CommitOperationAdd(path_in_repo=file.relative_to(folder).as_posix(), path_or_fileobj=file)
+        for file in sorted(folder.rglob("*"))
+        if file.is_file()
+    ]
+    kind: dict[str, Any] = {"repo_type": "space"} if space else {}
+    sdk: dict[str, Any] = {"space_sdk": "gradio"} if space else {}
     try:
         with download.quiet_client():
-            download.within(seconds, lambda: api.create_repo(repo, exist_ok=True))
-            return str(api.create_commit(repo, operations, commit_message=message).oid)
+            download.within(seconds, lambda: api.create_repo(repo, exist_ok=True, **kind, **sdk))
+            return str(api.create_commit(repo, operations, commit_message=message, **kind).oid)
     except Exception as error:  # the client's own exception types change from version to version
         raise WeightsError(f"{repo}: not published: {download.explain(error)}") from None

@@ -1,0 +1,124 @@
+"""A page to play with: drop an image, and see its classes, what the model looks at, and the network's blocks.
+
+`glit demo --serve` opens it, and a Space of the Hub runs it. Images go through the package's own reader; nothing that a
+visitor sends is executed, and it is kept nowhere but in gradio's folder for temporary files.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from .data.image_files import open_image
+from .errors import Argument, GlitError, first_line, pip_install, printable
+from .explanation_sheet import check_method, explain_image
+from .figure import network_image
+from .model import SpecTransformer
+from .predict import Classifier, load_model, pick_device
+from .runs.console import say
+from .runs.signals import StopRequest
+
+__all__ = ["LIMITS", "import_gradio", "make_demo", "serve_demo"]
+
+LIMITS = {"max_file_size": "20mb", "ssr_mode": False, "quiet": True}  # of gradio's `launch`
+_MOST_PIXELS = 50_000_000
+_SHOWN = 5
+
+
+def import_gradio() -> Any:
+    """gradio, which sends nothing to its makers. Raises GlitError if it is missing."""
+    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+    try:
+        import gradio
+    except ImportError:
+        raise GlitError(f"the page needs gradio: {pip_install('demo')}") from None
+    return gradio
+
+
+def make_demo(name: str, device: str | torch.device | None = None) -> Any:
+    """The page of a model as gradio's `Blocks`, which `launch` serves.
+
+    Args:
+        name: of the model, as `predict.load_model` takes it.
+        device: where to compute; the GPU if there is one unless given.
+
+    Raises:
+        GlitError: if gradio is missing. WeightsError: if there is no such model.
+    """
+    gradio = import_gradio()
+    classifier = Classifier(load_model(name), pick_device(None if device is None else str(device)))
+    method = _explained_by(classifier.model)
+
+    def answer(path: str | None) -> tuple[dict[str, float] | None, Image.Image | None]:
+        if path is None:  # the image was taken away
+            return None, None
+        try:
+            image = open_image(Path(path), "the image", _MOST_PIXELS)
+            probabilities = classifier.probabilities([image])[0].tolist()
+            sheet = explain_image(classifier, image, method) if method else None
+        except GlitError as error:
+            raise gradio.Error(printable(str(error)), print_exception=False) from None
+        shown = None if sheet is None else Image.open(io.BytesIO(sheet))
+        return dict(zip(map(printable, classifier.class_names), probabilities, strict=True)), shown
+
+    title = printable(Path(name).resolve().name if Path(name).is_dir() else name)
+    with gradio.Blocks(title=title, analytics_enabled=False) as page:
+        gradio.Textbox(title, label="Model", interactive=False)
+        with gradio.Row():
+            image = gradio.Image(
+                type="filepath", sources=["upload", "clipboard"], label="Drop an image here", height=320
+            )
+            several = "of any number of classes" if classifier.is_multilabel else "of one class"
+            classes = gradio.Label(num_top_classes=_SHOWN, label=f"Probabilities, {several}")
+        plain = {"show_label": False, "interactive": False}  # a label would cover a part of the image
+        gradio.Markdown(f"### What the model looks at: {method}", visible=method is not None)
+        sheet = gradio.Image(visible=method is not None, **plain)
+        if isinstance(classifier.model, SpecTransformer):
+            gradio.Markdown("### The network's blocks: what mixes tokens above, the feed-forward network below")
+            gradio.Image(network_image(classifier.model.spec), **plain)
+        image.change(answer, image, [classes, sheet], api_name="classify")
+    return page
+
+
+def _explained_by(model: Any) -> str | None:
+    """How the model can be explained here."""
+    for method in ("attention", "gradcam"):
+        try:
+            check_method(model, method)
+        except GlitError:
+            continue
+        return method
+    return None
+
+
+def serve_demo(name: str, host: str = "127.0.0.1", port: int | None = None, device: str | None = None) -> int:
+    """Serve the page of a model until SIGTERM or SIGINT.
+
+    Args:
+        name, device: see `make_demo`.
+        host: address to listen on. port: None takes the first free one from 7860.
+
+    Returns:
+        The exit status as after the signal, 143 or 130.
+
+    Raises:
+        GlitError: if the address cannot be had; and as `make_demo` does.
+    """
+    page = make_demo(name, device)
+    with StopRequest() as stop:
+        try:
+            _, url, _ = page.launch(server_name=host, server_port=port, share=False, prevent_thread_lock=True, **LIMITS)
+        except (OSError, ValueError) as error:
+            reason = first_line(error)
+            raise GlitError(f"cannot listen on {host}: {reason}; ", Argument("port", ...), " takes another") from None
+        say(f"the page is at {url.rstrip('/')}; Ctrl-C ends it")
+        while stop.signal is None:
+            time.sleep(0.2)
+        page.close(verbose=False)
+    return stop.exit_status
