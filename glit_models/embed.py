@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .data import Subset
 from .data.image_files import find_images, open_image
-from .data.label_table import LABEL_TABLES, is_label_table
+from .data.label_table import BETWEEN, LABEL_TABLES, flat_labels, is_label_table
 from .data.labelled import LabelledSplit, open_labelled
 from .data.readable import readable_batches
 from .data.sources import Stream, find_part, open_listed
@@ -105,7 +105,11 @@ def _open_named(data: str, root: str | os.PathLike[str] | None, split: str | Non
         raise DataError(f"{data} is read as a stream without an index; embed a folder or a data set that has one")
     names = [opened.image_name(index) for index in range(len(opened.source))]
     known = getattr(opened.source, "labels", None)
-    labels = [None] * len(names) if known is None else [opened.class_names[label] for label in known]
+    labels: list[str | None] = [None] * len(names)
+    if known is not None:  # several as a table has them
+        labels = [
+            BETWEEN.join(opened.class_names[place] for place in flat_labels([label])) or BETWEEN for label in known
+        ]
     return ImageSet(names, labels, opened.source)
 
 

@@ -14,6 +14,7 @@ from weight_folders import CLASSES, SPEC
 from glit_models.cli import main
 from glit_models.data import open_splits
 from glit_models.data.label_table import read_label_table
+from glit_models.embed import open_images
 from glit_models.errors import DataError
 from glit_models.multilabel import average_precision, score_multilabel
 from glit_models.predict import Classifier, load_model
@@ -90,6 +91,13 @@ def test_lists_of_labels_in_parquet_are_several_labels(tmp_path: Path):
     assert [label for _, label in found.samples("train")] == [(0, 1), (), (1,)]
 
 
+def test_features_have_the_labels_as_the_table_has_them(tmp_path: Path):
+    (tmp_path / "t.csv").write_text("image,label\na.png,dog|cat\nb.png,|\n")
+    for name in "ab":
+        (tmp_path / f"{name}.png").touch()
+    assert open_images(str(tmp_path / "t.csv")).labels == ["cat|dog", "|"]
+
+
 def test_every_class_keeps_an_image_to_train_on(tmp_path: Path):
     labels = ["a|b", "a", "a", "a", "a", "|", "c"]
     for number in range(len(labels)):
@@ -103,6 +111,22 @@ def test_every_class_keeps_an_image_to_train_on(tmp_path: Path):
         counts = splits.count_train()
         assert counts is not None
         assert min(counts) >= 1
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ("a.png,cat|dog\n", "has one image; it takes two, to train on one and validate on the other"),
+        ("a.png,|\n", "has no class; it takes two or more"),
+        ("a.png,cat|\nb.png,|\n", "has one class, cat; it takes two or more"),
+    ],
+)
+def test_too_few_images_or_classes_are_one_line(rows: str, message: str, small: str, tmp_path: Path):
+    for name in "ab":
+        Image.new("RGB", (32, 32)).save(tmp_path / f"{name}.png")
+    (tmp_path / "t.csv").write_text(f"image,label\n{rows}")
+    with pytest.raises(DataError, match=message):
+        plan(str(tmp_path / "t.csv"), small, torch.device("cpu"))
 
 
 def test_average_precision_is_the_mean_of_the_precision_at_each_hit():

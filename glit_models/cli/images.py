@@ -145,7 +145,7 @@ def add_demo(commands: Commands) -> None:
     parser.add_argument("--out", default="glit-demo.png", metavar="FILE", help="contact sheet (default: glit-demo.png)")
     parser.add_argument("--serve", action="store_true", help="serve a page to drop images on, until Ctrl-C (gradio)")
     parser.add_argument("--model", help="with --serve: as for `glit predict` (default: glit_tiny.fashion_mnist)")
-    parser.add_argument("--host", default="127.0.0.1", help="with --serve: address (default: this machine only)")
+    parser.add_argument("--host", help="with --serve: address (default: this machine only)")
     parser.add_argument("--port", type=int, metavar="N", help="with --serve: port (default: first free from 7860)")
     add_device(parser)
 
@@ -154,9 +154,10 @@ def _run_demo(args: argparse.Namespace) -> int:
     if args.serve:
         from ..demo import serve_demo
 
-        return serve_demo(args.model or "glit_tiny.fashion_mnist", args.host, args.port, args.device)
-    if args.model is not None or args.port is not None:
-        raise GlitError("--model and --port are of --serve; without it the shipped images are classified")
+        return serve_demo(args.model or "glit_tiny.fashion_mnist", args.host or "127.0.0.1", args.port, args.device)
+    for name in ("model", "host", "port", "device"):
+        if getattr(args, name) is not None:
+            raise GlitError(f"--{name} is of --serve; without it the shipped images are classified")
     from ..predict import DEMO_MODEL, run_demo
 
     results = run_demo(Path(args.out))

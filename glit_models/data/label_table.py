@@ -17,14 +17,14 @@ from timm.utils.misc import natural_key
 from ..errors import UNPRINTABLE, DataError, first_line, printable
 from ..runs.row_table import import_pyarrow
 
-__all__ = ["LABEL_TABLES", "Label", "LabelTable", "flat_labels", "is_label_table", "read_label_table"]
+__all__ = ["BETWEEN", "LABEL_TABLES", "Label", "LabelTable", "flat_labels", "is_label_table", "read_label_table"]
 
 LABEL_TABLES = (".csv", ".tsv", ".parquet")
 _SPLITS = {
     "train": "train", "training": "train", "validation": "validation", "val": "validation", "valid": "validation",
     "eval": "validation", "evaluation": "validation", "test": "test",
 }  # fmt: skip
-_BETWEEN = "|"  # labels of one image
+BETWEEN = "|"  # labels of one image
 _MOST_NAMED = 5  # rows or files in a message
 _MOST_BYTES = 1 << 30  # of a table
 _MOST_HEADER = 1 << 16  # characters of its first line
@@ -129,7 +129,7 @@ def _read(path: str, folder: str, is_given: bool, _state: tuple[int, int]) -> La
     if not found:
         raise DataError(f"{path} has no rows below its header")
     _refuse_missing(path, found, is_given)
-    is_multilabel = any(_BETWEEN in label for label, _, _ in found.values())
+    is_multilabel = any(BETWEEN in label for label, _, _ in found.values())
     names = {label: _names_in(label) if is_multilabel else [label] for label, _, _ in found.values()}
     classes = tuple(sorted({name for several in names.values() for name in several}, key=natural_key))
     index = {label: number for number, label in enumerate(classes)}
@@ -142,7 +142,7 @@ def _read(path: str, folder: str, is_given: bool, _state: tuple[int, int]) -> La
 
 def _names_in(label: str) -> list[str]:
     """The classes of a label such as 'heron|stork'."""
-    return sorted({name.strip() for name in label.split(_BETWEEN)} - {""})
+    return sorted({name.strip() for name in label.split(BETWEEN)} - {""})
 
 
 def _split(path: str, where: str, text: str) -> str:
@@ -202,6 +202,6 @@ def _read_parquet(path: str) -> Rows:
         raise DataError(f"{path}: it must have the columns image and label, got {', '.join(table.schema.names)}")
     for number, cells in enumerate(zip(*columns.values(), strict=True), 1):
         # A list of labels ends in a `|`, so that it is one of several even if it has one label or none.
-        texts = (_BETWEEN.join([*map(str, cell), ""]) or _BETWEEN if isinstance(cell, list) else cell for cell in cells)
+        texts = (BETWEEN.join([*map(str, cell), ""]) or BETWEEN if isinstance(cell, list) else cell for cell in cells)
         values = ("" if cell is None else str(cell).strip() for cell in texts)
         yield f"row {number}", dict(zip(columns, values, strict=True))

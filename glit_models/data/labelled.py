@@ -138,7 +138,8 @@ def match_classes(
     shared = len(data_names) - len(unknown)
     complaint = f"; not among the model's: {', '.join(map(repr, unknown[:3]))}" if shared else ""
     if len(data_names) != num_classes:
-        raise DataError(f"{data} has {len(data_names)} classes, the model {num_classes}{complaint}")
+        count = "one class" if len(data_names) == 1 else f"{len(data_names)} classes"
+        raise DataError(f"{data} has {count}, the model {num_classes}{complaint}")
     if any(own.get(key, index) != index for index, key in enumerate(theirs)):
         raise DataError(f"{data} has {shared} of the model's class names, but in another order{complaint}")
     return tuple(range(num_classes)), "position"

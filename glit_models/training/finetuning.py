@@ -103,7 +103,9 @@ def plan(
     counts = Counter(train.classes[label] for label in flat_labels(train.labels or ()))
     several = _has_several(train)
     if len(counts) < 2:
-        only = next(iter(counts), "none")
+        if not counts:
+            raise DataError(f"{directory} has no class; it takes two or more")
+        only = next(iter(counts))
         inner = place / only
         hint = f"; give {inner} if its folders are the classes" if any(map(Path.is_dir, inner.glob("*"))) else ""
         each = ", each in its folder" if dataset == "folder" else ""
@@ -223,6 +225,8 @@ def _choose_hold_out(choices: _Choices, directory: Any, counts: Counter[str], tr
         raise DataError(
             f"class {single[0]} in {directory} has one image; it takes two, to train on one and validate on the other"
         )
+    if total == 1:
+        raise DataError(f"{directory} has one image; it takes two, to train on one and validate on the other")
     share = min(round(_HOLD_OUT_SHARE * total), _MOST_HELD_OUT)
     hold_out = max(share, 1) if several else min(max(share, len(counts)), total - len(counts))
     return choices.make(
