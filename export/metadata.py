@@ -14,17 +14,25 @@ from typing import Any, Literal
 import numpy as np
 
 from glit_models import Spec, parse_spec
-from glit_models.errors import ExportError, GlitError
+from glit_models.errors import Argument, ExportError, GlitError
 from glit_models.weights.registry import preprocessing_problem
 
-__all__ = ["INPUT", "OUTPUT", "PREFIX", "ExportInfo", "Precision"]
+__all__ = ["INPUT", "OUTPUT", "PREFIX", "ExportInfo", "Precision", "check_batch"]
 
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
 _BATCH = 32  # batch size for a file that takes any number of images
 INPUT, OUTPUT = "images", "logits"
 PREFIX = "glit."
 _MAX_CHARS = 1 << 23  # per field; the names of 100,000 classes take a quarter
+_MAX_BATCH = 100_000
 _MAX_SPEC_CHARS = 1 << 20  # a network of 100 blocks takes 15,000
+
+
+def check_batch(batch: int | None) -> None:
+    """Raises ExportError unless a file can take so many images at a time; None is any number."""
+    if batch is not None and not 1 <= batch <= _MAX_BATCH:
+        bound = f" must be from 1 to {_MAX_BATCH}, or None for any number, got {batch}"
+        raise ExportError(Argument("batch"), bound)
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from glit_models.errors import Argument, DataError, ExportError
 from . import graph, sessions
 from .form import ExportForm
 from .images import ImageSource
-from .metadata import INPUT, ExportInfo, Precision
+from .metadata import INPUT, ExportInfo, Precision, check_batch
 from .preprocessing import PREPARED, preprocessing_graph
 from .runtime import OnnxClassifier
 from .sessions import UnrunnableError
@@ -80,8 +80,7 @@ class OnnxOptions(TargetOptions):
             raise ExportError(f"bf16 needs opset 23; {self.opset} has no convolution of it")
         if not re.fullmatch(r"[A-Za-z_]\w*", self.input_name):
             raise ExportError(Argument("input_name"), f" must be letters, digits and '_', got {self.input_name!r}")
-        if self.batch is not None and self.batch < 1:
-            raise ExportError(Argument("batch"), f" must be at least 1, or None for any number, got {self.batch}")
+        check_batch(self.batch)
         if self.preprocess and self.image_size == "dynamic":
             raise ExportError("with preprocessing in the graph the network sees one size; give it, or leave it out")
         is_calibrated = self.calibration is not None

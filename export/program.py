@@ -26,7 +26,7 @@ from glit_models.errors import Argument, ExportError, first_line
 
 from .form import ExportForm
 from .images import ImageSource
-from .metadata import ExportInfo, Precision
+from .metadata import ExportInfo, Precision, check_batch
 from .source import ModelSource
 from .targets import Artifact, Target, TargetOptions, export_model, register_target, write_verified
 
@@ -53,8 +53,7 @@ class TorchOptions(TargetOptions):
                 Argument("precision"),
                 f" of a torch program must be one of {', '.join(_DTYPES)}, got {self.precision!r}",
             )
-        if self.batch is not None and self.batch < 1:
-            raise ExportError(Argument("batch"), f" must be at least 1, or None for any number, got {self.batch}")
+        check_batch(self.batch)
         if self.image_size is not None and not isinstance(self.image_size, tuple):
             raise ExportError(
                 Argument("image_size"), f" of a torch program must be a height and width, got {self.image_size!r}"

@@ -97,7 +97,7 @@ class SearchRecipe:
         evaluation, retrain, screen_images = self.evaluation, self.retrain, self.evaluation.screen_images
         most_trained = max((retrain.top, *retrain.rungs)) * self.method_class.stage_work
         for key, value, valid, bound in (
-            ("seed", self.seed, self.seed >= 0, "at least 0"),
+            ("seed", self.seed, 0 <= self.seed < 1 << 63, "from 0 to below 2^63"),
             ("latency.batch_size", self.latency.batch_size, self.latency.batch_size >= 1, "at least 1"),
             ("latency.threads", self.latency.threads, self.latency.threads >= 1, "at least 1"),
             ("supernet.paths", self.supernet.paths, self.supernet.paths >= 1, "at least 1"),

@@ -273,6 +273,8 @@ def test_damage_drawn_at_random_is_read_or_refused() -> None:
         ("data.std=[0]", "data.std must be one positive value or three, or null, got (0.0,)"),
         ("augment.mixup=-1", "augment.mixup must be at least 0, got -1.0"),
         ("model.img_size_shares={64: .inf}", "model.img_size_shares.64 must be a finite number, got inf"),
+        ("seed=-1", "seed must be from 0 to below 2^63, got -1"),
+        ("seed=" + "9" * 30, "seed must be from 0 to below 2^63, got 999"),
         ("optim.lr=nan", "optim.lr must be a finite number, got 'nan'"),
         ("optim.lr=" + "9" * 400, "optim.lr must be of type float, got 999"),
     ],
@@ -281,6 +283,18 @@ def test_a_number_of_a_recipe_that_cannot_be_is_named(override: str, complaint: 
     with pytest.raises(GlitError) as error:
         load_recipe("smoke", [override])
     assert str(error.value).startswith(complaint)
+
+
+@pytest.mark.parametrize("option", ["--batch", "--image-size"])
+@pytest.mark.parametrize("number", ["9" * 5000, "9" * 30, "999999999"])
+def test_a_number_of_an_export_that_cannot_be_is_one_line(
+    folder: Path, tmp_path: Path, option: str, number: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["export", str(folder), "--out", str(tmp_path / "x.onnx"), option, number]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(("glit: --batch must be", "glit: --image-size must be", "glit: img_size must be"))
+    assert err.count("\n") == 1
+    assert len(err) < 200
 
 
 def test_an_empty_name_of_a_model_is_said_to_be_empty(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -153,17 +153,17 @@ def _key_and_value(text: str) -> tuple[str, Any]:
 def _export_batch(text: str) -> int | None:
     if text == "dynamic":
         return None
-    if not text.isdecimal() or int(text) < 1:
-        raise GlitError(f"--batch must be 'dynamic' or a number of images from 1, got {text!r}")
+    if not re.fullmatch("[0-9]{1,9}", text) or int(text) < 1:
+        raise GlitError(f"--batch must be 'dynamic' or a number of images from 1, got {text[:40]!r}")
     return int(text)
 
 
 def _export_size(text: str) -> Any:
     if text == "dynamic":
         return text
-    sides = re.fullmatch(r"(\d+)(?:[,x](\d+))?", text)
+    sides = re.fullmatch(r"(\d{1,9})(?:[,x](\d{1,9}))?", text)
     if sides is None:
-        raise GlitError(f"--image-size must be HEIGHT,WIDTH in pixels or 'dynamic', got {text!r}")
+        raise GlitError(f"--image-size must be HEIGHT,WIDTH in pixels or 'dynamic', got {text[:40]!r}")
     return int(sides[1]), int(sides[2] or sides[1])
 
 

@@ -181,6 +181,7 @@ class Recipe:
              "between 0 and 1, or null"),
             ("distill.alpha", distill.alpha, 0 <= distill.alpha <= 1, "from 0 to 1"),
             ("distill.temperature", distill.temperature, distill.temperature > 0, "positive"),
+            ("seed", self.seed, 0 <= self.seed < 1 << 63, "from 0 to below 2^63"),
             ("retries", self.retries, self.retries >= 0, "at least 0"),
             ("checkpoint_minutes", self.checkpoint_minutes, self.checkpoint_minutes >= 0, "at least 0"),
             ("patience", self.patience, self.patience is None or self.patience >= max(self.eval_every, 1),
