@@ -108,7 +108,7 @@ def serve_demo(name: str, host: str = "127.0.0.1", port: int | None = None, devi
         The exit status as after the signal, 143 or 130.
 
     Raises:
-        GlitError: if the address cannot be had; and as `make_demo` does.
+        GlitError: if the address is in use or unknown, and as `make_demo` does.
     """
     page = make_demo(name, device)
     with StopRequest() as stop:

@@ -29,7 +29,8 @@ __all__ = ["THRESHOLD", "Classifier", "Prediction", "load_model", "pick_device",
 
 DEMO_MODEL = "glit_tiny.fashion_mnist"
 
-THRESHOLD = 0.5  # of the probability of a class, where an image may have several
+THRESHOLD = 0.5
+"""Minimum probability of a predicted class of a multilabel model."""
 
 _BATCH = 32
 _IMAGES = Path(__file__).parent / "data" / "images"
@@ -79,9 +80,9 @@ class Classifier:
         model: any timm classifier with a `pretrained_cfg`; classes without names are numbered.
         device: device for inference.
 
-    The preprocessing is the one under which timm scores the model, which may be of a larger size than it was trained
-    at; a model of one channel sees grey images. `has_names` is whether `class_names` are more than numbers, and
-    `is_multilabel` whether an image may be of several classes, or none.
+    The preprocessing is timm's for evaluation, which may use a larger size than training; a model with one input
+    channel gets grey images. `has_names` is whether `class_names` are more than numbers, and `is_multilabel` whether an
+    image may have several classes, or none.
     """
 
     def __init__(self, model: Any, device: torch.device) -> None:
@@ -97,16 +98,16 @@ class Classifier:
 
     @torch.inference_mode()
     def probabilities(self, images: Iterable[Image.Image]) -> Tensor:
-        """RGB images -> probabilities [B, num_classes] on the CPU, which add up to 1 unless `is_multilabel`."""
+        """Class probabilities [B, num_classes] of RGB images, on the CPU. They add up to 1 unless `is_multilabel`."""
         batch = torch.stack([self.transform(image) for image in images])
         logits = self.model(batch.to(self.device))
         return (logits.sigmoid() if self.is_multilabel else logits.softmax(-1)).cpu()
 
     def predict(self, paths: Iterable[Path], top_k: int | None = None) -> Iterator[Prediction]:
-        """One `Prediction` a file, in order; a file that cannot be read gives one with its error.
+        """Yield one `Prediction` per file, in order; for a file that cannot be read, it holds the error.
 
         Args:
-            top_k: how many classes; None gives 5, or if `is_multilabel` all of a probability of at least one half.
+            top_k: number of classes; None for 5, or for all with a probability of at least one half if `is_multilabel`.
         """
         if top_k is None and self.is_multilabel:
             return predict_files(self.probabilities, self.class_names, paths, len(self.class_names), THRESHOLD)
@@ -123,8 +124,8 @@ def predict_files(
     """Yield one `Prediction` per file, in order; for a file that cannot be read, it holds the error.
 
     Args:
-        probabilities: of RGB images, [B, K] on the CPU. class_names: of its K classes.
-        top_k: classes of an image. threshold: the least probability of one.
+        probabilities: maps RGB images to [B, K] on the CPU. class_names: names of its K classes.
+        top_k: maximum number of classes per image. threshold: minimum probability of a class.
     """
     paths = list(paths)
     for start in range(0, len(paths), _BATCH):

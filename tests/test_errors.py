@@ -133,12 +133,12 @@ def test_a_failure_of_the_machine_is_one_line_wherever_it_is_raised(
     def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr("glit_models.training.trainer.Trainer._train_step", fail)
+    monkeypatch.setattr("glit_models.training.trainer.Trainer.run", fail)
     recipe = str(FIXTURES / "tiny.yaml")
     assert main(["train", recipe, "--out", str(tmp_path), "--device", "cpu"]) == 2
     err = capsys.readouterr().err
     assert err.startswith(f"glit: {line}")
     assert err.count("\n") == 1
-    monkeypatch.setattr("glit_models.training.trainer.Trainer._train_step", lambda *_: {}["a bug"])
+    monkeypatch.setattr("glit_models.training.trainer.Trainer.run", lambda *_: {}["a bug"])
     with pytest.raises(KeyError):
         main(["train", recipe, "--out", str(tmp_path), "--device", "cpu"])

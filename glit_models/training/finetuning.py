@@ -185,7 +185,7 @@ class _Choices:
 
 
 def _has_several(source: Any) -> bool:
-    """Whether its images have several labels."""
+    """Whether images may have several labels."""
     return getattr(source, "label_width", None) is not None
 
 
@@ -205,7 +205,7 @@ def _choose_splits(choices: _Choices, directory: Any, counts: Counter[str], trai
         hold_out = _choose_hold_out(choices, directory, counts, train)
     else:
         hold_out = 0
-    # The recipe states how many images it is for, so that a run does not go on with other ones.
+    # The recipe records the number of images, so that a run does not resume with different ones.
     limit = choices.make("data.limit", len(train) - hold_out)
     base = choices.base
     with naming_keys():
@@ -269,7 +269,7 @@ def _choose_model(choices: _Choices, name: str) -> int:
 
 
 def _choose_length(choices: _Choices, num_images: int, several: bool) -> None:
-    """Batch, epochs, rate and mixing, from how many images there are to train on."""
+    """Choose batch size, epochs, learning rate and mixing from the number of training images."""
     batch = choose_batch_size(num_images)
     line = f"batch: {batch} of {num_images:,} images ("
     batch = choices.make("optim.batch_size", batch, line, Argument("optim.batch_size"), ")")

@@ -1,6 +1,6 @@
 """The training loss: cross-entropy with mixed or smoothed labels, and distillation from a teacher.
 
-Of several labels an image it is the binary cross-entropy of each class.
+With several labels per image it is the binary cross-entropy of each class.
 
 Axes: `B` batch, `K` classes.
 """
@@ -32,9 +32,9 @@ class Objective:
         augment: label smoothing, mixup and cutmix.
         distill: settings of the distillation; `make_teacher` creates the teacher from its name.
         num_classes: K.
-        preprocessing: `mean` and `std` that the student's images are normalised with.
-        weights: of the classes [K], 1 in the mean over the training images; None for 1 each.
-        is_multilabel: whether labels are [B, K], 1 for each class that an image is of.
+        preprocessing: `mean` and `std` that normalise the student's images.
+        weights: class weights [K] whose mean over the training images is 1; None for no weights.
+        is_multilabel: whether labels are [B, K], with 1 for each class of an image.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class Objective:
         logits = logits.float()
         if self.is_multilabel:
             return F.binary_cross_entropy_with_logits(logits, targets + self.smoothing * (0.5 - targets))
-        # Mixed targets have been smoothed already.
+        # Mixed targets are already smoothed.
         smoothing = self.smoothing if targets.ndim == 1 else 0.0
         if self.weights is None:
             loss = F.cross_entropy(logits, targets, label_smoothing=smoothing)
@@ -102,7 +102,7 @@ class Objective:
 
 
 def refuse_for_multilabel(recipe: Recipe) -> None:
-    """Raises RecipeError on what cannot be had of several labels an image."""
+    """Raises RecipeError on settings that multilabel training does not support."""
     for key, value in (
         ("augment.mixup", recipe.augment.mixup), ("augment.cutmix", recipe.augment.cutmix),
         ("augment.batched", recipe.augment.batched), ("distill.teacher", recipe.distill.teacher),
