@@ -1,7 +1,7 @@
-"""A page to play with: drop an image, and see its classes, what the model looks at, and the network's blocks.
+"""A gradio page for a model: drop an image to see its classes, an attention map and the network's blocks.
 
-`glit demo --serve` opens it, and a Space of the Hub runs it. Images go through the package's own reader; nothing that a
-visitor sends is executed, and it is kept nowhere but in gradio's folder for temporary files.
+`glit demo --serve` serves it, and a Space of the Hub runs it. Images are opened by the package's own reader. Nothing
+that a visitor sends is executed, and it is stored only in gradio's folder for temporary files.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _SHOWN = 5
 
 
 def import_gradio() -> Any:
-    """gradio, which sends nothing to its makers. Raises GlitError if it is missing."""
+    """Import gradio with its analytics off. Raises GlitError if it is not installed."""
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     try:
         import gradio
@@ -42,11 +42,11 @@ def import_gradio() -> Any:
 
 
 def make_demo(name: str, device: str | torch.device | None = None) -> Any:
-    """The page of a model as gradio's `Blocks`, which `launch` serves.
+    """Create the page of a model as gradio's `Blocks`; its method `launch` serves it.
 
     Args:
-        name: of the model, as `predict.load_model` takes it.
-        device: where to compute; the GPU if there is one unless given.
+        name: name of the model, as for `predict.load_model`.
+        device: device for inference; None uses the GPU if there is one.
 
     Raises:
         GlitError: if gradio is missing. WeightsError: if there is no such model.
@@ -56,7 +56,7 @@ def make_demo(name: str, device: str | torch.device | None = None) -> Any:
     method = _explained_by(classifier.model)
 
     def answer(path: str | None) -> tuple[dict[str, float] | None, Image.Image | None]:
-        if path is None:  # the image was taken away
+        if path is None:  # the image was removed
             return None, None
         try:
             image = open_image(Path(path), "the image", _MOST_PIXELS)
@@ -76,7 +76,7 @@ def make_demo(name: str, device: str | torch.device | None = None) -> Any:
             )
             several = "of any number of classes" if classifier.is_multilabel else "of one class"
             classes = gradio.Label(num_top_classes=_SHOWN, label=f"Probabilities, {several}")
-        plain = {"show_label": False, "interactive": False}  # a label would cover a part of the image
+        plain = {"show_label": False, "interactive": False}  # a label would cover part of the image
         gradio.Markdown(f"### What the model looks at: {method}", visible=method is not None)
         sheet = gradio.Image(visible=method is not None, **plain)
         if isinstance(classifier.model, SpecTransformer):
@@ -87,7 +87,7 @@ def make_demo(name: str, device: str | torch.device | None = None) -> Any:
 
 
 def _explained_by(model: Any) -> str | None:
-    """How the model can be explained here."""
+    """The method that explains the model, if one is available."""
     for method in ("attention", "gradcam"):
         try:
             check_method(model, method)
@@ -102,10 +102,10 @@ def serve_demo(name: str, host: str = "127.0.0.1", port: int | None = None, devi
 
     Args:
         name, device: see `make_demo`.
-        host: address to listen on. port: None takes the first free one from 7860.
+        host: address to listen on. port: None uses the first free one from 7860.
 
     Returns:
-        The exit status as after the signal, 143 or 130.
+        The exit status of the signal, 143 or 130.
 
     Raises:
         GlitError: if the address is in use or unknown, and as `make_demo` does.

@@ -1,6 +1,6 @@
-"""Scores of models that say for each class by itself whether an image is of it: several labels an image, or none.
+"""Score multilabel models, which decide for each class separately whether an image has it.
 
-A class is predicted where its probability (of the logistic function) is at least one half.
+A class is predicted if its sigmoid probability is at least one half.
 
 Axes: N images, K classes of the model.
 """
@@ -26,12 +26,12 @@ __all__ = ["MultilabelEvaluation", "average_precision", "evaluate_multilabel", "
 
 @dataclass(frozen=True)
 class MultilabelEvaluation:
-    """What was counted of N images, and what follows from it, in percent.
+    """Counts of N images, and scores in percent.
 
     Attributes:
-        images: N. exact: images of which all classes are right.
-        classes: their scores at a probability of one half.
-        average_precisions: of each class, see `average_precision`; None of a class without images.
+        images: N. exact: number of images with all classes right.
+        classes: scores of each class at a probability of one half.
+        average_precisions: of each class, see `average_precision`; None for a class without images.
     """
 
     images: int
@@ -47,17 +47,17 @@ class MultilabelEvaluation:
 
     @property
     def macro_f1(self) -> float:
-        """The mean of the classes' F1 scores, of those that have images or predictions."""
+        """The mean F1 score of the classes that have images or predictions."""
         scored = [_f1([row]) for row in self.classes if row.images or row.predicted]
         return sum(scored) / max(len(scored), 1)
 
     @property
     def micro_f1(self) -> float:
-        """F1 of all pairs of image and class together."""
+        """The F1 score over all pairs of image and class."""
         return _f1(self.classes)
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it as JSON has it."""
+        """Plain values for JSON."""
         return {
             "images": self.images,
             "map": self.mean_average_precision,
@@ -77,25 +77,25 @@ def _f1(rows: Any) -> float:
 
 
 def average_precision(scores: np.ndarray, truth: np.ndarray) -> float | None:
-    """The area below the steps of precision over recall, in percent: the mean of the precision at each true image.
+    """The average precision of a class in percent: the mean precision at each image that has the class.
 
     Args:
-        scores: [N]; of images of one score the order does not count. truth: [N], whether each is of the class.
+        scores: [N]; images with equal scores are ranked together. truth: [N], whether each image has the class.
 
     Returns:
-        None if no image is.
+        None if no image has the class.
     """
     if not truth.any():
         return None
     order = np.argsort(-scores, kind="stable")
     found = np.cumsum(truth[order])
-    last = np.append(np.diff(scores[order]) != 0, True)  # of images of one score
+    last = np.append(np.diff(scores[order]) != 0, True)  # last of equal scores
     hits = np.diff(found[last], prepend=0)
     return 100 * float((hits * found[last] / (np.flatnonzero(last) + 1)).sum() / found[-1])
 
 
 def score_multilabel(logits: np.ndarray, truth: np.ndarray, class_names: tuple[str, ...]) -> MultilabelEvaluation:
-    """Scores of logits [N, K] by what is true [N, K]."""
+    """Score logits [N, K] against the true classes [N, K]."""
     truth, predicted = truth.astype(bool), logits >= 0
     counts = zip(truth.sum(0), predicted.sum(0), (truth & predicted).sum(0), strict=True)
     return MultilabelEvaluation(
@@ -113,11 +113,11 @@ def evaluate_multilabel(
     classifier: Classifier, data: LabelledSplit, batch_size: int = 250, num_workers: int = 0,
     listing: Path = Path("broken-images.txt"),
 ) -> MultilabelEvaluation:  # fmt: skip
-    """Score a classifier on all images; the arguments are those of `evaluate`.
+    """Score a classifier on all images; takes the arguments of `evaluate`.
 
     Raises:
-        DataError: if the classes do not fit, the model gives one class an image, or images cannot be read.
-        WeightsError: if the model gives NaN.
+        DataError: if the classes do not match, the model is not multilabel, or images cannot be read.
+        WeightsError: if the model's outputs are NaN.
     """
     if not classifier.is_multilabel:
         raise DataError(f"{data} has several labels an image, but the model was trained for one class an image")

@@ -1,6 +1,6 @@
-"""Images and labels that a table lists: CSV or Parquet with the columns `image`, `label` and, if wanted, `split`.
+"""Read images and labels from a table: CSV or Parquet with the columns `image`, `label` and optionally `split`.
 
-A label may be several, `heron|stork`; then those of all images are sets of classes.
+A label may name several classes, such as `heron|stork`; then the labels of all images are sets of classes.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _SPLITS = {
     "train": "train", "training": "train", "validation": "validation", "val": "validation", "valid": "validation",
     "eval": "validation", "evaluation": "validation", "test": "test",
 }  # fmt: skip
-BETWEEN = "|"  # labels of one image
+BETWEEN = "|"  # separates the classes of one image
 _MOST_NAMED = 5  # rows or files in a message
 _MOST_BYTES = 1 << 30  # of a table
 _MOST_HEADER = 1 << 16  # characters of its first line
@@ -34,7 +34,7 @@ Label = int | tuple[int, ...]
 
 
 def flat_labels(labels: Iterable[Label]) -> Iterator[int]:
-    """All places of classes in labels, one after the other."""
+    """Yield the class indices of all labels."""
     for label in labels:
         if isinstance(label, tuple):
             yield from label
@@ -49,9 +49,9 @@ def is_label_table(name: str) -> bool:
 
 @dataclass(frozen=True)
 class LabelTable:
-    """Paths of images and their labels among `classes`, by split; all are of 'train' where the table has no splits.
+    """Paths of images and their labels among `classes`, by split; without splits in the table, all are of 'train'.
 
-    A label is the place of a class, or where `is_multilabel` the places of any number of classes.
+    A label is a class index, or a tuple of any number of class indices if `is_multilabel`.
     """
 
     path: str
@@ -85,10 +85,10 @@ def read_label_table(path: str | os.PathLike[str], root: str | os.PathLike[str] 
     """Read a table, and check that its images exist.
 
     Args:
-        path: CSV with commas, semicolons or tabs in UTF-8, or Parquet. It has the columns `image`, `label` and, if
-            wanted, `split` (train, val or test), in any order, and may have others. If any label has a `|`, labels are
-            the names of several classes with `|` between them, and `|` alone is none.
-        root: the folder that images are relative to; the table's own unless given.
+        path: CSV with commas, semicolons or tabs in UTF-8, or Parquet. It has the columns `image`, `label` and
+            optionally `split` (train, val or test), in any order, and may have others. If any label contains `|`, each
+            label is a list of class names separated by `|`, and a single `|` is an empty list.
+        root: the folder that image paths are relative to; default: the table's folder.
 
     Raises:
         DataError: in one line, if the table cannot be read, is larger than 1 GiB or has no rows, if a cell is empty or

@@ -1,6 +1,6 @@
-"""What a run takes of its machine: memory for the parts of a batch, threads, time.
+"""Fit a run to its machine: the memory for parts of a batch, the number of threads, and the time it will take.
 
-None of it changes what a recipe asks for: a step is always of `optim.batch_size` images.
+This never changes what a recipe asks for: each step has `optim.batch_size` images.
 """
 
 from __future__ import annotations
@@ -18,33 +18,33 @@ from .recipe import Recipe
 
 __all__ = ["Pace", "accumulation_for_memory", "choose_threads", "even_accumulation"]
 
-_FREE_SHARE = 0.8  # of the memory that is free, to be used
-_MEMORY_FACTOR = 1.5  # of what the forward pass keeps: what the backward pass and the operators take beside it
-_FIRST_STEPS, _FIRST_SECONDS = 20, 10.0  # whichever is over first, to estimate the others by
-_SCORING = 1 / 3  # of the time of a training step on as many images
-_SAMPLE = 0.3  # seconds in which the processors' load is measured
+_FREE_SHARE = 0.8  # usable share of the free memory
+_MEMORY_FACTOR = 1.5  # of what the forward pass keeps; the rest is for the backward pass and the operators
+_FIRST_STEPS, _FIRST_SECONDS = 20, 10.0  # whichever ends first; the estimate is based on them
+_SCORING = 1 / 3  # of the time of a training step with as many images
+_SAMPLE = 0.3  # seconds for measuring the processors' load
 
 
 # ---- memory ----
 
 
 def even_accumulation(recipe: Recipe, at_least: int) -> int | None:
-    """The least number of equal parts, from `at_least` on, that a batch of one process can be cut into; None: none."""
+    """The smallest number of equal parts, at least `at_least`, that a batch divides into; None if there is none."""
     even = 2 if recipe.augment.mixup or recipe.augment.cutmix else 1
     size = recipe.optim.batch_size
     return next((parts for parts in range(at_least, size + 1) if size % (parts * even) == 0), None)
 
 
 def accumulation_for_memory(recipe: Recipe, model: nn.Module, device: torch.device) -> int:
-    """Into how many parts a batch has to be cut so that the memory that is free now is enough for each.
+    """The number of parts that a batch has to be split into so that the free memory suffices for each.
 
-    At least the recipe's `optim.grad_accumulation`. The forward pass of one image tells what an image takes. If no part
-    is small enough, the number of the smallest parts.
+    It is at least the recipe's `optim.grad_accumulation`. A forward pass of one image measures the memory of an image.
+    If no part is small enough, returns the number of the smallest parts.
     """
     least = recipe.optim.grad_accumulation
     parameters = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_memory()
-    room = _FREE_SHARE * free - 3 * parameters  # gradients and the optimizer's two moments
+    room = _FREE_SHARE * free - 3 * parameters  # the gradients and the optimiser's two moments
     size = max(recipe.model.img_size_shares or (recipe.model.img_size,))
     image = _MEMORY_FACTOR * _kept_bytes(model, size, device)
     smallest = least
@@ -57,7 +57,7 @@ def accumulation_for_memory(recipe: Recipe, model: nn.Module, device: torch.devi
 
 
 def _kept_bytes(model: nn.Module, size: int, device: torch.device) -> int:
-    """What the forward pass of an image keeps for the backward pass, without what is the model's own."""
+    """Bytes that the forward pass of an image keeps for the backward pass, without the model's own tensors."""
     own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
     kept: dict[int, int] = {}
 
@@ -68,7 +68,7 @@ def _kept_bytes(model: nn.Module, size: int, device: torch.device) -> int:
         return tensor
 
     was_training = model.training
-    model.eval()  # so that running statistics stay as they are
+    model.eval()  # keeps the running statistics unchanged
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         output = model.forward(torch.zeros(1, 3, size, size, device=device))
     del output
@@ -80,14 +80,14 @@ def _kept_bytes(model: nn.Module, size: int, device: torch.device) -> int:
 
 
 def choose_threads(before: int = 0) -> str | None:
-    """Let torch have fewer threads where other programs keep cores busy: threads that wait for a core are slow.
+    """Reduce torch's threads if other programs keep cores busy, because threads that wait for a core are slow.
 
     Args:
-        before: how many the run has had so far, to go on with as many: with other ones its numbers would be rounded
-            otherwise. 0: none.
+        before: number of threads of the run so far, which it keeps because another number rounds differently; 0 if it
+            has not started.
 
     Returns:
-        A line that says so, if torch's number was changed. OMP_NUM_THREADS, where it is set, stands.
+        A line to print if the number was changed. OMP_NUM_THREADS, if set, is never overridden.
     """
     now = torch.get_num_threads()
     if "OMP_NUM_THREADS" in os.environ or before == now:
@@ -108,7 +108,7 @@ def _count(threads: int) -> str:
 
 
 def _busy_cores() -> float:
-    """How many cores other programs use: what the load average says, if they still do."""
+    """The number of cores that other programs use: the load average, bounded by the current use."""
     try:
         load = os.getloadavg()[0]
         if load < 0.5:
@@ -122,7 +122,7 @@ def _busy_cores() -> float:
 
 
 def _idle_seconds() -> float:
-    """Of all cores together, since the machine was started."""
+    """Idle seconds of all cores together since the machine started."""
     _, _, _, _, idle, waiting, *_ = Path("/proc/stat").read_text().split("\n", 1)[0].split()
     return (int(idle) + int(waiting)) / os.sysconf("SC_CLK_TCK")
 
@@ -132,10 +132,10 @@ def _idle_seconds() -> float:
 
 @final
 class Pace:
-    """How long the rest of a run takes, told by its first steps.
+    """Estimates the remaining time of a run from its first steps.
 
     Args:
-        recipe: of the run. steps_per_epoch: of it. num_scored: images that are scored after an epoch.
+        recipe: recipe of the run. steps_per_epoch: number of steps. num_scored: number of images scored after an epoch.
     """
 
     def __init__(self, recipe: Recipe, steps_per_epoch: int, num_scored: int) -> None:
@@ -145,9 +145,9 @@ class Pace:
         self.is_told = False
 
     def after(self, step: int) -> str | None:
-        """To be called after each step. Once, when some steps were done: 'about 12 minutes'."""
+        """Call after each step. Returns the estimate, such as 'about 12 minutes', once, after the first steps."""
         now = time.monotonic()
-        if self.first is None:  # the first step is slower: it is not counted
+        if self.first is None:  # the first step is slower and not counted
             self.first = (step, now)
         done, seconds = step - self.first[0], now - self.first[1]
         if self.is_told or not done or (done < _FIRST_STEPS and seconds < _FIRST_SECONDS):
@@ -155,7 +155,7 @@ class Pace:
         self.is_told = True
         epochs = self.recipe.optim.epochs
         left = self.steps_per_epoch * epochs - step
-        if done < self.steps_per_epoch:  # else scores are in what was measured
+        if done < self.steps_per_epoch:  # otherwise the measured time includes scoring
             left += round(self.scoring * (epochs - step // self.steps_per_epoch) / self.recipe.eval_every)
         return _about(seconds / done * left)
 

@@ -186,7 +186,7 @@ class Trainer:
         self.checkpoints = Checkpoints(self.out, self.progress, self.model, self.optimizer, averaged)
 
     def _cut_batches(self, accumulation: int) -> None:
-        """Cut this process's share of a batch into so many parts, which are trained on one after the other."""
+        """Split this process's share of a batch into this number of parts, trained on one after another."""
         self.parts = range(self.rank * accumulation, (self.rank + 1) * accumulation)
         self.feed.num_parts = accumulation * self.accelerator.num_processes
         self.feed.parts = self.parts
@@ -249,11 +249,11 @@ class Trainer:
 
     @property
     def _may_cut(self) -> bool:
-        """Whether batches may be cut into more parts: processes would have to agree, and trainees count parts."""
+        """Whether batches may be split into more parts; not with several processes or a `trainee`."""
         return self.trainee is None and self.accelerator.num_processes == 1
 
     def _fit_memory(self) -> None:
-        """Cut batches that memory is too short for, before it says so: on a CPU that may be the end of the process."""
+        """Split batches that are too large for the free memory. On a CPU, running out of it may kill the process."""
         if self._may_cut:
             with self.accelerator.autocast():
                 parts = accumulation_for_memory(self.recipe, self.model, self.device)
@@ -266,7 +266,7 @@ class Trainer:
         self._say(f"glit: memory is short, so each batch of {size} images is trained on in {parts} parts one by one")
 
     def _go_back_for_memory(self) -> None:
-        """After a step that memory was too short for: on from the last checkpoint, with batches in smaller parts."""
+        """Return to the last checkpoint after a step ran out of memory, and split batches into smaller parts."""
         parts = even_accumulation(self.recipe, 2 * len(self.parts))
         if parts is None:
             self._draw(self.records.has_undrawn_epoch)

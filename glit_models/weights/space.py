@@ -1,6 +1,6 @@
-"""A model as a Space of the Hugging Face Hub: a folder with the page of `demo.py`, the weights, and this package.
+"""Write a model as a Space of the Hugging Face Hub: a folder with the page of `demo.py`, the weights and this package.
 
-The package goes along, so that the Space runs what the model was tried with, wherever it can be installed from.
+The Space contains the package, so that it runs the same code whether or not the package is on PyPI.
 """
 
 from __future__ import annotations
@@ -18,8 +18,14 @@ from .registry import WeightEntry
 __all__ = ["write_space"]
 
 _PACKAGE = Path(__file__).parents[1]
-_LEFT_OUT = ("__pycache__", "search", "export", "images", "glit_tiny.*")  # weights, what no page needs
-_GRADIO = "6.31.0"  # with which the page was tried
+_LEFT_OUT = (
+    "__pycache__",
+    "search",
+    "export",
+    "images",
+    "glit_tiny.*",
+)  # what the page does not need
+_GRADIO = "6.31.0"  # the version that the page was tried with
 _APP = '''"""The page of the model in the folder `model`: see glit_models/demo.py."""
 
 from glit_models.demo import LIMITS, make_demo
@@ -35,9 +41,9 @@ def write_space(model: Path, entry: WeightEntry, folder: Path) -> None:
     """Write a Space.
 
     Args:
-        model: the folder of a model as it is published.
-        entry: what is known of its weights.
-        folder: to write. Raises WriteError if that fails.
+        model: folder of a model, as published.
+        entry: registry entry of its weights.
+        folder: folder to write. Raises WriteError if it cannot be written.
     """
     with whole_folder(folder) as space:
         shutil.copytree(model, space / "model")
@@ -48,15 +54,15 @@ def write_space(model: Path, entry: WeightEntry, folder: Path) -> None:
 
 
 def _requirements() -> list[str]:
-    """What the package and its figures need; gradio comes with the Space."""
+    """Requirements of the package and its figures; the Space itself provides gradio."""
     return [*(text for text in requires("glit-models") or () if ";" not in text), "matplotlib>=3.11"]
 
 
 def _readme(entry: WeightEntry) -> str:
-    """Front matter as the Hub reads it, in JSON, which YAML contains; and where the card is."""
+    """Front matter for the Hub, in JSON (a subset of YAML), and a link to the card."""
     front: Mapping[str, Any] = {
         "title": entry.name, "sdk": "gradio", "sdk_version": _GRADIO, "python_version": "3.11", "app_file": "app.py",
         "license": "other" if " " in entry.license else entry.license.lower(), "tags": ["image-classification", "glit"],
     }  # fmt: skip
     lines = ["---", *(f"{key}: {json.dumps(value)}" for key, value in front.items()), "---", ""]
-    return "\n".join([*lines, f"# {entry.name}", "", "What is known of the model: [its card](model/README.md).", ""])
+    return "\n".join([*lines, f"# {entry.name}", "", "The model is described in [its card](model/README.md).", ""])
