@@ -48,7 +48,7 @@ class Interrupted(Exception):  # noqa: N818 - no error: what was done is saved
 
 
 def _check_splits(splits: Splits) -> None:
-    """Whether a search can go by these data. Raises SearchError if not."""
+    """Raise SearchError if a search cannot use these data."""
     if splits.is_multilabel:
         raise SearchError("a search goes by one class an image; these data have several labels an image")
     if isinstance(splits.validation, Stream):

@@ -43,9 +43,9 @@ class Images:
     A label is the place of a class. Of several labels an image it is [K] float32, 1 for each class of the image.
 
     Args:
-        dataset: what `timm.data.create_dataset` returned, or an `ImageList`.
-        classes: their names in label order.
-        labels: of all images, where they are known without reading any; else None.
+        dataset: returned by `timm.data.create_dataset`, or an `ImageList`.
+        classes: class names, in label order.
+        labels: of all images, if they are known without reading the images; else None.
         is_multilabel: whether `dataset` has the places of several classes for each image.
 
     Attributes:
@@ -65,7 +65,7 @@ class Images:
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> tuple[Image.Image, Any]:
-        """Raises DataError if the image is not whole or has no label of the data set's; names its file."""
+        """Raises DataError if the image is damaged or its label is not one of the data set's; names its file."""
         try:
             image, label = self._read(index)
         except DataError:

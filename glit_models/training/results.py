@@ -23,7 +23,7 @@ METRICS = {
     "top1": "top-1", "map": "mAP", "balanced_accuracy": "balanced accuracy", "macro_f1": "macro-F1",
     "micro_f1": "micro-F1",
 }  # fmt: skip
-_MOST_COUNTED = 10  # classes whose images are counted one by one
+_MOST_COUNTED = 10  # maximum number of classes whose images are listed one by one
 
 
 def save_model(

@@ -31,11 +31,11 @@ class Selection:
     Create it before the model is prepared for training, so that the preparation does not affect the scored model.
 
     Args:
-        recipe: of the run.
-        folder: of the run.
-        model: that is trained.
-        averaged: the model of averaged weights, which are scored instead if there are some.
-        accelerator: of the run.
+        recipe: recipe of the run.
+        folder: folder of the run.
+        model: the trained model.
+        averaged: the model of averaged weights, which is scored instead if given.
+        accelerator: accelerator of the run.
         is_multilabel: whether images have several labels; then the mean average precision chooses, not top-1.
     """
 

@@ -44,7 +44,7 @@ class WeightEntry(NamedTuple):
         params, macs: trainable parameters and multiply-adds for one image of `input_size`.
         input_size: channels, height, width. mean, std, interpolation, crop_pct: the preprocessing.
         num_classes, class_names: of the head. multilabel: whether an image may be of several classes, or none.
-        recipe: the command that trained them. origin: where they come from, when it was not a command of ours.
+        recipe: the command that trained them. origin: their source, if it was not a command of this package.
         metrics: the scores.
         sha256: of the file; required once there is one.
         file: path under `glit_models/weights/` if shipped. repo, revision: the Hub repository and its commit.
