@@ -29,7 +29,7 @@ _MAX_SPEC_CHARS = 1 << 20  # a network of 100 blocks takes 15,000
 
 
 def check_batch(batch: int | None) -> None:
-    """Raises ExportError unless a file can take so many images at a time; None is any number."""
+    """Raise ExportError unless a file can take batches of this size; None is any size."""
     if batch is not None and not 1 <= batch <= _MAX_BATCH:
         bound = f" must be from 1 to {_MAX_BATCH}, or None for any number, got {batch}"
         raise ExportError(Argument("batch"), bound)

@@ -26,7 +26,7 @@ from .runs.signals import StopRequest
 
 __all__ = ["LIMITS", "import_gradio", "make_demo", "serve_demo"]
 
-LIMITS = {"max_file_size": "20mb", "ssr_mode": False, "quiet": True}  # of gradio's `launch`
+LIMITS = {"max_file_size": "20mb", "ssr_mode": False, "quiet": True}  # for gradio's `launch`
 _MOST_PIXELS = 50_000_000
 _SHOWN = 5
 

@@ -106,7 +106,7 @@ def _open_named(data: str, root: str | os.PathLike[str] | None, split: str | Non
     names = [opened.image_name(index) for index in range(len(opened.source))]
     known = getattr(opened.source, "labels", None)
     labels: list[str | None] = [None] * len(names)
-    if known is not None:  # several as a table has them
+    if known is not None:  # several labels, from a table
         labels = [
             BETWEEN.join(opened.class_names[place] for place in flat_labels([label])) or BETWEEN for label in known
         ]

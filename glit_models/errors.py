@@ -123,7 +123,7 @@ def first_line(error: BaseException) -> str:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory is short, of the machine or of a GPU."""
+    """Whether an error reports too little memory, on the machine or on a GPU."""
     text = first_line(error)
     return isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text
 

@@ -84,7 +84,7 @@ def draw_explanations(
 
 
 def explain_image(classifier: Classifier, image: Image, method: str) -> bytes:
-    """The sheet of one RGB image as the content of a PNG file. Raises GlitError as `draw_explanations` does."""
+    """The sheet of one RGB image as the content of a PNG file. Raises GlitError as `draw_explanations`."""
     check_method(classifier.model, method)
     return png_bytes(METHODS[method](classifier, [("", classifier.transform(image))], None), {})
 

@@ -41,7 +41,7 @@ class MultilabelEvaluation:
 
     @property
     def mean_average_precision(self) -> float:
-        """Over the classes that have images; 0 if none has."""
+        """The mean over the classes that have images; 0 if there are none."""
         known = [value for value in self.average_precisions if value is not None]
         return sum(known) / max(len(known), 1)
 

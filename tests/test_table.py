@@ -56,7 +56,7 @@ def test_a_network_that_the_table_does_not_have_is_named(table: NetworkTable) ->
 
 
 def test_networks_of_another_space_are_refused(table: NetworkTable) -> None:
-    with pytest.raises(SearchError, match="joint-00 of the table is no member of the space"):
+    with pytest.raises(SearchError, match="joint-00 of the table is not a member of the given space"):
         table.of("joint", load_spaces()["stage2"])
     with pytest.raises(SearchError, match="no networks of space 'stage3'"):
         table.of("stage3", load_spaces()["joint"])

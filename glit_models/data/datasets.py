@@ -25,7 +25,7 @@ class Subset:
     def __init__(self, dataset: Any, indices: Sequence[int]) -> None:
         self.dataset = dataset
         self.indices = indices
-        self.label_width: int | None = getattr(dataset, "label_width", None)  # as of `Images`
+        self.label_width: int | None = getattr(dataset, "label_width", None)  # as in `Images`
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -160,7 +160,7 @@ def _draw(train: Source, name: str, hold_out: int, seed: int) -> tuple[list[int]
 
 
 def _one_of_each(labels: Sequence[Any], order: Sequence[int]) -> set[int]:
-    """The first images, in this order, with which every class of several labels an image has one to train on."""
+    """Choose the first images, in this order, so that every class of several labels has one for training."""
     kept, seen = set(), set[int]()
     for index in order:
         if not seen.issuperset(labels[index]):

@@ -201,7 +201,7 @@ def _read_parquet(path: str) -> Rows:
     if not {"image", "label"} <= set(columns):
         raise DataError(f"{path}: it must have the columns image and label, got {', '.join(table.schema.names)}")
     for number, cells in enumerate(zip(*columns.values(), strict=True), 1):
-        # A list of labels ends in a `|`, so that it is one of several even if it has one label or none.
+        # A list of labels ends in a `|`, which marks it as a list even if it has one label or none.
         texts = (BETWEEN.join([*map(str, cell), ""]) or BETWEEN if isinstance(cell, list) else cell for cell in cells)
         values = ("" if cell is None else str(cell).strip() for cell in texts)
         yield f"row {number}", dict(zip(columns, values, strict=True))

@@ -23,14 +23,14 @@ _MOST_NAMED = 5  # per message
 
 
 class Readable:
-    """A map-style data set's pairs of image and (label, reason): of a broken image a blank one, no label and why.
+    """A map-style data set's pairs of image and (label, reason); a broken image is blank, without a label.
 
-    The reason is empty for the others. No label is -1, or of several labels an image [K] of -1.
+    The reason is empty for images that can be read. A missing label is -1, or with several labels per image [K] of -1.
     """
 
     def __init__(self, dataset: Any) -> None:
         self.dataset = dataset
-        width = getattr(dataset, "label_width", None)  # as of `Images`
+        width = getattr(dataset, "label_width", None)  # as in `Images`
         self.no_label: Any = -1 if width is None else np.full(width, -1, np.float32)
 
     def __len__(self) -> int:
@@ -49,7 +49,7 @@ def readable_batches(
 ) -> Iterator[tuple[Tensor, Tensor, Sequence[str]]]:
     """Yield all images in order, with a progress bar: images [B, C, H, W], labels [B], and why each is broken, or ''.
 
-    Several labels an image are [B, K].
+    Multilabel data has labels [B, K].
 
     Args:
         source: map-style, or a `Stream`; a broken image of a stream raises DataError.

@@ -40,16 +40,16 @@ _SYNONYMS = (("train", "training"), ("validation", "val", "valid", "eval", "eval
 class Images:
     """A map-style data set of timm or torchvision as pairs of (RGB PIL image, label).
 
-    A label is the place of a class. Of several labels an image it is [K] float32, 1 for each class of the image.
+    A label is the index of a class. With several labels per image it is [K] float32, 1 for each class of the image.
 
     Args:
         dataset: returned by `timm.data.create_dataset`, or an `ImageList`.
         classes: class names, in label order.
         labels: of all images, if they are known without reading the images; else None.
-        is_multilabel: whether `dataset` has the places of several classes for each image.
+        is_multilabel: whether `dataset` has the indices of several classes for each image.
 
     Attributes:
-        label_width: K of several labels an image, else None.
+        label_width: K with several labels per image, else None.
     """
 
     def __init__(

@@ -19,9 +19,9 @@ __all__ = ["make_accelerator", "multiplies_bf16", "release_memory", "synchronise
 
 
 def release_memory() -> None:
-    """Give back what nothing holds any more, on a GPU too."""
+    """Release unused memory, on a GPU too."""
     gc.collect()
-    torch.cuda.empty_cache()  # does nothing where no GPU was used
+    torch.cuda.empty_cache()  # has no effect if no GPU was used
 
 
 def multiplies_bf16() -> bool:

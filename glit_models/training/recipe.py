@@ -143,7 +143,7 @@ class Recipe:
     eval_every: int = 1  # epochs
     patience: int | None = None  # stop after this many epochs without a better validation score
     eval_batch_size: int = 250
-    threads: int | None = None  # of torch on a CPU; None: torch's default, fewer if other programs keep cores busy
+    threads: int | None = None  # torch's threads on a CPU; None: the default, fewer if other programs keep cores busy
     save_dtype: Literal["float32", "float16"] = "float32"  # of the saved weights
 
     def __post_init__(self) -> None:

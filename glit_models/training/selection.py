@@ -62,9 +62,9 @@ class Selection:
         return scored
 
     def score(self, model: nn.Module, feed: Feed, dataset: Any) -> float:
-        """`metric` in percent, over the shares of all processes; `spread` has what else was counted.
+        """`metric` in percent, over the shares of all processes; `spread` holds the other scores.
 
-        If memory runs out, score again with half as many images at a time.
+        If memory runs out, scores again with half the batch size.
         """
         while True:
             try:
@@ -72,7 +72,7 @@ class Selection:
             except RuntimeError as error:
                 if not is_out_of_memory(error) or feed.eval_batch_size == 1:
                     raise
-            release_memory()  # now that the error, which holds tensors, is gone
+            release_memory()  # after the error, which holds tensors, is released
             feed.eval_batch_size //= 2
 
     @torch.inference_mode()

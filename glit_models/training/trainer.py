@@ -340,7 +340,7 @@ class Trainer:
                     if not (self._may_cut and is_out_of_memory(error)):
                         raise
                     is_short = True
-                if is_short:  # and the error, which holds tensors, is gone
+                if is_short:  # after the error, which holds tensors, is released
                     self._go_back_for_memory()
         return True
 
@@ -485,7 +485,7 @@ class Trainer:
         self._say(f"epoch {epoch}/{epochs}: loss {loss:.3f}{line}, {rate:.0f} images/s")
 
     def _rank(self, best: dict[str, Any]) -> tuple[float, float]:
-        """What epochs are compared by. mAP says nothing of the threshold; where it is the same, F1 does."""
+        """The values that epochs are compared by. mAP does not depend on the threshold; F1 breaks ties."""
         return best.get(f"validation_{self.selection.metric}", -1.0), best.get("validation_micro_f1", 0.0)
 
     def _finish(self) -> dict[str, Any]:

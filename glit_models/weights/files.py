@@ -44,7 +44,7 @@ WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
 GOLDEN_FILE = "golden.safetensors"
 ENTRY_FILE = "entry.json"
-# The `problem_type` of a configuration, as transformers has it, and of its model: several labels an image, or none.
+# The `problem_type` of a configuration, as in transformers, and of its model: several labels per image, or none.
 MULTILABEL = "multi_label_classification"
 
 
