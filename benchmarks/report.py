@@ -90,6 +90,11 @@ def show(name: str, options: argparse.Namespace, rows: Sequence[Row], statistic:
     clock = ", CPU time" if getattr(options, "clock", "wall") == "cpu" else ""
     print(f"`{command}`: {threads}, {statistic} of {options.rounds}{clock}")
     print(f"{about['machine']}; {', '.join(f'{key} {value}' for key, value in versions.items())}\n")
+    print_rows(rows)
+
+
+def print_rows(rows: Sequence[Row]) -> None:
+    """Print a Markdown table."""
     print("| " + " | ".join(rows[0]) + " |")
     print("|" + "---|" * len(rows[0]))
     for row in rows:

@@ -13,7 +13,6 @@ import contextlib
 import copy
 import io
 import logging
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -24,6 +23,7 @@ import torch
 
 from glit_models.errors import DataError, ExportError, first_line
 from glit_models.runs.console import say
+from glit_models.runs.files import temporary_folder
 
 from .extras import require
 from .form import ExportForm
@@ -186,10 +186,10 @@ def _workspace() -> Iterator[Path]:
     """A temporary folder; while it is open, the quantiser is silent and its failures become ExportErrors."""
     logger = logging.getLogger()
     level = logger.level
-    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+    with temporary_folder() as folder, contextlib.redirect_stdout(io.StringIO()):
         logger.setLevel(logging.ERROR)
         try:
-            yield Path(folder)
+            yield folder
         except (ValueError, RuntimeError, KeyError, AttributeError) as error:
             raise ExportError(f"ONNX Runtime cannot quantise this graph: {first_line(error)}") from None
         finally:

@@ -6,7 +6,6 @@ A model's file is read once; later changes to the file have no effect.
 from __future__ import annotations
 
 import re
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any, final
 import numpy as np
 
 from glit_models.errors import Argument, DataError, ExportError, printable
+from glit_models.runs.files import temporary_folder
 
 from .batching import Batcher
 from .metadata import OUTPUT
@@ -172,8 +172,8 @@ def _repository(folder: Path) -> list[Path]:
 
 def _export(what: str, opened: Any) -> OnnxClassifier:
     """Export a model to a temporary file, and return its classifier."""
-    with tempfile.TemporaryDirectory(prefix="glit-serve-") as folder:
-        artifact = export_onnx(what, Path(folder) / MODEL, preprocess=True)
+    with temporary_folder() as folder:
+        artifact = export_onnx(what, folder / MODEL, preprocess=True)
         agreement = artifact.agreement
         if agreement is None or not agreement.holds:
             problems = agreement.problems if agreement else ("not compared",)

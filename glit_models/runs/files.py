@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import socket
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -22,6 +23,7 @@ from ..errors import WriteError, first_line
 __all__ = [
     "force_to_disk",
     "scratch_folder",
+    "temporary_folder",
     "whole_file",
     "whole_folder",
     "write_bytes",
@@ -95,6 +97,14 @@ def scratch_folder(path: Path) -> Iterator[Path]:
         yield temporary
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """Give an empty folder among the system's temporary files; removed at the end, or after a kill by the next."""
+    _remove_abandoned(Path(tempfile.gettempdir()))
+    with tempfile.TemporaryDirectory(prefix=".glit", suffix=f".{_HOST}.{os.getpid()}.tmp") as folder:
+        yield Path(folder)
 
 
 def write_bytes(path: Path, content: bytes, *, parents: bool = False) -> None:

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from ..errors import Argument, WeightsError, first_line
 from ..families import check_layout, family_of_architecture, named_specs
 from ..model import SpecTransformer
 from ..reading import parse_json, read_text
-from ..runs.files import whole_folder, write_text
+from ..runs.files import temporary_folder, whole_folder, write_text
 from ..spec import Spec
 from . import download, resolve
 from .files import (
@@ -182,12 +181,12 @@ def publish(
         raise WeightsError("give one of ", Argument("repo", ...), " and ", Argument("folder", ...))
     if repo is not None and (not REPO_NAME.fullmatch(repo) or "@" in repo):
         raise WeightsError(f"{repo!r} is not the name of a Hub repository; it must be NAMESPACE/NAME")
-    with tempfile.TemporaryDirectory() as temporary:
-        staged = Path(temporary) / "folder"
+    with temporary_folder() as temporary:
+        staged = temporary / "folder"
         entry, spec = _stage(source, staged, repo, facts or {})
         assert entry.sha256 is not None
         if space:
-            whole = Path(temporary) / "space"
+            whole = temporary / "space"
             write_space(staged, entry, whole)
             revision = None if repo is None else _upload(whole, repo, f"Show {entry.name}", space=True)
             if folder is not None:
@@ -227,8 +226,8 @@ def ship(source: str, name: str, *, facts: Mapping[str, Any] | None = None, pack
     For maintainers, in a checkout. Takes the arguments of `publish` and raises the same errors.
     """
     package = package or resolve.SHIPPED
-    with tempfile.TemporaryDirectory() as temporary:
-        staged = Path(temporary) / "folder"
+    with temporary_folder() as temporary:
+        staged = temporary / "folder"
         entry, spec = _stage(source, staged, None, {**(facts or {}), "name": name})
         if spec != named_specs()[entry.architecture]:
             raise WeightsError(f"{source}: only the named architectures can be shipped, this is another spec")
