@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import platform
 import statistics
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,9 +23,10 @@ import torch
 from timm.utils import reparameterize_model
 
 from glit_models import SpecTransformer
+from glit_models.activations import check_memory
 from glit_models.errors import Argument, ExportError, WriteError, first_line
 from glit_models.runs.figures import new_figure
-from glit_models.runs.files import whole_file
+from glit_models.runs.files import temporary_folder, whole_file
 
 from .extras import runtime_build
 from .onnx import export_onnx
@@ -98,9 +98,9 @@ def bench(
     left_out: list[str] = []
     size = tuple(source.model.patch_embed.img_size)
     networks = _networks(source.model, size, device, compiled, baseline)
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary_folder() as folder:
         if not files:
-            files = [export_onnx(model, Path(folder) / "exported.onnx", verify=1).path]
+            files = [export_onnx(model, folder / "exported.onnx", verify=1).path]
         classifiers = [
             OnnxClassifier(file, chosen, strict=chosen is not None, threads=threads)
             for file in files
@@ -110,7 +110,9 @@ def bench(
             _check_size(classifier, size)
         for batch in batches:
             for name, network in networks.items():
-                images = torch.randn(batch, source.model.in_chans, *size, device=device)
+                shape = (batch, source.model.in_chans, *size)
+                check_memory(source.model, shape, device, "take a smaller ", Argument("batch"))
+                images = torch.randn(shape, device=device)
                 case = partial(_eager, network, images)
                 try:
                     case()  # compiles

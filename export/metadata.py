@@ -17,7 +17,7 @@ from glit_models import Spec, parse_spec
 from glit_models.errors import Argument, ExportError, GlitError
 from glit_models.weights.registry import preprocessing_problem
 
-__all__ = ["INPUT", "OUTPUT", "PREFIX", "ExportInfo", "Precision", "check_batch"]
+__all__ = ["INPUT", "OUTPUT", "PREFIX", "SMALLER_BATCH", "ExportInfo", "Precision", "check_batch"]
 
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
 _BATCH = 32  # batch size for a file that takes any number of images
@@ -25,6 +25,7 @@ INPUT, OUTPUT = "images", "logits"
 PREFIX = "glit."
 _MAX_CHARS = 1 << 23  # per field; the names of 100,000 classes take a quarter
 _MAX_BATCH = 100_000
+SMALLER_BATCH = ("take a smaller ", Argument("batch"), " or ", Argument("image_size"))  # the end of a message
 _MAX_SPEC_CHARS = 1 << 20  # a network of 100 blocks takes 15,000
 
 

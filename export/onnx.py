@@ -20,12 +20,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from glit_models import SpecTransformer
+from glit_models.activations import check_memory
 from glit_models.errors import Argument, DataError, ExportError
 
 from . import graph, sessions
 from .form import ExportForm
 from .images import ImageSource
-from .metadata import INPUT, ExportInfo, Precision, check_batch
+from .metadata import INPUT, SMALLER_BATCH, ExportInfo, Precision, check_batch
 from .preprocessing import PREPARED, preprocessing_graph
 from .runtime import OnnxClassifier
 from .sessions import UnrunnableError
@@ -267,7 +268,9 @@ def _network(source: ModelSource, options: OnnxOptions, opset: int) -> tuple[onn
     form = ExportForm(source.model, "operator" if opset >= 23 else "products", dtype, options.image_size)
     # numpy has no bfloat16, so inputs are float32.
     images_dtype = torch.float32 if dtype == torch.bfloat16 else dtype
-    images = torch.zeros((options.batch or 2, *info.input_size), dtype=images_dtype)
+    shape = (options.batch or 2, *info.input_size)
+    check_memory(form, shape, torch.device("cpu"), *SMALLER_BATCH)
+    images = torch.zeros(shape, dtype=images_dtype)
     return graph.clean(trace(form, images, info)), form
 
 

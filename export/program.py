@@ -22,11 +22,12 @@ import torch
 from torch import Tensor
 
 from glit_models import SpecTransformer
+from glit_models.activations import check_memory
 from glit_models.errors import Argument, ExportError, first_line
 
 from .form import ExportForm
 from .images import ImageSource
-from .metadata import ExportInfo, Precision, check_batch
+from .metadata import SMALLER_BATCH, ExportInfo, Precision, check_batch
 from .source import ModelSource
 from .targets import Artifact, Target, TargetOptions, export_model, register_target, write_verified
 
@@ -150,7 +151,9 @@ def export_torch(
 
 
 def _traced(form: ExportForm, info: ExportInfo) -> torch.export.ExportedProgram:
-    images = torch.zeros((info.batch or 2, *info.input_size))
+    shape = (info.batch or 2, *info.input_size)
+    check_memory(form, shape, torch.device("cpu"), *SMALLER_BATCH)
+    images = torch.zeros(shape)
     dims = None if info.batch else ({0: torch.export.Dim("batch", min=1, max=2**16)},)
     program = torch.export.export(form.eval(), (images,), dynamic_shapes=dims)
     for module in program.graph_module.modules():

@@ -22,7 +22,7 @@ from .data.label_table import BETWEEN, LABEL_TABLES, flat_labels, is_label_table
 from .data.labelled import LabelledSplit, open_labelled
 from .data.readable import readable_batches
 from .data.sources import Stream, find_part, open_listed
-from .errors import DataError, GlitError, WeightsError
+from .errors import Argument, DataError, GlitError, WeightsError
 from .predict import Classifier
 from .runs import row_table
 from .runs.files import whole_file
@@ -159,6 +159,7 @@ def embed(
     """
     model = classifier.model
     check_features(model)
+    classifier.check_memory(min(batch_size, len(images)), "take a smaller ", Argument("batch_size"))
     for batch, labels, reasons in readable_batches(images, classifier.transform, batch_size, num_workers, doing):
         with torch.inference_mode():
             pooled = pooled_features(model, batch.to(classifier.device))

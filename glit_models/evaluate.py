@@ -20,7 +20,7 @@ import torch
 from .data.labelled import LabelledSplit, match_classes
 from .data.readable import readable_batches, refuse_broken
 from .embed import logits_and_features
-from .errors import GlitError, WeightsError
+from .errors import Argument, GlitError, WeightsError
 from .predict import Classifier
 
 __all__ = [
@@ -181,6 +181,7 @@ def evaluate(
     num_classes = len(classifier.class_names)
     model_names = classifier.class_names if classifier.has_names else None
     labels, matched_by = match_classes(data.name, data.class_names, model_names, num_classes)
+    classifier.check_memory(min(batch_size, len(data.source)), "take a smaller ", Argument("batch_size"))
     batches = readable_batches(data.source, classifier.transform, batch_size, num_workers, "scoring")
     tally = _Tally(classifier, data, np.array(labels), observe)
     started = time.perf_counter()

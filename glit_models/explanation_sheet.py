@@ -76,6 +76,7 @@ def draw_explanations(
     check_method(classifier.model, method, block)
     if len(paths) > _MOST_IMAGES:
         raise GlitError(f"a sheet takes at most {_MOST_IMAGES} images, got {len(paths)}")
+    classifier.check_memory(len(paths) or 1, "give fewer images, or take a smaller network")
     failed: list[str] = []
     images = list(_prepared(classifier, paths, failed))
     if images:

@@ -19,8 +19,9 @@ from timm.utils import reparameterize_model
 from torch import Tensor, nn
 from torchvision.transforms import Compose, Grayscale
 
+from .activations import check_memory
 from .data.image_files import open_image
-from .errors import DataError, GlitError, first_line
+from .errors import Argument, DataError, GlitError, first_line
 from .runs.files import whole_file
 from .weights import loading
 from .weights.files import MULTILABEL
@@ -87,6 +88,7 @@ class Classifier:
 
     def __init__(self, model: Any, device: torch.device) -> None:
         config = resolve_input_data_config(model, use_test_size=True)
+        self.input_size: tuple[int, int, int] = config["input_size"]
         self.model = reparameterize_model(model).eval().to(device)
         self.device = device
         transform = create_transform(**config)
@@ -95,6 +97,10 @@ class Classifier:
         self.is_multilabel = getattr(model, "problem_type", None) == MULTILABEL
         self.has_names = 0 < len(names) == model.num_classes
         self.class_names = tuple(names) if self.has_names else tuple(map(str, range(model.num_classes)))
+
+    def check_memory(self, num_images: int, *way_out: str | Argument) -> None:
+        """Raises GlitError, which ends in `way_out`, if so many images at a time do not fit into memory."""
+        check_memory(self.model, (num_images, *self.input_size), self.device, *way_out)
 
     @torch.inference_mode()
     def probabilities(self, images: Iterable[Image.Image]) -> Tensor:
@@ -109,6 +115,8 @@ class Classifier:
         Args:
             top_k: number of classes; None for 5, or for all with a probability of at least one half if `is_multilabel`.
         """
+        paths = list(paths)
+        self.check_memory(min(len(paths), _BATCH), "give fewer images, or take a smaller network")
         if top_k is None and self.is_multilabel:
             return predict_files(self.probabilities, self.class_names, paths, len(self.class_names), THRESHOLD)
         return predict_files(self.probabilities, self.class_names, paths, top_k or 5)

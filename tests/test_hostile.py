@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import shutil
+import signal
 import subprocess
 import time
 import zipfile
@@ -18,10 +20,10 @@ import torch
 from glit_models.search import load_search_recipe, load_space
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from weight_folders import small_folder
+from weight_folders import small_folder, small_model
 
 import glit_models
-from glit_models import BlockSpec, GLiTSpec, parse_spec
+from glit_models import BlockSpec, GLiTSpec, activations, parse_spec
 from glit_models.cli import main
 from glit_models.errors import GlitError, SpecError, WeightsError
 from glit_models.reading import parse_json, parse_yaml
@@ -179,6 +181,7 @@ CONFIG_DAMAGE = [
     ("pretrained_cfg.input_size", [3, 10**9, 10**9]), ("pretrained_cfg.mean", [0.5, "x", 0.5]),
     ("pretrained_cfg.std", [0.5] * 4), ("pretrained_cfg.std", [0, 0, 0]), ("pretrained_cfg.mean", 3),
     ("pretrained_cfg.crop_pct", -1), ("pretrained_cfg.crop_pct", "1"), ("pretrained_cfg.crop_mode", {}),
+    ("pretrained_cfg.crop_pct", 1e-3), ("pretrained_cfg.input_size", [3, 16384, 16384]),
     ("num_classes", "ten"), ("num_classes", -1), ("num_classes", 10**30), ("label_names", 3),
     ("label_names", [1] * 10), ("architecture", ["glit_tiny"]), ("architecture", None), ("pretrained_cfg", []),
     ("model_args", 3), ("model_args.spec", {}), ("model_args.spec.embed_dim", 10**12), ("model_args.img_size", "big"),
@@ -236,7 +239,102 @@ def test_what_is_written_is_the_same_byte_for_byte(folder: Path, tmp_path: Path)
         assert set(file.metadata()) == {"format", "weights_sha256"}
 
 
+# ---- memory ----
+
+
+def test_memory_is_counted_without_taking_it() -> None:
+    import timm
+
+    model, shape = timm.create_model("glit_tiny", spec=fuzz.SPEC, img_size=16, num_classes=3).eval(), (2, 3, 16, 16)
+    saved: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        model.train()(torch.zeros(shape))
+    inference, training = (activations.count_bytes(model, shape, training=each) for each in (False, True))
+    parameters = sum(4 * each.numel() for each in model.parameters())
+    assert sum(saved.values()) - parameters < training < 3 * sum(saved.values())
+    assert 4 * 2 * 3 * 16 * 16 < inference < training
+    assert 10**9 * 4 * 3 * 16 * 16 < activations.count_bytes(model, (10**9, *shape[1:])) < 10**9 * inference / 2
+    assert model.training
+
+
+MEMORY = [
+    ["predict", "IMAGES", "--model", "MODEL"], ["eval", "MODEL", "IMAGES"], ["export", "MODEL", "--out", "OUT.onnx"],
+    ["finetune", "IMAGES", "--model", "MODEL", "--out", "OUT", "--img-size", "64", "--device", "cpu"],
+    ["publish", "MODEL", "--to-folder", "OUT"], ["convert", "WEIGHTS", "--model", "glit_tiny", "--spec", "SPEC",
+     "--img-size", "64", "--num-classes", "10", "--out", "OUT"],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("command", MEMORY, ids=lambda command: command[0])
+def test_what_does_not_fit_into_memory_is_refused_before_it_is_made(
+    command: list[str],
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for number in range(12):
+        path = tmp_path / "images" / f"class {number % 2}" / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(IMAGE, path)
+    (tmp_path / "spec.json").write_text(small_model().spec.to_json())
+    places = {"IMAGES": tmp_path / "images", "MODEL": folder, "OUT": tmp_path / "out"}
+    places |= {"WEIGHTS": folder / "model.safetensors", "SPEC": tmp_path / "spec.json"}
+    monkeypatch.setattr(activations, "free_memory", lambda: 40_000)
+    words = [str(places[word]) if word in places else word.replace("OUT", str(tmp_path / "out")) for word in command]
+    assert main(words) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("glit:")]
+    assert len(lines) == 1
+    assert re.search(r"glit: [\d,]+ images? of 64 x 64 pixels need 0.\d GB of memory, .* (take|give)", lines[0])
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_a_large_image_and_fused_attention_take_no_matrix_of_all_pairs_of_tokens() -> None:
+    import timm
+
+    model = timm.create_model("vit_tiny_patch16_224", img_size=2048, depth=1, embed_dim=48, num_heads=1)
+    assert activations.count_bytes(model, (1, 3, 2048, 2048)) < 4 * 16385**2 / 2
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")]
+)
+def test_memory_that_is_short_nevertheless_is_one_line(
+    error: Exception, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def short(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("glit_models.predict.Classifier.probabilities", short)
+    assert main(["predict", str(IMAGE), "--model", str(folder), "--device", "cpu"]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("glit: memory is short (")
+    assert err.endswith("a smaller batch, image or network takes less\n")
+
+
 # ---- what killed processes leave ----
+
+
+def test_a_killed_process_leaves_no_folder_among_the_temporary_files_for_good(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    child = os.fork()
+    if not child:
+        with files.temporary_folder() as left:
+            (left / "model.safetensors").write_bytes(b"half")
+            os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(child, 0)
+    assert len(list(tmp_path.rglob("model.safetensors"))) == 1
+    files._remove_abandoned.cache_clear()
+    with files.temporary_folder() as one, files.temporary_folder() as two:
+        assert {one, two} == set(tmp_path.iterdir())
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_killed_processes_left_is_removed_by_the_next_that_writes_there(tmp_path: Path) -> None:

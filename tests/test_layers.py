@@ -17,7 +17,7 @@ depthwise
 parts
 block cost figure
 runs
-recipes page
+recipes page activations
 weights.files weights.registry weights.download
 model
 families

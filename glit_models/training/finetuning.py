@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 from timm.data import resolve_data_config
 
+from ..activations import run_without_data
 from ..data import Splits, open_splits
 from ..data.label_table import flat_labels, is_label_table
 from ..data.readable import readable_batches, refuse_broken
@@ -330,8 +331,11 @@ def _check_classifier(recipe: Recipe, num_classes: int) -> None:
     """Build the model as the trainer will, and run it on one empty image."""
     model, size = create_model(recipe.model, num_classes), recipe.model.img_size
     try:
-        with torch.inference_mode():
-            shape = tuple(model.eval()(torch.zeros(1, 3, size, size)).shape)
+        try:
+            shape = tuple(run_without_data(model, (1, 3, size, size)).shape)
+        except Exception:  # perhaps for want of data
+            with torch.inference_mode():
+                shape = tuple(model.eval()(torch.zeros(1, 3, size, size)).shape)
     except Exception as error:
         raise RecipeError(
             Argument("model", recipe.model.name), f" takes no images of {size} pixels: {first_line(error)}"

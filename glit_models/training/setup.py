@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 import timm
+import torch
 from PIL import Image, ImageOps
 from timm.data import create_transform, resolve_data_config
 from timm.layers import Attention
@@ -15,9 +16,10 @@ from timm.scheduler import CosineLRScheduler
 from torch import nn
 from torch.optim import Optimizer
 
-from ..errors import GlitError, RecipeError, first_line
+from .. import activations
+from ..errors import Argument, GlitError, RecipeError, first_line
 from ..weights import loading
-from .recipe import AugmentSection, DataSection, ModelSection, OptimSection
+from .recipe import AugmentSection, DataSection, ModelSection, OptimSection, Recipe
 
 __all__ = [
     "create_eval_transform",
@@ -70,6 +72,18 @@ def _create(name: str, num_classes: int, keywords: dict[str, Any]) -> Any:
         if "unexpected keyword" not in str(error) or not idle:
             raise
         return _create(name, num_classes, {key: value for key, value in keywords.items() if key not in idle})
+
+
+def check_memory(model: nn.Module, recipe: Recipe, num_parts: int, num_scored: int, device: torch.device) -> None:
+    """Raise GlitError if a step, or scoring a batch of `num_scored` images at the most, does not fit into memory."""
+    size, channels = recipe.model.img_size, getattr(model, "in_chans", 3)
+    largest = max(size, *(recipe.model.img_size_shares or {size: 1}))
+    batch, smaller = Argument("optim.batch_size"), Argument("model.img_size")
+    shape = (recipe.optim.batch_size // num_parts, channels, largest, largest)
+    activations.check_memory(model, shape, device, "take a smaller ", batch, " or ", smaller, training=True)
+    shape = (min(recipe.eval_batch_size, num_scored), channels, size, size)
+    way_out = ("take a smaller ", Argument("eval_batch_size"), " or ", smaller)
+    activations.check_memory(model, shape, device, *way_out)
 
 
 def prepare_for_device(model: nn.Module, device_type: str) -> None:

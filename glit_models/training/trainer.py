@@ -166,6 +166,7 @@ class Trainer:
                 recipe, self.out, self.model, averaged, self.accelerator, self.splits.is_multilabel
             )
         self._prepare(self.model)
+        setup.check_memory(self.model, recipe, self.num_parts, len(self.splits.validation), self.device)
         self.frozen = setup.freeze(self.model, recipe.model.freeze)
         self.optimizer = setup.create_optimizer(self.model, recipe.optim)
         self.schedule = setup.create_schedule(self.optimizer, recipe.optim, self.steps_per_epoch)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import json
 import re
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,12 +19,13 @@ import torch
 from timm.models._hub import save_config_for_hf
 from torch import Tensor
 
+from ..activations import check_memory
 from ..cost import count_macs
 from ..errors import GlitError, WeightsError, first_line
 from ..families import family_of_architecture, named_specs
 from ..model import SpecTransformer
 from ..reading import parse_json, read_text
-from ..runs.files import whole_folder
+from ..runs.files import temporary_folder, whole_folder
 from ..spec import Spec
 from . import download, resolve
 from .files import (
@@ -123,8 +123,8 @@ def _hub_config(
         class_names = source.get("label_names")
     if class_names is not None and len(class_names) != model.num_classes:
         raise WeightsError(f"class_names must be {model.num_classes} names, got {len(class_names)}")
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / CONFIG_FILE
+    with temporary_folder() as folder:
+        path = folder / CONFIG_FILE
         save_config_for_hf(
             model,
             str(path),
@@ -188,6 +188,7 @@ def golden_tensors(model: SpecTransformer, state: Mapping[str, Tensor]) -> dict[
     reference.load_state_dict(state)
     height, width = reference.patch_embed.img_size
     shape = (1, reference.in_chans, height, width)
+    check_memory(reference, shape, torch.device("cpu"), "take a smaller network or image")
     image = torch.randn(shape, generator=torch.Generator().manual_seed(_GOLDEN_SEED)).half()
     with torch.inference_mode():
         logits = reference(image.float())

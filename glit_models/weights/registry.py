@@ -19,7 +19,7 @@ __all__ = ["Metric", "WeightEntry", "preprocessing_problem", "read_registry"]
 _NAME = r"[a-z0-9_]+(\.[A-Za-z0-9_-]+)?"
 _SHA256 = "[0-9a-f]{64}"
 _COMMIT = "[0-9a-f]{40}"
-_MAX_SIDE = 16_384  # pixels
+_MAX_SIDE = 8192  # pixels, also of what is cropped; Pillow refuses images of twice that
 _INTERPOLATIONS = ("bilinear", "bicubic", "nearest", "lanczos", "box", "hamming", "random")  # timm's
 _CROP_MODES = ("center", "border", "squash")
 _FROM_NAME = ("name", "architecture", "tag")  # the fields that are derived from the name of an entry
@@ -174,8 +174,8 @@ def preprocessing_problem(values: Mapping[str, Any]) -> tuple[str, str] | None:
     if not all(number > 0 for number in values.get("std", (1.0,))):
         return "std", "positive"
     crop = values.get("crop_pct", 1.0)
-    if not _is_number(crop) or not 0 < crop <= 1:
-        return "crop_pct", "above 0 and at most 1"
+    if not _is_number(crop) or not 0 < crop <= 1 or max(size) > _MAX_SIDE * crop:
+        return "crop_pct", f"above 0 and at most 1, and images of at most {_MAX_SIDE} pixels before cropping"
     for field, known in (("interpolation", _INTERPOLATIONS), ("crop_mode", _CROP_MODES)):
         if values.get(field, known[0]) not in known:
             return field, f"one of {', '.join(known)}"

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ..activations import check_memory
 from ..cost import count_params
 from ..errors import GlitError, WeightsError, first_line
 from .files import GOLDEN_FILE, WEIGHTS_FILE, read_state_dict, sha256_of
@@ -85,6 +86,7 @@ def _check_golden(folder: WeightFolder) -> Check:
     try:
         golden = read_state_dict(path)
         model = load_folder(folder.path)
+        check_memory(model, golden["input"].shape, torch.device("cpu"), "take a machine with more")
         with torch.inference_mode():
             logits = model(golden["input"].float())
         difference = (logits - golden["logits"]).abs().max().item()
