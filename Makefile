@@ -16,7 +16,7 @@ LOWEST = torch==2.11.0 torchvision==0.26.0 timm==1.0.31 huggingface_hub==1.0.0 s
 
 FUZZ ?= --seed 0 --cases 2000
 
-.PHONY: wheel help demo search-demo test test-slow test-extended fuzz test-lowest lint format types timm-tests transformers-test bench gpu gpu-rehearsal docs release-check clean
+.PHONY: wheel help demo search-demo test test-slow test-extended fuzz audit test-lowest lint format types timm-tests transformers-test bench gpu gpu-rehearsal docs release-check clean
 
 help:
 	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed 's/:.*## /\t/' | expand -t 20
@@ -39,6 +39,10 @@ test-extended: $(VENV)/.dev  ## run more slow tests: the remaining combinations 
 
 fuzz: $(VENV)/.dev  ## damage all kinds of input at random from a seed: FUZZ="--seed 1 --cases 500"
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m tests.fuzz $(FUZZ)
+
+audit: $(VENV)/.dev  ## check the installed packages for known vulnerabilities; needs a network
+	test -x .venv-audit/bin/pip-audit || { $(PYTHON) -m venv .venv-audit && .venv-audit/bin/python -m pip install --quiet pip-audit; }
+	.venv-audit/bin/pip-audit --skip-editable --path "$$($(VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
 
 test-lowest: .venv-lowest/.lowest  ## run the test suite with the lowest versions of the core dependencies
 	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest $(PARALLEL) --dist loadfile
