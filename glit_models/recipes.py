@@ -221,7 +221,7 @@ def read_stored_recipe(cls: type[R], folder: Path) -> R | None:
     for key, value in unknown.items():
         if value:
             raise RecipeError(
-                f"{path} sets {key} to {value!r}, which this release does not know; go on with the release that "
+                f"{path} sets {key} to {value!r}, which this release does not know; resume it with the release that "
                 "wrote it, or choose another folder"
             )
         say(f"glit: {path} has the key {key}, which this release does not know; it is off, and ignored")

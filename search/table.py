@@ -91,7 +91,7 @@ class NetworkTable:
             raise SearchError(f"the table has no networks of space {name!r}")
         for network in networks:
             if network.spec not in space:
-                raise SearchError(f"{network.name} of the table is no member of the space that is judged")
+                raise SearchError(f"{network.name} of the table is not a member of the given space")
         return networks
 
     def judge(self, name: str, predictions: Mapping[Spec, Mapping[str, float]]) -> Ranking:

@@ -3,6 +3,7 @@
 import itertools
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -104,15 +105,15 @@ def test_threads_leave_busy_cores_alone_unless_a_number_is_given(monkeypatch: py
     monkeypatch.setattr(torch, "set_num_threads", chosen.append)
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
     monkeypatch.setattr(os, "getloadavg", lambda: (6.0, 6.0, 6.0))
-    monkeypatch.setattr(machine, "_SAMPLE", 0.05)
-    clock = itertools.count()
-    monkeypatch.setattr(machine, "_idle_seconds", lambda: 0.1 * next(clock))  # 2 cores
+    seconds, idle = itertools.count(), itertools.count()
+    monkeypatch.setattr(machine, "time", SimpleNamespace(sleep=lambda _: None, monotonic=lambda: float(next(seconds))))
+    monkeypatch.setattr(machine, "_idle_seconds", lambda: 2.0 * next(idle))  # of 2 cores
     line = choose_threads()
     assert line is not None
-    assert "as other programs keep 6" in line or "as other programs keep 5" in line
-    assert chosen in ([2], [3])
+    assert "as other programs keep 6.0 cores busy" in line
+    assert chosen == [2]
     assert "1 thread as before" in str(choose_threads(before=1))
-    monkeypatch.setattr(machine, "_idle_seconds", lambda: 0.4 * next(clock))  # all of them: the load has just ended
+    monkeypatch.setattr(machine, "_idle_seconds", lambda: 8.0 * next(idle))  # all of them: the load has just ended
     assert choose_threads() is None
     monkeypatch.setattr(os, "getloadavg", lambda: (0.1, 9.0, 9.0))
     assert choose_threads() is None

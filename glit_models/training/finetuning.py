@@ -333,7 +333,7 @@ def _check_classifier(recipe: Recipe, num_classes: int) -> None:
     try:
         try:
             shape = tuple(run_without_data(model, (1, 3, size, size)).shape)
-        except Exception:  # perhaps for want of data
+        except Exception:  # some models cannot run without data
             with torch.inference_mode():
                 shape = tuple(model.eval()(torch.zeros(1, 3, size, size)).shape)
     except Exception as error:

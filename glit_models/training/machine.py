@@ -13,10 +13,19 @@ from typing import Any, final
 import torch
 from torch import nn
 
+from ..activations import check_memory
+from ..errors import GlitError
 from ..runs.memory import free_memory
 from .recipe import Recipe
 
-__all__ = ["Pace", "accumulation_for_memory", "choose_threads", "even_accumulation"]
+__all__ = [
+    "Pace",
+    "accumulation_for_memory",
+    "choose_threads",
+    "even_accumulation",
+    "scoring_batch",
+    "smallest_parts",
+]
 
 _FREE_SHARE = 0.8  # usable share of the free memory
 _MEMORY_FACTOR = 1.5  # of what the forward pass keeps; the rest is for the backward pass and the operators
@@ -33,6 +42,24 @@ def even_accumulation(recipe: Recipe, at_least: int) -> int | None:
     even = 2 if recipe.augment.mixup or recipe.augment.cutmix else 1
     size = recipe.optim.batch_size
     return next((parts for parts in range(at_least, size + 1) if size % (parts * even) == 0), None)
+
+
+def smallest_parts(recipe: Recipe) -> int:
+    """The largest number of equal parts that a batch of one process divides into."""
+    even = 2 if recipe.augment.mixup or recipe.augment.cutmix else 1
+    return recipe.optim.batch_size // even
+
+
+def scoring_batch(recipe: Recipe, model: nn.Module, device: torch.device) -> int:
+    """The number of images to score at a time: `eval_batch_size`, halved until it fits into a CPU's free memory."""
+    size, images = recipe.model.img_size, recipe.eval_batch_size
+    while images > 1:
+        try:
+            check_memory(model, (images, getattr(model, "in_chans", 3), size, size), device)
+            break
+        except GlitError:
+            images //= 2
+    return images
 
 
 def accumulation_for_memory(recipe: Recipe, model: nn.Module, device: torch.device) -> int:

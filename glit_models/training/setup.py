@@ -74,16 +74,15 @@ def _create(name: str, num_classes: int, keywords: dict[str, Any]) -> Any:
         return _create(name, num_classes, {key: value for key, value in keywords.items() if key not in idle})
 
 
-def check_memory(model: nn.Module, recipe: Recipe, num_parts: int, num_scored: int, device: torch.device) -> None:
-    """Raise GlitError if a step, or scoring a batch of `num_scored` images at the most, does not fit into memory."""
+def check_memory(model: nn.Module, recipe: Recipe, num_trained: int, num_scored: int, device: torch.device) -> None:
+    """Raise GlitError if training on `num_trained` images, or scoring `num_scored`, at a time exceeds the memory."""
     size, channels = recipe.model.img_size, getattr(model, "in_chans", 3)
     largest = max(size, *(recipe.model.img_size_shares or {size: 1}))
     batch, smaller = Argument("optim.batch_size"), Argument("model.img_size")
-    shape = (recipe.optim.batch_size // num_parts, channels, largest, largest)
+    shape = (num_trained, channels, largest, largest)
     activations.check_memory(model, shape, device, "take a smaller ", batch, " or ", smaller, training=True)
-    shape = (min(recipe.eval_batch_size, num_scored), channels, size, size)
     way_out = ("take a smaller ", Argument("eval_batch_size"), " or ", smaller)
-    activations.check_memory(model, shape, device, *way_out)
+    activations.check_memory(model, (num_scored, channels, size, size), device, *way_out)
 
 
 def prepare_for_device(model: nn.Module, device_type: str) -> None:

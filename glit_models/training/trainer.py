@@ -34,7 +34,14 @@ from ..weights.files import write_state_dict
 from ..weights.loading import create_model, load_model
 from . import setup
 from .feed import Feed, open_data
-from .machine import Pace, accumulation_for_memory, choose_threads, even_accumulation
+from .machine import (
+    Pace,
+    accumulation_for_memory,
+    choose_threads,
+    even_accumulation,
+    scoring_batch,
+    smallest_parts,
+)
 from .objective import Objective, class_weights, refuse_for_multilabel
 from .recipe import Recipe
 from .records import Records, progress_columns
@@ -166,7 +173,11 @@ class Trainer:
                 recipe, self.out, self.model, averaged, self.accelerator, self.splits.is_multilabel
             )
         self._prepare(self.model)
-        setup.check_memory(self.model, recipe, self.num_parts, len(self.splits.validation), self.device)
+        parts = recipe.optim.grad_accumulation * self.accelerator.num_processes
+        scored = min(recipe.eval_batch_size, len(self.splits.validation))
+        if self._may_cut:  # memory must hold the smallest part only
+            parts, scored = smallest_parts(recipe), 1
+        setup.check_memory(self.model, recipe, recipe.optim.batch_size // parts, scored, self.device)
         self.frozen = setup.freeze(self.model, recipe.model.freeze)
         self.optimizer = setup.create_optimizer(self.model, recipe.optim)
         self.schedule = setup.create_schedule(self.optimizer, recipe.optim, self.steps_per_epoch)
@@ -224,6 +235,8 @@ class Trainer:
             self._fit_memory()
         if self.progress.accumulation:
             self._cut_batches(self.progress.accumulation)
+        if self._may_cut:
+            self.feed.eval_batch_size = scoring_batch(self.recipe, self.model, self.device)
         if resumed:
             self._say(f"glit: going on from step {self.step} of {self.total_steps}")
         self.checkpoints.start_clock()
