@@ -147,6 +147,14 @@ def test_a_recipe_names_a_table_and_means_the_same_from_every_folder():
     assert recipe.meaning()["data"]["dataset"] == str(Path("labels.csv").resolve())
 
 
+def test_a_link_to_the_data_means_the_same_run(tmp_path: Path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "link").symlink_to("data")
+    real, link = (load_recipe("finetune", {"data.root": str(tmp_path / name)}) for name in ("data", "link"))
+    assert link.meaning() == real.meaning()
+    assert link.meaning() != load_recipe("finetune", {"data.root": str(tmp_path / "other")}).meaning()
+
+
 def test_a_table_is_fine_tuned_on_scored_and_embedded(model: str, capsys: pytest.CaptureFixture[str]):
     table(rows("image,label,split", "train", "val", folder=""))
     command = ["labels.csv", "--root", "shots"]

@@ -244,14 +244,14 @@ class Recipe:
         """The recipe with absolute paths of its data and of a model's folder."""
         root, name, dataset = self.data.root, self.model.name, self.data.dataset
         if root is not None and "://" not in root:
-            root = os.path.abspath(root)
+            root = os.path.realpath(root)
         if is_label_table(dataset):
-            dataset = os.path.abspath(dataset)
+            dataset = os.path.realpath(dataset)
         _, is_folder, folder = name.partition("local-dir:")
         return dataclasses.replace(
             self,
             data=dataclasses.replace(self.data, root=root, dataset=dataset),
-            model=dataclasses.replace(self.model, name=f"local-dir:{os.path.abspath(folder)}" if is_folder else name),
+            model=dataclasses.replace(self.model, name=f"local-dir:{os.path.realpath(folder)}" if is_folder else name),
         )
 
 
