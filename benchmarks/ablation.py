@@ -1,164 +1,180 @@
-"""Measure the contribution of each part of the search, on Fashion-MNIST on a CPU: the paper's ablation in small.
+"""What each part of the search is worth on Fashion-MNIST: the paper's ablation, with networks of 88 % and above.
 
-Every network is found, and trained stand-alone, with the recipe fashion_mnist_cpu on 3,000 of its images, within the
-same budget of multiply-adds. Single-stage methods have as many evaluations, and as many epochs of their supernet, as
-both stages of the hierarchical search together. Each search is a run in a separate folder, so the command can be
-stopped and resumed; several processes at a time share the work. Accuracies are on the 10,000 test images; no choice
-uses them.
+Networks are trained as those of the frozen table are (`benchmarks/ranked`): on 20,000 images for 10 epochs, and
+scored on the 10,000 test images, on which nothing is chosen. All of them cost between 9.65 and 10.05 million
+multiply-adds, and every search costs the same in total: 40 epochs of supernets, 400 evaluated networks, 4 retrained
+ones. Random search spends that on training ten random networks. What each search finds is then trained with several
+seeds, and compared with the others seed by seed.
+
+There is one search of each kind. The intervals hold for the networks that these searches found, not for searches that
+start from other seeds. The command can be stopped and given again, and several processes share the work.
 """
 
 import argparse
 import json
-import shutil
+import random
 import statistics
 import sys
-import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import torch
-from glit_models.search import Ranking, SearchRun, load_search_recipe, rank_networks
-from glit_models.search.recipe import SearchRecipe
+from glit_models.search import BudgetSampler, SearchRun, load_search_recipe, macs_budget
+from scipy.stats import t as student_t
 
 from glit_models import BlockSpec, GLiTSpec, count_macs
 from glit_models.errors import RunError
-from glit_models.runs.files import whole_folder
-from glit_models.training import Recipe, Trainer
+from glit_models.runs.files import write_json
+from glit_models.runs.signals import StopRequest
 
 from . import report
+from .ranked.__main__ import RECIPE, train_network
 
-GLOBAL_ONLY = "{space: global_only, embed_dim: 48, depth: 6, patch_size: 4}"
-SCALE = {"train.data.limit": 3000, "retrain.top": 2}  # of the recipe's 10,000 images and three networks
-RANKED = ("spos", "independent")  # searches of the joint space, by their weight sharing
+SIZES = "embed_dim: 48, depth: 6, patch_size: 4"
+SEARCH = (
+    "budget.macs={low: 9.65e+6, high: 1.005e+7}", "fitness=inherited_loss", "supernet.train.optim.epochs=20",
+    "evolution={population: 20, generations: 10, num_parents: 6, num_mutation: 10, num_crossover: 10}",
+    "evaluation={calibration_batches: 4, screen_images: 1000, confirm: 20}",
+    "retrain.top=2", "final.all_data=false", "control.networks=0",
+)  # fmt: skip
+NUM_RANDOM = 10  # trainings that cost as much as a search: 4 for 40 epochs of supernets, 4 retrained, 2 for evaluations
+SEARCHES: dict[str, tuple[str, ...]] = {
+    "two levels": ("method=hierarchical",),
+    "one level": ("method=spos",),
+    "one level, without locality": ("method=spos", f"space={{space: global_only, {SIZES}}}"),
+    "one level, Conv2d": ("method=spos", f"space={{space: glit_conv2d, {SIZES}}}"),
+    "one level, local attention": ("method=spos", f"space={{space: glit_window, {SIZES}}}"),
+}
+ATTENTION = GLiTSpec((BlockSpec(3, 0, mlp_ratio=4, qkv_ratio=1),) * 6, 48, 3, 4)
+DIFFERENCES = (
+    ("the high level only", "attention only"),
+    ("two levels", "the high level only"),
+    ("two levels", "one level"),
+    ("two levels", "random search"),
+    ("one level", "random search"),
+    ("one level", "one level, without locality"),
+    ("one level", "one level, Conv2d"),
+    ("one level", "one level, local attention"),
+)
 
 
 def main() -> None:
-    """Run the remaining parts, and print."""
-    parser = report.parser(__doc__, rounds=3)
+    """Run what is missing, and print the finished rows."""
+    parser = report.parser(__doc__, rounds=5)
     parser.add_argument("--out", default="runs/ablation", type=Path, help="folder of the runs")
     parser.add_argument("--device", help="cpu, cuda, ... (default: the GPU if there is one)")
-    parser.add_argument("--networks", type=int, default=12, help="networks for ranking each way of weight sharing")
-    parser.add_argument("--show", action="store_true", help="only print finished results")
+    parser.add_argument("--max-minutes", type=float, help="save and exit after this time")
+    parser.add_argument("--show", action="store_true", help="run nothing; print what is done")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    for wait in (False,) if options.show else (False, True):
-        scores: dict[str, list[dict[str, Any]]] = {}
-        for seed in range(options.rounds):
-            for name, result in _seed(options, seed, wait).items():
-                scores.setdefault(name, []).append(result)
-    ranked = [name for name in RANKED if (options.out / "seed0" / name / "joint" / "rank.json").is_file()]
-    if not scores:
-        sys.exit(f"{options.out} has no finished run yet")
-    report.show("ablation", options, [_row(name, results) for name, results in scores.items()], "mean")
-    if ranked:
-        print()
-        report.show("ablation", options, [_rank(options, name) for name in ranked], "seed 0 alone")
+    if not options.show:
+        options.stop = StopRequest(options.max_minutes)
+        for name, spec in _networks(options):
+            for seed in range(options.rounds):
+                _train(options, name, spec, seed)
+    show(options)
 
 
-def _row(name: str, results: list[dict[str, Any]]) -> report.Row:
-    tests = [result["test"] for result in results]
-    spread = f" ± {statistics.stdev(tests):.2f}" if len(tests) > 1 else ""
-    return {
-        "found by": name,
-        "evaluations": results[0]["evaluations"],
-        "MACs, M": " ".join(f"{result['macs'] / 1e6:.2f}" for result in results),
-        "test top-1 of each seed, %": " ".join(f"{test:.2f}" for test in tests),
-        "mean": f"{statistics.mean(tests):.2f}{spread}",
-    }
-
-
-def _recipe(seed: int, **changes: str) -> SearchRecipe:
-    settings = {"seed": seed, **SCALE, **{key.replace("__", "."): v for key, v in changes.items()}}
-    return load_search_recipe("fashion_mnist_cpu", [f"{key}={value}" for key, value in settings.items()])
-
-
-def _seed(options: argparse.Namespace, seed: int, wait: bool) -> dict[str, dict[str, Any]]:
-    """Test accuracy, MACs and number of evaluations of every row; only of finished ones, unless it waits for others."""
-    out: Path = options.out / f"seed{seed}"
-    both = _recipe(seed)
-    done: dict[str, dict[str, Any]] = {}
-
-    def search(name: str, recipe: SearchRecipe) -> dict[str, Any] | None:
-        if options.show and not (out / name / "result.json").is_file():
-            return None
-        return _shared(wait, lambda: SearchRun(recipe, out / name, options.device).run())
-
-    found = search("hierarchical", both)
-    attention = GLiTSpec((BlockSpec(3, 0, mlp_ratio=4, qkv_ratio=1),) * 6, 48, 3, 4)
-    baseline = _train(options, both.retrain_recipe(attention), out / "baseline", wait)
-    if baseline is not None:
-        done["nothing: attention only"] = {**baseline, "evaluations": 0, "macs": count_macs(attention, 28, 10)}
-    only = search("global_only", _recipe(seed, space=GLOBAL_ONLY, method="spos"))
-    if only is not None:
-        done["one level, without locality"] = _of(only)
-    if found is not None:
-        first = json.loads((out / "hierarchical" / "stage1" / "retrained.json").read_text())[0]
-        high = _train(options, both.retrain_recipe(GLiTSpec.from_dict(first["spec"])), out / "high", wait)
-        if high is not None:
-            done["the high level only"] = {**high, "evaluations": found["num_evaluated"] // 2, "macs": first["macs"]}
-        done["hierarchical: both levels"] = _of(found)
-    spos = search("spos", _recipe(seed, method="spos"))
-    if spos is not None:
-        done["one level, by evolution"] = _of(spos)
-        if not options.show:
-            _copy(out / "spos" / "joint" / "supernet", out / "random" / "joint" / "supernet")
-        chance = search("random", _recipe(seed, method="random"))
-        if chance is not None:
-            done["one level, at random"] = _of(chance)
-    if seed == 0:
-        apart = search("independent", _recipe(seed, method="spos", supernet__sharing="independent"))
-        if apart is not None:
-            done["one level, by evolution, independent weights"] = _of(apart)
-        if spos is not None and not options.show:
-            for name in RANKED:
-                _shared(wait, lambda name=name: rank_networks(out / name, options.networks, device=options.device))
-                _copy(out / "spos" / "joint" / "rank", out / "independent" / "joint" / "rank")
-    return done
-
-
-def _shared(wait: bool, work: Callable[[], Any]) -> Any:
-    """Return the result of `work`; if another process is running it, return None or wait."""
-    while True:
-        try:
-            result = work()
-        except RunError as error:
-            if "in use by another process" not in str(error):
-                raise
-            if not wait:
-                return None
-            time.sleep(5)
+def _networks(options: argparse.Namespace) -> Iterator[tuple[str, GLiTSpec]]:
+    """The name and the network of each row, as they are found."""
+    yield "attention only", ATTENTION
+    for name, keys in SEARCHES.items():
+        out = options.out / name / "search"
+        if (winner := _search(options, out, keys)) is None:
             continue
-        if result is None:
-            sys.exit(130)
-        return result
+        if name == "two levels":
+            yield "the high level only", _read_spec(out / "stage1" / "winner.json")
+        yield name, winner
+    best = []
+    for place, spec in enumerate(_draw()):
+        scores = _train(options, f"random search/network {place}", spec, 0)
+        best.append((scores["search_loss"] if scores else float("inf"), spec))
+    if all(loss < float("inf") for loss, _ in best):
+        yield "random search", min(best, key=lambda pair: pair[0])[1]
 
 
-def _copy(source: Path, target: Path) -> None:
-    """Copy results of equal trainings: both methods have the same supernets and networks to rank."""
-    if source.is_dir() and not target.exists():
-        with whole_folder(target) as folder:
-            shutil.copytree(source, folder, dirs_exist_ok=True)
+def _draw() -> list[GLiTSpec]:
+    """Random networks of the space and the budget."""
+    recipe = load_search_recipe(str(RECIPE), SEARCH)
+    bounds = recipe.budget.macs
+    sampler = BudgetSampler(recipe.load_space(), [macs_budget(bounds.low, bounds.high, 28, 10)])
+    rng = random.Random("ablation")
+    return [cast(GLiTSpec, sampler.sample(rng)[0]) for _ in range(NUM_RANDOM)]
 
 
-def _of(result: dict[str, Any]) -> dict[str, Any]:
-    return {"test": result["test_accuracy"], "macs": result["macs"], "evaluations": result["num_evaluated"]}
+def _search(options: argparse.Namespace, out: Path, keys: tuple[str, ...]) -> GLiTSpec | None:
+    """The winner of a search; None if another process is at it."""
+    if not (out / "result.json").is_file():
+        recipe = load_search_recipe(str(RECIPE), [*SEARCH, *keys])
+        try:
+            if SearchRun(recipe, out, options.device, options.stop.minutes_left).run() is None:
+                sys.exit("stopped; run the same command to resume")
+        except RunError as error:
+            print(error, file=sys.stderr)
+            return None
+    return _read_spec(out / "winner.json")
 
 
-def _train(options: argparse.Namespace, recipe: Recipe, out: Path, wait: bool) -> dict[str, Any] | None:
-    if options.show and not (out / "result.json").is_file():
-        return None
-    result = _shared(wait, lambda: Trainer(recipe, out, options.device).run())
-    return None if result is None else {"test": result["test_top1"]}
+def _read_spec(path: Path) -> GLiTSpec:
+    return GLiTSpec.from_dict(json.loads(path.read_text()))
 
 
-def _rank(options: argparse.Namespace, name: str) -> report.Row:
-    ranking = Ranking.from_dict(json.loads((options.out / "seed0" / name / "joint" / "rank.json").read_text()))
-    row: dict[str, Any] = {"sharing": "entangled" if name == "spos" else name, "networks": len(ranking.networks)}
-    taus = {**ranking.taus["loss"], "without error": ranking.ceilings["loss"]}
-    for measure in ("inherited loss", "inherited top-1", "MACs", "without error"):
-        row[f"tau of {measure}"] = f"{taus[measure].value:.2f} ({taus[measure].low:.2f} to {taus[measure].high:.2f})"
-    return row
+def _train(options: argparse.Namespace, name: str, spec: GLiTSpec, seed: int) -> dict[str, float] | None:
+    """The scores of a training; None if another process is at it."""
+    run = options.out / name / f"seed{seed}"
+    if not (run / "scores.json").is_file():
+        try:
+            scores = train_network(spec, seed, run, options.device, options.stop)
+        except RunError as error:
+            print(error, file=sys.stderr)
+            return None
+        if scores is None:
+            sys.exit("stopped; run the same command to resume")
+        write_json(run / "scores.json", {"macs": count_macs(spec, 28, 10), **scores})
+    return _read_scores(run)
+
+
+def _read_scores(run: Path) -> dict[str, float]:
+    scores: dict[str, float] = json.loads((run / "scores.json").read_text())
+    return scores
+
+
+def show(options: argparse.Namespace) -> None:
+    """Print the rows that are finished, and the differences between them."""
+    names = dict.fromkeys(name for pair in DIFFERENCES for name in reversed(pair))
+    found = {}
+    for name in names:
+        runs = [options.out / name / f"seed{seed}" for seed in range(options.rounds)]
+        if all((run / "scores.json").is_file() for run in runs):
+            found[name] = [_read_scores(run) for run in runs]
+    if not found:
+        sys.exit(f"{options.out} has no finished row yet")
+    rows: list[report.Row] = []
+    for name, scores in found.items():
+        tests = [score["test_top1"] for score in scores]
+        rows.append({
+            "found by": name, "MACs, M": f"{scores[0]['macs'] / 1e6:.2f}",
+            "test top-1 of each seed, %": " ".join(f"{test:.2f}" for test in tests),
+            "mean": f"{statistics.mean(tests):.2f}",
+        })  # fmt: skip
+    report.show("ablation", options, rows, "mean")
+    pairs = [(a, b) for a, b in DIFFERENCES if a in found and b in found]
+    if pairs and options.rounds > 1:
+        print()
+        differences: list[report.Row] = [
+            {"difference": f"{a} - {b}", "points (95 %)": paired(*([s["test_top1"] for s in found[x]] for x in (a, b)))}
+            for a, b in pairs
+        ]
+        report.show("ablation", options, differences, "mean")
+
+
+def paired(a: list[float], b: list[float]) -> str:
+    """The mean of a - b, pair by pair, with the 95 % interval of a paired t-test."""
+    differences = [x - y for x, y in zip(a, b, strict=True)]
+    mean, error = statistics.mean(differences), statistics.stdev(differences) / len(differences) ** 0.5
+    half = student_t.ppf(0.975, len(differences) - 1) * error
+    return f"{mean:+.2f} ({mean - half:+.2f} to {mean + half:+.2f})"
 
 
 if __name__ == "__main__":

@@ -84,21 +84,32 @@ def _train(options: argparse.Namespace, name: str, spec: GLiTSpec, seed: int) ->
     done = any((row["name"], row["seed"]) == (name, seed) for row in read_table())
     if done or (run / "scores.json").is_file():
         return True
-    recipe = load_search_recipe(str(RECIPE), [f"seed={seed}"])
-    trainer = Trainer(recipe.retrain_recipe(spec), run, options.device, options.stop.minutes_left, score_test=False)
     try:
-        if trainer.run() is None:
-            return False
+        scores = train_network(spec, seed, run, options.device, options.stop)
     except RunError:
         return True  # another process has the folder
-    model = load_model(run / "model").model.to(trainer.device)
-    scores: dict[str, Any] = {"name": name, "space": name.partition("-")[0], "seed": seed, "spec": spec.to_dict()}
-    scores |= {"macs": count_macs(spec, 28, 10), "params": count_params(spec, 10, 28)}
-    for split, images in (("search", trainer.splits.validation), ("test", trainer.splits.test)):
-        scores[f"{split}_top1"], scores[f"{split}_loss"] = _score(model, trainer, images)
-    write_json(run / "scores.json", scores)
+    if scores is None:
+        return False
+    row = {"name": name, "space": name.partition("-")[0], "seed": seed, "spec": spec.to_dict()}
+    row |= {"macs": count_macs(spec, 28, 10), "params": count_params(spec, 10, 28)}
+    write_json(run / "scores.json", row | scores)
     collect(options.out)
     return True
+
+
+def train_network(
+    spec: GLiTSpec, seed: int, run: Path, device: str | None, stop: StopRequest
+) -> dict[str, float] | None:
+    """Train a network as those of the table are; returns its scores on the search and test images, None if stopped."""
+    recipe = load_search_recipe(str(RECIPE), [f"seed={seed}"])
+    trainer = Trainer(recipe.retrain_recipe(spec), run, device, stop.minutes_left, score_test=False)
+    if trainer.run() is None:
+        return None
+    model = load_model(run / "model").model.to(trainer.device)
+    scores = {}
+    for split, images in (("search", trainer.splits.validation), ("test", trainer.splits.test)):
+        scores[f"{split}_top1"], scores[f"{split}_loss"] = _score(model, trainer, images)
+    return scores
 
 
 @torch.no_grad()
