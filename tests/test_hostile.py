@@ -29,7 +29,8 @@ from glit_models.errors import GlitError, SpecError, WeightsError
 from glit_models.reading import parse_json, parse_yaml
 from glit_models.recipes import parse_overrides
 from glit_models.runs import files, memory
-from glit_models.training import load_recipe
+from glit_models.training import load_recipe, setup
+from glit_models.training.recipe import OptimSection
 from glit_models.weights.files import read_state_dict
 
 LAUGHS = "\n".join(
@@ -400,3 +401,9 @@ def test_an_empty_name_of_a_model_is_said_to_be_empty(tmp_path: Path, capsys: py
     for command in (["eval", "", str(tmp_path)], ["info", ""], ["verify", ""]):
         assert main(command) == 2
         assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_timm_says_nothing_of_a_run_of_one_step(caplog: pytest.LogCaptureFixture) -> None:
+    optimizer = torch.optim.SGD(torch.nn.Linear(1, 1).parameters())
+    assert setup.create_schedule(optimizer, OptimSection(epochs=1), steps_per_epoch=1).t_initial == 1
+    assert not caplog.records

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import logging
 from dataclasses import asdict
 from typing import Any
 
@@ -143,6 +144,7 @@ def scaled_lr(optim: OptimSection) -> float:
 
 def create_schedule(optimizer: Optimizer, optim: OptimSection, steps_per_epoch: int) -> CosineLRScheduler:
     """Linear warm-up, then half a cosine down to `min_lr` at the last step."""
+    logging.getLogger("timm.scheduler.cosine_lr").setLevel(logging.ERROR)  # it warns of a run of one step
     return CosineLRScheduler(
         optimizer,
         t_initial=steps_per_epoch * optim.epochs,
