@@ -14,7 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal
 
 Fault = Literal[
-    "", "hang", "truncate", "corrupt", "slow", "stall", "loop", "reset", "elsewhere", "401", "403", "429", "500"
+    "", "hang", "truncate", "long", "corrupt", "slow", "stall", "loop", "reset", "elsewhere", "401", "403", "429", "500"
 ]
 
 
@@ -23,7 +23,8 @@ class HubServer:
 
     Attributes:
         repos: files by repository, commit and name.
-        fault: how downloads go wrong. 'hang': no answer, ever; 'truncate': half the body; 'corrupt': another body of
+        fault: how downloads go wrong. 'hang': no answer, ever; 'truncate': half the body; 'long': a
+            Content-Length of one byte more than comes; 'corrupt': another body of
             the same length under the right ETag; 'slow': ten bytes a second; 'stall': half the body, then nothing;
             'loop': redirects to itself; 'reset': the connection is closed at once; 'elsewhere': headers that are paths
             out of the cache; a number: that status, 429 with a time to wait of an hour.
@@ -136,12 +137,12 @@ def _handler(hub: HubServer) -> type[BaseHTTPRequestHandler]:
             self.send_response(200)
             self.send_header("X-Repo-Commit", outside or commit)
             self.send_header("ETag", f'"{outside or hashlib.sha256(content).hexdigest()}"')
-            self.send_header("Content-Length", str(len(content)))
+            self.send_header("Content-Length", str(len(content) + (hub.fault == "long")))
             self.end_headers()
             if not with_body:
                 return
-            if hub.fault == "truncate":
-                self.wfile.write(content[: len(content) // 2])
+            if hub.fault in ("truncate", "long"):
+                self.wfile.write(content[: len(content) // 2] if hub.fault == "truncate" else content)
                 self.close_connection = True
             elif hub.fault == "stall":
                 self.wfile.write(content[: len(content) // 2])

@@ -440,6 +440,7 @@ SLOW = [
     ("loop", r"could not be reached \(.*redirects"),
     ("reset", r"could not be reached \("),
     ("truncate", "cut short"),
+    ("long", "cut short"),
     ("elsewhere", "is not answered by a Hub; check HF_ENDPOINT"),
 ]
 
