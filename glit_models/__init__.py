@@ -6,7 +6,7 @@ Needs only torch and timm; `glit_models.search` and `glit_models.export` build o
 import sys
 from typing import TYPE_CHECKING
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 
 def _prints_help_alone() -> bool:
