@@ -1,4 +1,4 @@
-"""How each command ends when the Hub goes wrong: seconds to its one line, by fault, against a server of this process.
+"""Measure how each command ends when the Hub fails: the seconds until its one-line error, for each kind of fault.
 
 Every command must end with status 2 and one line, and must write nothing outside the client's cache.
 """

@@ -1,8 +1,8 @@
-"""What SIGKILL at random moments leaves: commands are killed, run again, and compared with undisturbed runs, by bytes.
+"""Kill commands with SIGKILL at random moments, run them again, and compare their files with undisturbed runs.
 
-Each command works in a folder of its own, which also holds its temporary files. It is killed up to six times, at
-moments drawn from a seed, and then runs to its end. Nothing half-written may stand in a file's place after a kill, no
-temporary file may stay at the end, and every file must have the bytes of the undisturbed run, wall time aside.
+Each command runs in a separate folder, which also has its temporary files. It is killed up to six times, at moments
+drawn from a seed, and then runs to its end. After a kill, no file may be half-written. At the end, no temporary file may
+remain, and every file must have the bytes of the undisturbed run, except for wall times.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ BLOCK = {"num_global_heads": 1, "num_local_heads": 1, "mlp_ratio": 1, "qkv_ratio
          "expand_ratio": 1}  # fmt: skip
 SPEC = {"embed_dim": 8, "num_heads": 2, "patch_size": 8, "blocks": [BLOCK]}
 KILLS_IN_A_ROW = 6
-# Wall time; `.ses` is a file of ONNX Runtime's own, which numbers its sessions at random.
+# Wall times; `.ses` is a file of ONNX Runtime with a random session number.
 TIMED = re.compile("seconds|minutes|time|images_per_second")
 TIMED_FILES = re.compile(r"\.ses|times\.json|events\.out\.tfevents\..*")
 
 
 def commands(inputs: Path) -> dict[str, list[str]]:
-    """Each command without its output, which is the last argument."""
+    """The commands, without the output that is their last argument."""
     data = ["--set", f"data.root={FIXTURES / 'fashion-mnist'}"]
     search = [f"train.data.root={FIXTURES / 'fashion-mnist'}", "train.data.limit=60", "train.optim.epochs=1",
               "supernet.train.optim.epochs=1", "evolution.generations=1", "retrain.top=1"]  # fmt: skip

@@ -1,4 +1,4 @@
-"""How much memory a network's images and activations take, counted on tensors without data before any are made."""
+"""Count the memory of a network's images and activations on the meta device, before anything is allocated."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from .runs.memory import free_memory
 
 __all__ = ["check_memory", "count_bytes", "run_without_data"]
 
-_LARGE = 512 * 512  # pixels: above it attention, which grows with the square of them, may take the most
+_LARGE = 512 * 512  # pixels; above, attention may take the most, since it grows with their square
 
 
 class _Live(TorchDispatchMode):
-    """Counts the bytes of all storages that are made within it, and the most that there are at one time."""
+    """Counts the bytes of all storages that are created within it, and their peak."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class _Live(TorchDispatchMode):
 
 
 class _Fused(TorchFunctionMode):
-    """Lets fused attention take what it takes with data; without, it would make the matrix of all pairs of tokens."""
+    """Keeps fused attention from creating the matrix of all pairs of tokens, as it would on the meta device."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
@@ -62,10 +62,10 @@ class _Fused(TorchFunctionMode):
 
 
 def run_without_data(model: nn.Module, shape: tuple[int, ...], *, training: bool = False) -> Tensor:
-    """What a model makes of images [B, C, H, W], on tensors that have shapes alone; takes no memory and little time.
+    """Run a model on images [B, C, H, W] on the meta device, which takes no memory and little time.
 
     Raises:
-        Exception: any, of a model that does not take such images, or cannot be run without data.
+        Exception: any, if the model does not take such images or cannot run without data.
     """
     copies: dict[int, Any] = {id(each): torch.empty_like(each, device="meta") for each in model.buffers()}
     for each in model.parameters():
@@ -77,13 +77,13 @@ def run_without_data(model: nn.Module, shape: tuple[int, ...], *, training: bool
 
 
 def count_bytes(model: nn.Module, shape: tuple[int, ...], *, training: bool = False) -> int:
-    """The most that images of this shape [B, C, H, W] and what is computed of them take at one time.
+    """The peak memory in bytes of images of this shape [B, C, H, W] and their activations.
 
     Args:
-        training: with what the backward pass needs, and the gradients.
+        training: whether to include the backward pass and the gradients.
 
     Raises:
-        Exception: any, of a model that cannot be run on tensors without data.
+        Exception: any, if the model cannot run without data.
     """
     with _Live() as live:
         logits = run_without_data(model, shape, training=training)
@@ -95,14 +95,14 @@ def count_bytes(model: nn.Module, shape: tuple[int, ...], *, training: bool = Fa
 def check_memory(
     model: nn.Module, shape: tuple[int, ...], device: torch.device, *way_out: str | Argument, training: bool = False
 ) -> None:
-    """Raise GlitError if images of this shape [B, C, H, W] need more memory than this machine has left.
+    """Raise GlitError if images of this shape [B, C, H, W] need more memory than this machine has free.
 
-    Only on the CPU, where the system may end the process: a GPU's library raises an error. Nothing is counted where
-    even all of the network's widths at once, for patches of 4 x 4 pixels, would fit.
+    Checks only the CPU, where the system may kill the process; on a GPU, torch raises an error. Counting is skipped if
+    all of the network's widths together would fit with patches of 4 x 4 pixels.
 
     Args:
-        way_out: ends the message.
-        training: as `count_bytes`.
+        way_out: end of the message.
+        training: see `count_bytes`.
     """
     if device.type != "cpu":
         return
@@ -116,7 +116,7 @@ def check_memory(
             return
         try:
             needed = count_bytes(model, shape, training=training)
-        except Exception:  # some models compute with numbers, which these tensors lack
+        except Exception:  # some models compute with values, which meta tensors lack
             return
     if needed > there:
         size = f"{shape[0]:,} image{'s' if shape[0] > 1 else ''} of {shape[2]} x {shape[3]} pixels"
