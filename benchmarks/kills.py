@@ -1,8 +1,8 @@
 """Kill commands with SIGKILL at random moments, run them again, and compare their files with undisturbed runs.
 
 Each command runs in a separate folder, which also has its temporary files. It is killed up to six times, at moments
-drawn from a seed, and then runs to its end. After a kill, no file may be half-written. At the end, no temporary file may
-remain, and every file must have the bytes of the undisturbed run, except for wall times.
+drawn from a seed, and then runs to its end. After a kill, no file may be half-written. At the end, no temporary file
+may remain, and every file must have the bytes of the undisturbed run, except for wall times.
 """
 
 from __future__ import annotations

@@ -101,7 +101,7 @@ def scratch_folder(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def temporary_folder() -> Iterator[Path]:
-    """Yield an empty folder among the system's temporary files; it is removed at the end, or after a kill by the next."""
+    """Yield an empty temporary folder, which is removed at the end, or by a later process if this one is killed."""
     _remove_abandoned(Path(tempfile.gettempdir()))
     with tempfile.TemporaryDirectory(prefix=".glit", suffix=f".{_HOST}.{os.getpid()}.tmp") as folder:
         yield Path(folder)
