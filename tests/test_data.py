@@ -18,7 +18,7 @@ from timm.data import Mixup, create_transform
 from glit_models.data import open_splits
 from glit_models.data.batched import TensorImages, random_affine
 from glit_models.data.fashion_mnist import FashionMNIST, find_folder
-from glit_models.data.loading import eval_loader, part_positions, train_parts
+from glit_models.data.loading import balanced_order, eval_loader, part_positions, train_parts
 from glit_models.errors import DataError
 from glit_models.training.recipe import AugmentSection
 
@@ -195,6 +195,19 @@ def test_repeated_augmentation_shows_fewer_images_each_so_often():
     assert batch[:2] == batch[2:4] == batch[4:]
     assert len(set(batch)) == 2
     assert batch != labels(epoch=1, repeats=3)[0]
+
+
+def test_a_balanced_epoch_takes_every_image_of_a_class_before_one_again():
+    labels = np.array([0] * 10 + [1] * 3 + [2])
+    order, before = balanced_order(labels, np.random.default_rng(0))
+    counts = sorted(np.bincount(labels[order]).tolist())
+    assert counts == [4, 5, 5]  # of 14 images and three classes
+    assert len(set(order[labels[order] == 0])) == counts[0] or len(set(order[labels[order] == 0])) == counts[1]
+    assert sorted(np.bincount(order)[10:13].tolist())[0] >= 1
+    for index in range(len(labels)):
+        assert sorted(before[order == index]) == list(range((order == index).sum()))
+    again, _ = balanced_order(labels, np.random.default_rng(0))
+    assert (again == order).all()
 
 
 def test_each_repetition_is_augmented_in_its_own_way():

@@ -283,7 +283,22 @@ def test_small_classes_can_count_more_and_the_scores_say_how_all_classes_do(
     names = [metric["name"] for metric in json.loads(Path("run/model/entry.json").read_text())["metrics"]]
     assert "macro-F1 on 5 validation images, which also chose the epoch, %" in names
     lines = [str(line) for line in plan("images", small, CPU).lines]
-    assert any("class weights: none; class_weights='balanced' raises the small ones" in line for line in lines)
+    assert any("class weights: none; class_weights='balanced' raises the small classes" in line for line in lines)
+
+
+def test_every_class_is_drawn_equally_often(small: str, capsys: pytest.CaptureFixture[str]):
+    fill(Path("images"), 40, ("blue",))
+    fill(Path("images"), 2, ("red",))
+    command = ("images", "--model", small, "--epochs", "1", "--img-size", "16", "--batch-size", "4", "--balanced")
+    assert finetune(*command, "--out", "run") == 0
+    assert "sampling: every class equally often, as asked" in capsys.readouterr().out
+    recipe = load_recipe("run/recipe.yaml")
+    feed = Trainer(recipe, "other", "cpu").feed
+    seen = [int(label) for parts in feed.steps(0, 0) for _, labels in parts for label in labels]
+    assert len(seen) == 32  # the whole batches of 34 images to train on
+    assert abs(seen.count(0) - seen.count(1)) <= 2  # two images are left out
+    assert finetune(*command, "--out", "refused", "--set", "augment.repeats=2") == 2
+    assert "--balanced cannot be used with augment.repeats; leave one of them out" in capsys.readouterr().err
 
 
 def test_balanced_weights_are_one_in_the_mean_and_a_batch_is_the_mean_of_its_parts(small: str):

@@ -62,6 +62,7 @@ def add_finetune(commands: Commands) -> None:
             "model.img_size": "img_size",
             "optim.batch_size": "batch_size",
             "class_weights": "class_weights",
+            "data.balanced": "balanced",
             "patience": "patience",
         },
     )
@@ -76,6 +77,7 @@ def add_finetune(commands: Commands) -> None:
         parser.add_argument(f"--{name}", type=int, metavar="N", help=text)
     parser.add_argument("--patience", type=int, metavar="N", help="stop after N epochs without a better score")
     parser.add_argument("--class-weights", metavar="FILE", help="balanced, or a YAML file of CLASS: WEIGHT")
+    parser.add_argument("--balanced", action="store_const", const=True, help="draw every class equally often")
     _add_track(parser)
     add_run_options(parser, "any key of a recipe, such as optim.lr=1e-4")
 
@@ -110,6 +112,7 @@ def _run_finetune(args: argparse.Namespace) -> int:
     words += [("--patience", args.patience)]
     words += [*(("--set", text) for text in args.set)]
     asked = [str(word) for pair in words if pair[1] is not None for word in pair]
+    asked += ["--balanced"] if args.balanced else []
     command = shlex.join(["glit", "finetune", args.folder, *asked])
     trainer = Trainer(plan_.recipe, out, device, args.max_minutes, command, track=args.track, fits_threads=True)
     result = trainer.run()

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import Argument, DataError
-from .label_table import flat_labels, is_label_table
+from .label_table import Label, flat_labels, is_label_table
 from .sources import Images, Source, Stream, is_folder, open_source, part_of
 
 __all__ = ["Splits", "Subset", "open_splits", "share_images"]
@@ -55,12 +55,17 @@ class Splits:
         """Whether images have several labels, or none: see `Images`."""
         return getattr(self.validation, "label_width", None) is not None
 
+    def train_labels(self) -> list[Label] | None:
+        """The labels of the training images; None if they are unknown without reading the images."""
+        labels = getattr(self.train.dataset, "labels", None) if isinstance(self.train, Subset) else None
+        return None if labels is None else [labels[index] for index in self.train.indices]
+
     def count_train(self) -> list[int] | None:
         """The number of training images of each class; None if that is unknown without reading them."""
-        labels = getattr(self.train.dataset, "labels", None) if isinstance(self.train, Subset) else None
+        labels = self.train_labels()
         if labels is None:
             return None
-        counts = Counter(flat_labels(labels[index] for index in self.train.indices))
+        counts = Counter(flat_labels(labels))
         return [counts[label] for label in range(len(self.class_names))]
 
 

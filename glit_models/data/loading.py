@@ -106,16 +106,44 @@ class _Seeded(Dataset[Any]):
         return self.transform(image), label
 
 
+def balanced_order(labels: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Draw as many images as there are labels [N], every class equally often (but for a remainder).
+
+    Within a class every image is drawn before one is drawn again.
+
+    Returns:
+        Indices [N] in random order, and for each the number of times [N] that it was drawn before.
+    """
+    classes = rng.permutation(np.unique(labels))
+    drawn, before = [], []
+    for place, label in enumerate(classes):
+        members = np.flatnonzero(labels == label)
+        count = len(labels) // len(classes) + (place < len(labels) % len(classes))
+        rounds = -(-count // len(members))
+        drawn.append(np.concatenate([rng.permutation(members) for _ in range(rounds)])[:count])
+        before.append(np.repeat(np.arange(rounds), len(members))[:count])
+    order = rng.permutation(len(labels))
+    return np.concatenate(drawn)[order], np.concatenate(before)[order]
+
+
 class _PartKeys(Sampler[list[int]]):
-    """The keys of this process's parts, step by step: key = (epoch * repeats + repetition) * len + index."""
+    """The keys of this process's parts, step by step: key = (epoch * most + repetition) * len + index.
+
+    `most` is the maximum number of repetitions of an image in an epoch.
+    """
 
     def __init__(
         self, length: int, batch_size: int, num_parts: int, parts: Sequence[int], seed: int, epoch: int,
-        first_step: int, repeats: int,
+        first_step: int, repeats: int, balanced_labels: np.ndarray | None,
     ) -> None:  # fmt: skip
-        order = np.random.default_rng((seed, epoch)).permutation(length)
-        repetition = np.tile(np.arange(repeats), length)[:length]
-        self.keys = (epoch * repeats + repetition) * length + np.repeat(order, repeats)[:length]
+        rng = np.random.default_rng((seed, epoch))
+        if balanced_labels is None:
+            most, indices = repeats, np.repeat(rng.permutation(length), repeats)[:length]
+            repetition = np.tile(np.arange(repeats), length)[:length]
+        else:
+            most = length
+            indices, repetition = balanced_order(balanced_labels, rng)
+        self.keys = (epoch * most + repetition) * length + indices
         self.batch_size = batch_size
         self.repeats = repeats
         self.positions = [part_positions(batch_size, num_parts, part) for part in parts]
@@ -148,7 +176,7 @@ def part_positions(batch_size: int, num_parts: int, part: int) -> np.ndarray:
 
 def train_parts(
     dataset: Any, transform: Any, *, batch_size: int, num_parts: int, parts: Sequence[int], seed: int, epoch: int,
-    first_step: int = 0, repeats: int = 1, num_workers: int = 0,
+    first_step: int = 0, repeats: int = 1, balanced_labels: np.ndarray | None = None, num_workers: int = 0,
 ) -> Batches:  # fmt: skip
     """Load the parts of an epoch's batches that belong to one process: `len(parts)` per step, in order.
 
@@ -166,6 +194,8 @@ def train_parts(
         first_step: step of the epoch to resume from.
         repeats: repeated augmentation (Hoffer et al., arXiv 1901.09335; DeiT's RASampler): an epoch has each image this
             many times, differently augmented, and this many times fewer images. 1 for a `Stream`.
+        balanced_labels: the labels [N] of the data set, to draw every class equally often; see `balanced_order`. Only
+            without `repeats`.
 
     Returns:
         Images [b, C, H, W] float32 and labels [b] int64, with b = B / num_parts.
@@ -174,7 +204,7 @@ def train_parts(
         DataError: while iterating, on an image that cannot be read.
     """
     if not isinstance(dataset, Stream):
-        keys = _PartKeys(len(dataset), batch_size, num_parts, parts, seed, epoch, first_step, repeats)
+        keys = _PartKeys(len(dataset), batch_size, num_parts, parts, seed, epoch, first_step, repeats, balanced_labels)
         return Batches(_loader(_Seeded(dataset, transform, seed), keys, num_workers), len(keys))
     if repeats > 1:
         raise ValueError(f"repeats must be 1 for a stream, got {repeats}")

@@ -70,6 +70,19 @@ def _batches_naming_keys(batches: Iterable[tuple[Tensor, Tensor]]) -> Iterator[t
         yield from batches
 
 
+def _balanced_labels(recipe: Recipe, splits: Splits) -> np.ndarray:
+    """The labels [N] of the training images. Raises RecipeError if classes cannot be drawn equally often."""
+    key = Argument("data.balanced", True)
+    if recipe.augment.repeats > 1 or recipe.augment.batched:
+        other = "augment.batched" if recipe.augment.batched else "augment.repeats"
+        raise RecipeError(key, " cannot be used with ", Argument(other), "; leave one of them out")
+    labels = splits.train_labels()
+    if labels is None or splits.is_multilabel:
+        reason = "have several labels" if splits.is_multilabel else "have labels that are unknown before they are read"
+        raise RecipeError(key, f" cannot be used for {recipe.data.dataset}, whose images {reason}")
+    return np.array(labels)
+
+
 class Feed:
     """The part of a recipe's data that one process uses.
 
@@ -99,6 +112,7 @@ class Feed:
                               f"got {recipe.augment.repeats}")  # fmt: skip
         if isinstance(splits.train, (Stream, Fractals)) and recipe.augment.batched:
             raise RecipeError(f"augment.batched cannot be set for {recipe.data.dataset}, which has no index of images")
+        self.balanced_labels = _balanced_labels(recipe, splits) if recipe.data.balanced else None
         self.recipe = recipe
         self.splits = splits
         self.device = device
@@ -128,7 +142,7 @@ class Feed:
             train_parts(
                 self.splits.train, self.train_transform, batch_size=recipe.optim.batch_size, num_parts=self.num_parts,
                 parts=self.parts, seed=recipe.seed, epoch=epoch, first_step=first_step, repeats=recipe.augment.repeats,
-                num_workers=recipe.data.num_workers,
+                balanced_labels=self.balanced_labels, num_workers=recipe.data.num_workers,
             )
         )  # fmt: skip
         step = first_step

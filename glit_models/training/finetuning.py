@@ -119,8 +119,13 @@ def plan(
         )  # fmt: skip
     elif choices.base.class_weights is not None:
         choices.explain(f"class weights: {choices.base.class_weights}, as asked")
+    elif choices.base.data.balanced:
+        choices.explain("sampling: every class equally often, as asked")
     elif max(counts.values()) >= _IMBALANCE * min(counts.values()):
-        choices.explain("class weights: none; ", Argument("class_weights", "balanced"), " raises the small ones")
+        choices.explain(
+            "class weights: none; ", Argument("class_weights", "balanced"), " raises the small classes in the loss, ",
+            Argument("data.balanced", True), " draws them more often",
+        )  # fmt: skip
     splits = _choose_splits(choices, directory, counts, train)
     _choose_size(choices, name, device)
     _choose_length(choices, len(splits.train), several)

@@ -49,6 +49,7 @@ class DataSection:
     hold_out: int = 0  # number of training images for the validation set
     limit: int | None = None  # maximum number of the remaining training images
     split_seed: int | None = None  # seed of both draws; default: the run's seed
+    balanced: bool = False  # draw every class equally often, images of small classes several times an epoch
     train_on_validation: bool = False  # also train on the validation images; they are then not scored
     download: bool = False  # allow the data set's library to download it
     input_key: str | None = None  # names of the image and label columns, if unusual
