@@ -4,6 +4,7 @@ import errno
 import fcntl
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -79,6 +80,20 @@ def test_the_files_of_a_folder_are_written_all_or_none(tmp_path: Path) -> None:
     with pytest.raises(WriteError, match="new cannot be written: disk full$"):
         fill_half(tmp_path / "new")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_copied_is_one_reason(tmp_path: Path) -> None:
+    def full(source: str, target: str, **_: object) -> None:
+        raise OSError(28, "No space left on device", target)
+
+    (tmp_path / "source").mkdir()
+    for name in "ab":
+        (tmp_path / "source" / name).touch()
+    with (
+        pytest.raises(WriteError, match=r"new cannot be written: \[Errno 28\] No space left on device: '[^']*/[ab]'$"),
+        whole_folder(tmp_path / "new") as folder,
+    ):
+        shutil.copytree(tmp_path / "source", folder, dirs_exist_ok=True, copy_function=full)
 
 
 def test_new_files_of_a_folder_replace_those_of_the_same_names(tmp_path: Path) -> None:

@@ -165,5 +165,7 @@ def _naming(path: Path) -> Iterator[None]:
         yield
     except WriteError:
         raise
+    except shutil.Error as error:  # raised by `copytree` with (source, target, reason) of each file
+        raise WriteError(f"{path} cannot be written: {error.args[0][0][2]}") from None
     except OSError as error:
         raise WriteError(f"{path} cannot be written: {error.strerror or first_line(error)}") from None
