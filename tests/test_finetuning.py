@@ -286,6 +286,20 @@ def test_small_classes_can_count_more_and_the_scores_say_how_all_classes_do(
     assert any("class weights: none; class_weights='balanced' raises the small classes" in line for line in lines)
 
 
+@pytest.mark.parametrize("mixes", [False, True])
+def test_smoothed_labels_do_not_pull_towards_the_classes_of_larger_weight(mixes: bool):
+    counts = torch.tensor([97, 2, 1])
+    weights, labels = 100 / (3 * counts), torch.arange(3).repeat_interleave(counts)
+    augment = AugmentSection(label_smoothing=0.1)
+    objective = Objective(augment, DistillSection(), 3, {}, lambda name: torch.nn.Identity(), weights)
+    targets = 0.9 * torch.eye(3)[labels] + 0.1 / 3 if mixes else labels
+    logits = torch.zeros(100, 3, requires_grad=True)
+    objective.loss(logits, logits, targets).backward()
+    assert logits.grad is not None
+    torch.testing.assert_close(logits.grad.sum(0), torch.zeros(3))  # the classes are in balance
+    assert bool((logits.grad[torch.arange(100), labels] < 0).all())
+
+
 def test_every_class_is_drawn_equally_often(small: str, capsys: pytest.CaptureFixture[str]):
     fill(Path("images"), 40, ("blue",))
     fill(Path("images"), 2, ("red",))

@@ -81,12 +81,10 @@ class Objective:
         logits = logits.float()
         if self.is_multilabel:
             return F.binary_cross_entropy_with_logits(logits, targets + self.smoothing * (0.5 - targets))
-        # Mixed targets are already smoothed.
-        smoothing = self.smoothing if targets.ndim == 1 else 0.0
-        if self.weights is None:
-            loss = F.cross_entropy(logits, targets, label_smoothing=smoothing)
-        else:  # the mean over images, not over weights, so that a batch's loss is the mean of its parts' losses
-            loss = F.cross_entropy(logits, targets, self.weights, label_smoothing=smoothing, reduction="none").mean()
+        if self.weights is not None:
+            loss = self._weighted_loss(logits, targets, self.weights)
+        else:  # mixed targets are already smoothed
+            loss = F.cross_entropy(logits, targets, label_smoothing=self.smoothing if targets.ndim == 1 else 0.0)
         if self.teacher is None:
             return loss
         taught = self.teacher(images)
@@ -99,6 +97,21 @@ class Objective:
             student, teacher = F.log_softmax(logits / tau, 1), F.log_softmax(taught / tau, 1)
             distilled = tau**2 * F.kl_div(student, teacher, log_target=True, reduction="batchmean")
         return (1 - self.distill.alpha) * loss + self.distill.alpha * distilled
+
+    def _weighted_loss(self, logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+        """The mean over images of the cross-entropy with smoothed labels, times the weight of the image's class.
+
+        It is not the mean over weights, so that a batch's loss is the mean of its parts' losses. In PyTorch's
+        cross-entropy the smoothed part has the weights of all classes, so every image would pull towards rare classes.
+        """
+        share = self.smoothing
+        if targets.ndim == 1:
+            losses = F.cross_entropy(logits, targets, label_smoothing=share, reduction="none")
+            return (weights[targets] * losses).mean()
+        mixed = (targets - share / logits.shape[1]) / (1 - share)  # without the smoothing
+        log_probs = logits.log_softmax(1)
+        own, all_classes = (mixed * weights * log_probs).sum(1), (mixed @ weights) * log_probs.mean(1)
+        return -((1 - share) * own + share * all_classes).mean()
 
 
 def refuse_for_multilabel(recipe: Recipe) -> None:
