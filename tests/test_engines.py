@@ -337,7 +337,7 @@ def test_a_ray_cluster_that_loses_a_node_in_every_phase_finds_the_same(finished:
         ray.shutdown()
         cluster.shutdown()
     assert len(lost) >= 4, lost  # with a task on it
-    assert "going on from step" in log
+    assert "resuming from step" in log
     _same_end(out, finished)
 
 

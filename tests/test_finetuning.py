@@ -129,7 +129,7 @@ def test_the_same_command_goes_on_and_notices_other_images(small: str, capsys: p
     assert finetune(*command, "--max-minutes", "0.0001") == 3
     assert "run the same command to resume" in capsys.readouterr().err
     assert finetune(*command) == 0
-    assert "going on from step 1 of 12" in capsys.readouterr().err
+    assert "resuming from step 1 of 12" in capsys.readouterr().err
     Image.new("RGB", (64, 64)).save("colours/red/more.jpg")
     assert finetune(*command) == 2
     assert (

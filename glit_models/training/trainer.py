@@ -238,7 +238,7 @@ class Trainer:
         if self._may_cut:
             self.feed.eval_batch_size = scoring_batch(self.recipe, self.model, self.device)
         if resumed:
-            self._say(f"glit: going on from step {self.step} of {self.total_steps}")
+            self._say(f"glit: resuming from step {self.step} of {self.total_steps}")
         self.checkpoints.start_clock()
         self.accelerator.wait_for_everyone()  # all have read
         if not resumed:
