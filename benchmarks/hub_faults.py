@@ -64,7 +64,7 @@ def make_inputs(place: Path) -> dict[str, bytes]:
 
 
 def point_client_at(endpoint: str, place: Path) -> None:
-    """What HF_ENDPOINT and HF_HOME do when the client is imported after they are set."""
+    """Set what HF_ENDPOINT and HF_HOME would set if the client were imported after them."""
     constants.ENDPOINT = endpoint
     constants.HUGGINGFACE_CO_URL_TEMPLATE = endpoint + "/{repo_id}/resolve/{revision}/{filename}"
     constants.HF_HUB_CACHE = str(place / "hf")
@@ -72,7 +72,7 @@ def point_client_at(endpoint: str, place: Path) -> None:
 
 
 def ending(words: list[str], place: Path) -> tuple[float, int, str]:
-    """Seconds, status and stderr of a command, run in a fork of this process, which has imported what it needs."""
+    """Run a command in a fork of this process; returns seconds, status and stderr."""
     log = place / "stderr"
     began = time.monotonic()
     pid = os.fork()
@@ -91,9 +91,9 @@ def ending(words: list[str], place: Path) -> tuple[float, int, str]:
 
 
 def main() -> int:
-    """Try every command under every fault and print the seconds; 1 if one does not end as promised."""
+    """Run every command with every fault and print the seconds; returns 1 if one ended in another way."""
     options = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
-    options.add_argument("--faults", metavar="NAME,...", help="these alone, as tests/hub_server.py calls them")
+    options.add_argument("--faults", metavar="NAME,...", help="faults to run, by their names in FAULTS (default: all)")
     args = options.parse_args()
     torch.set_num_threads(1)
     os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"

@@ -99,7 +99,7 @@ def test_what_cannot_be_served_is_one_line(
     assert capsys.readouterr().err == line
     assert gradio.options["share"] is False
     assert main(["demo", "--port", "1"]) == 2
-    assert "--port is of --serve" in capsys.readouterr().err
+    assert "--port needs --serve" in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "gradio", None)
     assert main(["demo", "--serve"]) == 2
     assert "the page needs gradio: pip install" in capsys.readouterr().err

@@ -152,7 +152,7 @@ def test_what_cannot_be_written_is_said_before_the_work(
         "gone/report cannot be written: its folder is missing": ("data", "--report", "gone/report"),
         "--report is of the model's own head": ("data", "--report", "report", "--knn"),
         "empty holds no images": ("empty", "--report", "report"),
-        "--no-compare is of --report DIR": ("data", "--no-compare"),
+        "--no-compare needs --report DIR": ("data", "--no-compare"),
     }
     for message, arguments in cases.items():
         assert run("no-such-model", *arguments) == 2

@@ -187,7 +187,7 @@ def test_what_takes_one_class_an_image_refuses_in_one_line(
 ):
     assert main(["eval", str(run / "model"), str(data / "stripes.csv"), option]) == 2
     name = option.partition("=")[0]
-    expected = f"glit: {name} is for one class an image, and {data / 'stripes.csv'} test has several labels an image\n"
+    expected = f"glit: {name} needs one class per image, and {data / 'stripes.csv'} test has several\n"
     assert capsys.readouterr().err == expected
 
 
@@ -200,7 +200,7 @@ def test_models_and_data_of_the_other_kind_are_refused(
         (tmp_path / name).mkdir()
         Image.new("RGB", (32, 32), COLOURS[name]).save(tmp_path / name / "0.png")
     assert main(["eval", str(run / "model"), str(tmp_path), "--device", "cpu"]) == 2
-    assert "gives several labels an image, and" in capsys.readouterr().err
+    assert "is a multilabel model, and" in capsys.readouterr().err
     assert main(["export", str(run / "model"), "--out", str(tmp_path / "m.onnx")]) == 2
     assert "exports are of one class an image" in capsys.readouterr().err
 

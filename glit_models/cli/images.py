@@ -157,7 +157,7 @@ def _run_demo(args: argparse.Namespace) -> int:
         return serve_demo(args.model or "glit_tiny.fashion_mnist", args.host or "127.0.0.1", args.port, args.device)
     for name in ("model", "host", "port", "device"):
         if getattr(args, name) is not None:
-            raise GlitError(f"--{name} is of --serve; without it the shipped images are classified")
+            raise GlitError(f"--{name} needs --serve; without it, the example images are classified")
     from ..predict import DEMO_MODEL, run_demo
 
     results = run_demo(Path(args.out))

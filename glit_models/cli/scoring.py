@@ -125,7 +125,7 @@ def _run_eval(args: argparse.Namespace) -> int:
     if data.is_multilabel:
         return _run_multilabel(args, data, head)
     if args.no_compare and args.report is None:
-        raise GlitError("--no-compare is of --report DIR; give both or neither")
+        raise GlitError("--no-compare needs --report DIR")
     if args.knn is not None or args.linear:
         return _run_probes(args, data, keys, head)
     observed = Observed()
@@ -133,7 +133,7 @@ def _run_eval(args: argparse.Namespace) -> int:
         check_report(args.report, data)
     classifier = Classifier(load_model(args.model), device)
     if classifier.is_multilabel:
-        raise GlitError(f"{args.model} gives several labels an image, and {data} has one class an image")
+        raise GlitError(f"{args.model} is a multilabel model, and {data} has one class per image")
     if args.report is not None:
         check_features(classifier.model)
     observe = None if args.report is None else observed.add
@@ -167,7 +167,7 @@ def _run_multilabel(args: argparse.Namespace, data: LabelledSplit, head: dict[st
 
     for name in ("knn", "linear", "report", "confusion"):
         if getattr(args, name):
-            raise GlitError(f"--{name} is for one class an image, and {data} has several labels an image")
+            raise GlitError(f"--{name} needs one class per image, and {data} has several")
     classifier = Classifier(load_model(args.model), pick_device(args.device))
     result = evaluate_multilabel(classifier, data, args.batch_size, args.workers)
     if args.json:

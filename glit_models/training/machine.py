@@ -39,15 +39,18 @@ _SAMPLE = 0.3  # seconds for measuring the processors' load
 
 def even_accumulation(recipe: Recipe, at_least: int) -> int | None:
     """The smallest number of equal parts, at least `at_least`, that a batch divides into; None if there is none."""
-    even = 2 if recipe.augment.mixup or recipe.augment.cutmix else 1
-    size = recipe.optim.batch_size
-    return next((parts for parts in range(at_least, size + 1) if size % (parts * even) == 0), None)
+    size, smallest = recipe.optim.batch_size, _smallest_part(recipe)
+    return next((parts for parts in range(at_least, size + 1) if size % (parts * smallest) == 0), None)
 
 
 def smallest_parts(recipe: Recipe) -> int:
     """The largest number of equal parts that a batch of one process divides into."""
-    even = 2 if recipe.augment.mixup or recipe.augment.cutmix else 1
-    return recipe.optim.batch_size // even
+    return recipe.optim.batch_size // _smallest_part(recipe)
+
+
+def _smallest_part(recipe: Recipe) -> int:
+    """The number of images of the smallest part; images are mixed in pairs."""
+    return 2 if recipe.augment.mixup or recipe.augment.cutmix else 1
 
 
 def scoring_batch(recipe: Recipe, model: nn.Module, device: torch.device) -> int:
