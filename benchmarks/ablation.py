@@ -169,12 +169,12 @@ def show(options: argparse.Namespace) -> None:
         report.show("ablation", options, differences, "mean")
 
 
-def paired(a: list[float], b: list[float]) -> str:
+def paired(a: list[float], b: list[float], digits: int = 2) -> str:
     """The mean of a - b, pair by pair, with the 95 % interval of a paired t-test."""
     differences = [x - y for x, y in zip(a, b, strict=True)]
     mean, error = statistics.mean(differences), statistics.stdev(differences) / len(differences) ** 0.5
     half = student_t.ppf(0.975, len(differences) - 1) * error
-    return f"{mean:+.2f} ({mean - half:+.2f} to {mean + half:+.2f})"
+    return f"{mean:+.{digits}f} ({mean - half:+.{digits}f} to {mean + half:+.{digits}f})"
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from glit_models.search import SearchRun, load_search_recipe, open_executor
-from glit_models.search.run_context import RunContext
+from glit_models.search.run.context import RunContext
 
 from . import report
 

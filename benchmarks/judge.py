@@ -9,9 +9,9 @@ import argparse
 from pathlib import Path
 
 from glit_models.search import load_search_recipe
-from glit_models.search.run_context import Interrupted, RunContext
-from glit_models.search.stage import Stage
-from glit_models.search.table import NetworkTable
+from glit_models.search.evidence.table import NetworkTable
+from glit_models.search.run.context import Interrupted, RunContext
+from glit_models.search.run.stage import Stage
 
 from glit_models.runs.files import write_json
 

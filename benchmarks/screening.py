@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 from glit_models.search import load_search_recipe, load_space
-from glit_models.search.evaluate import Evaluator
-from glit_models.search.run_context import RunContext
-from glit_models.search.stage import Stage
+from glit_models.search.run.context import RunContext
+from glit_models.search.run.stage import Stage
+from glit_models.search.supernets.scoring import Evaluator
 
 from glit_models.data import Subset
 

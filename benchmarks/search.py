@@ -18,11 +18,11 @@ import timm
 import torch
 import torch.nn.functional as F
 from glit_models.search import NAMED_SPACES, SearchSpace, Supernet, load_space
-from glit_models.search.evaluate import Evaluator, Score, prefixes_of
-from glit_models.search.path_optimizer import keep_to_paths
 from glit_models.search.recipe import read_recipe_of
-from glit_models.search.run_context import RunContext
-from glit_models.search.supernet import SHARINGS
+from glit_models.search.run.context import RunContext
+from glit_models.search.supernets.path_optimizer import keep_to_paths
+from glit_models.search.supernets.scoring import Evaluator, Score, prefixes_of
+from glit_models.search.supernets.supernet import SHARINGS
 from torch import nn
 
 from glit_models import GLIT_TINY, Spec, parse_spec

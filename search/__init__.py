@@ -3,20 +3,30 @@
 Imported as `glit_models.search`. It builds on `glit_models`, which never imports it, and not on `glit_models.export`.
 """
 
-from .again import search_again
-from .ask_tell import Search
-from .budget import Budget, extremes, macs_budget, params_budget
-from .budget_sampler import BudgetSampler
-from .candidates import Candidate
-from .choices import BlockChoices
-from .correlation import Correlation, kendall
-from .evolution import METHODS, AutoFormerEvolution, Evolution, RandomSearch
-from .evolution_config import EvolutionConfig
+from .evidence.correlation import Correlation, kendall
+from .evidence.ranking import Ranking
+from .evidence.table import NetworkTable
 from .executors import EXECUTORS, Executor
-from .extract import Extracted, extract_networks
 from .fitness import FITNESSES, Fitness, Setting
-from .latency import latency_budget
-from .named_spaces import (
+from .methods.ask_tell import Search
+from .methods.candidates import Candidate
+from .methods.config import EvolutionConfig
+from .methods.evolution import METHODS, AutoFormerEvolution, Evolution, RandomSearch
+from .methods.nsga2 import Nsga2
+from .methods.transform import LearnedTransformation, Transformation
+from .recipe import SearchRecipe, load_search_recipe, shipped_search_recipes
+from .report.page import write_report
+from .run.again import search_again
+from .run.extract import Extracted, extract_networks
+from .run.pipeline import SearchRun
+from .run.plan import SearchPlan, plan_search
+from .run.rank import rank_networks
+from .run.worker import open_executor
+from .spaces.budget import Budget, extremes, macs_budget, params_budget
+from .spaces.budget_sampler import BudgetSampler
+from .spaces.choices import BlockChoices
+from .spaces.latency import latency_budget
+from .spaces.named import (
     NAMED_SPACES,
     autoformer,
     autoformer_base,
@@ -29,17 +39,8 @@ from .named_spaces import (
     global_only,
     load_space,
 )
-from .nsga2 import Nsga2
-from .pipeline import SearchRun
-from .plan import SearchPlan, plan_search
-from .rank import rank_networks
-from .ranking import Ranking
-from .recipe import SearchRecipe, load_search_recipe, shipped_search_recipes
-from .report import write_report
-from .space import SearchSpace
-from .supernet import Supernet
-from .transform import LearnedTransformation, Transformation
-from .worker import open_executor
+from .spaces.space import SearchSpace
+from .supernets.supernet import Supernet
 
 __all__ = [
     "EXECUTORS",
@@ -58,6 +59,7 @@ __all__ = [
     "Extracted",
     "Fitness",
     "LearnedTransformation",
+    "NetworkTable",
     "Nsga2",
     "RandomSearch",
     "Ranking",

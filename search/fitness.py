@@ -22,8 +22,8 @@ from glit_models import Spec, count_macs
 from glit_models.errors import SearchError
 from glit_models.extensions import Table
 
-from .evaluate import Evaluator
-from .space import SearchSpace
+from .spaces.space import SearchSpace
+from .supernets.scoring import Evaluator
 
 __all__ = [
     "FITNESSES",

@@ -27,11 +27,10 @@ from glit_models.recipes import (
 )
 from glit_models.training.recipe import Recipe
 
-from .ask_tell import Search
-from .evolution import METHODS
-from .evolution_config import EvolutionConfig
 from .fitness import FITNESSES, Fitness
-from .named_spaces import load_space
+from .methods.ask_tell import Search
+from .methods.config import EvolutionConfig
+from .methods.evolution import METHODS
 from .recipe_sections import (
     BudgetSection,
     ControlSection,
@@ -43,7 +42,8 @@ from .recipe_sections import (
     SupernetSection,
     TrainingKeys,
 )
-from .space import SearchSpace
+from .spaces.named import load_space
+from .spaces.space import SearchSpace
 
 __all__ = ["SearchRecipe", "load_search_recipe", "read_recipe_of", "shipped_search_recipes"]
 

@@ -1,4 +1,4 @@
-"""The sections of a search recipe, except that of the search method (`evolution_config`)."""
+"""The sections of a search recipe, except that of the search method (`methods/config.py`)."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any, Literal, final
 
 from glit_models.errors import RecipeError
 
-from .path_sampling import Sampling
-from .supernet import Sharing
+from .supernets.path_sampling import Sampling
+from .supernets.supernet import Sharing
 
 __all__ = [
     "Bounds",

@@ -23,8 +23,8 @@ from glit_models.runs.files import write_json
 from glit_models.training import setup
 from glit_models.training.recipe import ModelSection
 
-from .budget import Budget, show_cost
 from .recipe_sections import BudgetSection
+from .spaces.budget import Budget, show_cost
 
 __all__ = ["Reference", "read_references", "resolve_budgets", "write_references"]
 

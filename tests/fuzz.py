@@ -30,7 +30,7 @@ import torch
 import yaml
 from glit_models.export.metadata import PREFIX, ExportInfo
 from glit_models.search import load_search_recipe, load_space
-from glit_models.search.findings import read_findings
+from glit_models.search.report.findings import read_findings
 from PIL import Image
 
 from glit_models import parse_spec

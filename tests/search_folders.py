@@ -17,10 +17,10 @@ from glit_models.search import (
     load_search_recipe,
     macs_budget,
 )
-from glit_models.search.control import Control
-from glit_models.search.ranking import Ranked, compare
+from glit_models.search.evidence.control import Control
+from glit_models.search.evidence.ranking import Ranked, compare
 from glit_models.search.recipe import SearchRecipe
-from glit_models.search.run_context import Interrupted
+from glit_models.search.run.context import Interrupted
 
 from glit_models import GLiTSpec, count_macs, count_params
 
@@ -45,7 +45,7 @@ def begin_search(folder: Path, *overrides: str) -> Path:
         raise Interrupted("the test")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("glit_models.search.stage.retrain", stop)
+        patch.setattr("glit_models.search.run.stage.retrain", stop)
         SearchRun(short_recipe(*overrides), folder, "cpu", command="glit search short").run()
     return folder
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 from glit_models.search import SearchRun, extremes, load_search_recipe, load_space, search_again, write_report
-from glit_models.search.run_context import Interrupted
-from glit_models.search.supernets import adopt_supernet
+from glit_models.search.run.context import Interrupted
+from glit_models.search.run.kept_supernets import adopt_supernet
 from safetensors.torch import load_file
 from search_folders import short_recipe
 
@@ -40,7 +40,7 @@ def _stop_at_retraining(patch: pytest.MonkeyPatch) -> None:
     def stop(*_: object) -> None:
         raise Interrupted("the test")
 
-    patch.setattr("glit_models.search.stage.retrain", stop)
+    patch.setattr("glit_models.search.run.stage.retrain", stop)
 
 
 def test_another_budget_is_searched_on_the_trained_supernet_and_the_first_search_may_go(
@@ -51,7 +51,7 @@ def test_another_budget_is_searched_on_the_trained_supernet_and_the_first_search
     run = search_again(tmp_path / "first", out, [SMALLER], device="cpu")
     shutil.rmtree(tmp_path / "first")
     _stop_at_retraining(monkeypatch)
-    monkeypatch.setattr("glit_models.search.stage.Stage.train_supernet", None)  # nothing is trained
+    monkeypatch.setattr("glit_models.search.run.stage.Stage.train_supernet", None)  # nothing is trained
     assert run.run() is None
     assert "stage1: the supernet is that of an earlier search" in capsys.readouterr().err
     assert _weights(out, "stage1") == _weights(search, "stage1")
@@ -89,7 +89,7 @@ def test_the_first_stage_can_be_kept_though_its_winner_is_beyond_the_new_budget(
     cheapest = extremes(load_space(search / "stage2" / "space.yaml"), lambda spec: count_macs(spec, 32, 10))[0]
     high = (count_macs(cheapest, 32, 10) + count_macs(winner, 32, 10)) / 2
     _stop_at_retraining(monkeypatch)
-    monkeypatch.setattr("glit_models.search.stage.Stage.train_supernet", None)
+    monkeypatch.setattr("glit_models.search.run.stage.Stage.train_supernet", None)
     command = ["search", "again", str(search), "--out", str(out), "--keep-winner", "--device", "cpu"]
     assert cli.main([*command, "--set", f"budget.macs.high={high}"]) == 3
     assert "stage2: the supernet is that of an earlier search" in capsys.readouterr().err
@@ -101,7 +101,7 @@ def test_the_first_stage_can_be_kept_though_its_winner_is_beyond_the_new_budget(
 def test_a_large_file_is_linked_rather_than_copied(
     search: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("glit_models.search.supernets._LINKED_BYTES", 1)
+    monkeypatch.setattr("glit_models.search.run.kept_supernets._LINKED_BYTES", 1)
     search_again(search, tmp_path / "second", device="cpu")
     kept = tmp_path / "second" / "supernets" / "stage1" / "supernet" / "model.safetensors"
     assert os.path.samefile(kept, search / "stage1" / "supernet" / "model.safetensors")
@@ -170,7 +170,7 @@ def test_a_search_again_that_was_stopped_ends_as_one_that_was_not(
         _stop_at_retraining(patch)
         assert run(stopped) is None
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("glit_models.search.pipeline.SearchRun._finish", _raise_interrupted)
+        patch.setattr("glit_models.search.run.pipeline.SearchRun._finish", _raise_interrupted)
         assert run(stopped) is None
     again = run(stopped)
     assert result is not None

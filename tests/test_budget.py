@@ -8,13 +8,13 @@ from glit_models.search import (
     Budget,
     BudgetSampler,
     SearchSpace,
-    budget_sampler,
     extremes,
     glit,
     glit_released,
     macs_budget,
     params_budget,
 )
+from glit_models.search.spaces import budget_sampler
 from spaces import AUTOFORMER, PRODUCT, SMALL_SPACES, TIED, chi_square, random_space
 
 from glit_models import GLIT_TINY, GLiTSpec, count_macs, count_params

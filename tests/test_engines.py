@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 import torch
 from glit_models.search import EXECUTORS, Executor, SearchRun, load_search_recipe
-from glit_models.search.dispatch import dispatch, own_versions
 from glit_models.search.executors import TaskLostError
-from glit_models.search.run_context import Interrupted, RunContext
-from glit_models.search.tasks import KINDS, Task, task_folder
-from glit_models.search.worker import run_task
+from glit_models.search.executors.dispatch import dispatch, own_versions
+from glit_models.search.executors.tasks import KINDS, Task, task_folder
+from glit_models.search.run.context import Interrupted, RunContext
+from glit_models.search.run.worker import run_task
 
 from glit_models import cli, extensions
 from glit_models.errors import SearchError

@@ -22,8 +22,8 @@ from glit_models.search import (
     macs_budget,
     params_budget,
 )
-from glit_models.search.nsga2 import Nsga2, crowding_distances, front_ranks
-from glit_models.search.surrogate import Surrogate
+from glit_models.search.methods.nsga2 import Nsga2, crowding_distances, front_ranks
+from glit_models.search.methods.surrogate import Surrogate
 from spaces import AUTOFORMER, PRODUCT, SMALL_SPACES, TIED, random_space
 
 from glit_models import GLIT_TINY, GLiTSpec, count_macs, count_params

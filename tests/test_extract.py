@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 from glit_models.search import SearchSpace, Supernet, extract_networks, glit, load_space
-from glit_models.search.evaluate import Evaluator, Images
-from glit_models.search.run_context import RunContext
+from glit_models.search.run.context import RunContext
+from glit_models.search.supernets.scoring import Evaluator, Images
 
 from glit_models import GLiTSpec, cli
 from glit_models.errors import SearchError, SpecError

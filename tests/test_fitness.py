@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from glit_models.search import FITNESSES, Fitness, SearchRun, Setting, load_search_recipe, write_report
-from glit_models.search.evaluate import Evaluator
+from glit_models.search.supernets.scoring import Evaluator
 from specs import SMALL
 from torch import nn
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from glit_models.search import Budget, BudgetSampler, glit_released, latency, latency_budget
+from glit_models.search import Budget, BudgetSampler, glit_released, latency_budget
+from glit_models.search.spaces import latency
 from specs import SMALL
 
 from glit_models import GLiT, GLiTSpec

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 from glit_models.search import SearchSpace, Supernet, glit
-from glit_models.search.path_optimizer import keep_to_paths
-from glit_models.search.supernet import Sharing
+from glit_models.search.supernets.path_optimizer import keep_to_paths
+from glit_models.search.supernets.supernet import Sharing
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 from glit_models.search import SearchPlan, SearchSpace, plan_search
-from glit_models.search.plan import _rarest_value
-from glit_models.search.trial import NetworkSpeed, SupernetSpeed
+from glit_models.search.run.plan import _rarest_value
+from glit_models.search.run.trial import NetworkSpeed, SupernetSpeed
 from search_folders import RECIPE, SHORT, short_recipe
 
 from glit_models import cli, count_macs, count_params
@@ -20,8 +20,8 @@ SETTINGS = [word for text in SHORT for word in ("--set", text)]
 @pytest.fixture
 def speeds(monkeypatch: pytest.MonkeyPatch) -> None:
     """A step of a network takes 1 s, of a supernet 2 s, ..."""
-    monkeypatch.setattr("glit_models.search.plan.time_network", lambda *_: NetworkSpeed(1.0, 0.01))
-    monkeypatch.setattr("glit_models.search.plan.time_supernet", lambda *_: SupernetSpeed(2.0, 0.5, 0.1, 0.05))
+    monkeypatch.setattr("glit_models.search.run.plan.time_network", lambda *_: NetworkSpeed(1.0, 0.01))
+    monkeypatch.setattr("glit_models.search.run.plan.time_supernet", lambda *_: SupernetSpeed(2.0, 0.5, 0.1, 0.05))
 
 
 def _plan(*overrides: str) -> SearchPlan:
@@ -31,7 +31,7 @@ def _plan(*overrides: str) -> SearchPlan:
 def test_the_command_times_real_steps_and_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("glit_models.search.trial._STEPS", 3)
+    monkeypatch.setattr("glit_models.search.run.trial._STEPS", 3)
     monkeypatch.chdir(tmp_path)
     assert cli.main(["search", "plan", RECIPE, "--json", "--device", "cpu", *SETTINGS]) == 0
     plan: dict[str, Any] = json.loads(capsys.readouterr().out)

@@ -7,8 +7,8 @@ import random
 import numpy as np
 import pytest
 from glit_models.search import Ranking, glit
-from glit_models.search.ranking import Ranked, compare, noise_ceiling
-from glit_models.search.surrogate import Surrogate
+from glit_models.search.evidence.ranking import Ranked, compare, noise_ceiling
+from glit_models.search.methods.surrogate import Surrogate
 
 from glit_models import count_macs
 from glit_models.errors import SearchError

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 from glit_models.search import load_search_recipe, macs_budget, params_budget
-from glit_models.search.findings import read_findings
-from glit_models.search.pipeline import SearchRun
 from glit_models.search.recipe import SearchRecipe
 from glit_models.search.relative_budget import read_references, resolve_budgets, write_references
-from glit_models.search.run_context import RunContext
+from glit_models.search.report.findings import read_findings
+from glit_models.search.run.context import RunContext
+from glit_models.search.run.pipeline import SearchRun
 
 from glit_models import cli, count_macs
 from glit_models.errors import RecipeError, SearchError

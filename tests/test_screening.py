@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 import torch
 from glit_models.search import SearchRun, load_search_recipe, write_report
-from glit_models.search.candidates import Candidate
-from glit_models.search.evaluate import Evaluator
+from glit_models.search.methods.candidates import Candidate
+from glit_models.search.methods.screening import Confirmation, describe_noise, wrong_order
 from glit_models.search.recipe import SearchRecipe
-from glit_models.search.retraining import Retrained
-from glit_models.search.run_context import RunContext
-from glit_models.search.screening import Confirmation, describe_noise, wrong_order
-from glit_models.search.stage import Stage
+from glit_models.search.run.context import RunContext
+from glit_models.search.run.retraining import Retrained
+from glit_models.search.run.stage import Stage
+from glit_models.search.supernets.scoring import Evaluator
 
 from glit_models import GLiTSpec, count_macs
 from glit_models.errors import RecipeError
@@ -38,7 +38,7 @@ SCREEN = (
 KILLED_IN_THE_LAST_ROUND = """
 import os, signal, sys
 from glit_models import cli
-from glit_models.search.evaluate import Evaluator
+from glit_models.search.supernets.scoring import Evaluator
 Evaluator._sums = lambda *arguments: os.kill(os.getpid(), signal.SIGKILL)
 cli.main(sys.argv[1:])
 """

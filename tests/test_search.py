@@ -27,7 +27,7 @@ from glit_models.search import (
     shipped_search_recipes,
     write_report,
 )
-from glit_models.search.control import Control
+from glit_models.search.evidence.control import Control
 from glit_models.search.recipe import SearchRecipe
 from safetensors.torch import load_file
 
@@ -289,8 +289,8 @@ def test_a_search_that_release_0_1_began_goes_on_with_what_it_has(tmp_path: Path
 PROGRAM = """
 import os, signal, sys
 from glit_models import cli
-from glit_models.search.evaluate import Evaluator
-from glit_models.search.stage import Stage
+from glit_models.search.supernets.scoring import Evaluator
+from glit_models.search.run.stage import Stage
 from glit_models.training import Trainer
 owner, name, left = {"supernet": (Trainer, "_train_step", 7), "evaluation": (Evaluator, "_classify", 14),
     "evolution": (Stage, "_write_candidates", 2), "retraining": (Trainer, "_train_step", 13),

@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from glit_models.search import SearchSpace, Supernet, glit
-from glit_models.search.evaluate import Evaluator, Images, Score, prefixes_of
-from glit_models.search.supernet import SHARINGS, Sharing
+from glit_models.search.supernets.scoring import Evaluator, Images, Score, prefixes_of
+from glit_models.search.supernets.supernet import SHARINGS, Sharing
 from torch import nn
 from torch.optim.swa_utils import update_bn
 

@@ -16,11 +16,12 @@ import matplotlib
 import pytest
 import search_folders
 import yaml
-from glit_models.search import figures, findings, write_report
-from glit_models.search.candidates import pareto_front
-from glit_models.search.control import Control
-from glit_models.search.findings import Network
-from glit_models.search.panels import show_count
+from glit_models.search import write_report
+from glit_models.search.evidence.control import Control
+from glit_models.search.methods.candidates import pareto_front
+from glit_models.search.report import figures, findings
+from glit_models.search.report.findings import Network
+from glit_models.search.report.panels import show_count
 from PIL import Image
 from search_folders import write_search
 

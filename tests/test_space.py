@@ -162,8 +162,8 @@ SEED_0 = [
 
 PROGRAM = """
 import random
-from glit_models.search.evolution import Evolution
-from glit_models.search.named_spaces import glit
+from glit_models.search.methods.evolution import Evolution
+from glit_models.search.spaces.named import glit
 space, rng = glit(), random.Random(5)
 spec = space.sample(rng)
 for _ in range(20):

@@ -8,9 +8,9 @@ import pytest
 import torch
 from glit_models.search import SearchRun, Supernet, load_search_recipe
 from glit_models.search.recipe import SearchRecipe
-from glit_models.search.run_context import RunContext
-from glit_models.search.starting import fill_supernet
-from glit_models.search.supernet import Sharing
+from glit_models.search.run.context import RunContext
+from glit_models.search.supernets.starting import fill_supernet
+from glit_models.search.supernets.supernet import Sharing
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 

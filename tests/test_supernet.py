@@ -9,7 +9,7 @@ import pytest
 import timm
 import torch
 from glit_models.search import SearchSpace, Supernet, autoformer, glit
-from glit_models.search.supernet import SHARINGS, Sharing
+from glit_models.search.supernets.supernet import SHARINGS, Sharing
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy

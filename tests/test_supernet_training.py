@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 from glit_models.search import SearchSpace, Supernet, extremes, load_search_recipe
-from glit_models.search.budget_sampler import BudgetSampler
-from glit_models.search.path_sampling import BalancedSampler, path_sampling
 from glit_models.search.recipe import SearchRecipe
-from glit_models.search.run_context import Interrupted, RunContext
-from glit_models.search.stage import Stage
-from glit_models.search.supernet_training import SupernetTrainee
+from glit_models.search.run.context import Interrupted, RunContext
+from glit_models.search.run.stage import Stage
+from glit_models.search.spaces.budget_sampler import BudgetSampler
+from glit_models.search.supernets.path_sampling import BalancedSampler, path_sampling
+from glit_models.search.supernets.training import SupernetTrainee
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div

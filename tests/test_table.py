@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
-from glit_models.search.table import NetworkTable
+from glit_models.search.evidence.table import NetworkTable
 
 from benchmarks.ranked.__main__ import TABLE, load_spaces
 from glit_models import BlockSpec, GLiTSpec, count_macs, count_params

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 from glit_models.search import RandomSearch, Search, SearchRun, glit, load_search_recipe, macs_budget
+from glit_models.search.methods.transform import LearnedTransformation, Transformation, cheaper_blocks
 from glit_models.search.recipe import SearchRecipe
-from glit_models.search.transform import LearnedTransformation, Transformation, cheaper_blocks
 
 from glit_models import GLIT_TINY, BlockSpec, GLiTSpec, cli, count_macs
 from glit_models.errors import RecipeError, SearchError, SpecError

@@ -16,7 +16,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from glit_models.search import NAMED_SPACES, Supernet
-from glit_models.search.evaluate import Evaluator, Images
+from glit_models.search.supernets.scoring import Evaluator, Images
 from safetensors.torch import load, load_file
 from torch import Tensor, nn
 

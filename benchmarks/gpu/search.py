@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from glit_models.search import NAMED_SPACES, SearchSpace, Supernet, load_search_recipe
-from glit_models.search.evaluate import Evaluator, Images
+from glit_models.search.supernets.scoring import Evaluator, Images
 
 from glit_models import GLiTSpec
 from glit_models.errors import first_line

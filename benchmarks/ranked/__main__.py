@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 from glit_models.search import load_search_recipe
-from glit_models.search.budget import Budget
-from glit_models.search.budget_sampler import BudgetSampler
-from glit_models.search.evaluate import compare_logits
-from glit_models.search.space import SearchSpace
+from glit_models.search.spaces.budget import Budget
+from glit_models.search.spaces.budget_sampler import BudgetSampler
+from glit_models.search.spaces.space import SearchSpace
+from glit_models.search.supernets.scoring import compare_logits
 
 from glit_models import GLiTSpec, count_macs, count_params
 from glit_models.errors import RunError

@@ -106,7 +106,7 @@ def _run_recipe(args: argparse.Namespace) -> int:
 
 def _run_again(args: argparse.Namespace) -> int:
     from glit_models.search import search_again
-    from glit_models.search.again import again_recipe
+    from glit_models.search.run.again import again_recipe
 
     options = ["--keep-winner"] if args.keep_winner else []
     run = search_again(

@@ -1,0 +1,47 @@
+"""Compute cheap measures of networks, which may predict their quality after stand-alone training."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+
+from glit_models import Spec, parse_spec
+
+from ..fitness import FITNESSES, SynFlow
+from ..methods.surrogate import Surrogate
+from .stage import Stage
+
+__all__ = ["predict"]
+
+_MOST_FOR_SURROGATE = 200  # the last networks that the search evaluated, scored again on the images of `predict`
+
+
+def predict(stage: Stage, specs: Sequence[Spec], positions: Sequence[int]) -> list[dict[str, float]]:
+    """Compute the cheap measures of each network, by name; accuracy and loss are on these images."""
+    measures: dict[str, Sequence[float]] = {}
+    known = {}
+    for line in (stage.folder / "candidates.jsonl").read_text().splitlines():
+        fitness = json.loads(line).get("fitness", json.loads(line).get("accuracy"))  # the name in version 0.1
+        if fitness is not None:
+            known[parse_spec(json.loads(line)["spec"])] = float(fitness)
+    others = [spec for spec in known if spec not in set(specs)][-_MOST_FOR_SURROGATE:]
+    setting = stage.setting()
+    if stage.fitness_class.needs_supernet:
+        evaluator = stage.context.evaluator(stage.space, stage.weights, lambda done, total: None, positions)
+        setting = dataclasses.replace(setting, open_evaluator=lambda: evaluator)
+        scores = evaluator.evaluate([*specs, *others])
+        measures["inherited loss"] = [-scores[spec].loss for spec in specs]
+        measures["inherited top-1"] = [scores[spec].accuracy for spec in specs]
+        known = {spec: -scores[spec].loss for spec in others}  # the search's values were measured on all images
+    if stage.fitness_class not in FITNESSES.values():
+        values = stage.fitness_class(setting).evaluate(specs)
+        measures[stage.fitness_class.label] = [values[spec] for spec in specs]
+    if len(others) > 1:
+        measures["surrogate"] = Surrogate(stage.space, others, [known[spec] for spec in others]).predict(specs)
+    flows = SynFlow(setting).evaluate(specs)
+    measures["SynFlow"] = [flows[spec] for spec in specs]
+    for budget in stage.context.budgets:
+        if budget.additive:
+            measures[{"macs": "MACs", "params": "parameters"}[budget.name]] = [budget.cost(spec) for spec in specs]
+    return [{name: float(values[index]) for name, values in measures.items()} for index in range(len(specs))]
