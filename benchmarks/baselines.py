@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from glit_models.data import open_splits
-from glit_models.probe import FrozenFeatures, score_linear, score_neighbours
+from glit_models.evaluate.probe import FrozenFeatures, score_linear, score_neighbours
 
 from . import report
 

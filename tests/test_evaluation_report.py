@@ -13,10 +13,10 @@ import torch
 from PIL import Image
 from weight_folders import small_folder
 
-from glit_models import evaluation_report
-from glit_models.calibration import calibrate, calibration_bins, calibration_error, fit_temperature
 from glit_models.cli import main
-from glit_models.review import doubtful_labels, near_duplicates
+from glit_models.evaluate import report as evaluation_report
+from glit_models.evaluate.calibration import calibrate, calibration_bins, calibration_error, fit_temperature
+from glit_models.evaluate.review import doubtful_labels, near_duplicates
 
 EVIL = ("<script>alert(1)<script>", "a&b \"c\" 'd'", "\u202egnp.exe", "שלום")
 

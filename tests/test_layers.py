@@ -30,9 +30,8 @@ glit autoformer
 data
 predict
 explain embed neighbours
-evaluate prediction_table explanation_sheet
-probe calibration review confusion_figure multilabel
-evaluation_report demo
+prediction_table explanation_sheet
+evaluate demo
 training
 cli
 __main__

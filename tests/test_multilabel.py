@@ -16,7 +16,7 @@ from glit_models.data import open_splits
 from glit_models.data.label_table import read_label_table
 from glit_models.embed import open_images
 from glit_models.errors import DataError
-from glit_models.multilabel import average_precision, score_multilabel
+from glit_models.evaluate.multilabel import average_precision, score_multilabel
 from glit_models.predict import Classifier, load_model
 from glit_models.training import Trainer
 from glit_models.training.finetuning import plan

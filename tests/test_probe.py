@@ -10,7 +10,7 @@ from PIL import Image
 from scipy.optimize import minimize
 
 from glit_models.cli import main
-from glit_models.probe import FrozenFeatures, classify_linearly, score_linear, score_neighbours, vote
+from glit_models.evaluate.probe import FrozenFeatures, classify_linearly, score_linear, score_neighbours, vote
 
 COLOURS = {"blue": (40, 40, 200), "green": (40, 200, 40), "red": (200, 40, 40)}
 

@@ -12,7 +12,7 @@ from .common import Commands, add_command, add_device, echo, model_identity, pri
 if TYPE_CHECKING:
     from ..data.labelled import LabelledSplit
     from ..evaluate import Evaluation
-    from ..evaluation_report import Training
+    from ..evaluate.report import Training
     from ..predict import Classifier
 
 __all__ = ["add_embed", "add_eval"]
@@ -112,7 +112,7 @@ def _run_eval(args: argparse.Namespace) -> int:
     from ..data.labelled import open_labelled
     from ..embed import check_features
     from ..evaluate import evaluate
-    from ..evaluation_report import Observed, check_report, write_report
+    from ..evaluate.report import Observed, check_report, write_report
     from ..predict import Classifier, load_model, pick_device
     from ..runs.figures import check_can_draw
 
@@ -162,7 +162,7 @@ def _run_eval(args: argparse.Namespace) -> int:
 
 def _run_multilabel(args: argparse.Namespace, data: LabelledSplit, head: dict[str, Any]) -> int:
     """Score a model on images with several labels."""
-    from ..multilabel import evaluate_multilabel
+    from ..evaluate.multilabel import evaluate_multilabel
     from ..predict import Classifier, load_model, pick_device
 
     for name in ("knn", "linear", "report", "confusion"):
@@ -193,7 +193,7 @@ def _run_multilabel(args: argparse.Namespace, data: LabelledSplit, head: dict[st
 def _embed_training(args: argparse.Namespace, classifier: Classifier, data: LabelledSplit, keys: Any) -> Training:
     """The training images that a report compares with, or None."""
     from ..data.labelled import open_training
-    from ..evaluation_report import Training, embed_training
+    from ..evaluate.report import Training, embed_training
 
     if args.no_compare:
         return Training(note="No training images were compared with, as --no-compare was given.")
@@ -207,8 +207,8 @@ def _embed_training(args: argparse.Namespace, classifier: Classifier, data: Labe
 def _run_probes(args: argparse.Namespace, data: LabelledSplit, keys: dict[str, Any], head: dict[str, Any]) -> int:
     """Score frozen features with the requested probes."""
     from ..data.labelled import open_training
+    from ..evaluate.probe import embed_splits, score_linear, score_neighbours
     from ..predict import Classifier, load_model, pick_device
-    from ..probe import embed_splits, score_linear, score_neighbours
 
     if args.knn is not None and args.knn < 1:
         raise GlitError(f"--knn must be at least 1, got {args.knn}")
@@ -247,7 +247,7 @@ def _print_result(result: dict[str, Any]) -> None:
 
 def _draw(args: argparse.Namespace, result: Evaluation, title: str) -> None:
     """Draw the confusion matrix, if requested."""
-    from ..confusion_figure import draw_confusion
+    from ..evaluate.confusion_figure import draw_confusion
 
     if args.confusion is not None:
         draw_confusion(result, args.confusion, f"{title}: top-1 {result.top1:.2f} %")

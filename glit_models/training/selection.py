@@ -14,7 +14,7 @@ from torch.optim.swa_utils import update_bn
 
 from ..errors import is_out_of_memory
 from ..evaluate import balanced_accuracy, macro_f1
-from ..multilabel import score_multilabel
+from ..evaluate.multilabel import score_multilabel
 from ..runs.files import whole_file
 from ..runs.processes import release_memory
 from ..weights.files import write_state_dict

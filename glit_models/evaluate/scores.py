@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from .data.labelled import LabelledSplit, match_classes
-from .data.readable import readable_batches, refuse_broken
-from .embed import logits_and_features
-from .errors import Argument, GlitError, WeightsError
-from .predict import Classifier
+from ..data.labelled import LabelledSplit, match_classes
+from ..data.readable import readable_batches, refuse_broken
+from ..embed import logits_and_features
+from ..errors import Argument, GlitError, WeightsError
+from ..predict import Classifier
 
 __all__ = [
     "ClassScore",

@@ -15,17 +15,17 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..data.labelled import LabelledSplit, match_classes
+from ..data.sources import Stream
+from ..embed import embed
+from ..errors import DataError, GlitError
+from ..page import Page
+from ..predict import Classifier
+from ..runs.figures import import_matplotlib, new_figure, png_bytes
 from .calibration import Calibration, calibrate
 from .confusion_figure import confusion_figure
-from .data.labelled import LabelledSplit, match_classes
-from .data.sources import Stream
-from .embed import embed
-from .errors import DataError, GlitError
-from .evaluate import Evaluation, accuracy_interval
-from .page import Page
-from .predict import Classifier
 from .review import Pair, doubtful_labels, near_duplicates
-from .runs.figures import import_matplotlib, new_figure, png_bytes
+from .scores import Evaluation, accuracy_interval
 
 __all__ = ["Observed", "Training", "check_report", "embed_training", "write_report"]
 

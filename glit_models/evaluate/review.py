@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .neighbours import nearest
+from ..neighbours import nearest
 
 __all__ = ["Doubt", "Pair", "doubtful_labels", "near_duplicates"]
 

@@ -14,13 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .data.labelled import LabelledSplit, match_classes
-from .data.readable import refuse_broken
-from .embed import embed
-from .errors import Argument, DataError
-from .evaluate import Evaluation, evaluate_scores
-from .neighbours import nearest
-from .predict import Classifier
+from ..data.labelled import LabelledSplit, match_classes
+from ..data.readable import refuse_broken
+from ..embed import embed
+from ..errors import Argument, DataError
+from ..neighbours import nearest
+from ..predict import Classifier
+from .scores import Evaluation, evaluate_scores
 
 __all__ = ["FrozenFeatures", "classify_linearly", "embed_splits", "score_linear", "score_neighbours", "vote"]
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from .evaluate import Evaluation
-from .runs.figures import new_figure, save_png
+from ..runs.figures import new_figure, save_png
+from .scores import Evaluation
 
 __all__ = ["confusion_figure", "draw_confusion"]
 

@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .data.labelled import LabelledSplit, match_classes
-from .data.readable import readable_batches, refuse_broken
-from .errors import DataError, WeightsError
-from .evaluate import ClassScore
-from .predict import Classifier
+from ..data.labelled import LabelledSplit, match_classes
+from ..data.readable import readable_batches, refuse_broken
+from ..errors import DataError, WeightsError
+from ..predict import Classifier
+from .scores import ClassScore
 
 __all__ = ["MultilabelEvaluation", "average_precision", "evaluate_multilabel", "score_multilabel"]
 
