@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
+import json
 import keyword
 import math
 import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
 
@@ -20,8 +22,10 @@ import yaml
 from .errors import GlitError, RecipeError, first_line
 from .reading import is_file, parse_yaml, read_text
 from .runs.console import say
+from .runs.files import write_json, write_text
 
 __all__ = [
+    "DATA_FILE",
     "RECIPE_FILE",
     "Overrides",
     "as_values",
@@ -29,16 +33,21 @@ __all__ = [
     "parse_overrides",
     "read_recipe",
     "read_stored_recipe",
+    "record_recipe",
     "refuse_other_recipe",
     "to_yaml",
 ]
 
 RECIPE_FILE = "recipe.yaml"  # in a run's folder
+DATA_FILE = "data.json"  # beside it: the fingerprint of the data, see `Splits.fingerprint`
+_PLACES = ("data.root", "data.dataset", "train.data.root", "train.data.dataset")  # keys that may say where the data are
 Overrides = Mapping[str, Any] | Sequence[str]  # `section.key` to a value, or strings `section.key=value`
 
 
 class _Recipe(Protocol):
     def meaning(self) -> dict[str, Any]: ...
+
+    def to_yaml(self) -> str: ...
 
 
 R = TypeVar("R", bound=_Recipe)
@@ -248,8 +257,19 @@ def _split(cls: type, data: Mapping[str, Any], prefix: str = "") -> tuple[dict[s
     return known, unknown
 
 
-def refuse_other_recipe(recipe: _Recipe, folder: Path) -> None:
+def record_recipe(recipe: _Recipe, folder: Path, fingerprint: str | None) -> None:
+    """Write the recipe of a run into its folder, with the fingerprint of its data if there is one."""
+    write_text(folder / RECIPE_FILE, recipe.to_yaml())
+    if fingerprint is not None:
+        write_json(folder / DATA_FILE, {"fingerprint": fingerprint})
+
+
+def refuse_other_recipe(recipe: _Recipe, folder: Path, fingerprint: Callable[[], str | None] = lambda: None) -> None:
     """Check that the run in `folder`, if there is one, has an equivalent recipe.
+
+    Args:
+        fingerprint: computes that of the data. Only called if the recipes differ in nothing but the place of the data;
+            if it is the run's, the data were moved or copied, and the recipes are equivalent.
 
     Raises:
         RecipeError: if the recipes differ; names the keys. Also raises as `read_stored_recipe`.
@@ -257,14 +277,33 @@ def refuse_other_recipe(recipe: _Recipe, folder: Path) -> None:
     stored = read_stored_recipe(type(recipe), folder)
     if stored is None:
         return
-    changed = list(_differences("", stored.meaning(), recipe.meaning()))
-    if changed:
-        raise RecipeError(f"{folder} holds a run of another recipe ({'; '.join(changed[:3])}); choose another folder")
+    changed = dict(_differences("", stored.meaning(), recipe.meaning()))
+    if not changed:
+        return
+    shown, other = "; ".join(f"{key}: {change}" for key, change in list(changed.items())[:3]), "a run of another recipe"
+    if all(key in _PLACES for key in changed) and (recorded := _recorded_fingerprint(folder)):
+        if recorded == fingerprint():
+            _say_once(f"glit: the data were moved ({'; '.join(changed.values())}) and are the same, so the run goes on")
+            return
+        other = "a run on other data"
+    raise RecipeError(f"{folder} holds {other} ({shown}); choose another folder")
 
 
-def _differences(prefix: str, stored: Any, given: Any) -> Iterator[str]:
+def _recorded_fingerprint(folder: Path) -> str | None:
+    try:
+        fingerprint = json.loads((folder / DATA_FILE).read_text(encoding="utf-8")).get("fingerprint")
+    except (OSError, ValueError, AttributeError):  # written by an earlier release, or damaged
+        return None
+    return fingerprint if isinstance(fingerprint, str) else None
+
+
+_say_once = functools.cache(say)  # the search and each of its trainings are checked
+
+
+def _differences(prefix: str, stored: Any, given: Any) -> Iterator[tuple[str, str]]:
+    """Yield the keys whose values differ, each with the change as text."""
     if isinstance(stored, Mapping) and isinstance(given, Mapping):
         for key in dict.fromkeys((*stored, *given)):
             yield from _differences(f"{prefix}.{key}" if prefix else str(key), stored.get(key), given.get(key))
     elif stored != given:
-        yield f"{prefix}: {stored} -> {given}"
+        yield prefix, f"{stored} -> {given}"

@@ -138,6 +138,31 @@ def test_the_same_command_goes_on_and_notices_other_images(small: str, capsys: p
     )
 
 
+def test_a_run_goes_on_where_its_images_were_moved_to(small: str, capsys: pytest.CaptureFixture[str]):
+    fill(Path("colours"))
+    command = ("--model", small, "--epochs", "2", "--out", "run")
+    assert finetune("colours", *command, "--max-minutes", "0.0001") == 3
+    other = fill(Path("other"))
+    (other / "red/3.jpg").rename(other / "red/03.jpg")
+    assert finetune("other", *command) == 2
+    here = Path().resolve()
+    assert (
+        f"run holds a run on other data (data.root: {here}/colours -> {here}/other); choose another folder\n"
+        in capsys.readouterr().err
+    )
+    Path("colours").rename("moved")
+    assert finetune("moved", *command) == 0
+    err = capsys.readouterr().err
+    line = f"glit: the data were moved ({here}/colours -> {here}/moved) and are the same, so the run goes on\n"
+    assert err.count(line) == 1
+    assert "resuming from step 1 of 12" in err
+    assert f"root: {here}/moved\n" in Path("run/recipe.yaml").read_text()
+    Path("run/data.json").unlink()  # as written by 0.1
+    Path("moved").rename("colours")
+    assert finetune("colours", *command) == 2
+    assert "run holds a run of another recipe (data.root: " in capsys.readouterr().err
+
+
 def test_names_of_folders_are_taken_as_they_are(small: str):
     model = shutil.copytree(small, "runs/run #1: 'a'/model")
     fill(Path("colours # 2"))

@@ -1,5 +1,6 @@
 """Tests of whole searches: results, resuming from any moment, and errors."""
 
+import gzip
 import json
 import os
 import random
@@ -511,6 +512,25 @@ def test_another_searchs_folder_is_refused_and_the_keys_named(finished: Path):
         RecipeError, match=r"holds a run of another recipe \(evolution.generations: 3 -> 4\); choose another folder$"
     ):
         SearchRun(_recipe("evolution.generations=4"), finished, device="cpu")
+
+
+def test_a_search_goes_on_where_its_data_were_moved_to(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    out = shutil.copytree(finished, tmp_path / "run")
+    for name in ("result.json", "stage2/retrained.json", "stage2/retrain/1/result.json"):
+        (out / name).unlink()
+    data = shutil.copytree(FIXTURES / "fashion-mnist", tmp_path / "moved")
+    labels = data / "train-labels-idx1-ubyte.gz"
+    original = labels.read_bytes()
+    labels.write_bytes(gzip.compress(gzip.decompress(original)[:-1] + b"\11"))
+    with pytest.raises(RecipeError, match=r"holds a run on other data \(train.data.root: "):
+        SearchRun(_recipe(f"train.data.root={data}"), out, device="cpu")
+    labels.write_bytes(original)
+    assert _search(out, f"train.data.root={data}")["seed"] == 0
+    line = f"the data were moved ({FIXTURES}/fashion-mnist -> {data}) and are the same, so the run goes on"
+    assert capsys.readouterr().err.count(line) == 1
+    _same_end(out, finished)
 
 
 def test_a_folder_whose_recipe_lacks_a_key_of_today_has_its_default(finished: Path, tmp_path: Path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from collections import Counter
@@ -13,10 +14,13 @@ from typing import Any
 import numpy as np
 
 from ..errors import Argument, DataError
+from .fashion_mnist import FashionMNIST
 from .label_table import Label, flat_labels, is_label_table
-from .sources import Images, Source, Stream, is_folder, open_source, part_of
+from .sources import ImageList, Images, Source, Stream, is_folder, open_source, part_of
 
 __all__ = ["Splits", "Subset", "open_splits", "share_images"]
+
+_SIZES = 1000  # files whose size is part of a fingerprint
 
 
 class Subset:
@@ -67,6 +71,30 @@ class Splits:
             return None
         counts = Counter(flat_labels(labels))
         return [counts[label] for label in range(len(self.class_names))]
+
+    def fingerprint(self) -> str | None:
+        """A hash of what an image folder, a table of images or Fashion-MNIST contains, wherever it is; else None.
+
+        It covers the class names, and for each split, before images are held out, the paths of the images without
+        their common start, their labels, and the sizes of a thousand of the files.
+        """
+        digest = hashlib.sha256("\0".join(self.class_names).encode())
+        splits = [split for split in (self.train, self.validation, self.test) if split is not None]
+        parts = [part for split in splits for part in getattr(split, "datasets", (split,))]
+        whole = [part.dataset if isinstance(part, Subset) else part for part in parts]
+        for images in {id(images): images for images in whole}.values():
+            if isinstance(images, FashionMNIST):
+                digest.update(images.images.tobytes() + images.labels.tobytes())
+                continue
+            listed = getattr(images, "dataset", None)
+            if not isinstance(listed, ImageList) or not len(listed):
+                return None
+            paths, labels = zip(*listed.samples, strict=True)
+            start = len(os.path.commonprefix([min(paths), max(paths)]))  # noqa: RUF071 (any common start will do)
+            some = paths[:: len(paths) // _SIZES + 1]
+            sizes = [os.path.getsize(path) for path in some if os.path.exists(path)]
+            digest.update(os.fsencode("\0".join(path[start:] for path in paths)) + repr((labels, sizes)).encode())
+        return digest.hexdigest()
 
 
 def open_splits(

@@ -26,7 +26,7 @@ from ..errors import Argument, DataError, RecipeError
 from .recipe import Recipe
 from .setup import create_eval_transform, create_train_transform
 
-__all__ = ["Feed", "naming_keys", "open_data"]
+__all__ = ["Feed", "data_fingerprint", "naming_keys", "open_data"]
 
 _STATISTICS_BATCHES = 8
 
@@ -63,6 +63,11 @@ def open_data(recipe: Recipe) -> Splits:
     if isinstance(splits.train, Stream) or isinstance(splits.validation, Stream):
         raise RecipeError(f"data.train_on_validation cannot be set for {data.dataset}, which is read as a stream")
     return dataclasses.replace(splits, train=ConcatDataset([splits.train, splits.validation]))
+
+
+def data_fingerprint(recipe: Recipe) -> str | None:
+    """The fingerprint of the data that a recipe names; see `Splits.fingerprint`. Raises as `open_data`."""
+    return open_data(recipe).fingerprint()
 
 
 def _batches_naming_keys(batches: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:

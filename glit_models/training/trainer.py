@@ -14,6 +14,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +25,16 @@ from torch.optim import Optimizer
 
 from ..data import Splits
 from ..errors import Argument, RecipeError, TrainingError, is_out_of_memory
-from ..recipes import RECIPE_FILE, refuse_other_recipe
+from ..recipes import record_recipe, refuse_other_recipe
 from ..runs.console import MinuteLines, progress_bar, say, show_seconds
-from ..runs.files import whole_file, write_json, write_text
+from ..runs.files import whole_file, write_json
 from ..runs.lock import lock_folder
 from ..runs.processes import make_accelerator, multiplies_bf16, release_memory, synchronise_batchnorm
 from ..runs.signals import StopRequest
 from ..weights.files import write_state_dict
 from ..weights.loading import create_model, load_model
 from . import setup
-from .feed import Feed, open_data
+from .feed import Feed, data_fingerprint, open_data
 from .machine import (
     Pace,
     accumulation_for_memory,
@@ -130,7 +131,7 @@ class Trainer:
         recipe.check_parts(self.accelerator.num_processes)
         self.fits_threads = fits_threads
         self.progress = Progress()
-        refuse_other_recipe(recipe, self.out)
+        refuse_other_recipe(recipe, self.out, partial(data_fingerprint, recipe))
         self.splits = self._open_splits()
         self.num_classes = len(self.splits.class_names)
         if self.splits.is_multilabel:
@@ -224,7 +225,7 @@ class Trainer:
             return json.loads(result.read_text())
         with lock_folder(self.out) if self.rank == 0 else nullcontext():
             if self.rank == 0:
-                write_text(self.out / RECIPE_FILE, self.recipe.to_yaml())
+                record_recipe(self.recipe, self.out, self.splits.fingerprint())
             self.accelerator.wait_for_everyone()  # the folder exists
             return self._run()
 

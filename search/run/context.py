@@ -23,7 +23,7 @@ from glit_models.runs.console import progress_bar, say
 from glit_models.runs.processes import make_accelerator
 from glit_models.runs.signals import StopRequest
 from glit_models.training import Recipe, Trainee, Trainer, setup
-from glit_models.training.feed import Feed, open_data
+from glit_models.training.feed import Feed, data_fingerprint, open_data
 
 from ..executors import Executor
 from ..executors.dispatch import dispatch
@@ -247,7 +247,7 @@ class RunContext:
         """Train in a folder, resuming if possible, and return the result. Raises Interrupted if stopped."""
 
         def read_result() -> dict[str, Any] | None:
-            refuse_other_recipe(recipe, out)
+            refuse_other_recipe(recipe, out, partial(data_fingerprint, recipe))
             path = out / "result.json"
             return read_json(path) if path.is_file() else None
 

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import os
 import shutil
+from functools import partial
 from pathlib import Path
 
-from glit_models.recipes import RECIPE_FILE, refuse_other_recipe
+from glit_models.recipes import DATA_FILE, RECIPE_FILE, refuse_other_recipe
 from glit_models.runs.files import whole_folder, write_json
 from glit_models.training import Recipe
+from glit_models.training.feed import data_fingerprint
 
 from ..executors.tasks import read_json
 from ..spaces.named import load_space
@@ -20,7 +22,7 @@ from ..spaces.space import SearchSpace
 __all__ = ["adopt_supernet", "has_supernet", "keep_supernet", "keeps_supernets", "link_file"]
 
 _KEPT = "supernets"
-_FILES = ("model.safetensors", RECIPE_FILE, "metrics.jsonl", "result.json")
+_FILES = ("model.safetensors", RECIPE_FILE, DATA_FILE, "metrics.jsonl", "result.json")
 _LINKED_BYTES = 1_000_000
 
 
@@ -56,7 +58,7 @@ def adopt_supernet(folder: Path, space: SearchSpace, recipe: Recipe, stage: Path
     for path in sorted((folder / _KEPT).glob("*/space.yaml")):
         if load_space(path) == space:
             kept = path.with_name("supernet")
-            refuse_other_recipe(recipe, kept)
+            refuse_other_recipe(recipe, kept, partial(data_fingerprint, recipe))
             with whole_folder(stage / "supernet", replace=True) as temporary:
                 for file in kept.iterdir():
                     link_file(file, temporary / file.name)

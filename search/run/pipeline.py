@@ -17,9 +17,10 @@ import torch
 
 from glit_models import Spec
 from glit_models.errors import SearchError
-from glit_models.recipes import RECIPE_FILE, refuse_other_recipe
-from glit_models.runs.files import whole_folder, write_json, write_text
+from glit_models.recipes import record_recipe, refuse_other_recipe
+from glit_models.runs.files import whole_folder, write_json
 from glit_models.runs.lock import lock_folder
+from glit_models.training.feed import data_fingerprint
 
 from ..evidence.control import Control
 from ..executors import Executor
@@ -66,7 +67,7 @@ class SearchRun:
         executor: Executor | None = None,
     ) -> None:
         self.recipe, self.out = recipe, Path(out)
-        refuse_other_recipe(recipe, self.out)
+        refuse_other_recipe(recipe, self.out, lambda: data_fingerprint(recipe.supernet_recipe()))
         self.context = RunContext(recipe, self.out, device, max_minutes, command, runtimes, executor)
         space = self.context.searched_space()
         self.space = space
@@ -105,7 +106,7 @@ class SearchRun:
                 context.say(f"glit: {name} {reference}")
             if context.rank == 0:
                 write_references(context.references, self.out)
-                write_text(self.out / RECIPE_FILE, self.recipe.to_yaml())
+                record_recipe(self.recipe, self.out, context.splits.fingerprint())
             context.wait()
             try:
                 return self._train_supernet() if supernet_only else self._run()
