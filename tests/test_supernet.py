@@ -115,6 +115,19 @@ def test_training_a_path_is_training_the_network_by_itself():
         assert torch.equal(own[state[name].data_ptr()], parameter.grad), name  # type: ignore[arg-type]
 
 
+def test_blocks_with_the_same_option_share_a_module_and_not_their_weights():
+    supernet = _supernet().eval()
+    spec = SPACE.sample(random.Random(0))
+    spec = SPACE.make_spec([spec.blocks[0]] * SPACE.depth, spec.embed_dim)
+    supernet.activate(spec)
+    logits = supernet(_images())
+    first, last = supernet.blocks[0], supernet.blocks[-1]
+    parts = supernet.parts_of(0, spec.blocks[0], spec.embed_dim)
+    assert first.template(parts) is last.template(parts)
+    torch.testing.assert_close(logits, supernet.extract(spec).eval()(_images()))
+    assert not torch.equal(first.tensors(parts)["mlp.fc1.weight"], last.tensors(parts)["mlp.fc1.weight"])
+
+
 def test_a_network_of_another_space_and_a_supernet_without_a_path_are_refused():
     supernet = _supernet()
     with pytest.raises(SearchError, match=r"call activate\(spec\) first"):

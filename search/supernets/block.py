@@ -16,10 +16,11 @@ from torch.func import functional_call
 from glit_models.block import Block
 from glit_models.parts import BlockParts, BuildOptions, Part, Slice, TokenGrid, build_part
 
-__all__ = ["SHARINGS", "Sharing", "SuperBlock"]
+__all__ = ["SHARINGS", "Sharing", "SuperBlock", "Templates"]
 
 Sharing = Literal["independent", "entangled"]
 SHARINGS: tuple[Sharing, ...] = ("independent", "entangled")
+Templates = dict[tuple[BlockParts, float, torch.device], Block]  # by parts, stochastic depth and device of the weights
 
 
 @final
@@ -53,12 +54,20 @@ class SuperBlock(nn.Module):
         tokens: the tokens of an image.
         sharing: see `Supernet`.
         drop_path: stochastic-depth probability.
+        templates: the modules of blocks without weights; blocks of a supernet share them.
 
     Raises:
         NotImplementedError: if a part does not support this sharing.
     """
 
-    def __init__(self, options: Iterable[BlockParts], tokens: TokenGrid, sharing: Sharing, drop_path: float) -> None:
+    def __init__(
+        self,
+        options: Iterable[BlockParts],
+        tokens: TokenGrid,
+        sharing: Sharing,
+        drop_path: float,
+        templates: Templates,
+    ) -> None:
         super().__init__()
         options = list(options)
         self.tokens, self.drop_path = tokens, drop_path
@@ -69,7 +78,7 @@ class SuperBlock(nn.Module):
             built = {part.key: build_part(part, BuildOptions(tokens)) for part in stores}
             self.add_module(slot, nn.ModuleDict(built))
         self._plans: dict[BlockParts, list[_Taken]] = {}
-        self._templates: dict[tuple[BlockParts, torch.device], Block] = {}
+        self._templates = templates
         self._prepare: Callable[[nn.Module], object] = lambda template: None
         self.active: BlockParts | None = None
         if sharing == "entangled":
@@ -123,7 +132,7 @@ class SuperBlock(nn.Module):
 
     def template(self, parts: BlockParts) -> Block:
         """The block's module, without weights."""
-        key = parts, self.norm1.weight.device
+        key = parts, self.drop_path, self.norm1.weight.device
         if key not in self._templates:
             template = Block(parts, BuildOptions(self.tokens, device=torch.device("meta")), self.drop_path)
             # Buffers that depend on the grid of tokens are the template's, on the device of the weights.

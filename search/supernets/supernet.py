@@ -24,7 +24,7 @@ from glit_models.families import FAMILIES
 from glit_models.parts import BlockParts, Slice
 
 from ..spaces.space import SearchSpace
-from .block import SHARINGS, Sharing, SuperBlock
+from .block import SHARINGS, Sharing, SuperBlock, Templates
 
 __all__ = ["SHARINGS", "Sharing", "Supernet"]
 
@@ -83,9 +83,10 @@ class Supernet(nn.Module):
         tokens = self.net.token_grid
         rates = [drop_path_rate * index / max(space.depth - 1, 1) for index in range(space.depth)]
         blocks = []
+        templates: Templates = {}
         for index, rate in enumerate(rates):
             try:
-                blocks.append(SuperBlock(self._options(index), tokens, sharing, rate))
+                blocks.append(SuperBlock(self._options(index), tokens, sharing, rate, templates))
             except NotImplementedError as error:
                 raise SearchError(f"sharing {sharing!r} is impossible in blocks[{index}]: {error}") from None
         self.net.blocks = nn.Sequential(*blocks)
@@ -149,10 +150,9 @@ class Supernet(nn.Module):
 
         Args:
             paths: all networks that the next step of an optimiser trains, if there are others than `spec`.
-            paths: all networks that the next step of an optimiser trains, where that is more than `spec`.
 
-        SearchError: if one is not a member of the space.
-            SearchError: if one is no member of the space.
+        Raises:
+            SearchError: if one is not a member of the space.
         """
         spec = self.space.canonical(spec)
         self.paths = tuple(map(self.space.canonical, paths)) or (spec,)
