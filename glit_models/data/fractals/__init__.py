@@ -1,8 +1,10 @@
 """Formula-driven images for pretraining: every class is a random fractal, and images are drawn on demand.
 
-`dataset` defines the images, `classes` finds the classes, `ifs` draws, and `sheet` shows samples.
+`config` has the settings, `dataset` defines the images, `classes` finds the classes, `ifs` draws, and `sheet` shows
+samples.
 """
 
-from .dataset import FractalConfig, Fractals, HeldOutFractals
+from .config import FractalConfig
+from .dataset import Fractals, HeldOutFractals
 
 __all__ = ["FractalConfig", "Fractals", "HeldOutFractals"]

@@ -10,16 +10,13 @@ Axes: B systems, F maps.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ...errors import DataError
+from .config import FractalConfig
 from .ifs import MAX_STRETCH, areas, draw, hash_keys, numbers, stretch
-
-if TYPE_CHECKING:
-    from .dataset import FractalConfig
 
 __all__ = ["find_classes", "measure"]
 
