@@ -7,7 +7,8 @@ import os
 import re
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from glit_models.cli import main
 from glit_models.errors import WeightsError
 from glit_models.families import named_specs
 from glit_models.weights import download, files, resolve
+from glit_models.weights.folder import open_folder
 from glit_models.weights.loading import load_model
 from glit_models.weights.registry import WeightEntry, read_registry
 from glit_models.weights.verify import verify
@@ -415,6 +417,26 @@ def test_a_repository_revision_or_file_that_is_not_there_is_one_line(server: Hub
         assert repo in one_line(error)
     with pytest.raises(WeightsError, match="not the name of a Hub repository") as error:
         download.fetch("a//b", "model.safetensors")
+
+
+@pytest.mark.parametrize("offline", [False, True])
+@pytest.mark.parametrize("load", [load_model, open_folder, partial(load_model, any_timm=True)])
+def test_a_folder_that_is_not_there_is_not_only_looked_for_on_the_hub(
+    server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, load: Callable[[str], Any], offline: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
+    Path("cats").mkdir()
+    for name in ("cats/best", "run1/model"):
+        with pytest.raises(WeightsError) as error:
+            load(name)
+        assert one_line(error).startswith(f"{name}: no such folder here; as NAMESPACE/NAME on the Hub: n")
+    for name in ("./model", "runs/", "runs/pets/model", "~/model"):
+        with pytest.raises(WeightsError) as error:
+            load(name)
+        assert one_line(error) == f"{name}: no such folder, and no MODEL.TAG or Hub repository NAMESPACE/NAME either"
+    with pytest.raises(WeightsError, match=r"^timm/model_of_cats/\w+\.\w+: not? "):
+        load("timm/model_of_cats")
 
 
 def test_a_server_that_never_answers_is_given_up_in_time(

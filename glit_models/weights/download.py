@@ -48,6 +48,12 @@ def split_revision(name: str) -> tuple[str, str | None]:
     return repo, revision or None
 
 
+def _looks_local(repo: str) -> bool:
+    """Whether the name may have been meant as a folder, such as the `model` of a run."""
+    first, _, last = repo.partition("/")
+    return os.path.isdir(first) or last == "model"
+
+
 class _NotFoundError(WeightsError):
     """The repository, revision or file does not exist."""
 
@@ -66,6 +72,7 @@ def fetch(repo: str, filename: str, revision: str | None = None) -> Path:
     from huggingface_hub import constants, hf_hub_url, try_to_load_from_cache
 
     what = f"{repo}{f'@{revision}' if revision else ''}/{filename}"
+    failed = f"{repo}: no such folder here; as NAMESPACE/NAME on the Hub" if _looks_local(repo) else what
     try:
         cached = try_to_load_from_cache(repo, filename, revision=revision)
         url = hf_hub_url(repo, filename, revision=revision)
@@ -80,7 +87,7 @@ def fetch(repo: str, filename: str, revision: str | None = None) -> Path:
         if cached_path:
             return cached_path
         raise WeightsError(
-            f"{what} is not in the cache ({constants.HF_HUB_CACHE}) and HF_HUB_OFFLINE is set; "
+            f"{failed}: not in the cache ({constants.HF_HUB_CACHE}), and HF_HUB_OFFLINE is set; "
             "unset it, or copy the cache of a machine that has the file"
         )
     seconds = hub_timeout()
@@ -90,13 +97,13 @@ def fetch(repo: str, filename: str, revision: str | None = None) -> Path:
             bar.add_task(what, total=None)
             return within(seconds, lambda: transfer.run(url, seconds), lambda: _show(bar, transfer.received))
     except GlitError as error:
-        raise type(error)(f"{what}: ", *error.message.parts) from None
+        raise type(error)(f"{failed}: ", *error.message.parts) from None
     except Exception as error:  # the client's own exception types change from version to version
         if transfer.received:
             raise WeightsError(f"{what}: the download was cut short ({_cause(error)}); run it again") from None
         if cached_path:
             return cached_path
-        raise WeightsError(f"{what}: {explain(error)}") from None
+        raise WeightsError(f"{failed}: {explain(error)}") from None
     finally:
         transfer.is_wanted = False
 

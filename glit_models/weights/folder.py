@@ -41,9 +41,10 @@ from .files import (
 )
 from .registry import WeightEntry, preprocessing_problem
 
-__all__ = ["WeightFolder", "load_folder", "open_folder", "read_config", "save_folder", "spec_of"]
+__all__ = ["WeightFolder", "is_repository", "load_folder", "open_folder", "read_config", "save_folder", "spec_of"]
 
 REPO_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
+NOTHING = "no such folder, and no MODEL.TAG or Hub repository NAMESPACE/NAME either"
 # Keys that timm copies from the initial configuration, and that are true only of the initial weights.
 _OF_THE_SOURCE = ("tag", "license", "origin_url", "description", "notes", "label_names")
 _GOLDEN_SEED = 0
@@ -240,12 +241,17 @@ def open_folder(source: str, *, golden: bool = True) -> WeightFolder:
             for filename in (CONFIG_FILE, *([GOLDEN_FILE] if golden else [])):
                 download.fetch(str(entry.repo), filename, entry.revision)
         return WeightFolder(entry.name, weights.parent, entry, sha256)
-    if REPO_NAME.fullmatch(source) and not source.startswith((".", "/")):
+    if is_repository(source):
         repo, revision = download.split_revision(source)
         files = (WEIGHTS_FILE, CONFIG_FILE, *([GOLDEN_FILE] if golden else []))
         weights, *_ = [download.fetch(repo, file, revision) for file in files]
         return WeightFolder(source, weights.parent)
-    raise WeightsError(f"{source}: no such folder, and no MODEL.TAG or Hub repository NAMESPACE/NAME either")
+    raise WeightsError(f"{source}: {NOTHING}")
+
+
+def is_repository(source: str) -> bool:
+    """Whether `source` has the form of a Hub repository, NAMESPACE/NAME or NAMESPACE/NAME@REVISION."""
+    return bool(REPO_NAME.fullmatch(source)) and not source.startswith(".")
 
 
 def read_config(directory: Path) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from ..families import named_specs
 from ..reading import parse_json, read_text
 from . import download, resolve
 from .files import CONFIG_FILE, WEIGHTS_FILE, sha256_of
-from .folder import REPO_NAME, WeightFolder, load_folder, open_folder
+from .folder import NOTHING, WeightFolder, is_repository, load_folder, open_folder
 from .registry import WeightEntry
 
 __all__ = ["LoadedModel", "create_model", "load_model", "timm_name"]
@@ -82,7 +82,7 @@ def _is_ours(source: str) -> bool:
         return (path / WEIGHTS_FILE).is_file() and _architecture(path / CONFIG_FILE) in named_specs()
     if source.partition(".")[0] in named_specs():
         return True
-    if REPO_NAME.fullmatch(source) and not source.startswith("."):
+    if is_repository(source):
         repo, revision = download.split_revision(source)
         return _architecture(download.fetch(repo, CONFIG_FILE, revision)) in named_specs()
     return False
@@ -150,10 +150,12 @@ def timm_name(source: str) -> str:
     if not source:
         raise WeightsError("the name of the model is empty; `glit list` shows what there is")
     if not source.startswith(("local-dir:", "hf-hub:")):
-        if source.count("/") == 1 and not Path(source).exists():
-            return f"hf-hub:{source}"
-        if os.sep in source or Path(source).exists():
+        if Path(source).exists():
             raise WeightsError(f"{source}: not a model folder; give the folder that holds {CONFIG_FILE}")
+        if is_repository(source):
+            return f"hf-hub:{source}"
+        if os.sep in source:
+            raise WeightsError(f"{source}: {NOTHING}")
         if not timm.is_model(source.split(".")[0]):
             raise WeightsError(f"no model {source!r}; `glit list` shows what there is")
     return source
