@@ -1,5 +1,6 @@
 """Tests of maps over images: mixing of tokens, rollout, Grad-CAM, and the sheets of `glit explain`."""
 
+import copy
 import importlib
 import sys
 from pathlib import Path
@@ -73,14 +74,26 @@ def test_autoformer_mixes_as_its_relative_attention_weighs() -> None:
     torch.testing.assert_close(blocks[1].matrix.sum(-1), torch.ones(2, 13))
 
 
-def test_the_mixing_of_attention_is_what_timm_extracts_where_attention_is_not_fused() -> None:
-    model, images = make_model(ATTENTION, MIXED), make_images()
+@pytest.mark.parametrize("hook_type", ["forward", "forward_pre"])
+def test_the_mixing_of_attention_is_what_timm_extracts(hook_type: str) -> None:
+    original, images = make_model(ATTENTION, MIXED), make_images()
+    model = copy.deepcopy(original)
     blocks = token_mixing(model, images)
-    for block in model.blocks:
-        block.mixer["attn"].fused_attn = False  # as docs/explaining.md says
-    found = AttentionExtract(model, method="hook")(images)
+    found = AttentionExtract(model, method="hook", hook_type=hook_type)(images)
     for index, block in enumerate(blocks):
         torch.testing.assert_close(block.heads["attention"], found[f"blocks.{index}.mixer.attn.attn_drop"])
+    assert all(block.mixer["attn"].fused_attn for block in original.blocks)
+
+
+def test_timm_extracts_the_attention_of_a_traced_model_where_it_was_made_without_fused_attention() -> None:
+    timm.layers.set_fused_attn(False)
+    try:
+        model, images = make_model(ATTENTION, MIXED), make_images()
+    finally:
+        timm.layers.set_fused_attn(True)
+    blocks, found = token_mixing(model, images), AttentionExtract(model)(images)
+    for index, block in enumerate(blocks):
+        torch.testing.assert_close(block.heads["attention"], found[f"blocks.{index}.mixer.attn.softmax"])
 
 
 def test_rollout_of_one_block_of_attention_is_its_attention_with_the_residual() -> None:

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, final
 
 from timm.layers import Attention
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from ..errors import SpecError
 from ..spec import check_ratio
@@ -90,10 +91,12 @@ class AttentionPart(MultiHeadPart):
 
     def build(self, options: BuildOptions) -> nn.Module:
         """Build timm's `Attention`."""
-        return Attention(
+        attention = Attention(
             self.channels, num_heads=self.num_heads, attn_head_dim=self.head_dim, qkv_bias=True,
             attn_drop=options.attn_drop, proj_drop=options.proj_drop, **options.factory,
         )  # fmt: skip
+        attention.attn_drop = _WeightsDropout(attention)
+        return attention
 
     def slices(self, whole: AttentionPart) -> dict[str, Slice]:
         """The first channels (GLiT's layout)."""
@@ -103,3 +106,25 @@ class AttentionPart(MultiHeadPart):
         """See `FlatAttention`."""
         assert isinstance(module, Attention)
         return FlatAttention(module, options)
+
+
+@final
+class _WeightsDropout(nn.Dropout):
+    """Dropout of the attention weights, which the fused operator does not compute: a hook here turns it off.
+
+    So `timm.utils.AttentionExtract` finds them.
+    """
+
+    def __init__(self, attention: Attention) -> None:
+        super().__init__(attention.attn_drop.p)
+        self.owner = (attention,)  # in a tuple, because it is not a submodule
+
+    def register_forward_hook(self, *args: Any, **kwargs: Any) -> RemovableHandle:
+        """See `torch.nn.Module`."""
+        self.owner[0].fused_attn = False
+        return super().register_forward_hook(*args, **kwargs)
+
+    def register_forward_pre_hook(self, *args: Any, **kwargs: Any) -> RemovableHandle:
+        """See `torch.nn.Module`."""
+        self.owner[0].fused_attn = False
+        return super().register_forward_pre_hook(*args, **kwargs)
