@@ -30,6 +30,7 @@ SETTINGS: dict[str, Any] = {
     "population": POPULATION, "num_parents": 6, "num_mutation": 10, "num_crossover": 10,
 }  # fmt: skip
 OTHERS = 2000  # search images that no method compares by
+CALIBRATION = 2  # batches of 100 images for BatchNorm; more would take most of the time
 BUDGETS = 5  # number of single-budget searches that a front is compared with
 
 Scorer = Callable[[Sequence[Spec]], dict[Spec, float]]
@@ -43,7 +44,8 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=500, help="images that methods compare networks by")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    recipe = load_search_recipe(str(RECIPE), ["method=evolution", "fixed={}"])
+    keys = ["method=evolution", "fixed={}", f"evaluation.calibration_batches={CALIBRATION}"]
+    recipe = load_search_recipe(str(RECIPE), keys)
     space = load_spaces()["joint"]
     context = RunContext(recipe, options.judged, "cpu", None)
     few, others = (
