@@ -51,7 +51,7 @@ test-lowest: .venv-lowest/.lowest  ## run the test suite with the lowest version
 lint: $(VENV)/.dev  ## check style, spelling, wording and imports
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/codespell *.md Makefile hubconf.py docs glit_models search export tests benchmarks .github
+	$(VENV)/bin/codespell *.md Makefile hubconf.py docs glit_models search export runtime tests benchmarks .github
 	$(PYTEST) -q tests/test_layers.py tests/test_phrases.py
 
 format: $(VENV)/.dev  ## fix the style
@@ -92,19 +92,24 @@ gpu-rehearsal: $(VENV)/.dev  ## rehearse `make gpu` in miniature, on a CPU
 docs: $(VENV)/.dev  ## build the site in build/site/index.html; a dead link or a bad docstring is an error
 	NO_MKDOCS_2_WARNING=1 OMP_NUM_THREADS=1 $(VENV)/bin/mkdocs build --quiet --strict
 
-wheel: $(VENV)/.core  ## build a wheel in dist/: pip install "dist/glit_models-VERSION-py3-none-any.whl[train]"
-	$(VENV)/bin/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+wheel: $(VENV)/.core  ## build wheels of glit-models and glit-runtime in dist/: pip install "dist/glit_models-VERSION-py3-none-any.whl[train]"
+	$(VENV)/bin/python -m pip wheel --quiet --no-deps --wheel-dir dist . ./runtime
 	ls dist/*.whl
 
 release-check: $(VENV)/.core  ## build and check the files of a release, and test them in a new environment outside the checkout
 	rm -rf dist build/lib build/release
 	$(VENV)/bin/python -m pip install --quiet -e ".[release]"
 	$(VENV)/bin/python -m build --quiet --outdir dist
+	$(VENV)/bin/python -m build --quiet --wheel --outdir dist runtime
 	$(VENV)/bin/python -m twine check --strict dist/*
 	$(PYTHON) -m venv build/release/venv
-	build/release/venv/bin/python -m pip install --quiet "$$(ls dist/*.whl)[export]"
+	build/release/venv/bin/python -m pip install --quiet "$$(ls dist/glit_models-*.whl)[export]"
+	$(PYTHON) -m venv build/release/runtime
+	build/release/runtime/bin/python -m pip install --quiet dist/glit_runtime-*.whl
 	cd "$$(mktemp -d)" && glit=$(CURDIR)/build/release/venv/bin/glit && $$glit --version && $$glit demo && \
-		$$glit export glit_tiny.fashion_mnist --out model.onnx && $$glit predict --onnx model.onnx glit-demo.png
+		$$glit export glit_tiny.fashion_mnist --out model.onnx && $$glit predict --onnx model.onnx glit-demo.png && \
+		$(CURDIR)/build/release/runtime/bin/python -c \
+			"from glit_runtime import OnnxClassifier; print(OnnxClassifier('model.onnx')('glit-demo.png'))"
 
 clean:  ## remove all build results except the environments
 	rm -rf .types .cache build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 from pathlib import Path
 from typing import Any
 
-from glit_models.errors import ExportError, pip_install
+from ..errors import ExportError, pip_install
 
 __all__ = ["require", "runtime_build"]
 
@@ -35,6 +34,8 @@ def runtime_build() -> str:
 
 
 def _is_in(distribution: str, folder: Path) -> bool:
+    import importlib.metadata  # slow
+
     try:
         return Path(str(importlib.metadata.distribution(distribution).locate_file(""))) == folder
     except importlib.metadata.PackageNotFoundError:

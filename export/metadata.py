@@ -9,13 +9,16 @@ import json
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from glit_models import Spec, parse_spec
-from glit_models.errors import Argument, ExportError, GlitError
-from glit_models.weights.registry import preprocessing_problem
+from ..errors import Argument, ExportError
+from ..preprocessing import is_count, preprocessing_problem
+from .extras import require
+
+if TYPE_CHECKING:
+    from ..spec import Spec
 
 __all__ = ["INPUT", "OUTPUT", "PREFIX", "SMALLER_BATCH", "ExportInfo", "Precision", "check_batch"]
 
@@ -78,17 +81,19 @@ class ExportInfo:
         """The architecture of the network; None in files of version 0.1.
 
         Raises:
-            ExportError: if it is not a valid spec, or its family or a part is not registered. A file never triggers an
-                import.
+            ExportError: if it is not a valid spec, its family or a part is not registered, or glit-models is not
+                installed. A file never triggers an import.
         """
         if self.spec_data is None:
             return None
         for module in _named_modules(self.spec_data):
             if module not in sys.modules:
                 raise ExportError(f"the spec of {self.source} names the module {module!r}; import it first")
+        zoo = require("glit_models")
         try:
-            return parse_spec(self.spec_data)
-        except GlitError as error:
+            spec: Spec = zoo.parse_spec(self.spec_data)
+            return spec
+        except zoo.GlitError as error:
             raise ExportError(f"the spec of {self.source} cannot be used here: {error}") from None
 
     def to_texts(self) -> dict[str, str]:
@@ -134,7 +139,7 @@ class ExportInfo:
 
     @property
     def data_config(self) -> dict[str, Any]:
-        """The arguments of `timm.data.create_transform` that preprocess an image."""
+        """The arguments of `preprocessing.prepare_image` and of `timm.data.create_transform`."""
         return {
             "input_size": self.input_size,
             "mean": self.mean,
@@ -165,12 +170,12 @@ def _checks(values: Mapping[str, Any]) -> dict[str, bool]:
     size, names, count = values["input_size"], values["class_names"], values["num_classes"]
     spec, batch = values.get("spec_data"), values["batch"]
     checks = {
-        "input_size": isinstance(size, tuple) and len(size) == 3 and all(map(_is_count, size)),
-        "num_classes": _is_count(count),
+        "input_size": isinstance(size, tuple) and len(size) == 3 and all(map(is_count, size)),
+        "num_classes": is_count(count),
         "class_names": names is None
         or (isinstance(names, tuple) and len(names) == count and all(isinstance(name, str) for name in names)),
-        "batch": batch is None or _is_count(batch),
-        "patch_size": _is_count(values["patch_size"]),
+        "batch": batch is None or is_count(batch),
+        "patch_size": is_count(values["patch_size"]),
         "precision": values["precision"] in ("fp32", "fp16", "bf16", "int8"),
         "spec": spec is None or isinstance(spec, dict),
     }
@@ -181,10 +186,6 @@ def _checks(values: Mapping[str, Any]) -> dict[str, bool]:
     if problem := preprocessing_problem(values):
         checks[problem[0]] = False
     return checks
-
-
-def _is_count(value: Any) -> bool:
-    return type(value) is int and value > 0
 
 
 def _named_modules(data: Any) -> list[str]:

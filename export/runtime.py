@@ -1,6 +1,8 @@
 """`OnnxClassifier`: classify images with an exported file, on a GPU or the CPU.
 
-It needs only the file, whose metadata define the preprocessing and the class names.
+It needs only the file, whose metadata define the preprocessing and the class names. This module and those that it
+imports are also packaged as `glit-runtime` (`runtime/pyproject.toml`), which works without torch. So their imports are
+relative, and need nothing but numpy, Pillow and ONNX Runtime.
 
 Axes: B images, C channels, H/W height and width of preprocessed images, h/w of original ones, K classes.
 """
@@ -14,16 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
-from timm.data import create_transform
-from torchvision.transforms import Compose, Grayscale
 
-from glit_models.data.image_files import open_image, to_rgb
-from glit_models.errors import Argument, DataError, ExportError, first_line
-from glit_models.predict import Prediction, predict_files
-from glit_models.weights.files import home, sha256_of
-
+from ..data.image_files import open_image, to_rgb
+from ..errors import Argument, DataError, ExportError, first_line
+from ..prediction import Prediction, predict_files
+from ..preprocessing import prepare_image
+from ..runs.files import home, sha256_of
 from .binding import Binding
 from .metadata import OUTPUT, ExportInfo
 from .sessions import PROVIDERS, available_providers, open_session
@@ -83,7 +82,6 @@ class OnnxClassifier:
         self.info = ExportInfo.from_texts(self.session.get_modelmeta().custom_metadata_map, str(path))
         self.class_names = self.info.labels
         self.input_name, self.input_dtype = _input(self.session, path)
-        self._transform = None if self.info.preprocess else _transform(self.info)
         self._binding = self._bind(cuda_graph)
         self._lock = threading.Lock()
 
@@ -131,16 +129,16 @@ class OnnxClassifier:
     def logits_of(self, images: AnyImage | Iterable[AnyImage]) -> np.ndarray:
         """Logits [B, K]; takes the same input as `probabilities`."""
         prepared = [self.prepare(image) for image in _as_several(images)]
-        if self._transform is None:
+        if self.info.preprocess:
             return self._logits_of_raw(prepared)
         return self.logits(np.stack(prepared)) if prepared else self._nothing()
 
     def prepare(self, image: AnyImage) -> np.ndarray:
         """Preprocess one image for `logits`: [C, H, W], or [h, w, C] for a file with preprocessing."""
         opened = _as_image(image)
-        if self._transform is None:
+        if self.info.preprocess:
             return as_array(opened, self.info.input_size[0])
-        return np.asarray(self._transform(opened).numpy().astype(self.input_dtype))
+        return prepare_image(opened, **self.info.data_config).astype(self.input_dtype)
 
     def classify(self, images: AnyImage | Iterable[AnyImage], top_k: int = 5) -> list[tuple[tuple[str, float], ...]]:
         """For each image, the `top_k` most probable (class name, probability) pairs, most probable first."""
@@ -159,11 +157,7 @@ class OnnxClassifier:
 
     def predict(self, paths: Iterable[Path], top_k: int = 5) -> Iterator[Prediction]:
         """Yield one `Prediction` per file, in order; for a file that cannot be read, it holds the error."""
-
-        def probabilities(images: Iterable[Image.Image]) -> torch.Tensor:
-            return torch.from_numpy(self.probabilities(images))
-
-        return predict_files(probabilities, self.class_names, paths, top_k)
+        return predict_files(self.probabilities, self.class_names, paths, top_k)
 
     def _logits_of_raw(self, arrays: list[np.ndarray]) -> np.ndarray:
         """Logits of images [h, w, C]; those of one size share a batch."""
@@ -253,11 +247,6 @@ def _input(session: Any, path: Path) -> tuple[str, np.dtype]:
     if names[0][1] not in types:
         raise ExportError(f"{path}: takes {names[0][1]}, which numpy has no type for; export it again")
     return names[0][0], np.dtype(types[names[0][1]])
-
-
-def _transform(info: ExportInfo) -> Any:
-    transform = create_transform(**info.data_config)
-    return transform if info.input_size[0] == 3 else Compose([Grayscale(), transform])
 
 
 def _as_several(images: AnyImage | Iterable[AnyImage]) -> Iterable[AnyImage]:

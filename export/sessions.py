@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from glit_models.errors import ExportError, first_line
-
+from ..errors import ExportError, first_line
 from .extras import require, runtime_build
 
 __all__ = ["PROVIDERS", "Opened", "UnrunnableError", "available_providers", "open_session", "provider_name"]

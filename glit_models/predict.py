@@ -6,9 +6,7 @@ Works with any timm model; the command line prints the results.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import chain
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +19,8 @@ from torchvision.transforms import Compose, Grayscale
 
 from .activations import check_memory
 from .data.image_files import open_image
-from .errors import Argument, DataError, GlitError, first_line
+from .errors import Argument, GlitError, first_line
+from .prediction import BATCH, Prediction, predict_files
 from .runs.files import whole_file
 from .weights import loading
 from .weights.files import MULTILABEL
@@ -33,7 +32,6 @@ DEMO_MODEL = "glit_tiny.fashion_mnist"
 THRESHOLD = 0.5
 """Minimum probability of a predicted class of a multilabel model."""
 
-_BATCH = 32
 _IMAGES = Path(__file__).parent / "data" / "images"
 _COLUMNS = 5  # of a contact sheet
 _CELL = (190, 222)  # width and height of an image with its caption, in pixels
@@ -63,15 +61,6 @@ def load_model(name: str) -> Any:
         WeightsError: if there is no such model, or its weights are missing or damaged.
     """
     return loading.load_model(name, any_timm=True).model
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """The result of one file: (class name, probability) pairs, most probable first, or the error that occurred."""
-
-    path: Path
-    classes: tuple[tuple[str, float], ...] = ()
-    error: str | None = None
 
 
 class Classifier:
@@ -116,53 +105,10 @@ class Classifier:
             top_k: number of classes; None for 5, or for all with a probability of at least one half if `is_multilabel`.
         """
         paths = list(paths)
-        self.check_memory(min(len(paths), _BATCH), "give fewer images, or take a smaller network")
+        self.check_memory(min(len(paths), BATCH), "give fewer images, or take a smaller network")
         if top_k is None and self.is_multilabel:
             return predict_files(self.probabilities, self.class_names, paths, len(self.class_names), THRESHOLD)
         return predict_files(self.probabilities, self.class_names, paths, top_k or 5)
-
-
-def predict_files(
-    probabilities: Callable[[Iterable[Image.Image]], Tensor],
-    class_names: Sequence[str],
-    paths: Iterable[Path],
-    top_k: int = 5,
-    threshold: float = 0.0,
-) -> Iterator[Prediction]:
-    """Yield one `Prediction` per file, in order; for a file that cannot be read, it holds the error.
-
-    Args:
-        probabilities: maps RGB images to [B, K] on the CPU. class_names: names of its K classes.
-        top_k: maximum number of classes per image. threshold: minimum probability of a class.
-    """
-    paths = list(paths)
-    for start in range(0, len(paths), _BATCH):
-        yield from _predict_batch(probabilities, class_names, paths[start : start + _BATCH], top_k, threshold)
-
-
-def _predict_batch(
-    probabilities: Callable[[Iterable[Image.Image]], Tensor], class_names: Sequence[str], paths: list[Path], top_k: int,
-    threshold: float,
-) -> Iterator[Prediction]:  # fmt: skip
-    errors: dict[Path, str] = {}
-
-    def opened() -> Iterator[Image.Image]:  # one at a time: 32 photographs take gigabytes
-        for path in paths:
-            try:
-                yield open_image(path)
-            except DataError as error:
-                errors[path] = str(error)
-
-    images = opened()
-    first = next(images, None)
-    rows = iter(() if first is None else probabilities(chain([first], images)))
-    for path in paths:
-        if path in errors:
-            yield Prediction(path, error=errors[path])
-        else:
-            values, indices = next(rows).topk(min(top_k, len(class_names)))
-            pairs = zip(indices.tolist(), values.tolist(), strict=True)
-            yield Prediction(path, tuple((class_names[index], value) for index, value in pairs if value >= threshold))
 
 
 @torch.inference_mode()

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .predict import Prediction
+from .prediction import Prediction
 from .runs import row_table
 from .runs.row_table import Rows, import_pyarrow, write_csv, write_jsonl, write_parquet
 

@@ -5,6 +5,10 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import pickle
+import shutil
+import subprocess
+import sys
+import tomllib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -26,6 +30,7 @@ from glit_models.predict import Classifier
 
 pytestmark = pytest.mark.usefixtures("cached_graphs")
 
+ROOT = Path(__file__).parents[1]
 IMAGES = Path(predict.__file__).parent / "data" / "images"
 
 
@@ -120,6 +125,76 @@ def test_bound_buffers_give_the_same_as_unbound_ones() -> None:
     for scale in (1, 2, 1):
         found = fixed.logits(scale * images)
     np.testing.assert_array_equal(found, expected)
+
+
+# ---- without torch ----
+
+WITHOUT_TORCH = """
+import json, pickle, sys, time
+from pathlib import Path
+
+ALLOWED = {"numpy", "PIL", "onnxruntime", "glit_runtime", *sys.stdlib_module_names}
+
+class Refusal:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ALLOWED or any("onnxruntime" in str(folder) for folder in path or ()):
+            return None
+        raise ModuleNotFoundError(name)
+
+sys.meta_path.insert(0, Refusal())
+began = time.process_time()
+import glit_runtime
+took = time.process_time() - began
+classifier = pickle.loads(pickle.dumps(glit_runtime.OnnxClassifier(sys.argv[1], ["cpu"], threads=1)))
+rows = [classifier.probabilities(path)[0].tolist() for path in sys.argv[2:]]
+errors = [found.error for found in classifier.predict([Path(sys.argv[2]), Path(sys.argv[1])])]
+try:
+    classifier.info.spec
+except glit_runtime.ExportError as error:
+    errors.append(str(error))
+print(json.dumps({"took": took, "repr": repr(classifier), "rows": rows, "errors": errors}))
+"""
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that holds what the wheel of `glit-runtime` holds."""
+    project = tomllib.loads((ROOT / "runtime" / "pyproject.toml").read_text())
+    files = project["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"]
+    site = tmp_path_factory.mktemp("site")
+    for source, target in files.items():
+        (site / target).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / "runtime" / source, site / target)
+    return site
+
+
+def test_a_file_is_classified_without_torch_as_with_it(installed: Path, classifier: OnnxClassifier) -> None:
+    paths = sorted(IMAGES.glob("*.png"))[:3]
+    program = f"import sys; sys.path.insert(0, {str(installed)!r})\n{WITHOUT_TORCH}"
+    done = subprocess.run(
+        [sys.executable, "-c", program, classifier.path, *paths], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    np.testing.assert_allclose(found["rows"], classifier.probabilities(paths), atol=1e-6)
+    assert found["repr"] == repr(classifier)
+    assert found["took"] < 1
+    none, image, spec = found["errors"]
+    assert none is None
+    assert image.endswith("not an image of a known format")
+    assert spec.startswith("glit_models cannot be imported")
+
+
+@pytest.mark.parametrize("name", ["browser/index.html", "node/classify.mjs"])
+def test_the_examples_use_names_that_an_exported_file_has(name: str) -> None:
+    file = exported(preprocess=True).path
+    report = json.loads(file.with_name(f"{file.name}.json").read_text())
+    text = (ROOT / "examples" / name).read_text()
+    assert "class_names: names" in text
+    assert report["info"]["class_names"] == list(CLASSES)
+    classifier = OnnxClassifier(file, ["cpu"])
+    outputs = [output.name for output in classifier.session.get_outputs()]
+    assert f"{{ {', '.join(outputs)} }} = await session.run({{ {classifier.input_name}: " in text
 
 
 # ---- which provider ----

@@ -11,7 +11,7 @@ FOLDERS = {"glit_models": "glit_models", "glit_models.search": "search", "glit_m
 
 # Modules and packages of one line do not import each other. A package without a dot is one unit.
 ZOO = """
-errors reading
+errors reading preprocessing
 extensions spec
 depthwise
 parts
@@ -28,6 +28,7 @@ weights.publish weights.verify
 entry
 glit autoformer
 data
+prediction
 predict
 explain embed neighbours
 prediction_table explanation_sheet
@@ -72,7 +73,8 @@ run.work run.again
 run.worker
 """
 EXPORT = """
-extras metadata batching metrics page
+extras batching metrics page
+metadata
 binding sessions form protocol
 preprocessing graph
 source images tracing

@@ -17,7 +17,7 @@ from glit_models.cli import main
 @pytest.fixture(autouse=True)
 def images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Ten images, three batches, of which one is broken."""
-    monkeypatch.setattr(predict, "_BATCH", 4)
+    monkeypatch.setattr("glit_models.prediction.BATCH", 4)
     monkeypatch.chdir(tmp_path)
     folder = Path("images")
     folder.mkdir()

@@ -1,4 +1,4 @@
-"""Write files and folders atomically: completely or not at all. Standard library only.
+"""Write files and folders atomically: completely or not at all; hash files. Standard library only.
 
 Content is written under a temporary name in the same folder, flushed to disk, and moved into place in one step. Readers
 see the old file or the new one, also after a crash or on a full disk.
@@ -7,6 +7,7 @@ see the old file or the new one, also after a crash or on a full disk.
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 import os
 import re
@@ -22,7 +23,9 @@ from ..errors import WriteError, first_line
 
 __all__ = [
     "force_to_disk",
+    "home",
     "scratch_folder",
+    "sha256_of",
     "temporary_folder",
     "whole_file",
     "whole_folder",
@@ -32,6 +35,20 @@ __all__ = [
 ]
 
 _HOST = re.sub(r"\W+", "-", socket.gethostname())[:20] or "host"
+
+
+def home() -> Path:
+    """The package's own folder: `$GLIT_HOME`, else `$XDG_CACHE_HOME/glit`, else `~/.cache/glit`."""
+    if own := os.environ.get("GLIT_HOME"):
+        return Path(own).expanduser().absolute()
+    cache = os.environ.get("XDG_CACHE_HOME")
+    return (Path(cache) if cache else Path.home() / ".cache") / "glit"
+
+
+def sha256_of(path: str | os.PathLike[str]) -> str:
+    """The sha256 of a file, as hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import hashlib
 import json
 import os
 import pickle
@@ -23,7 +22,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from ..errors import WeightsError, WriteError, first_line
-from ..runs.files import write_text
+from ..runs.files import home, sha256_of, write_text
 
 __all__ = [
     "CONFIG_FILE",
@@ -51,26 +50,12 @@ MULTILABEL = "multi_label_classification"
 # ---- installed weights ----
 
 
-def home() -> Path:
-    """The package's own folder: `$GLIT_HOME`, else `$XDG_CACHE_HOME/glit`, else `~/.cache/glit`."""
-    if own := os.environ.get("GLIT_HOME"):
-        return Path(own).expanduser().absolute()
-    cache = os.environ.get("XDG_CACHE_HOME")
-    return (Path(cache) if cache else Path.home() / ".cache") / "glit"
-
-
 def installed_folder(name: str) -> Path:
     """The folder where the weights `model.tag` are installed."""
     return home() / "weights" / name
 
 
 # ---- hashes ----
-
-
-def sha256_of(path: str | os.PathLike[str]) -> str:
-    """The sha256 of a file, as hexadecimal digits."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def sha256_checked_before(path: Path) -> str:

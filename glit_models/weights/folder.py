@@ -24,6 +24,7 @@ from ..cost import count_macs
 from ..errors import GlitError, WeightsError, first_line
 from ..families import family_of_architecture, named_specs
 from ..model import SpecTransformer
+from ..preprocessing import preprocessing_problem
 from ..reading import parse_json, read_text
 from ..runs.files import temporary_folder, whole_folder
 from ..spec import Spec
@@ -39,7 +40,7 @@ from .files import (
     sha256_of,
     write_state_dict,
 )
-from .registry import WeightEntry, preprocessing_problem
+from .registry import WeightEntry
 
 __all__ = ["WeightFolder", "is_repository", "load_folder", "open_folder", "read_config", "save_folder", "spec_of"]
 

@@ -6,22 +6,19 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import WeightsError
+from ..preprocessing import is_count, is_number, preprocessing_problem
 
-__all__ = ["Metric", "WeightEntry", "preprocessing_problem", "read_registry"]
+__all__ = ["Metric", "WeightEntry", "read_registry"]
 
 _NAME = r"[a-z0-9_]+(\.[A-Za-z0-9_-]+)?"
 _SHA256 = "[0-9a-f]{64}"
 _COMMIT = "[0-9a-f]{40}"
-_MAX_SIDE = 8192  # pixels, also of what is cropped; Pillow refuses images of twice that
-_INTERPOLATIONS = ("bilinear", "bicubic", "nearest", "lanczos", "box", "hamming", "random")  # timm's
-_CROP_MODES = ("center", "border", "squash")
 _FROM_NAME = ("name", "architecture", "tag")  # the fields that are derived from the name of an entry
 
 
@@ -136,15 +133,15 @@ def _check(entry: WeightEntry) -> None:
     for field in ("default", "multilabel"):
         check(isinstance(getattr(entry, field), bool), field, "true or false")
     for field in ("params", "macs", "num_classes"):
-        check(_is_count(getattr(entry, field)), field, "a positive integer")
+        check(is_count(getattr(entry, field)), field, "a positive integer")
     size = entry.input_size
-    check(isinstance(size, tuple) and len(size) == 3 and all(map(_is_count, size)), "input_size", "(C, H, W)")
+    check(isinstance(size, tuple) and len(size) == 3 and all(map(is_count, size)), "input_size", "(C, H, W)")
     problem = preprocessing_problem(entry._asdict())
     check(problem is None, *(problem or ("", "")))
     names = entry.class_names
     check(names is None or (_are(str, names) and len(names) == entry.num_classes), "class_names",
           f"{entry.num_classes} names")  # fmt: skip
-    metrics = (_are(str, metric[::2]) and _is_number(metric.value) for metric in entry.metrics)
+    metrics = (_are(str, metric[::2]) and is_number(metric.value) for metric in entry.metrics)
     check(all(metrics), "metrics", "a list of objects with name, value and source")
     located = entry.file is not None or entry.repo is not None
     check(not (entry.file and entry.repo), "file", "absent when there is a repo")
@@ -154,40 +151,8 @@ def _check(entry: WeightEntry) -> None:
         check(_matches(_COMMIT, entry.revision), "revision", "a commit of 40 hex digits, so that it is pinned")
 
 
-def preprocessing_problem(values: Mapping[str, Any]) -> tuple[str, str] | None:
-    """The first preprocessing field with an impossible value, and its bound; None if there is none.
-
-    Args:
-        values: `input_size`, `mean`, `std`, `interpolation`, `crop_pct` and `crop_mode`; each may be missing.
-    """
-    size = values.get("input_size", (3, 224, 224))
-    if not (isinstance(size, (list, tuple)) and len(size) == 3 and all(_is_count(side) for side in size)):
-        return "input_size", "(C, H, W)"
-    if max(size) > _MAX_SIDE:
-        return "input_size", f"at most {_MAX_SIDE}"
-    for field in ("mean", "std"):
-        numbers = values.get(field, (1.0,))
-        if not (isinstance(numbers, (list, tuple)) and all(_is_number(number) for number in numbers)):
-            return field, "finite numbers"
-        if len(numbers) not in (1, size[0]):
-            return field, f"one value or {size[0]}"
-    if not all(number > 0 for number in values.get("std", (1.0,))):
-        return "std", "positive"
-    crop = values.get("crop_pct", 1.0)
-    if not _is_number(crop) or not 0 < crop <= 1 or max(size) > _MAX_SIDE * crop:
-        return "crop_pct", f"above 0 and at most 1, and images of at most {_MAX_SIDE} pixels before cropping"
-    for field, known in (("interpolation", _INTERPOLATIONS), ("crop_mode", _CROP_MODES)):
-        if values.get(field, known[0]) not in known:
-            return field, f"one of {', '.join(known)}"
-    return None
-
-
 def _are(kind: type, values: Any) -> bool:
     return isinstance(values, (list, tuple)) and all(isinstance(value, kind) for value in values)
-
-
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
 
 
 def _refusal(entry: WeightEntry, field: str, bound: str) -> WeightsError:
@@ -196,10 +161,6 @@ def _refusal(entry: WeightEntry, field: str, bound: str) -> WeightsError:
 
 def _matches(pattern: str, value: Any) -> bool:
     return isinstance(value, str) and re.fullmatch(pattern, value) is not None
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
 def read_registry(path: Path) -> dict[str, WeightEntry]:
