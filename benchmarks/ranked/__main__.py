@@ -21,7 +21,7 @@ from glit_models.search.supernets.scoring import compare_logits
 
 from glit_models import GLiTSpec, count_macs, count_params
 from glit_models.errors import RunError
-from glit_models.runs.files import write_json
+from glit_models.runs.files import write_json, write_text
 from glit_models.runs.signals import StopRequest
 from glit_models.training import Trainer
 from glit_models.weights.loading import load_model
@@ -128,7 +128,8 @@ def collect(out: Path) -> None:
     for path in out.glob("*/scores.json"):
         row = json.loads(path.read_text())
         rows[row["name"], row["seed"]] = row
-    write_json(TABLE, [rows[key] for key in sorted(rows)])
+    lines = [json.dumps(rows[key]) for key in sorted(rows)]  # one each: small, and easy to compare
+    write_text(TABLE, "[\n" + ",\n".join(lines) + "\n]\n")
 
 
 if __name__ == "__main__":
