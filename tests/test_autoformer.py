@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from reference import official_state
-from safetensors.torch import load_file
+from reference import official_state, reference_tensors
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -17,8 +16,6 @@ from glit_models.autoformer.checkpoint import convert_autoformer_state_dict, to_
 from glit_models.cli import main
 from glit_models.errors import SpecError, WeightsError
 from glit_models.weights import resolve
-
-FIXTURES = Path(__file__).parent / "fixtures"
 
 
 def make_spec(embed_dim: int, heads: list[int], ratios: list[float], **sizes: int) -> AutoFormerSpec:
@@ -45,12 +42,12 @@ def network(request: pytest.FixtureRequest) -> tuple[str, str]:
 
 def authors_state(name: str) -> dict[str, Tensor]:
     """A state dict of the authors' supernet, or of one network of it, every tensor random."""
-    return load_file(FIXTURES / f"autoformer_{name}_state.safetensors")
+    return reference_tensors(f"autoformer_{name}_state")
 
 
 def reference(name: str, network: str) -> dict[str, Tensor]:
     """The input, and what the authors' code computes from it in eval mode."""
-    tensors = load_file(FIXTURES / f"autoformer_{name}_io.safetensors")
+    tensors = reference_tensors(f"autoformer_{name}_io")
     prefix = f"{network}."
     return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith((prefix, "input"))}
 
@@ -107,7 +104,7 @@ def test_the_pooling_may_be_chosen_when_the_model_is_made(network: tuple[str, st
 def test_the_state_dict_of_one_network_is_what_is_cut_from_the_supernet() -> None:
     spec = NETWORKS["small", "sub_a"]
     cut = convert_autoformer_state_dict(authors_state("small"), spec)
-    converted = convert_autoformer_state_dict(load_file(FIXTURES / "autoformer_small_sub_a_state.safetensors"), spec)
+    converted = convert_autoformer_state_dict(reference_tensors("autoformer_small_sub_a_state"), spec)
     assert converted.keys() == cut.keys()
     assert all(torch.equal(converted[key], cut[key]) for key in cut)
 

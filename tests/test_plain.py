@@ -8,15 +8,13 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-import safetensors.torch
 import torch
 from exported import small_glit
-from reference import official_state
+from reference import official_state, reference_tensors
 from torch import nn
 from weight_folders import small_model
 
 ROOT = Path(__file__).resolve().parents[1]
-FIXTURES = Path(__file__).parent / "fixtures"
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +38,7 @@ def test_the_plain_form_computes_the_same_logits_from_the_same_weights(plain: Mo
 
 def test_the_plain_form_computes_what_the_authors_code_does_from_its_state_dict(plain: ModuleType) -> None:
     state = official_state()
-    expected = safetensors.torch.load_file(FIXTURES / "official_w48_io.safetensors")
+    expected = reference_tensors("official_w48_io")
     network = plain.PlainGLiT(small_model())
     network.load_state_dict(state)
     with torch.inference_mode():

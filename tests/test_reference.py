@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from reference import official_bytes, official_state
-from safetensors.torch import load_file, save_file
+from reference import official_bytes, official_state, reference_tensors
+from safetensors.torch import save_file
 from specs import TINY48
 from timm.models import load_checkpoint
 from torch import Tensor
@@ -19,7 +19,6 @@ from glit_models.errors import WeightsError
 from glit_models.glit.checkpoint import to_official
 from glit_models.weights.files import read_state_dict
 
-FIXTURES = Path(__file__).parent / "fixtures"
 TASK = {"spec": TINY48, "img_size": 64, "num_classes": 10}
 
 
@@ -32,7 +31,7 @@ def official() -> dict[str, Tensor]:
 @pytest.fixture(scope="module")
 def reference() -> dict[str, Tensor]:
     """What the authors' code computes with it in eval mode."""
-    return load_file(FIXTURES / "official_w48_io.safetensors")
+    return reference_tensors("official_w48_io")
 
 
 def assert_agrees(actual: Tensor, expected: Tensor) -> None:

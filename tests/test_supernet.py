@@ -2,7 +2,6 @@
 
 import random
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
@@ -10,7 +9,7 @@ import timm
 import torch
 from glit_models.search import SearchSpace, Supernet, autoformer, glit
 from glit_models.search.supernets.supernet import SHARINGS, Sharing
-from safetensors.torch import load_file
+from reference import reference_tensors
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -178,7 +177,6 @@ def test_sizes_of_every_type_name_the_weights_of_a_part_and_different_ones_diffe
 
 # ---- AutoFormer's own networks ----
 
-REFERENCE = Path(__file__).parent / "fixtures"
 HEADS = {"largest": (3, 3, 3), "sub_a": (2, 1), "sub_b": (1, 3, 2)}
 RATIOS = {"largest": (4.0, 4.0, 4.0), "sub_a": (3.5, 3.0), "sub_b": (3.0, 4.0, 3.5)}
 WIDTHS = {"largest": 48, "sub_a": 32, "sub_b": 40}
@@ -189,7 +187,7 @@ def _authors_supernet() -> Supernet:
     space = autoformer((32, 40, 48), (2, 3), (1, 2, 3), (3.0, 3.5, 4.0), head_dim=16)
     supernet = Supernet(space, img_size=64, num_classes=10)
     state = {}
-    for name, tensor in load_file(REFERENCE / "autoformer_small_state.safetensors").items():
+    for name, tensor in reference_tensors("autoformer_small_state").items():
         for theirs, ours in (
             ("patch_embed_super", "patch_embed"), ("attn_layer_norm", "norm1"), ("ffn_layer_norm", "norm2"),
             ("rel_pos_embed_", "position_"), ("embeddings_table_v", "vertical"), ("embeddings_table_h", "horizontal"),
@@ -206,7 +204,7 @@ def _authors_supernet() -> Supernet:
 @pytest.mark.parametrize("network", HEADS)
 @torch.no_grad()
 def test_networks_of_the_authors_supernet_compute_the_authors_numbers(network: str):
-    expected = load_file(REFERENCE / "autoformer_small_io.safetensors")
+    expected = reference_tensors("autoformer_small_io")
     blocks = tuple(AutoFormerBlock(*pair) for pair in zip(HEADS[network], RATIOS[network], strict=True))
     spec = AutoFormerSpec(blocks, WIDTHS[network], head_dim=16)
     supernet = _authors_supernet()

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from glit_models.search import NAMED_SPACES, Supernet
 from glit_models.search.supernets.scoring import Evaluator, Images
-from safetensors.torch import load, load_file
+from safetensors.torch import load
 from torch import Tensor, nn
 
 from glit_models import GLIT_TINY, GLiT
@@ -92,8 +92,10 @@ def _row(what: str, actual: Tensor, expected: Tensor, bound: float, **more: Any)
 
 def _reference(context: Context) -> Rows:
     """The tensors that the authors' code computed."""
-    official = load(gzip.decompress((_FIXTURES / "official_w48_state.safetensors.gz").read_bytes()))
-    tensors = load_file(_FIXTURES / "official_w48_io.safetensors")
+    official, tensors = (
+        load(gzip.decompress((_FIXTURES / f"official_w48_{name}.safetensors.gz").read_bytes()))
+        for name in ("state", "io")
+    )
     for dtype, bound in _BOUNDS.items():
         for way in ("eager", "fused", "compiled", "with gradients"):
             if context.rehearse and (way == "compiled" or dtype == torch.float16):
