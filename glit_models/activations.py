@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import weakref
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext, suppress
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 from .errors import Argument, GlitError
 from .runs.memory import free_memory
 
-__all__ = ["check_memory", "count_bytes", "run_without_data"]
+__all__ = ["bound_bytes", "check_memory", "count_bytes", "run_without_data"]
 
 _LARGE = 512 * 512  # pixels; above, attention may take the most, since it grows with their square
 
@@ -71,25 +72,34 @@ def run_without_data(model: nn.Module, shape: tuple[int, ...], *, training: bool
     for each in model.parameters():
         copies[id(each)] = nn.Parameter(torch.empty_like(each, device="meta"), each.requires_grad)
     hollow = copy.deepcopy(model, copies).train(training)
-    with _Fused(), torch.set_grad_enabled(training):
+    with torch.set_grad_enabled(training):
         made: Tensor = hollow(torch.empty(shape, device="meta", dtype=next(hollow.parameters()).dtype))
     return made
 
 
-def count_bytes(model: nn.Module, shape: tuple[int, ...], *, training: bool = False) -> int:
-    """The peak memory in bytes of images of this shape [B, C, H, W] and their activations.
+def count_bytes(model: nn.Module, shape: tuple[int, ...], *, training: bool = False) -> int | None:
+    """The peak memory in bytes of images of this shape [B, C, H, W] and their activations, in the model's type.
+
+    None if the model cannot run without data: some compute with values, which meta tensors lack.
 
     Args:
         training: whether to include the backward pass and the gradients.
-
-    Raises:
-        Exception: any, if the model cannot run without data.
     """
-    with _Live() as live:
-        logits = run_without_data(model, shape, training=training)
-        if training:
-            logits.sum().backward()
-    return live.peak
+    for attention in (_Fused(), nullcontext()):  # checkpointed blocks run again in the backward pass, without the mode
+        with suppress(Exception), _Live() as live, attention:
+            logits = run_without_data(model, shape, training=training)
+            if training:
+                logits.sum().backward()
+            return live.peak
+    return None
+
+
+def bound_bytes(model: nn.Module, shape: tuple[int, ...], *, training: bool = False) -> float:
+    """An upper bound of `count_bytes`, at once: all widths on patches of 4 x 4; infinite for large images."""
+    if shape[2] * shape[3] > _LARGE:
+        return float("inf")
+    widths = [each.shape[0] for each in model.parameters() if each.ndim > 1]
+    return shape[0] * shape[2] * shape[3] * (sum(widths) if training else max(widths, default=0))
 
 
 def check_memory(
@@ -97,8 +107,7 @@ def check_memory(
 ) -> None:
     """Raise GlitError if images of this shape [B, C, H, W] need more memory than this machine has free.
 
-    Checks only the CPU, where the system may kill the process; on a GPU, torch raises an error. Counting is skipped if
-    all of the network's widths together would fit with patches of 4 x 4 pixels.
+    Checks only the CPU, where the system may kill the process; on a GPU, torch raises an error.
 
     Args:
         way_out: end of the message.
@@ -109,15 +118,9 @@ def check_memory(
     there = free_memory()
     needed = 4 * shape[0] * shape[1] * shape[2] * shape[3]
     if needed <= there:
-        widths = [each.shape[0] for each in model.parameters() if each.ndim > 1]
-        tokens = shape[0] * shape[2] * shape[3] / 16
-        most = 16 * tokens * (sum(widths) if training else max(widths, default=0))
-        if most <= there and shape[2] * shape[3] <= _LARGE:
+        if bound_bytes(model, shape, training=training) <= there:
             return
-        try:
-            needed = count_bytes(model, shape, training=training)
-        except Exception:  # some models compute with values, which meta tensors lack
-            return
+        needed = count_bytes(model, shape, training=training) or 0
     if needed > there:
         size = f"{shape[0]:,} image{'s' if shape[0] > 1 else ''} of {shape[2]} x {shape[3]} pixels"
         raise GlitError(

@@ -261,6 +261,10 @@ def test_memory_is_counted_without_taking_it() -> None:
     assert 4 * 2 * 3 * 16 * 16 < inference < training
     assert 10**9 * 4 * 3 * 16 * 16 < activations.count_bytes(model, (10**9, *shape[1:])) < 10**9 * inference / 2
     assert model.training
+    model = timm.create_model("glit_tiny", spec={**fuzz.SPEC, "blocks": 4 * fuzz.SPEC["blocks"]}, img_size=32)
+    training = activations.count_bytes(model, (9, 3, 32, 32), training=True)
+    model.set_grad_checkpointing()
+    assert activations.count_bytes(model, (9, 3, 32, 32), training=True) < 0.8 * training
 
 
 MEMORY = [

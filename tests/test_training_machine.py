@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from glit_models.activations import count_bytes
 from glit_models.errors import TrainingError
 from glit_models.training import Trainer, load_recipe, machine
 from glit_models.training.machine import Pace, accumulation_for_memory, choose_threads, even_accumulation
@@ -86,13 +87,17 @@ def test_the_parts_of_a_batch_are_chosen_by_the_memory_that_is_free(monkeypatch:
     before = {key: value.clone() for key, value in trainer.model.state_dict().items()}
     model, cpu = trainer.model, torch.device("cpu")
     assert accumulation_for_memory(recipe, model, cpu) == 1
-    image = machine._kept_bytes(model, recipe.model.img_size, cpu)
-    assert image > 50_000  # several activations of two blocks
-    weights = 3 * sum(4 * parameter.numel() for parameter in model.parameters())
-    for images, parts in ((70, 1), (31, 2), (14, 5), (1, 30), (0, 30)):
-        free = (weights + 1.5 * 1.01 * images * image) / 0.8
+    shape = model.in_chans, recipe.model.img_size, recipe.model.img_size
+    assert 50_000 < count_bytes(model, (1, *shape), training=True) < count_bytes(model, (2, *shape), training=True)
+    moments = 2 * sum(4 * parameter.numel() for parameter in model.parameters())
+    monkeypatch.setattr(machine, "free_memory", lambda: moments)
+    assert accumulation_for_memory(_tiny("optim.batch_size=60", "augment.cutmix=1"), model, cpu) == 30
+    for images, parts in ((60, 1), (31, 2), (14, 5), (1, 30)):
+        free = (moments + 1.01 * count_bytes(model, (images, *shape), training=True)) / 0.8
         monkeypatch.setattr(machine, "free_memory", lambda free=free: int(free))
         assert accumulation_for_memory(_tiny("optim.batch_size=60", "augment.cutmix=1"), model, cpu) == parts
+    monkeypatch.setattr(machine, "count_bytes", lambda *_, **__: None)  # a model that cannot run without data
+    assert accumulation_for_memory(_tiny("optim.batch_size=60", "optim.grad_accumulation=2"), model, cpu) == 2
     for key, value in model.state_dict().items():
         assert torch.equal(value, before[key]), key
     assert even_accumulation(_tiny("optim.batch_size=25", "augment.mixup=0"), 2) == 5

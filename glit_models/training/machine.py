@@ -8,12 +8,12 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
-from typing import Any, final
+from typing import final
 
 import torch
 from torch import nn
 
-from ..activations import check_memory
+from ..activations import bound_bytes, check_memory, count_bytes
 from ..errors import GlitError
 from ..runs.memory import free_memory
 from .recipe import Recipe
@@ -28,7 +28,6 @@ __all__ = [
 ]
 
 _FREE_SHARE = 0.8  # usable share of the free memory
-_MEMORY_FACTOR = 1.5  # of what the forward pass keeps; the rest is for the backward pass and the operators
 _FIRST_STEPS, _FIRST_SECONDS = 20, 10.0  # whichever ends first; the estimate is based on them
 _SCORING = 1 / 3  # of the time of a training step with as many images
 _SAMPLE = 0.3  # seconds for measuring the processors' load
@@ -58,7 +57,7 @@ def scoring_batch(recipe: Recipe, model: nn.Module, device: torch.device) -> int
     size, images = recipe.model.img_size, recipe.eval_batch_size
     while images > 1:
         try:
-            check_memory(model, (images, getattr(model, "in_chans", 3), size, size), device)
+            check_memory(model, (images, _channels(model), size, size), device)
             break
         except GlitError:
             images //= 2
@@ -68,42 +67,32 @@ def scoring_batch(recipe: Recipe, model: nn.Module, device: torch.device) -> int
 def accumulation_for_memory(recipe: Recipe, model: nn.Module, device: torch.device) -> int:
     """The number of parts that a batch has to be split into so that the free memory suffices for each.
 
-    It is at least the recipe's `optim.grad_accumulation`. A forward pass of one image measures the memory of an image.
-    If no part is small enough, returns the number of the smallest parts.
+    It is at least the recipe's `optim.grad_accumulation`, and equal to it if the model cannot be counted. If no part is
+    small enough, returns the number of the smallest parts.
     """
     least = recipe.optim.grad_accumulation
-    parameters = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+    moments = 2 * sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_memory()
-    room = _FREE_SHARE * free - 3 * parameters  # the gradients and the optimiser's two moments
+    room = _FREE_SHARE * free - moments
     size = max(recipe.model.img_size_shares or (recipe.model.img_size,))
-    image = _MEMORY_FACTOR * _kept_bytes(model, size, device)
+    image = _channels(model), size, size
+    if bound_bytes(model, (recipe.optim.batch_size // least, *image), training=True) <= room:
+        return least
+    one, two = (count_bytes(model, (images, *image), training=True) for images in (1, 2))
+    if one is None or two is None:
+        return least
     smallest = least
     for parts in range(least, recipe.optim.batch_size + 1):
         if even_accumulation(recipe, parts) == parts:
             smallest = parts
-            if recipe.optim.batch_size // parts * image <= room:
+            if one + (recipe.optim.batch_size // parts - 1) * (two - one) <= room:
                 break
     return smallest
 
 
-def _kept_bytes(model: nn.Module, size: int, device: torch.device) -> int:
-    """Bytes that the forward pass of an image keeps for the backward pass, without the model's own tensors."""
-    own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
-    kept: dict[int, int] = {}
-
-    def keep(tensor: Any) -> Any:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    was_training = model.training
-    model.eval()  # keeps the running statistics unchanged
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        output = model.forward(torch.zeros(1, 3, size, size, device=device))
-    del output
-    model.train(was_training)
-    return sum(kept.values())
+def _channels(model: nn.Module) -> int:
+    channels: int = getattr(model, "in_chans", 3)
+    return channels
 
 
 # ---- threads ----

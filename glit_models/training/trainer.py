@@ -270,8 +270,7 @@ class Trainer:
     def _fit_memory(self) -> None:
         """Split batches that are too large for the free memory. On a CPU, running out of it may kill the process."""
         if self._may_cut:
-            with self.accelerator.autocast():
-                parts = accumulation_for_memory(self.recipe, self.model, self.device)
+            parts = accumulation_for_memory(self.recipe, self.model, self.device)
             if parts > self.recipe.optim.grad_accumulation:
                 self._record_parts(parts)
 
