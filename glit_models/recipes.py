@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
-import json
 import keyword
 import math
 import types
@@ -20,7 +19,7 @@ from typing import Any, Literal, Protocol, TypeVar
 import yaml
 
 from .errors import GlitError, RecipeError, first_line
-from .reading import is_file, parse_yaml, read_text
+from .reading import is_file, parse_json, parse_yaml, read_text
 from .runs.console import say
 from .runs.files import write_json, write_text
 
@@ -121,7 +120,7 @@ def _parse_value(dotted: str, text: str) -> Any:
         value = parse_yaml(text)
     except ValueError:
         if is_yaml:
-            raise RecipeError(f"{dotted}: {text!r} is not a YAML value") from None
+            raise RecipeError(f"{dotted}: {text!r:.200} is not a YAML value") from None
         return text
     is_plain = value is None or isinstance(value, (bool, int, float))
     return value if is_yaml or (is_plain and "#" not in text) else text
@@ -291,7 +290,7 @@ def refuse_other_recipe(recipe: _Recipe, folder: Path, fingerprint: Callable[[],
 
 def _recorded_fingerprint(folder: Path) -> str | None:
     try:
-        fingerprint = json.loads((folder / DATA_FILE).read_text(encoding="utf-8")).get("fingerprint")
+        fingerprint = parse_json(read_text(folder / DATA_FILE)).get("fingerprint")
     except (OSError, ValueError, AttributeError):  # written by an earlier release, or damaged
         return None
     return fingerprint if isinstance(fingerprint, str) else None

@@ -127,6 +127,7 @@ def test_options_that_it_does_not_take_are_one_line_and_status_2(
         (["--opset", "18"], f"--opset is not an option of --format torchscript, {takes}"),
         (["--set", "speed=9"], "speed is not an option of the export target torchscript; it takes verify"),
         (["--set", "optimize=9"], "optimize must be true or false, got 9"),
+        (["--set", "optimize=" + "[" * 3000], "optimize must be true or false, got '[[["),
         (["--set", "optimize"], "--set must be KEY=VALUE, got 'optimize'"),
     ):
         assert main(["export", folder, "--format", OWN, "--out", str(tmp_path / "model.pt"), *extra]) == 2

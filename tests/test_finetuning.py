@@ -2,8 +2,10 @@
 
 import dataclasses
 import json
+import os
 import shlex
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from PIL import Image
 from weight_folders import CLASSES, SPEC
 
 from glit_models.cli import main
+from glit_models.data import sources
 from glit_models.evaluate import accuracy_interval
 from glit_models.training import Trainer, finetuning, load_recipe
 from glit_models.training.finetuning import choose_batch_size, choose_epochs, plan
@@ -163,6 +166,28 @@ def test_a_run_goes_on_where_its_images_were_moved_to(small: str, capsys: pytest
     assert "run holds a run of another recipe (data.root: " in capsys.readouterr().err
 
 
+def test_a_killed_process_that_loads_images_is_one_line_and_the_run_resumes(
+    small: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    fill(Path("colours"), 6)
+    command = ("colours", "--model", small, "--epochs", "1", "--out", "run", "--set", "data.num_workers=1")
+    this, read = os.getpid(), sources.open_image
+
+    def die(*args: Any) -> Any:
+        if os.getpid() != this:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return read(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sources, "open_image", die)
+        assert finetune(*command) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[-1].startswith("glit: a process that loads data died; is memory short? try a lower data.num_workers (")
+    assert not Path("run/model").exists()
+    assert finetune(*command) == 0
+    assert "resuming from step 0 of" in capsys.readouterr().err
+
+
 def test_names_of_folders_are_taken_as_they_are(small: str):
     model = shutil.copytree(small, "runs/run #1: 'a'/model")
     fill(Path("colours # 2"))
@@ -295,9 +320,14 @@ def test_small_classes_can_count_more_and_the_scores_say_how_all_classes_do(
     command = ("images", "--model", small, "--epochs", "1", "--out", "run")
     assert finetune(*command, "--set", "class_weights=weights.yaml") == 2
     assert "weights.yaml is neither 'balanced' nor a file to be read" in capsys.readouterr().err
-    Path("weights.yaml").write_text("{blue: 1, green: 1, red: -2}")
-    assert finetune(*command, "--class-weights", "weights.yaml") == 2
-    assert "weights.yaml: the weight of class red must be a positive number, got -2" in capsys.readouterr().err
+    for text, complaint in (
+        ("{blue: 1, green: 1, red: -2}", "weights.yaml: the weight of class red must be a positive number, got -2"),
+        ("{blue: 1, green: 1, red: 1" + "0" * 400 + "}", "the weight of class red must be a positive number, got 1000"),
+        ("[" * 60_000, "weights.yaml is neither 'balanced' nor a file to be read: nested more than 50 deep"),
+    ):
+        Path("weights.yaml").write_text(text)
+        assert finetune(*command, "--class-weights", "weights.yaml") == 2
+        assert complaint in capsys.readouterr().err
     shutil.rmtree("run", ignore_errors=True)
     assert finetune(*command, "--class-weights", "balanced") == 0
     out = capsys.readouterr().out

@@ -18,6 +18,7 @@ import fuzz
 import pytest
 import torch
 from glit_models.search import load_search_recipe, load_space
+from glit_models.search.tasks import read_json
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from weight_folders import small_folder, small_model
@@ -76,14 +77,22 @@ def test_a_recipe_or_space_that_is_a_bomb_is_one_line(tmp_path: Path, text: str,
 
 def test_an_override_that_is_a_bomb_is_text_or_one_line() -> None:
     assert parse_overrides(["a=2001-99-99"]) == {"a": "2001-99-99"}
-    with pytest.raises(GlitError, match="is not a YAML value"):
-        parse_overrides(["a=" + "[" * 3000])
+    with pytest.raises(GlitError, match="is not a YAML value") as error:
+        parse_overrides(["a=" + "[" * 60_000])
+    assert len(str(error.value)) < 300
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, "[" * 60 + "]" * 60, "[" + "0," * 100_001 + "0]", "9" * 5000, '{"a"'])
 def test_json_is_bounded_as_well(text: str) -> None:
     with pytest.raises(ValueError, match="nested more than 50 deep|holds more than 100,000 values|not valid JSON"):
         parse_json(text)
+
+
+def test_a_file_of_a_search_that_is_nested_without_end_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "winner.json").write_text("[" * 100_000)
+    with pytest.raises(GlitError, match=r"winner.json is damaged \(maximum recursion depth") as error:
+        read_json(tmp_path / "winner.json")
+    assert "\n" not in str(error.value)
 
 
 def test_yaml_that_repeats_itself_a_little_is_read() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import Argument, GlitError
+from ..reading import parse_yaml
 from .common import Commands, add_command, echo, print_json, print_table
 
 __all__ = ["add_bench", "add_export", "add_serve"]
@@ -139,14 +140,12 @@ def _export_options(args: argparse.Namespace, target: Any) -> dict[str, Any]:
 
 def _key_and_value(text: str) -> tuple[str, Any]:
     """Parse KEY=VALUE; the value is read as YAML."""
-    import yaml
-
     key, equals, value = text.partition("=")
     if not equals or not key.isidentifier():
         raise GlitError(f"--set must be KEY=VALUE, got {text!r}")
     try:
-        return key, yaml.safe_load(value)
-    except yaml.YAMLError:
+        return key, parse_yaml(value)
+    except ValueError:
         return key, value
 
 

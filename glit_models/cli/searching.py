@@ -28,7 +28,8 @@ def add_search(commands: Commands) -> None:
         "the cost of a search, `report DIR` writes it as an HTML page, `rank DIR` measures how well its supernet ranks "
         "networks, `extract DIR --out FOLDER` writes networks with the weights that they inherit, and `again DIR "
         "--set ... --out DIR2` searches again on its trained supernets, for example with another budget.",
-        {f"data.{key}": f"train.data.{key}" for key in ("root", "download", "hold_out", "num_workers")},
+        {f"data.{key}": f"train.data.{key}" for key in ("root", "download", "hold_out")}
+        | {"num_workers": "train.data.num_workers"},
     )  # fmt: skip
     parser.add_argument(
         "what", metavar="RECIPE", help="name of a shipped recipe, a YAML file, or a subcommand: plan, report, rank, ..."

@@ -17,7 +17,10 @@ __all__ = ["add_finetune", "add_fractals", "add_train"]
 
 
 def add_train(commands: Commands) -> None:
-    parser = add_command(commands, "train", _run_train, "Train a model; run the same command again to resume.")
+    parser = add_command(
+        commands, "train", _run_train, "Train a model; run the same command again to resume.",
+        {"num_workers": "data.num_workers"},
+    )  # fmt: skip
     parser.add_argument("recipe", help="name of a shipped recipe, or the path of a YAML file")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder of the run")
     _add_track(parser)
@@ -64,6 +67,7 @@ def add_finetune(commands: Commands) -> None:
             "class_weights": "class_weights",
             "data.balanced": "balanced",
             "patience": "patience",
+            "num_workers": "data.num_workers",
         },
     )
     parser.add_argument(
@@ -92,7 +96,7 @@ def _run_finetune(args: argparse.Namespace) -> int:
     device = pick_device(args.device)
     given = parse_overrides(args.set)
     for key, dest in args.options.items():
-        value = getattr(args, dest)
+        value = getattr(args, dest, None)
         if key in given and value is not None and dest != "folder":
             raise GlitError(Argument(key), f" and --set {key} say the same; give one of them")
         if value is not None and dest not in ("folder", "model"):

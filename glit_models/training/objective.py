@@ -7,19 +7,17 @@ Axes: `B` batch, `K` classes.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-import yaml
 from timm.data import Mixup
 from torch import Tensor, nn
 
 from ..data import Splits
 from ..errors import Argument, RecipeError, first_line
+from ..reading import parse_yaml, read_text
 from .recipe import AugmentSection, DistillSection, Recipe
 
 __all__ = ["Objective", "class_weights", "refuse_for_multilabel"]
@@ -147,15 +145,15 @@ def class_weights(given: str | None, splits: Splits, device: torch.device) -> Te
 
 def _read_weights(path: str, class_names: Sequence[str]) -> list[float]:
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        values = parse_yaml(read_text(path))
+    except (OSError, ValueError) as error:
         key = Argument("class_weights", path)
         raise RecipeError(key, f" is neither 'balanced' nor a file to be read: {first_line(error)}") from None
     given = {str(name): value for name, value in values.items()} if isinstance(values, Mapping) else {}
     for name in class_names:
         value = given.get(name)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
-            raise RecipeError(f"{path}: the weight of class {name} must be a positive number, got {value!r}")
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1e30:
+            raise RecipeError(f"{path}: the weight of class {name} must be a positive number, got {value!r:.200}")
     for name in given:
         if name not in class_names:
             raise RecipeError(f"{path}: {name} is none of the classes {', '.join(class_names[:5])}")

@@ -60,7 +60,7 @@ def read_json(path: Path) -> Any:
     """Read a JSON file. Raises SearchError if it is damaged."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise SearchError(
             f"{path} is damaged ({error}); delete it, and the same command makes it again from the rest"
         ) from None
