@@ -96,6 +96,11 @@ def test_the_parts_of_a_batch_are_chosen_by_the_memory_that_is_free(monkeypatch:
         free = (moments + 1.01 * count_bytes(model, (images, *shape), training=True)) / 0.8
         monkeypatch.setattr(machine, "free_memory", lambda free=free: int(free))
         assert accumulation_for_memory(_tiny("optim.batch_size=60", "augment.cutmix=1"), model, cpu) == parts
+    free = (moments + 0.6 * 1.01 * count_bytes(model, (60, *shape), training=True)) / 0.8
+    monkeypatch.setattr(machine, "free_memory", lambda: int(free))
+    for precision, parts in (("bf16", 1), ("fp32", 2)):
+        keys = "optim.batch_size=60", "augment.cutmix=1", f"precision={precision}"
+        assert accumulation_for_memory(_tiny(*keys), model, cpu) == parts
     monkeypatch.setattr(machine, "count_bytes", lambda *_, **__: None)  # a model that cannot run without data
     assert accumulation_for_memory(_tiny("optim.batch_size=60", "optim.grad_accumulation=2"), model, cpu) == 2
     for key, value in model.state_dict().items():
