@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from weight_folders import SPEC, small_folder, small_model
 
 import glit_models
 from glit_models.cli import main, weights
+from glit_models.training import Trainer
 from glit_models.weights import resolve
 from glit_models.weights.publish import convert
 
@@ -244,6 +246,18 @@ def test_publish_and_verify_work_through_hf_endpoint_in_a_process_of_their_own(t
         assert done.returncode == 0, done.stderr
         assert f"hf-hub:somebody/small@{server.head('somebody/small')}" in done.stdout
         assert done.stdout.count("agrees") == 3
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_training_that_a_signal_stopped_exits_as_the_signal_says(
+    number: signal.Signals, status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = Trainer._train_step
+    monkeypatch.setattr(Trainer, "_train_step", lambda *args: [os.kill(os.getpid(), number), step(*args)][1])
+    recipe = str(Path(__file__).parent / "fixtures" / "tiny.yaml")
+    assert main(["train", recipe, "--out", str(tmp_path), "--device", "cpu"]) == status
+    assert (tmp_path / "last.pt").is_file()
+    assert not (tmp_path / "result.json").exists()
 
 
 def test_a_run_that_was_stopped_does_not_exit_as_one_that_is_finished(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import warnings
@@ -11,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 from exported import CLASSES, small_glit
-from glit_models.export import ExportInfo, OnnxClassifier
-from glit_models.export.serving import TritonOptions, export_triton, served_name, triton_config
+from glit_models.export import ExportInfo, OnnxArtifact, OnnxClassifier
+from glit_models.export.serving import TritonOptions, _arranged, export_triton, served_name, triton_config
 from glit_models.export.source import open_source
 from PIL import Image
 
@@ -106,6 +107,16 @@ def test_other_precisions_and_places_are_written_down() -> None:
     config = parsed(triton_config(info, "a", TritonOptions(gpu=False)))
     assert config.instance_group[0].kind == 2  # KIND_CPU
     assert not config.optimization.execution_accelerators.gpu_execution_accelerator
+
+
+def test_a_class_keeps_to_its_line_of_the_labels_whatever_it_is_called(repository: Path, tmp_path: Path) -> None:
+    info = OnnxClassifier(repository / "pets" / "1" / "model.onnx").info
+    info = dataclasses.replace(info, class_names=(*CLASSES[:3], "a\nb", "\x1b[2Jc"))
+    for name in ("model.onnx", "model.onnx.json"):
+        (tmp_path / name).touch()
+    artifact = OnnxArtifact(tmp_path / "model.onnx", info, num_bytes=0, agreement=None)
+    folder = _arranged(artifact, tmp_path / "pets", TritonOptions()).path.parents[1]
+    assert (folder / "labels.txt").read_text().split("\n") == [*CLASSES[:3], r"a\nb", r"\x1b[2Jc", ""]
 
 
 def test_what_cannot_be_served_is_refused_and_nothing_written(tmp_path: Path) -> None:

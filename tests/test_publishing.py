@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import re
+import resource
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from weight_folders import CLASSES, FACTS, SPEC, create_registered, register, sm
 
 import glit_models
 from glit_models.cli import main
-from glit_models.errors import WeightsError
+from glit_models.errors import WeightsError, WriteError
 from glit_models.glit.checkpoint import to_official
 from glit_models.weights import resolve
 from glit_models.weights.files import sha256_of
@@ -47,6 +49,17 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServe
     with HubServer() as running:
         point_client_at(running.endpoint, tmp_path, monkeypatch)
         yield running
+
+
+@contextlib.contextmanager
+def full_disk() -> Iterator[None]:
+    """Let writes after the first 4 kB of a file fail, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 12, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def agreements(source: str | Path) -> dict[str, bool | None]:
@@ -167,6 +180,10 @@ def test_the_authors_checkpoint_converts_to_a_folder_with_the_same_logits(tmp_pa
 def test_convert_install_makes_pretrained_in1k_work(tmp_path: Path) -> None:
     model = trained(timm.create_model("glit_tiny").eval())
     file = save_official(tmp_path / "glit_tiny.pth.tar", model)
+    with full_disk(), pytest.raises(WriteError, match=r" cannot be written: .*File too large"):
+        convert(file, "glit_tiny", install=True, sha256=sha256_of(file))
+    assert resolve.where(resolve.get_entry("glit_tiny.in1k")) == "none"
+    assert not [path for path in resolve.installed_folder("glit_tiny.in1k").parent.rglob("*") if path.is_file()]
     convert(file, "glit_tiny", install=True, sha256=sha256_of(file))
     assert not resolve.is_unverified(resolve.get_entry("glit_tiny.in1k"))
     image = torch.rand(1, 3, 224, 224)
@@ -238,6 +255,14 @@ def test_a_checkpoint_that_does_not_fit_is_one_line_and_writes_nothing(tmp_path:
             convert(tmp_path / "small.pth", "glit_tiny", out=tmp_path / "out", **settings)
         assert "\n" not in str(error.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_full_disk_is_one_line_and_leaves_no_folder(tmp_path: Path) -> None:
+    file = save_official(tmp_path / "small.pth", small_model())
+    with full_disk(), pytest.raises(WriteError, match=r"out.* cannot be written: .*File too large") as error:
+        convert(file, "glit_tiny", out=tmp_path / "out", spec=SPEC, img_size=64, num_classes=10)
+    assert "\n" not in str(error.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["small.pth"]
 
 
 # ---- publishing ----
