@@ -22,7 +22,6 @@ import timm
 import torch
 from timm.utils import reparameterize_model
 
-from glit_models import SpecTransformer
 from glit_models.activations import check_memory
 from glit_models.errors import Argument, ExportError, WriteError, first_line
 from glit_models.runs.figures import new_figure
@@ -67,15 +66,16 @@ def bench(
     compiled: bool = True,
     baseline: bool = True,
 ) -> tuple[list[BenchRow], list[str]]:
-    """Measure a model eagerly, compiled, and in ONNX Runtime, with DeiT-Tiny for comparison.
+    """Measure a model eagerly, compiled, and in ONNX Runtime, with an untrained DeiT-Tiny for comparison.
 
     Args:
-        model: 'model.tag', a weight folder, or a Hub repository.
+        model: any timm classifier: 'model.tag', a weight folder, or a Hub repository.
         files: exported files of it; without any, it is exported in float32 for this run.
         batches: batch sizes. providers: of ONNX Runtime; None uses the fastest that works.
         rounds: number of measurements; every round runs all cases, so that a slow minute affects all of them.
         threads: CPU threads; None leaves the choice to torch and ONNX Runtime.
-        device: PyTorch device. compiled: also measure `torch.compile`. baseline: also `deit_tiny_patch16_224`.
+        device: PyTorch device. compiled: also measure `torch.compile`. baseline: also `deit_tiny_patch16_224`, in
+            PyTorch and exported in float32.
 
     Returns:
         The rows, and a text about the cases that could not be measured.
@@ -96,11 +96,14 @@ def bench(
     source = open_source(model)
     cases: dict[tuple[str, str, int], Callable[[], object]] = {}
     left_out: list[str] = []
-    size = tuple(source.model.patch_embed.img_size)
-    networks = _networks(source.model, size, device, compiled, baseline)
+    channels, *sides = source.describe(0, "fp32", None, None, False).input_size
+    size = (sides[0], sides[1])
+    networks = _networks(source.model, channels, size, device, compiled, baseline)
     with temporary_folder() as folder:
         if not files:
-            files = [export_onnx(model, folder / "exported.onnx", verify=1).path]
+            files = [export_onnx(source, folder / "exported.onnx", verify=1).path]
+        if baseline:
+            files = [*files, export_onnx(_baseline(channels, size), folder / f"{BASELINE}.onnx", verify=1).path]
         classifiers = [
             OnnxClassifier(file, chosen, strict=chosen is not None, threads=threads)
             for file in files
@@ -110,7 +113,7 @@ def bench(
             _check_size(classifier, size)
         for batch in batches:
             for name, network in networks.items():
-                shape = (batch, source.model.in_chans, *size)
+                shape = (batch, channels, *size)
                 check_memory(source.model, shape, device, "take a smaller ", Argument("batch"))
                 images = torch.randn(shape, device=device)
                 case = partial(_eager, network, images)
@@ -127,6 +130,11 @@ def bench(
         return _rows(cases, rounds), left_out
 
 
+def _baseline(channels: int, size: tuple[int, int]) -> Any:
+    """DeiT-Tiny for images of this size."""
+    return timm.create_model(BASELINE, img_size=size, in_chans=channels).eval()
+
+
 def _check_size(classifier: OnnxClassifier, size: tuple[int, ...]) -> None:
     own = classifier.info.input_size[1:]
     if own != size and not classifier.info.dynamic_size:
@@ -138,7 +146,7 @@ def _check_size(classifier: OnnxClassifier, size: tuple[int, ...]) -> None:
 
 
 def _networks(
-    model: SpecTransformer, size: tuple[int, int], device: torch.device, compiled: bool, baseline: bool
+    model: Any, channels: int, size: tuple[int, int], device: torch.device, compiled: bool, baseline: bool
 ) -> dict[str, torch.nn.Module]:
     """The networks to run in PyTorch, all on images of the model's size."""
     eager = reparameterize_model(model).to(device)
@@ -146,8 +154,7 @@ def _networks(
     if compiled:
         networks["compiled"] = torch.compile(eager)  # type: ignore[assignment]
     if baseline:
-        other = timm.create_model(BASELINE, img_size=size, in_chans=model.in_chans)
-        networks[f"{BASELINE}, eager, {size[0]} x {size[1]}"] = other.eval().to(device)
+        networks[f"{BASELINE}, eager, {size[0]} x {size[1]}"] = _baseline(channels, size).to(device)
     return networks
 
 

@@ -1,6 +1,7 @@
 """Convert a network to a form that exports to a clean graph: the same outputs from fewer and larger operators.
 
-It rebuilds a copy of a model from the model's layers. The changes, and their reasons:
+`export_form` does it for any model. A model that is not from this package keeps its layers; for others, `ExportForm`
+rebuilds a copy from the model's layers. The changes, and their reasons:
 
 * BatchNorm is folded into convolutions (`timm.utils.reparameterize_model`).
 * Tokens are in two dimensions, so that a linear layer is one `Gemm` with its bias.
@@ -16,7 +17,7 @@ Axes: B batch, N tokens, T = B * N, C channels, K classes.
 from __future__ import annotations
 
 import copy
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from timm.layers import Format
@@ -28,7 +29,7 @@ from glit_models.block import Block, Mixer
 from glit_models.errors import ExportError
 from glit_models.parts import ExportOptions, Part
 
-__all__ = ["AttentionKind", "ExportForm", "name_in_model"]
+__all__ = ["AttentionKind", "ExportForm", "export_form", "name_in_model", "resize"]
 
 AttentionKind = Literal["operator", "products", "fused"]
 
@@ -88,6 +89,50 @@ class ExportForm(nn.Module):
         return form.head(form.fc_norm(x)).float()
 
 
+class _OtherForm(nn.Module):
+    """A timm model that is not from this package, with BatchNorm folded; takes and returns what `ExportForm` does."""
+
+    def __init__(self, model: nn.Module, dtype: torch.dtype, image_size: tuple[int, int] | None) -> None:
+        super().__init__()
+        form = reparameterize_model(copy.deepcopy(model).cpu().float().eval()).requires_grad_(False)
+        resize(form, image_size)
+        self.form, self.dtype = form.to(dtype), dtype
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.form(images.to(self.dtype))
+        return logits.float()
+
+
+def export_form(
+    model: nn.Module,
+    attention: AttentionKind,
+    dtype: torch.dtype = torch.float32,
+    image_size: tuple[int, int] | Literal["dynamic"] | None = None,
+) -> nn.Module:
+    """The form of any timm model; see `ExportForm`.
+
+    Raises:
+        ExportError: also if the size is dynamic and the model is not from this package.
+    """
+    if isinstance(model, SpecTransformer):
+        return ExportForm(model, attention, dtype, image_size)
+    if image_size == "dynamic":
+        raise ExportError("image_size cannot be dynamic for a model of another library; give a height and width")
+    return _OtherForm(model, dtype, image_size)
+
+
+def resize(model: Any, image_size: tuple[int, int] | None) -> None:
+    """Adapt a timm model to another height and width, in place; None keeps it. Raises SpecError or ExportError."""
+    embed = getattr(model, "patch_embed", None)
+    own = getattr(embed, "img_size", None)
+    if image_size is None or own is None or tuple(image_size) == tuple(own):
+        return  # a network without position embedding takes any size
+    try:
+        model.set_input_size(image_size)
+    except (AttributeError, AssertionError, RuntimeError) as error:
+        raise ExportError(f"the model cannot be resized to {image_size[0]} x {image_size[1]}: {error}") from None
+
+
 def name_in_model(name: str) -> str:
     """The model's name of a module that is called `name` in its `ExportForm`."""
     return f"{name}.".removeprefix("form.").replace(".module.", ".").removesuffix(".")
@@ -106,8 +151,7 @@ def _set_image_size(form: SpecTransformer, image_size: tuple[int, int] | Literal
         form.patch_embed.output_fmt = Format.NHWC
         form.patch_embed.strict_img_size = False
         return
-    if image_size is not None and tuple(image_size) != tuple(form.patch_embed.img_size):
-        form.set_input_size(image_size)
+    resize(form, image_size)
     if form.dynamic_img_size:  # fix the size
         form.dynamic_img_size = False  # type: ignore[misc]
         form.patch_embed.flatten = True

@@ -54,7 +54,8 @@ class ExportInfo:
             [B, C, H, W].
         mean, std, interpolation, crop_pct, crop_mode: timm's preprocessing.
         num_classes: number of outputs. class_names: their names, if any.
-        spec_data: the architecture from `Spec.to_dict`, with `family`; None in files of version 0.1. See `spec`.
+        spec_data: the architecture from `Spec.to_dict`, with `family`; None for a timm model of another library, and in
+            files of version 0.1. See `spec`.
     """
 
     source: str
@@ -78,7 +79,7 @@ class ExportInfo:
 
     @property
     def spec(self) -> Spec | None:
-        """The architecture of the network; None in files of version 0.1.
+        """The architecture of the network; None if `spec_data` is.
 
         Raises:
             ExportError: if it is not a valid spec, its family or a part is not registered, or glit-models is not

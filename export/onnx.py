@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
-from glit_models import SpecTransformer
 from glit_models.activations import check_memory
 from glit_models.errors import Argument, DataError, ExportError
 
 from . import graph, sessions
-from .form import ExportForm
+from .form import export_form
 from .images import ImageSource
 from .metadata import INPUT, SMALLER_BATCH, ExportInfo, Precision, check_batch
 from .preprocessing import PREPARED, preprocessing_graph
@@ -129,7 +129,7 @@ class OnnxTarget(Target):
 
 
 def export_onnx(
-    model: SpecTransformer | ModelSource | str | Path,
+    model: nn.Module | ModelSource | str | Path,
     path: str | os.PathLike[str],
     *,
     opset: int | None = None,
@@ -148,7 +148,7 @@ def export_onnx(
     """Export a model to one ONNX file, and compare its outputs with PyTorch's.
 
     Args:
-        model: a model of any family, which is not changed; 'model.tag', a weight folder, or a Hub repository.
+        model: any timm classifier, which is not changed; 'model.tag', a weight folder, or a Hub repository.
         path: file to write.
         opset: 20, which common runtimes support; 23, where attention is one operator; or 18. None uses 20, or 23 for
             bf16.
@@ -261,11 +261,11 @@ def _describe(source: ModelSource, options: OnnxOptions, opset: int) -> ExportIn
     return source.describe(opset, options.precision, options.batch, options.image_size, options.preprocess)
 
 
-def _network(source: ModelSource, options: OnnxOptions, opset: int) -> tuple[onnx.ModelProto, ExportForm]:
+def _network(source: ModelSource, options: OnnxOptions, opset: int) -> tuple[onnx.ModelProto, nn.Module]:
     """The graph from preprocessed images to logits, in float32 for int8, and the form that it was traced from."""
     info = _describe(source, options, opset)
     dtype = _DTYPES[options.precision]
-    form = ExportForm(source.model, "operator" if opset >= 23 else "products", dtype, options.image_size)
+    form = export_form(source.model, "operator" if opset >= 23 else "products", dtype, options.image_size)
     # numpy has no bfloat16, so inputs are float32.
     images_dtype = torch.float32 if dtype == torch.bfloat16 else dtype
     shape = (options.batch or 2, *info.input_size)

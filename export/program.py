@@ -19,13 +19,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from glit_models import SpecTransformer
 from glit_models.activations import check_memory
 from glit_models.errors import Argument, ExportError, first_line
 
-from .form import ExportForm
+from .form import export_form
 from .images import ImageSource
 from .metadata import SMALLER_BATCH, ExportInfo, Precision, check_batch
 from .source import ModelSource
@@ -78,7 +77,7 @@ class TorchTarget(Target):
     def export(self, source: ModelSource, path: Path, options: TorchOptions) -> Artifact:
         """See `export_torch`."""
         info = source.describe(0, options.precision, options.batch, options.image_size, False)
-        program = _traced(ExportForm(source.model, "fused", _DTYPES[options.precision], options.image_size), info)
+        program = _traced(export_form(source.model, "fused", _DTYPES[options.precision], options.image_size), info)
         return write_verified(path, self._writer(program, info), Program, source, info, options)
 
     def _writer(self, program: torch.export.ExportedProgram, info: ExportInfo) -> Callable[[Path], None]:
@@ -114,7 +113,7 @@ class CompiledTarget(TorchTarget):
 
 
 def export_torch(
-    model: SpecTransformer | ModelSource | str | Path,
+    model: nn.Module | ModelSource | str | Path,
     path: str | os.PathLike[str],
     *,
     compiled: bool = False,
@@ -128,7 +127,7 @@ def export_torch(
     """Export a model to a `.pt2` file, and compare its outputs with the model's.
 
     Args:
-        model: a model of any family, which is not changed; 'model.tag', a weight folder, or a Hub repository.
+        model: any timm classifier, which is not changed; 'model.tag', a weight folder, or a Hub repository.
         path: file to write, which must end in `.pt2`.
         compiled: compile it for this type of machine (AOTInductor; needs a C++ compiler) instead of writing a program
             that any torch can load.
@@ -150,7 +149,7 @@ def export_torch(
     )  # fmt: skip
 
 
-def _traced(form: ExportForm, info: ExportInfo) -> torch.export.ExportedProgram:
+def _traced(form: nn.Module, info: ExportInfo) -> torch.export.ExportedProgram:
     shape = (info.batch or 2, *info.input_size)
     check_memory(form, shape, torch.device("cpu"), *SMALLER_BATCH)
     images = torch.zeros(shape)

@@ -20,13 +20,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from glit_models.errors import DataError, ExportError, first_line
 from glit_models.runs.console import say
 from glit_models.runs.files import temporary_folder
 
 from .extras import require
-from .form import ExportForm
 from .images import ImageSource, prepare
 from .metadata import INPUT, OUTPUT, ExportInfo
 from .sensitivity import measure_sensitivity
@@ -46,7 +46,7 @@ ENOUGH = 99.0  # top-1 agreement in % with the float graph: one more than verifi
 
 
 def quantize_statically(
-    model: onnx.ModelProto, form: ExportForm, info: ExportInfo, calibration: ImageSource
+    model: onnx.ModelProto, form: nn.Module, info: ExportInfo, calibration: ImageSource
 ) -> tuple[onnx.ModelProto, list[str]]:
     """Quantise with ranges from calibration images, keeping as few layers in float as necessary.
 

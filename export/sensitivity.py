@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from glit_models.runs.console import say, track
 
-from .form import ExportForm, name_in_model
+from .form import name_in_model
 
 __all__ = ["measure_sensitivity"]
 
@@ -24,7 +24,7 @@ _Hook = Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor] | None]
 
 
 @torch.inference_mode()
-def measure_sensitivity(form: ExportForm, images: Tensor) -> dict[str, float]:
+def measure_sensitivity(form: nn.Module, images: Tensor) -> dict[str, float]:
     """The mean squared change of the logits, relative to their mean square, with a single layer in int8.
 
     Args:
@@ -49,7 +49,7 @@ def measure_sensitivity(form: ExportForm, images: Tensor) -> dict[str, float]:
     return dict(sorted(found.items(), key=lambda item: -item[1]))
 
 
-def _ranges(form: ExportForm, layers: dict[str, nn.Module], images: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+def _ranges(form: nn.Module, layers: dict[str, nn.Module], images: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
     """Minimum and maximum input of each layer, including zero."""
     found: dict[str, tuple[Tensor, Tensor]] = {}
 

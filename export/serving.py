@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from glit_models import SpecTransformer
+from torch import nn
+
 from glit_models.errors import Argument, ExportError, printable
 from glit_models.runs.files import scratch_folder, whole_folder
 
@@ -92,7 +93,7 @@ class TritonTarget(Target):
 
 
 def export_triton(
-    model: SpecTransformer | ModelSource | str | Path, repository: str | os.PathLike[str], **options: Any
+    model: nn.Module | ModelSource | str | Path, repository: str | os.PathLike[str], **options: Any
 ) -> OnnxArtifact:
     """Export a model to a Triton model repository.
 

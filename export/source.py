@@ -14,13 +14,15 @@ from typing import Any, Literal
 
 import safetensors.torch
 from timm.data import resolve_data_config
+from torch import nn
 
 import glit_models
 from glit_models import SpecTransformer
 from glit_models.errors import ExportError
 from glit_models.weights.files import MULTILABEL
-from glit_models.weights.loading import load_model
+from glit_models.weights.loading import is_other_model, load_model
 
+from .form import resize
 from .metadata import ExportInfo, Precision
 
 __all__ = ["ImageSize", "ModelSource", "open_source"]
@@ -30,21 +32,20 @@ ImageSize = tuple[int, int] | Literal["dynamic"] | None
 
 @dataclass(frozen=True, eq=False)
 class ModelSource:
-    """A model, in float32 on the CPU and in evaluation mode, with its name and the sha256 of its weights."""
+    """A timm classifier, in float32 on the CPU and in evaluation mode, with its name and the sha256 of its weights."""
 
-    model: SpecTransformer
+    model: Any
     name: str
     sha256: str
 
-    def at_size(self, image_size: tuple[int, int] | None) -> SpecTransformer:
+    def at_size(self, image_size: tuple[int, int] | None) -> Any:
         """A copy of the model for images of this height and width; None keeps the model's size.
 
         Raises:
             SpecError: if the size is not a multiple of the patch size.
         """
         model = copy.deepcopy(self.model)
-        if image_size is not None and tuple(image_size) != tuple(model.patch_embed.img_size):
-            model.set_input_size(image_size)
+        resize(model, image_size)
         return model
 
     def describe(
@@ -60,8 +61,12 @@ class ModelSource:
             raise ExportError(f"{self.name} gives several labels an image; exports are of one class an image")
         cfg = _pretrained_cfg(model, self.name)
         config = resolve_data_config(pretrained_cfg=cfg, model=model)
-        own = tuple(model.patch_embed.img_size)
+        embed = getattr(model, "patch_embed", None)
+        channels, *sides = config["input_size"]
+        own = tuple(getattr(embed, "img_size", None) or sides)
+        channels = getattr(model, "in_chans", channels)
         size = own if image_size in (None, "dynamic") else image_size
+        spec = model.spec if isinstance(model, SpecTransformer) else None
         names = cfg.get("label_names") or ()
         return ExportInfo(
             source=self.name,
@@ -70,26 +75,26 @@ class ModelSource:
             opset=opset,
             precision=precision,
             batch=batch,
-            input_size=(model.in_chans, *size),
+            input_size=(channels, *size),
             dynamic_size=image_size == "dynamic",
-            patch_size=model.spec.patch_size,
+            patch_size=spec.patch_size if spec else (getattr(embed, "patch_size", None) or (1,))[0],
             preprocess=preprocess,
-            mean=_per_channel(config["mean"], model.in_chans),
-            std=_per_channel(config["std"], model.in_chans),
+            mean=_per_channel(config["mean"], channels),
+            std=_per_channel(config["std"], channels),
             interpolation=config["interpolation"],
             crop_pct=float(config["crop_pct"]),
             crop_mode=config.get("crop_mode") or "center",
             num_classes=model.num_classes,
             class_names=tuple(names) if len(names) == model.num_classes else None,
-            spec_data={"family": model.spec.family, **json.loads(model.spec.to_json())},
+            spec_data={"family": spec.family, **json.loads(spec.to_json())} if spec else None,
         )
 
 
-def open_source(model: SpecTransformer | ModelSource | str | Path) -> ModelSource:
+def open_source(model: nn.Module | ModelSource | str | Path) -> ModelSource:
     """Load the model to export.
 
     Args:
-        model: a model of any family, which is not changed; 'model.tag', a weight folder, or a Hub repository; a
+        model: any timm classifier, which is not changed; 'model.tag', a weight folder, or a Hub repository; a
             `ModelSource` is returned unchanged.
 
     Raises:
@@ -99,27 +104,30 @@ def open_source(model: SpecTransformer | ModelSource | str | Path) -> ModelSourc
     if isinstance(model, ModelSource):
         return model
     if isinstance(model, (str, Path)):
-        loaded = load_model(model)
-        assert loaded.folder is not None
-        folder = loaded.folder.path.resolve()
-        local = f"{folder.parent.name}/model" if folder.name == "model" else folder.name  # in a run's folder: RUN/model
-        name = local if Path(model).exists() else loaded.name
-        source = ModelSource(loaded.model, name, str(loaded.sha256))
-    elif isinstance(model, SpecTransformer):
+        loaded = load_model(model, any_timm=is_other_model(model))
+        name = _local_name(Path(model).resolve()) if Path(model).exists() else loaded.name
+        source = ModelSource(loaded.model, name, loaded.sha256 or _sha256_of_state(loaded.model))
+    elif isinstance(model, nn.Module) and hasattr(model, "num_classes"):
         own = copy.deepcopy(model).cpu().float().eval()
-        state = {key: tensor.contiguous() for key, tensor in own.state_dict().items()}
-        digest = hashlib.sha256(safetensors.torch.save(state)).hexdigest()
-        source = ModelSource(own, _given_name(model), digest)
+        source = ModelSource(own, _given_name(model), _sha256_of_state(own))
     else:
-        raise ExportError(
-            f"{type(model).__name__} is not a model of glit_models; timm's own onnx_export.py exports other models"
-        )
+        raise ExportError(f"{type(model).__name__} is not a model that timm.create_model made")
     if source.model.num_classes < 1:
         raise ExportError(f"{source.name} has no head, so there are no logits to export; give it num_classes")
-    if source.model.global_pool == "":
+    if getattr(source.model, "global_pool", None) == "":
         raise ExportError(f"{source.name} does not pool its tokens; give it global_pool='token' or 'avg'")
     _check_finite(source)
     return source
+
+
+def _local_name(folder: Path) -> str:
+    """The name of a weight folder; in a run's folder: RUN/model."""
+    return f"{folder.parent.name}/model" if folder.name == "model" else folder.name
+
+
+def _sha256_of_state(model: nn.Module) -> str:
+    state = {key: tensor.contiguous() for key, tensor in model.state_dict().items()}
+    return hashlib.sha256(safetensors.torch.save(state)).hexdigest()
 
 
 def _check_finite(source: ModelSource) -> None:
@@ -128,13 +136,13 @@ def _check_finite(source: ModelSource) -> None:
             raise ExportError(f"{source.name}: {name!r} holds values that are not finite; it cannot be exported")
 
 
-def _given_name(model: SpecTransformer) -> str:
+def _given_name(model: nn.Module) -> str:
     """The name of the architecture, without the tag, whose weights may be others; the hash identifies the weights."""
     cfg = getattr(model, "pretrained_cfg", None) or {}
-    return str(cfg.get("architecture") or model.spec.family)
+    return str(cfg.get("architecture") or getattr(getattr(model, "spec", model), "family", type(model).__name__))
 
 
-def _pretrained_cfg(model: SpecTransformer, name: str) -> dict[str, Any]:
+def _pretrained_cfg(model: nn.Module, name: str) -> dict[str, Any]:
     cfg = getattr(model, "pretrained_cfg", None)
     if cfg is None:
         raise ExportError(f"{name}: its preprocessing is not known; make it with timm.create_model")

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from glit_models import SpecTransformer
+from torch import nn
+
 from glit_models.errors import Argument, ExportError
 from glit_models.extensions import Table
 
@@ -127,7 +128,7 @@ register_target = TARGETS.register_class("name")
 
 
 def export_model(
-    model: SpecTransformer | ModelSource | str | Path,
+    model: nn.Module | ModelSource | str | Path,
     path: str | os.PathLike[str],
     target: str = "onnx",
     **options: Any,
@@ -135,7 +136,7 @@ def export_model(
     """Export a model, and compare its outputs with PyTorch's.
 
     Args:
-        model: a model of any family, which is not changed; 'model.tag', a weight folder, or a Hub repository.
+        model: any timm classifier, which is not changed; 'model.tag', a weight folder, or a Hub repository.
         path: file or folder to write.
         target: a name in `TARGETS`, or `module:Name` for a custom `Target`.
         options: options of the target; see its `options`.

@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from PIL import Image
 
-from glit_models import SpecTransformer
 from glit_models.data.labelled import match_classes
 from glit_models.errors import DataError
 
@@ -205,7 +204,7 @@ def _prepared_in_graph(info: ExportInfo, shown: list[Image.Image], provider: str
 
 
 @torch.inference_mode()
-def torch_logits(model: SpecTransformer, images: np.ndarray) -> np.ndarray:
+def torch_logits(model: Any, images: np.ndarray) -> np.ndarray:
     """Logits [B, K] of preprocessed images by PyTorch in float32, eagerly."""
     batches = torch.from_numpy(images).split(32) if len(images) else ()
     return np.concatenate([model(batch).numpy() for batch in batches] or [np.zeros((0, model.num_classes), np.float32)])

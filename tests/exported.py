@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import timm
 import torch
 from glit_models.export import OnnxArtifact, OnnxClassifier, export_onnx
 from specs import MIXED, SMALL, random_spec
@@ -80,8 +79,3 @@ def difference(artifact: OnnxArtifact, model: GLiT, batch: int, size: tuple[int,
     with torch.inference_mode():
         expected = model(images).numpy()
     return float(np.abs(logits - expected).max())
-
-
-def deit(**kwargs: Any) -> Any:
-    """A network that is no GLiT."""
-    return timm.create_model("test_vit", **kwargs)

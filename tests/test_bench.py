@@ -31,10 +31,11 @@ def test_every_way_is_measured_at_every_batch_beside_the_baseline(
     result = json.loads(capsys.readouterr().out)
     measured = {(row["what"], row["batch"]) for row in result["rows"]}
     any_batch = [f"{files[0]}, fp32, opset 20", f"{files[1]}, fp32, opset 20, preprocessing"]
-    for what in ("eager", "deit_tiny_patch16_224, eager, 32 x 32", *any_batch):
+    baseline = ("deit_tiny_patch16_224, eager, 32 x 32", "deit_tiny_patch16_224.onnx, fp32, opset 20")
+    for what in ("eager", *baseline, *any_batch):
         assert {(what, 1), (what, 4)} <= measured
     assert (f"{files[2]}, fp32, opset 20", 4) in measured
-    assert len(measured) == 9
+    assert len(measured) == 11
     for row in result["rows"]:
         assert row["p95_ms"] >= row["median_ms"] > 0
         assert row["images_per_second"] == pytest.approx(1e3 * row["batch"] / row["median_ms"])

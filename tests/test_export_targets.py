@@ -9,6 +9,7 @@ from typing import Any
 
 import onnx
 import pytest
+import timm
 import torch
 from exported import CLASSES, exported, small_glit
 from glit_models.export import (
@@ -252,3 +253,35 @@ def test_a_spec_that_cannot_be_used_is_one_line_and_never_imports_a_module(data:
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
     assert "antigravity" not in sys.modules
+
+
+# ---- models of timm ----
+
+
+@pytest.mark.parametrize("name", ["test_vit", "test_resnet"])
+def test_a_model_of_timm_is_exported_and_compared_like_ours(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "model.onnx"
+    arguments = ["--random-weights", "--image-size", "64", "--verify", "3"]
+    assert main(["export", name, "--out", str(out), *arguments]) == 0
+    assert "same most probable class" in capsys.readouterr().out
+    classifier = OnnxClassifier(out, ["cpu"])
+    assert (classifier.info.source, classifier.info.input_size, classifier.info.spec) == (name, (3, 64, 64), None)
+    if name == "test_vit":
+        with pytest.raises(ExportError, match="image_size cannot be dynamic for a model of another library"):
+            export_onnx(timm.create_model(name), tmp_path / "dynamic.onnx", image_size="dynamic")
+
+
+def test_without_weights_the_way_out_is_to_export_random_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
+    assert main(["export", "resnet18", "--out", str(tmp_path / "model.onnx")]) == 2
+    err = capsys.readouterr().err
+    assert err.endswith("; --random-weights exports it untrained\n")
+    assert err.count("\n") == 1
+    assert main(["export", "resnet1", "--random-weights", "--out", str(tmp_path / "model.onnx")]) == 2
+    assert capsys.readouterr().err == "glit: no model 'resnet1': Unknown model (resnet1)\n"
+    assert list(tmp_path.iterdir()) == []

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from ..errors import Argument, GlitError
+from ..errors import Argument, GlitError, WeightsError, first_line
 from ..reading import parse_yaml
 from .common import Commands, add_command, echo, print_json, print_table
 
@@ -32,7 +32,9 @@ def add_export(commands: Commands) -> None:
         _run_export,
         "Export a model to ONNX, torch or a server, and compare outputs with PyTorch; exit with 1 if they differ.",
     )
-    parser.add_argument("model", nargs="?", help="MODEL.TAG, a weight folder, or a Hub repository NAMESPACE/NAME")
+    parser.add_argument(
+        "model", nargs="?", help="MODEL.TAG, a weight folder, or a Hub repository NAMESPACE/NAME; any timm classifier"
+    )
     parser.add_argument("--out", metavar="FILE", help="file or folder to write, such as model.onnx")
     parser.add_argument("--list", action="store_true", help="list the formats and the packages that each needs")
     parser.add_argument(
@@ -68,6 +70,9 @@ def add_export(commands: Commands) -> None:
     parser.add_argument(
         "--provider", dest="providers", help="provider to verify with: cpu, cuda or tensorrt (default: the fastest)"
     )
+    parser.add_argument(
+        "--random-weights", action="store_true", help="export MODEL untrained, for example to measure its speed"
+    )
     parser.add_argument("--force", action="store_true", help="overwrite an existing file or folder")
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="another option of a custom format"
@@ -78,6 +83,8 @@ def add_export(commands: Commands) -> None:
 def _run_export(args: argparse.Namespace) -> int:
     from glit_models.export import TARGETS, export_model
 
+    from ..weights.loading import is_other_model
+
     if args.list:
         return _list_formats()
     if args.model is None or args.out is None:
@@ -85,7 +92,15 @@ def _run_export(args: argparse.Namespace) -> int:
     if args.serving and args.format not in (None, args.serving):
         raise GlitError(f"--serving {args.serving} and --format {args.format} exclude each other")
     name = args.serving or _FORMATS.get(args.format, args.format) or "onnx"
-    artifact = export_model(args.model, args.out, name, **_export_options(args, TARGETS.find(name)))
+    options = _export_options(args, TARGETS.find(name))
+    try:
+        artifact = export_model(
+            _untrained(args.model) if args.random_weights else args.model, args.out, name, **options
+        )
+    except WeightsError as error:
+        if not is_other_model(args.model):
+            raise
+        raise WeightsError(*error.message.parts, "; --random-weights exports it untrained") from None
     if args.json:
         from dataclasses import asdict
 
@@ -95,6 +110,18 @@ def _run_export(args: argparse.Namespace) -> int:
     for problem in artifact.agreement.problems if artifact.agreement else ():
         echo(f"glit: {artifact.path} is not what PyTorch computes: {problem}", error=True)
     return 1 if artifact.agreement is not None and not artifact.agreement.holds else 0
+
+
+def _untrained(name: str) -> Any:
+    """A model with random weights, the same in every call."""
+    import timm
+    import torch
+
+    torch.manual_seed(0)
+    try:
+        return timm.create_model(name).eval()
+    except RuntimeError as error:
+        raise GlitError(f"no model {name!r}: {first_line(error)}") from None
 
 
 def _list_formats() -> int:
@@ -245,7 +272,7 @@ def add_bench(commands: Commands) -> None:
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all cores)")
     parser.add_argument("--device", help="PyTorch device: cpu, cuda, ... (default: the GPU if there is one)")
     parser.add_argument("--no-compile", action="store_true", help="skip torch.compile")
-    parser.add_argument("--no-baseline", action="store_true", help="skip deit_tiny_patch16_224")
+    parser.add_argument("--no-baseline", action="store_true", help="skip deit_tiny_patch16_224, in PyTorch and as ONNX")
     parser.add_argument("--plot", metavar="FILE.png", help="draw the result")
     parser.add_argument("--json", action="store_true", help="print JSON")
 

@@ -21,7 +21,7 @@ from .files import CONFIG_FILE, WEIGHTS_FILE, sha256_of
 from .folder import NOTHING, WeightFolder, is_repository, load_folder, open_folder
 from .registry import WeightEntry
 
-__all__ = ["LoadedModel", "create_model", "load_model", "timm_name"]
+__all__ = ["LoadedModel", "create_model", "is_other_model", "load_model", "timm_name"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,6 +86,13 @@ def _is_ours(source: str) -> bool:
         repo, revision = download.split_revision(source)
         return _architecture(download.fetch(repo, CONFIG_FILE, revision)) in named_specs()
     return False
+
+
+def is_other_model(source: str | Path) -> bool:
+    """Whether `source` is the name or the folder of a timm model that is not from this package."""
+    folder = Path(source)
+    name = _architecture(folder / CONFIG_FILE) if folder.is_dir() else str(source).partition(".")[0]
+    return name not in named_specs() and timm.is_model(name)
 
 
 def _is_timms(name: str) -> bool:
