@@ -14,6 +14,7 @@ from typing import Any
 
 from glit_models.errors import Argument, ExportError
 from glit_models.runs.files import scratch_folder, whole_folder
+from glit_models.weights.files import MULTILABEL
 from glit_models.weights.folder import to_json
 
 from .metadata import ExportInfo
@@ -84,6 +85,7 @@ def _config(info: ExportInfo) -> dict[str, Any]:
         "patch_size": info.patch_size,
         "id2label": {str(index): label for index, label in labels.items()},
         "label2id": {label: index for index, label in labels.items()},
+        **({"problem_type": MULTILABEL} if info.multilabel else {}),
         "glit": info.spec_data,
     }
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -56,6 +56,7 @@ class ExportInfo:
         num_classes: number of outputs. class_names: their names, if any.
         spec_data: the architecture from `Spec.to_dict`, with `family`; None for a timm model of another library, and in
             files of version 0.1. See `spec`.
+        multilabel: whether an image may be of several classes, or none: probabilities are then sigmoids of the logits.
     """
 
     source: str
@@ -76,6 +77,7 @@ class ExportInfo:
     num_classes: int
     class_names: tuple[str, ...] | None
     spec_data: Mapping[str, Any] | None = None
+    multilabel: bool = False
 
     @property
     def spec(self) -> Spec | None:
@@ -116,7 +118,7 @@ class ExportInfo:
             key = PREFIX + _KEYS.get(field.name, field.name)
             if key in texts:
                 values[field.name] = _parse(texts[key], key, where)
-            elif field.name != "spec_data":
+            elif field.default is MISSING:  # not a field that files of version 0.1 lack
                 raise ExportError(f"{where}: its metadata lacks {key!r}; export it again")
         for name, is_sound in _checks(values).items():
             if not is_sound:
@@ -182,8 +184,8 @@ def _checks(values: Mapping[str, Any]) -> dict[str, bool]:
     }
     for name in ("source", "sha256", "package_version", "interpolation", "crop_mode"):
         checks[name] = isinstance(values[name], str)
-    for name in ("dynamic_size", "preprocess"):
-        checks[name] = isinstance(values[name], bool)
+    for name in ("dynamic_size", "preprocess", "multilabel"):
+        checks[name] = isinstance(values.get(name, False), bool)
     if problem := preprocessing_problem(values):
         checks[problem[0]] = False
     return checks

@@ -55,6 +55,7 @@ class OnnxClassifier:
         input_name: name of the graph's input; `images` by default.
         input_dtype: numpy type of the input of `logits`.
         class_names: names of the outputs; numbers if the model has no names.
+        is_multilabel: whether an image may have several classes, or none.
 
     Raises:
         ExportError: if the file is missing, truncated, not from this package, or cannot be run by the provider.
@@ -80,7 +81,7 @@ class OnnxClassifier:
         self.session, self.provider, self.build = opened.session, opened.provider, opened.build
         self.path = path
         self.info = ExportInfo.from_texts(self.session.get_modelmeta().custom_metadata_map, str(path))
-        self.class_names = self.info.labels
+        self.class_names, self.is_multilabel = self.info.labels, self.info.multilabel
         self.input_name, self.input_dtype = _input(self.session, path)
         self._binding = self._bind(cuda_graph)
         self._lock = threading.Lock()
@@ -114,7 +115,7 @@ class OnnxClassifier:
     # ---- from images ----
 
     def probabilities(self, images: AnyImage | Iterable[AnyImage]) -> np.ndarray:
-        """Probabilities [B, K] in float32.
+        """Probabilities [B, K] in float32. They add up to 1 unless `is_multilabel`.
 
         Args:
             images: file names, PIL images, or uint8 arrays [h, w, 3], [h, w, 1] or [h, w]; or a single one of them,
@@ -123,8 +124,7 @@ class OnnxClassifier:
         Raises:
             DataError: if a file cannot be read, or an array is not an image.
         """
-        logits = self.logits_of(images)
-        return _softmax(logits) if len(logits) else logits
+        return self._probabilities_of(self.logits_of(images))
 
     def logits_of(self, images: AnyImage | Iterable[AnyImage]) -> np.ndarray:
         """Logits [B, K]; takes the same input as `probabilities`."""
@@ -146,7 +146,7 @@ class OnnxClassifier:
 
     def best(self, logits: np.ndarray, top_k: int = 5) -> list[tuple[tuple[str, float], ...]]:
         """Compute the result of `classify` from logits [B, K]."""
-        rows = _softmax(logits) if len(logits) else logits
+        rows = self._probabilities_of(logits)
         order = np.argsort(-rows, axis=1, kind="stable")[:, :top_k]
         return [
             tuple((self.class_names[index], float(row[index])) for index in indices)
@@ -155,9 +155,18 @@ class OnnxClassifier:
 
     __call__ = classify
 
-    def predict(self, paths: Iterable[Path], top_k: int = 5) -> Iterator[Prediction]:
-        """Yield one `Prediction` per file, in order; for a file that cannot be read, it holds the error."""
-        return predict_files(self.probabilities, self.class_names, paths, top_k)
+    def predict(self, paths: Iterable[Path], top_k: int | None = None) -> Iterator[Prediction]:
+        """Yield one `Prediction` per file, in order; for a file that cannot be read, it holds the error.
+
+        Args:
+            top_k: number of classes; None for 5, or for all with a probability of at least one half if `is_multilabel`.
+        """
+        return predict_files(self.probabilities, self.class_names, paths, top_k, self.is_multilabel)
+
+    def _probabilities_of(self, logits: np.ndarray) -> np.ndarray:
+        if self.is_multilabel:
+            return np.asarray(1 / (1 + np.exp(-np.clip(logits, -80, 80))), np.float32)
+        return _softmax(logits) if len(logits) else logits
 
     def _logits_of_raw(self, arrays: list[np.ndarray]) -> np.ndarray:
         """Logits of images [h, w, C]; those of one size share a batch."""

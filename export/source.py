@@ -57,8 +57,6 @@ class ModelSource:
             ExportError: if the model's preprocessing is unknown.
         """
         model = self.model
-        if getattr(model, "problem_type", None) == MULTILABEL:
-            raise ExportError(f"{self.name} gives several labels an image; exports are of one class an image")
         cfg = _pretrained_cfg(model, self.name)
         config = resolve_data_config(pretrained_cfg=cfg, model=model)
         embed = getattr(model, "patch_embed", None)
@@ -84,6 +82,7 @@ class ModelSource:
             interpolation=config["interpolation"],
             crop_pct=float(config["crop_pct"]),
             crop_mode=config.get("crop_mode") or "center",
+            multilabel=getattr(model, "problem_type", None) == MULTILABEL,
             num_classes=model.num_classes,
             class_names=tuple(names) if len(names) == model.num_classes else None,
             spec_data={"family": spec.family, **json.loads(spec.to_json())} if spec else None,

@@ -141,7 +141,7 @@ def _shown(
     if images is None:
         return generated_images(count, info.input_size[1:]), None, "generated"
     shown, labels, split = images.pick(count)
-    if split is None or labels is None:
+    if split is None or labels is None or labels.ndim > 1:  # or several labels for each image
         return shown, None, str(images)
     try:
         classes, _ = match_classes(split.name, split.class_names, info.class_names, info.num_classes)

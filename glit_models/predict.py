@@ -20,7 +20,7 @@ from torchvision.transforms import Compose, Grayscale
 from .activations import check_memory
 from .data.image_files import open_image
 from .errors import Argument, GlitError, first_line
-from .prediction import BATCH, Prediction, predict_files
+from .prediction import BATCH, THRESHOLD, Prediction, predict_files
 from .runs.files import whole_file
 from .weights import loading
 from .weights.files import MULTILABEL
@@ -28,9 +28,6 @@ from .weights.files import MULTILABEL
 __all__ = ["THRESHOLD", "Classifier", "Prediction", "load_model", "pick_device", "predict_files"]
 
 DEMO_MODEL = "glit_tiny.fashion_mnist"
-
-THRESHOLD = 0.5
-"""Minimum probability of a predicted class of a multilabel model."""
 
 _IMAGES = Path(__file__).parent / "data" / "images"
 _COLUMNS = 5  # of a contact sheet
@@ -106,9 +103,7 @@ class Classifier:
         """
         paths = list(paths)
         self.check_memory(min(len(paths), BATCH), "give fewer images, or take a smaller network")
-        if top_k is None and self.is_multilabel:
-            return predict_files(self.probabilities, self.class_names, paths, len(self.class_names), THRESHOLD)
-        return predict_files(self.probabilities, self.class_names, paths, top_k or 5)
+        return predict_files(self.probabilities, self.class_names, paths, top_k, self.is_multilabel)
 
 
 @torch.inference_mode()

@@ -14,9 +14,11 @@ from PIL import Image
 from .data.image_files import open_image
 from .errors import DataError
 
-__all__ = ["BATCH", "Prediction", "predict_files"]
+__all__ = ["BATCH", "THRESHOLD", "Prediction", "predict_files"]
 
 BATCH = 32
+THRESHOLD = 0.5
+"""Minimum probability of a predicted class of a multilabel model."""
 
 
 @dataclass(frozen=True)
@@ -32,16 +34,19 @@ def predict_files(
     probabilities: Callable[[Iterable[Image.Image]], Any],
     class_names: Sequence[str],
     paths: Iterable[Path],
-    top_k: int = 5,
-    threshold: float = 0.0,
+    top_k: int | None = None,
+    is_multilabel: bool = False,
 ) -> Iterator[Prediction]:
     """Yield one `Prediction` per file, in order; for a file that cannot be read, it holds the error.
 
     Args:
         probabilities: maps RGB images to [B, K], an array or a tensor on the CPU. class_names: names of its K classes.
-        top_k: maximum number of classes per image. threshold: minimum probability of a class.
+        top_k: number of classes per image; None for 5, or for all with a probability of at least one half if
+            `is_multilabel`.
     """
-    paths = list(paths)
+    paths, threshold = list(paths), 0.0
+    if top_k is None:
+        top_k, threshold = (len(class_names), THRESHOLD) if is_multilabel else (5, threshold)
     for start in range(0, len(paths), BATCH):
         yield from _predict_batch(probabilities, class_names, paths[start : start + BATCH], top_k, threshold)
 

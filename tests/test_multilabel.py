@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from glit_models.export import ExportInfo, OnnxClassifier, huggingface
 from PIL import Image
 from weight_folders import CLASSES, SPEC
 
@@ -15,7 +16,7 @@ from glit_models.cli import main
 from glit_models.data import open_splits
 from glit_models.data.label_table import read_label_table
 from glit_models.embed import open_images
-from glit_models.errors import DataError
+from glit_models.errors import DataError, ExportError
 from glit_models.evaluate.multilabel import average_precision, score_multilabel
 from glit_models.predict import Classifier, load_model
 from glit_models.training import Trainer
@@ -201,8 +202,39 @@ def test_models_and_data_of_the_other_kind_are_refused(
         Image.new("RGB", (32, 32), COLOURS[name]).save(tmp_path / name / "0.png")
     assert main(["eval", str(run / "model"), str(tmp_path), "--device", "cpu"]) == 2
     assert "is a multilabel model, and" in capsys.readouterr().err
-    assert main(["export", str(run / "model"), "--out", str(tmp_path / "m.onnx")]) == 2
-    assert "exports are of one class an image" in capsys.readouterr().err
+
+
+def test_an_exported_file_gives_the_same_classes_as_the_model(
+    run: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    out = tmp_path / "m.onnx"
+    assert (
+        main(["export", str(run / "model"), "--out", str(out), "--verify", "8", "--data", str(data / "stripes.csv")])
+        == 0
+    )
+    exported, classifier = OnnxClassifier(out, ["cpu"]), Classifier(load_model(str(run / "model")), torch.device("cpu"))
+    assert exported.info.multilabel
+    paths = sorted(data.glob("5?.png"))
+    for top_k in (None, 2):
+        for ours, torchs in zip(exported.predict(paths, top_k), classifier.predict(paths, top_k), strict=True):
+            assert [name for name, _ in ours.classes] == [name for name, _ in torchs.classes]
+            assert [value for _, value in ours.classes] == pytest.approx(
+                [value for _, value in torchs.classes], abs=1e-3
+            )
+    assert len({len(prediction.classes) for prediction in exported.predict(paths)}) > 1
+    images = [np.asarray(Image.open(path)) for path in paths]
+    np.testing.assert_allclose(exported.probabilities(images)[:2], 1 / (1 + np.exp(-exported.logits_of(images)[:2])))
+    assert exported.probabilities([]).shape == (0, 3)
+    texts = exported.info.to_texts()
+    del texts["glit.multilabel"]  # as in files of version 0.1
+    assert not ExportInfo.from_texts(texts, "old.onnx").multilabel
+    with pytest.raises(ExportError, match=r"'glit.multilabel' is damaged"):
+        ExportInfo.from_texts({**texts, "glit.multilabel": "3"}, "bad.onnx")
+    capsys.readouterr()
+    assert main(["predict", str(data / "55.png"), "--onnx", str(out), "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)[0]["classes"]
+    assert [row["class"] for row in shown] == [name for name, _ in next(classifier.predict([data / "55.png"])).classes]
+    assert huggingface._config(exported.info)["problem_type"] == "multi_label_classification"
 
 
 @pytest.mark.parametrize("override", ["augment.cutmix=1.0", "class_weights=balanced", "augment.batched=true"])

@@ -9,7 +9,7 @@ if (images.length === 0) {
   process.exit(2);
 }
 const session = await ort.InferenceSession.create(model);
-const { class_names: names } = JSON.parse(await readFile(`${model}.json`)).info;
+const { class_names: names, multilabel } = JSON.parse(await readFile(`${model}.json`)).info;
 
 // The pixels of a file as the graph takes them: uint8 [1, height, width, 3], upright, over white.
 async function pixelsOf(file) {
@@ -20,8 +20,10 @@ async function pixelsOf(file) {
 
 for (const file of images) {
   const { logits } = await session.run({ images: await pixelsOf(file) });
-  const powers = Array.from(logits.data, logit => Math.exp(logit - Math.max(...logits.data)));
-  const total = powers.reduce((sum, power) => sum + power);
+  const powers = Array.from(logits.data, multilabel
+    ? logit => 1 / (1 + Math.exp(-logit))
+    : logit => Math.exp(logit - Math.max(...logits.data)));
+  const total = multilabel ? 1 : powers.reduce((sum, power) => sum + power);
   const order = [...powers.keys()].sort((a, b) => powers[b] - powers[a]).slice(0, 3);
   console.log(file);
   for (const index of order) {
