@@ -367,7 +367,7 @@ def test_streamed_hugging_face_data_sets_open(tmp_path: Path):
 @pytest.mark.parametrize("name", [b"d\xffg", b"d\ng", b"d\x1b[31mg"])
 def test_a_class_whose_name_is_no_text_is_refused_before_training(tmp_path: Path, name: bytes):
     fill(tmp_path, {"cat": 2, os.fsdecode(name): 2})
-    with pytest.raises(DataError, match=r"d\\(udcff|n|x1b\[31m)g: rename it; a class is called in UTF-8"):
+    with pytest.raises(DataError, match=r"d\\(udcff|n|x1b\[31m)g: a class name must be UTF-8"):
         open_source("folder", tmp_path, "train")
 
 

@@ -305,7 +305,7 @@ class ClassFolder(ImageList):
             raise DataError(f"{folder} holds no images; they belong in {folder}/CLASS/")
         if unfit := next(filter(UNPRINTABLE.search, found), None):
             place = printable(f"{folder}/{unfit}")
-            raise DataError(f"{place}: rename it; a class is called in UTF-8, without control characters")
+            raise DataError(f"{place}: a class name must be UTF-8 without control characters; rename the folder")
         for child in sorted(folder.iterdir()):
             if child.is_dir() and child.name not in found and not child.name.startswith((".", "_")):
                 raise DataError(f"{child} holds no images; remove it, or put the images of that class there")
