@@ -148,7 +148,7 @@ def test_bad_input_is_one_line_and_status_2(
         "cut.safetensors: not a whole safetensors file": ["convert", "cut.safetensors", *model, "--install"],
         "page.pth: a web page and no checkpoint": ["convert", "page.pth", *model, "--install"],
         "bad.pth: refused, this pickle": ["convert", "bad.pth", *model, "--install"],
-        "text.pth: ": ["convert", "text.pth", *model, "--out", "out"],
+        "text.pth: neither a safetensors file nor a ": ["convert", "text.pth", *model, "--out", "out"],
         "give --install, --out DIR, or both": ["convert", "gone.pth", *model],
         "glit_huge": ["convert", "gone.pth", "--model", "glit_huge", "--out", "out"],
         "blocks[1].kernel_size must be odd and positive, got 30": ["info", "bad.json"],

@@ -106,6 +106,8 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return _finite(path, safetensors.torch.load_file(path))
+        if not _is_pickled(path):
+            raise WeightsError(f"{path}: neither a safetensors file nor a checkpoint of torch")
         _refuse_compressed(path)
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # on pickle protocols that torch may not support
@@ -137,6 +139,12 @@ def _refuse_web_page(path: Path) -> None:
         return  # the next reader reports it
     if start.startswith((b"<!doctype", b"<html", b"<head", b"<?xml")):
         raise WeightsError(f"{path}: a web page and no checkpoint; open the link and save the file behind it")
+
+
+def _is_pickled(path: Path) -> bool:
+    """Whether a file begins as torch's do: with a zip archive, or with a pickle of protocol 2 or later."""
+    with path.open("rb") as file:
+        return file.read(2).startswith((b"PK", b"\x80"))
 
 
 def _refuse_compressed(path: Path) -> None:
