@@ -3,9 +3,11 @@
 Imported as `glit_models.export`. It builds on `glit_models`, which never imports it, and not on `glit_models.search`.
 """
 
+from .executorch import ExecutorchModel, ExecutorchTarget
 from .form import ExportForm
 from .huggingface import HuggingFaceTarget
 from .images import ImageSource
+from .kserve import KServeTarget
 from .metadata import ExportInfo
 from .onnx import OnnxArtifact, export_onnx
 from .openvino import OpenVinoModel, OpenVinoTarget
@@ -21,10 +23,13 @@ __all__ = [
     "TARGETS",
     "Agreement",
     "Artifact",
+    "ExecutorchModel",
+    "ExecutorchTarget",
     "ExportForm",
     "ExportInfo",
     "HuggingFaceTarget",
     "ImageSource",
+    "KServeTarget",
     "ModelSource",
     "OnnxArtifact",
     "OnnxClassifier",

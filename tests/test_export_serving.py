@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from exported import CLASSES, small_glit
 from glit_models.export import ExportInfo, OnnxArtifact, OnnxClassifier
 from glit_models.export.serving import TritonOptions, _arranged, export_triton, served_name, triton_config
@@ -52,6 +53,34 @@ def test_the_repository_is_laid_out_as_triton_looks_for_it(repository: Path) -> 
     assert files == {f"pets/{name}" for name in ("config.pbtxt", "labels.txt", "report.json", "1/model.onnx")}
     assert (repository / "pets" / "labels.txt").read_text().splitlines() == list(CLASSES)
     assert json.loads((repository / "pets" / "report.json").read_text())["verified"] is True
+
+
+@pytest.mark.parametrize("device", ["gpu", "cpu"])
+def test_kserve_gets_a_manifest_for_the_same_repository(repository: Path, tmp_path: Path, device: str) -> None:
+    given = ["--serving", "kserve", "--preprocess", "--verify", "2", "--serve-on", device, "--name", "My_pets"]
+    given += ["--storage-uri", "s3://bucket/repository"]
+    assert main(["export", str(repository.parent / "pets"), "--out", str(tmp_path / "out"), *given]) == 0
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"My_pets", "My_pets.kserve.yaml"}
+    manifest = yaml.safe_load((tmp_path / "out" / "My_pets.kserve.yaml").read_text())
+    assert (manifest["apiVersion"], manifest["kind"]) == ("serving.kserve.io/v1beta1", "InferenceService")
+    assert manifest["metadata"] == {"name": "my-pets"}
+    model = manifest["spec"]["predictor"]["model"]
+    assert (model["runtime"], model["protocolVersion"]) == ("kserve-tritonserver", "v2")
+    assert (model["modelFormat"], model["storageUri"]) == ({"name": "triton"}, "s3://bucket/repository")
+    assert model.get("resources") == ({"limits": {"nvidia.com/gpu": "1"}} if device == "gpu" else None)
+    assert parsed((tmp_path / "out" / "My_pets" / "config.pbtxt").read_text()).name == "My_pets"
+
+
+def test_kserve_must_be_told_where_the_repository_is_and_unverified_models_get_no_manifest(
+    repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["export", str(repository.parent / "pets"), "--serving", "kserve", "--out", str(tmp_path / "out")]
+    for uri in ([], ["--storage-uri", "bucket/repository"]):
+        assert main([*arguments, *uri]) == 2
+        assert "glit: --storage-uri must say where the cluster reads the repository" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+    assert main([*arguments, "--verify", "0", "--storage-uri", "pvc://models/repository"]) == 0
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["pets.unverified"]
 
 
 def test_models_of_runs_are_called_by_their_runs(tmp_path: Path) -> None:

@@ -83,7 +83,8 @@ quantize verify
 writing
 targets
 onnx program
-timing serving huggingface openvino bench
+timing serving huggingface openvino executorch bench
+kserve
 served
 server
 """

@@ -20,7 +20,7 @@ __all__ = ["add_bench", "add_export", "add_serve"]
 # The options of export targets that are options of the command. Those without a default here were not given.
 _OPTIONS = (
     "opset", "precision", "batch", "image_size", "preprocess", "calibration", "dynamic_int8", "verify", "images",
-    "providers", "force", "name", "gpu", "max_batch_size", "instances", "engine_cache", "input_name",
+    "providers", "force", "name", "gpu", "max_batch_size", "instances", "engine_cache", "storage_uri", "input_name",
 )  # fmt: skip
 _FORMATS = {"aotinductor": "aoti"}  # names in version 0.1
 
@@ -40,17 +40,26 @@ def add_export(commands: Commands) -> None:
     parser.add_argument(
         "--format",
         metavar="NAME",
-        help="onnx (default), huggingface, openvino, torch, aoti, triton, or module:Name for a custom one",
+        help="onnx (default) or another of --list, or module:Name for a custom one",
     )
-    parser.add_argument("--serving", choices=("triton",), help="same as --format triton")
+    parser.add_argument("--serving", choices=("triton", "kserve"), help="same as --format")
     parser.add_argument("--name", help="triton: name of the model in the repository")
     parser.add_argument("--serve-on", dest="gpu", choices=("gpu", "cpu"), help="triton: device (gpu if there is one)")
     parser.add_argument(
-        "--max-batch", dest="max_batch_size", type=int, metavar="N", help="triton: maximum batch size (default: 64)"
+        "--max-batch",
+        dest="max_batch_size",
+        type=int,
+        metavar="N",
+        help="triton: maximum batch size (default: 64)",
     )
     parser.add_argument("--instances", type=int, metavar="N", help="triton: number of model instances (default: 1)")
     parser.add_argument(
-        "--engine-cache", metavar="DIR", help="triton: folder of the server's TensorRT engines (default: /engines)"
+        "--engine-cache",
+        metavar="DIR",
+        help="triton: folder of the server's TensorRT engines (default: /engines)",
+    )
+    parser.add_argument(
+        "--storage-uri", metavar="URI", help="kserve: where the cluster reads the repository, s3://BUCKET/repository"
     )
     parser.add_argument("--opset", type=int, metavar="N", help="ONNX opset: 18, 20 or 23 (default: 20; 23 for bf16)")
     parser.add_argument("--input-name", metavar="NAME", help="graph input (default: images; huggingface: pixel_values)")
