@@ -84,7 +84,7 @@ def test_a_recipe_round_trips_through_yaml(tmp_path: Path):
         ("optim.lrr=1", "unknown key optim.lrr; did you mean optim.lr?"),
         ("sed=1", "unknown key sed; did you mean seed?"),
         ("optim.epochs=many", "optim.epochs must be of type int, got 'many'"),
-        ("optim.epochs=0", "optim.epochs must be at least 1, got 0"),
+        ("optim.epochs=0", "optim.epochs must be from 1 to 1000000, got 0"),
         ("precision=fp8", "precision must be fp32 or bf16, got 'fp8'"),
         (
             "optim.batch_size=7",

@@ -90,10 +90,12 @@ def _run_finetune(args: argparse.Namespace) -> int:
     from ..data.label_table import is_label_table
     from ..predict import pick_device
     from ..recipes import parse_overrides
+    from ..runs.signals import StopRequest
     from ..training import Trainer
     from ..training.finetuning import check_images, describe_score, next_commands, plan
 
     device = pick_device(args.device)
+    StopRequest(args.max_minutes)  # raises if the limit is impossible, before the choices are printed
     given = parse_overrides(args.set)
     for key, dest in args.options.items():
         value = getattr(args, dest, None)

@@ -175,7 +175,7 @@ class Recipe:
              "above 0 and at most 1, or null"),
             ("optim.batch_size", optim.batch_size, optim.batch_size >= 1, "at least 1"),
             ("optim.grad_accumulation", optim.grad_accumulation, optim.grad_accumulation >= 1, "at least 1"),
-            ("optim.epochs", optim.epochs, optim.epochs >= 1, "at least 1"),
+            ("optim.epochs", optim.epochs, 1 <= optim.epochs <= 1_000_000, "from 1 to 1000000"),
             ("optim.warmup_epochs", optim.warmup_epochs, 0 <= optim.warmup_epochs <= optim.epochs,
              f"from 0 to optim.epochs={optim.epochs}"),
             ("optim.ema_decay", optim.ema_decay, optim.ema_decay is None or 0 < optim.ema_decay < 1,
