@@ -8,6 +8,7 @@ from .form import ExportForm
 from .huggingface import HuggingFaceTarget
 from .images import ImageSource
 from .kserve import KServeTarget
+from .litert import LiteRtModel, LiteRtTarget
 from .metadata import ExportInfo
 from .onnx import OnnxArtifact, export_onnx
 from .openvino import OpenVinoModel, OpenVinoTarget
@@ -30,6 +31,8 @@ __all__ = [
     "HuggingFaceTarget",
     "ImageSource",
     "KServeTarget",
+    "LiteRtModel",
+    "LiteRtTarget",
     "ModelSource",
     "OnnxArtifact",
     "OnnxClassifier",

@@ -1,13 +1,14 @@
-"""Tests of `glit export --format executorch`: agreement with PyTorch where it is installed, and errors everywhere."""
+"""Tests of the formats executorch and litert: agreement with PyTorch if they are installed; errors in any case."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from exported import small_glit
-from glit_models.export import TARGETS, ExecutorchModel, export_model
+from glit_models.export import TARGETS, ExecutorchModel, LiteRtModel, export_model
 from glit_models.export.images import generated_images, prepare
 from glit_models.export.source import open_source
 from glit_models.export.verify import torch_logits
@@ -18,15 +19,16 @@ from glit_models.errors import ExportError
 from glit_models.weights.folder import save_folder
 
 
-def test_without_executorch_the_command_that_installs_it_is_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("name", ["executorch", "litert"])
+def test_without_the_packages_the_command_that_installs_them_is_one_line(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(TARGETS["executorch"], "packages", ("glit_no_such_package",))
+    monkeypatch.setattr(TARGETS[name], "packages", ("glit_no_such_package",))
     save_folder(small_glit(), tmp_path / "pets")
-    assert main(["export", str(tmp_path / "pets"), "--format", "executorch", "--out", str(tmp_path / "a.pte")]) == 2
+    assert main(["export", str(tmp_path / "pets"), "--format", name, "--out", str(tmp_path / "a.pte")]) == 2
     err = capsys.readouterr().err
     assert err.startswith("glit: glit_no_such_package cannot be imported")
-    assert "[executorch]" in err
+    assert f"[{name}]" in err
     assert err.count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["pets"]
 
@@ -42,17 +44,21 @@ def test_a_program_has_a_fixed_batch_and_size(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")  # from ExecuTorch
-def test_a_program_computes_what_pytorch_does(tmp_path: Path) -> None:
-    pytest.importorskip("executorch.runtime")
+@pytest.mark.filterwarnings("ignore")  # from the converters
+@pytest.mark.parametrize(
+    ("name", "package", "load"),
+    [("executorch", "executorch.runtime", ExecutorchModel), ("litert", "litert_torch", LiteRtModel)],
+)
+def test_a_program_computes_what_pytorch_does(name: str, package: str, load: Any, tmp_path: Path) -> None:
+    pytest.importorskip(package)
     source = open_source(small_glit(spec=MIXED))
-    artifact = export_model(source, tmp_path / "a.pte", "executorch", batch=2, verify=3)
-    assert artifact.path == tmp_path / "a.pte"
+    artifact = export_model(source, tmp_path / "a.model", name, batch=2, verify=3)
+    assert artifact.path == tmp_path / "a.model"
     assert artifact.agreement is not None
-    assert (artifact.agreement.holds, artifact.agreement.provider) == (True, "ExecuTorch XNNPACK")
+    assert (artifact.agreement.holds, artifact.agreement.provider) == (True, load.provider)
     images = prepare(artifact.info, generated_images(3, (40, 50)))
-    found = ExecutorchModel(artifact.path, artifact.info).logits(images)
+    found = load(artifact.path, artifact.info).logits(images)
     np.testing.assert_allclose(found, torch_logits(source.model, images), atol=1e-4)
-    (tmp_path / "b.pte").write_bytes(b"no program")
-    with pytest.raises(ExportError, match="b.pte: ExecuTorch cannot read it"):
-        ExecutorchModel(tmp_path / "b.pte", artifact.info)
+    (tmp_path / "b.model").write_bytes(b"no program")
+    with pytest.raises(ExportError, match="b.model: .* cannot read it"):
+        load(tmp_path / "b.model", artifact.info)
