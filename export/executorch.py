@@ -7,45 +7,21 @@ from __future__ import annotations
 
 import os
 import warnings
-from dataclasses import dataclass
 from pathlib import Path
 from typing import final
 
 import numpy as np
 import torch
 
-from glit_models.activations import check_memory
-from glit_models.errors import Argument, ExportError, first_line
+from glit_models.errors import ExportError, first_line
 
 from .extras import require
 from .form import export_form
-from .metadata import SMALLER_BATCH, ExportInfo, check_batch
+from .metadata import ExportInfo
 from .source import ModelSource
-from .targets import Artifact, Target, TargetOptions, register_target, write_verified
+from .targets import Artifact, FixedOptions, Target, register_target, write_verified
 
-__all__ = ["ExecutorchModel", "ExecutorchTarget", "FixedOptions"]
-
-
-@dataclass(frozen=True)
-class FixedOptions(TargetOptions):
-    """Options of a program for devices: the batch size, which is fixed, and the size of images; None is the model's."""
-
-    batch: int = 1
-    image_size: tuple[int, int] | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.batch is None:
-            raise ExportError(Argument("batch"), " must be a number of images in this format")
-        check_batch(self.batch)
-        if self.image_size is not None and not isinstance(self.image_size, tuple):
-            raise ExportError(Argument("image_size"), f" must be a height and width, got {self.image_size!r}")
-
-    def images_for(self, form: torch.nn.Module, info: ExportInfo) -> torch.Tensor:
-        """Example images [B, C, H, W] of the fixed shape. Raises GlitError if memory is short."""
-        shape = (self.batch, *info.input_size)
-        check_memory(form, shape, torch.device("cpu"), *SMALLER_BATCH)
-        return torch.zeros(shape)
+__all__ = ["ExecutorchModel", "ExecutorchTarget"]
 
 
 @final

@@ -15,12 +15,11 @@ import numpy as np
 
 from glit_models.errors import ExportError, first_line
 
-from .executorch import FixedOptions
 from .extras import require
 from .form import export_form
 from .metadata import ExportInfo
 from .source import ModelSource
-from .targets import Artifact, Target, register_target, write_verified
+from .targets import Artifact, FixedOptions, Target, register_target, write_verified
 
 __all__ = ["LiteRtModel", "LiteRtTarget"]
 

@@ -15,19 +15,30 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
 from torch import nn
 
+from glit_models.activations import check_memory
 from glit_models.errors import Argument, ExportError
 from glit_models.extensions import Table
 
 from .extras import require
 from .images import ImageSource
-from .metadata import ExportInfo
+from .metadata import SMALLER_BATCH, ExportInfo, check_batch
 from .source import ModelSource, open_source
 from .verify import Agreement, Runner, compare
 from .writing import check_writable, write_and_judge
 
-__all__ = ["TARGETS", "Artifact", "Target", "TargetOptions", "export_model", "register_target", "write_verified"]
+__all__ = [
+    "TARGETS",
+    "Artifact",
+    "FixedOptions",
+    "Target",
+    "TargetOptions",
+    "export_model",
+    "register_target",
+    "write_verified",
+]
 
 
 @dataclass(frozen=True)
@@ -74,6 +85,28 @@ class TargetOptions:
     def __post_init__(self) -> None:
         if self.verify < 0:
             raise ExportError(Argument("verify"), f" must be 0 or more images, got {self.verify}")
+
+
+@dataclass(frozen=True)
+class FixedOptions(TargetOptions):
+    """Options of a program for devices: the batch size, which is fixed, and the size of images; None is the model's."""
+
+    batch: int = 1
+    image_size: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.batch is None:
+            raise ExportError(Argument("batch"), " must be a number of images in this format")
+        check_batch(self.batch)
+        if self.image_size is not None and not isinstance(self.image_size, tuple):
+            raise ExportError(Argument("image_size"), f" must be a height and width, got {self.image_size!r}")
+
+    def images_for(self, form: torch.nn.Module, info: ExportInfo) -> torch.Tensor:
+        """Example images [B, C, H, W] of the fixed shape. Raises GlitError if memory is short."""
+        shape = (self.batch, *info.input_size)
+        check_memory(form, shape, torch.device("cpu"), *SMALLER_BATCH)
+        return torch.zeros(shape)
 
 
 class Target(ABC):
