@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-__all__ = ["prepare_image", "preprocessing_problem"]
+__all__ = ["is_count", "is_number", "prepare_image", "preprocessing_problem"]
 
 _MAX_SIDE = 8192  # pixels, also of what is cropped; Pillow refuses images of twice that
 _INTERPOLATIONS = ("bilinear", "bicubic", "nearest", "lanczos", "box", "hamming")
