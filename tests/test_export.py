@@ -356,7 +356,7 @@ def test_bad_input_is_one_line_and_writes_nothing(
     config["model_args"]["spec"]["embed_dim"] = 96
     (tmp_path / "other" / "config.json").write_text(json.dumps(config))
     cases = {
-        "resnet50: no such folder, and no MODEL.TAG": ["resnet50", "--out", "x.onnx"],
+        "resnet_none: no such folder, and no MODEL.TAG": ["resnet_none", "--out", "x.onnx"],
         "glit_small: no weights on this machine": ["glit_small", "--out", "x.onnx"],
         "do not fit the model": ["other", "--out", "x.onnx"],
         "there.onnx exists; --force replaces it": [str(folder), "--out", "there.onnx"],

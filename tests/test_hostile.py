@@ -18,7 +18,7 @@ import fuzz
 import pytest
 import torch
 from glit_models.search import load_search_recipe, load_space
-from glit_models.search.tasks import read_json
+from glit_models.search.executors.tasks import read_json
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from weight_folders import small_folder, small_model

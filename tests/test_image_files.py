@@ -174,7 +174,7 @@ def test_one_image_is_in_memory_at_a_time_until_it_is_scaled(model: str, tmp_pat
     classifier.transform = lambda image: opened.append(len(seen)) or transform(image)  # type: ignore[func-returns-value]
     seen: list[Path] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("glit_models.predict.open_image", lambda path: seen.append(path) or open_image(path))
+        patch.setattr("glit_models.prediction.open_image", lambda path: seen.append(path) or open_image(path))
         assert len(list(classifier.predict([*paths, paths[0]]))) == 4
     assert opened == [1, 2, 3, 4]
 
