@@ -93,11 +93,12 @@ def ending(words: list[str], place: Path) -> tuple[float, int, str]:
 def main() -> int:
     """Run every command with every fault and print the seconds; returns 1 if one ended in another way."""
     options = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
-    options.add_argument("--faults", metavar="NAME,...", help="faults to run, by their names in FAULTS (default: all)")
+    options.add_argument(
+        "--faults", nargs="+", choices=FAULTS.values(), default=[*FAULTS.values()], help="default: all"
+    )
     args = options.parse_args()
     torch.set_num_threads(1)
     os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
-    wanted = args.faults.split(",") if args.faults else list(FAULTS.values())
     rows: list[dict[str, Any]] = []
     wrong: list[str] = []
     with tempfile.TemporaryDirectory() as folder, HubServer() as server, socket.socket() as silent:
@@ -108,7 +109,7 @@ def main() -> int:
         closed = f"http://127.0.0.1:{silent.getsockname()[1]}"
         endpoints = {"tls": closed.replace("http", "https"), "dns": "http://no-such-host.invalid", "closed": closed}
         for name, fault in sorted(FAULTS.items(), key=lambda item: item[1] == "tls"):  # after it the port is open
-            if fault not in wanted:
+            if fault not in args.faults:
                 continue
             if fault == "tls":
                 silent.listen(64)
