@@ -267,6 +267,10 @@ def test_a_run_that_was_stopped_does_not_exit_as_one_that_is_finished(
     command = ["train", recipe, "--out", str(tmp_path), "--device", "cpu"]
     assert main([*command, "--max-minutes", "0"]) == 3
     assert "stopped by the limit of 0 minutes" in capsys.readouterr().err
+    for damaged in ("{", "[" * 100_000, "[]"):
+        (tmp_path / "result.json").write_text(damaged)
+        assert main(command) == 2
+        assert f"glit: {tmp_path / 'result.json'} is damaged (" in capsys.readouterr().err
     for other in (command, ["finetune", "pets", "--model", "glit_tiny.fashion_mnist"]):
         assert main([*other, "--max-minutes", "nan"]) == 2
         assert capsys.readouterr() == ("", "glit: --max-minutes must be a number of minutes from 0, got nan\n")

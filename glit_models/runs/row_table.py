@@ -93,7 +93,7 @@ def _begin(part: Path, about: Row) -> Iterator[Row]:
             part.write_text(json.dumps(about) + "\n", encoding="utf-8")
             return iter(())
         with part.open("r+b") as file:
-            if json.loads(file.readline()) != about:
+            if file.readline() != f"{json.dumps(about)}\n".encode():
                 raise GlitError(f"{part} was begun with another model or other options; remove it or give another name")
             file.truncate(end)
     except OSError as error:

@@ -8,7 +8,6 @@ works with recipes, data and timm's model interface; it does not publish weights
 from __future__ import annotations
 
 import itertools
-import json
 import math
 import time
 from abc import ABC, abstractmethod
@@ -25,6 +24,7 @@ from torch.optim import Optimizer
 
 from ..data import Splits
 from ..errors import Argument, RecipeError, TrainingError, is_out_of_memory
+from ..reading import parse_json, read_text
 from ..recipes import record_recipe, refuse_other_recipe
 from ..runs.console import MinuteLines, progress_bar, say, show_seconds
 from ..runs.files import whole_file, write_json
@@ -222,7 +222,7 @@ class Trainer:
         result = self.out / "result.json"
         if result.is_file():
             self._say(f"glit: {self.out} is finished; its result is in {result}")
-            return json.loads(result.read_text())
+            return _read_result(result)
         with lock_folder(self.out) if self.rank == 0 else nullcontext():
             if self.rank == 0:
                 record_recipe(self.recipe, self.out, self.splits.fingerprint())
@@ -545,6 +545,17 @@ class Trainer:
     def _write_result(self, result: dict[str, Any]) -> None:
         if self.rank == 0:
             write_json(self.out / "result.json", result)
+
+
+def _read_result(path: Path) -> dict[str, Any]:
+    try:
+        result = parse_json(read_text(path))
+        if isinstance(result, dict):
+            return result
+        reason: object = "not an object"
+    except (OSError, ValueError) as error:
+        reason = error
+    raise TrainingError(f"{path} is damaged ({reason}); remove it, and the same command scores the run again")
 
 
 def _create_teacher(name: str) -> nn.Module:

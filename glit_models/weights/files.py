@@ -83,7 +83,7 @@ def _hashes_file() -> Path:
 def _read_hashes() -> dict[str, object]:
     try:
         seen = json.loads(_hashes_file().read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return seen if isinstance(seen, dict) else {}
 

@@ -117,7 +117,7 @@ def find_unverified(entry: WeightEntry) -> tuple[Path, str | None]:
 def _installed_fact(folder: Path, key: str) -> str | None:
     try:
         fact = json.loads((folder / ENTRY_FILE).read_text(encoding="utf-8")).get(key)
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         fact = None
     return fact if isinstance(fact, str) else None
 

@@ -71,7 +71,7 @@ class NetworkTable:
             raise SearchError(f"{path} cannot be read: {error.strerror}") from None
         except KeyError as error:
             raise SearchError(f"{path} is no table of trained networks: a row lacks {error}") from None
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, RecursionError) as error:
             raise SearchError(f"{path} is no table of trained networks: {first_line(error)}") from None
 
     def __getitem__(self, spec: Spec) -> TrainedNetwork:

@@ -188,7 +188,7 @@ def _read(cache: Path) -> _Measured:
         return {}
     except OSError as error:
         raise SearchError(f"{cache} cannot be read: {error.strerror}") from None
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, RecursionError) as error:
         reason = first_line(error)
     raise SearchError(f"{cache} is damaged, remove it to measure again: {reason}")
 
