@@ -70,6 +70,9 @@ def test_a_tracker_that_fails_is_left_out_and_said_once(tmp_path: Path, capsys: 
         == "glit: wandb takes no more numbers (the server is gone); the run continues without it\n"
     )
     assert len(records.entries(lambda entry: True)) == 2
+    with records.path.open("a") as file:
+        file.write('{"step}\n[1]\n{"step": "1"}\n' + "[" * 100_000 + "\n")  # damaged lines
+    assert len(records.entries(lambda entry: True)) == 2
 
 
 def test_trackers_that_are_unknown_or_cannot_start_end_a_run_before_it_begins(

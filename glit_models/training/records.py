@@ -72,9 +72,9 @@ class Records:
         self.board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=step + 1)
 
     def entries(self, is_wanted: Callable[[dict[str, Any]], bool]) -> list[dict[str, Any]]:
-        """The entries so far that `wanted` accepts; an incomplete last line is skipped."""
-        lines = self.path.read_text().splitlines() if self.path.is_file() else []
-        return [entry for line in lines if line.endswith("}") and is_wanted(entry := json.loads(line))]
+        """The entries so far that `wanted` accepts; incomplete and damaged lines are skipped."""
+        lines = self.path.read_text(errors="replace").splitlines() if self.path.is_file() else []
+        return [entry for line in lines if (entry := _parse(line)) and is_wanted(entry)]
 
     def write(self, entry: dict[str, Any]) -> None:
         """Append an entry. Raises WriteError if the disk is full."""
@@ -134,3 +134,11 @@ class Records:
             self.trackers.close()
         if self.board is not None:
             self.board.close()
+
+
+def _parse(line: str) -> dict[str, Any] | None:
+    try:
+        entry = json.loads(line)
+    except (ValueError, RecursionError):  # a killed run wrote part of it, or somebody changed it
+        return None
+    return entry if isinstance(entry, dict) and type(entry.get("step")) is int else None
