@@ -42,7 +42,7 @@ def add_export(commands: Commands) -> None:
         metavar="NAME",
         help="onnx (default) or another of --list, or module:Name for a custom one",
     )
-    parser.add_argument("--serving", choices=("triton", "kserve"), help="same as --format")
+    parser.add_argument("--serving", choices=("triton", "kserve"), help="same as --format NAME")
     parser.add_argument("--name", help="triton: name of the model in the repository")
     parser.add_argument("--serve-on", dest="gpu", choices=("gpu", "cpu"), help="triton: device (gpu if there is one)")
     parser.add_argument(

@@ -110,9 +110,9 @@ class AttentionPart(MultiHeadPart):
 
 @final
 class _WeightsDropout(nn.Dropout):
-    """Dropout of the attention weights, which the fused operator does not compute: a hook here turns it off.
+    """Dropout of the attention weights. A hook on it disables the fused operator, which does not compute them.
 
-    So `timm.utils.AttentionExtract` finds them.
+    `timm.utils.AttentionExtract` uses such hooks. The operator stays disabled after a hook is removed.
     """
 
     def __init__(self, attention: Attention) -> None:
