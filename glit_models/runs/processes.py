@@ -27,7 +27,7 @@ def release_memory() -> None:
 def multiplies_bf16() -> bool:
     """Whether this CPU multiplies bfloat16 matrices faster than float32 ones."""
     capabilities: Mapping[str, Any] = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    return bool(capabilities.get("amx_bf16"))
+    return any(capabilities.get(name) for name in ("amx_bf16", "avx512_bf16"))
 
 
 def make_accelerator(device: str | torch.device | None, precision: str, some_unused: bool = False) -> Any:

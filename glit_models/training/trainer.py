@@ -127,7 +127,7 @@ class Trainer:
         self.device: torch.device = self.accelerator.device
         self.rank: int = self.accelerator.process_index
         if self.device.type == "cpu" and recipe.precision == "bf16" and not multiplies_bf16():
-            self._say("glit: this processor has no matrix unit for bfloat16; precision=fp32 may be ten times faster")
+            self._say("glit: this processor cannot multiply bfloat16 itself; precision=fp32 may be ten times faster")
         recipe.check_parts(self.accelerator.num_processes)
         self.fits_threads = fits_threads
         self.progress = Progress()
