@@ -17,6 +17,7 @@ from torch import Tensor
 from glit_models import GLiTSpec, cli
 from glit_models.errors import RecipeError, SearchError, WeightsError
 from glit_models.weights.folder import save_folder
+from glit_models.weights.loading import load_model
 from tests.spaces import AUTOFORMER, LOCAL, SMALL_SPACES
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -61,6 +62,21 @@ def test_a_network_that_fills_a_supernet_is_inherited_from_it_and_no_other_weigh
     for name, tensor in supernet.state_dict().items():
         left = tensor != 0
         assert torch.equal(tensor[left], before[name][left]), name
+
+
+@pytest.mark.parametrize("pools", [("token", "avg"), ("avg", "token")])
+def test_a_network_fills_a_supernet_of_another_pooling_and_its_final_norm_too(pools: tuple[str, str]):
+    source, supernet = (Supernet(LOCAL, img_size=32, num_classes=5, global_pool=pool) for pool in pools)
+    spec = next(iter(LOCAL))
+    model = source.extract(spec)
+    for parameter in model.parameters():
+        parameter.data.uniform_()
+    supernet.fill(model)
+    assert supernet.net.global_pool == supernet.extract(spec).global_pool == pools[1]
+    norm = supernet.net.fc_norm if pools[1] == "avg" else supernet.net.norm
+    given = model.fc_norm if pools[0] == "avg" else model.norm
+    assert torch.equal(norm.weight, given.weight)
+    assert torch.equal(norm.bias, given.bias)
 
 
 def test_a_weight_folder_fills_a_supernet_of_other_images_and_classes(tmp_path: Path):
@@ -139,12 +155,13 @@ def test_a_search_whose_start_does_not_fit_writes_nothing(tmp_path: Path, capsys
 
 def test_a_search_goes_on_from_the_supernet_and_the_networks_of_another(tmp_path: Path):
     torch.set_num_threads(1)
-    assert SearchRun(_recipe(), tmp_path / "first", device="cpu").run()
+    pooled = "train.model.global_pool=avg"
+    assert SearchRun(_recipe(pooled), tmp_path / "first", device="cpu").run()
     # With rates next to nothing the weights are still those that each training began with.
     frozen = [
         f"{part}.train.optim.{rate}=1e-30" for part in ("supernet", "retrain") for rate in ("lr", "min_lr", "warmup_lr")
     ]
-    recipe = _recipe(f"supernet.from={tmp_path / 'first'}", "retrain.start=inherited", *frozen)
+    recipe = _recipe(f"supernet.from={tmp_path / 'first'}", "retrain.start=inherited", pooled, *frozen)
     assert SearchRun(recipe, tmp_path / "second", device="cpu").run()
     assert f"from: {tmp_path / 'first'}" in (tmp_path / "second/recipe.yaml").read_text()
     stores = [load_file(tmp_path / name / "joint/supernet/model.safetensors") for name in ("first", "second")]
@@ -153,6 +170,7 @@ def test_a_search_goes_on_from_the_supernet_and_the_networks_of_another(tmp_path
     supernet = context.load_supernet(recipe.load_space(), tmp_path / "second/joint/supernet/model.safetensors")
     winner = GLiTSpec.from_json((tmp_path / "second/winner.json").read_text())
     assert_same_parameters(supernet.state_of(winner), load_file(tmp_path / "second/model/model.safetensors"))
+    assert load_model(tmp_path / "second/model").model.global_pool == "avg"
 
 
 def test_a_supernet_can_be_trained_by_itself_and_the_search_goes_on_from_it(

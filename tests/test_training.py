@@ -433,6 +433,7 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path):
         ("model.name=resnet18", "model.name 'resnet18' cannot be built"),
         ("model.img_size=33", "img_size must be a multiple of patch_size=8, got 33 x 33"),
         ("model.spec=nowhere.json", "spec file nowhere.json cannot be read"),
+        ("model.global_pool=max", "cannot be built: global_pool must be one of '', 'avg', 'token', got 'max'"),
     ],
 )
 def test_a_model_that_cannot_be_built_is_one_line(override: str, message: str, tmp_path: Path):

@@ -9,6 +9,7 @@ import argparse
 import json
 import random
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -98,10 +99,10 @@ def _train(options: argparse.Namespace, name: str, spec: GLiTSpec, seed: int) ->
 
 
 def train_network(
-    spec: GLiTSpec, seed: int, run: Path, device: str | None, stop: StopRequest
+    spec: GLiTSpec, seed: int, run: Path, device: str | None, stop: StopRequest, overrides: Sequence[str] = ()
 ) -> dict[str, float] | None:
     """Train a network as those of the table are; returns its scores on the search and test images, None if stopped."""
-    recipe = load_search_recipe(str(RECIPE), [f"seed={seed}"])
+    recipe = load_search_recipe(str(RECIPE), [f"seed={seed}", *overrides])
     trainer = Trainer(recipe.retrain_recipe(spec), run, device, stop.minutes_left, score_test=False)
     if trainer.run() is None:
         return None

@@ -29,6 +29,7 @@ class ModelSection:
     img_size: int = 224
     # Other image sizes, each with its share of the steps: cheap pretraining on small images.
     img_size_shares: dict[int, float] | None = None
+    global_pool: str | None = None  # 'token' (class token) or 'avg' (mean of the patch tokens); None: the model's own
     drop_rate: float = 0.0
     drop_path_rate: float = 0.0
     freeze: tuple[str, ...] = ()  # prefixes of parameters to freeze, with their normalisation statistics

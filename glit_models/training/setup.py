@@ -46,8 +46,9 @@ def create_model(section: ModelSection, num_classes: int, dynamic: bool = False)
     if not section.name.startswith(_ELSEWHERE) and not timm.is_model(section.name.partition(".")[0]):
         raise RecipeError(f"model.name {section.name!r} is no model; `glit list` shows what there is")
     keywords = {key: value for key, value in asdict(section).items() if key not in ("name", *_HOW_TO_RUN)}
-    if section.spec is None:
-        del keywords["spec"]  # only GLiT models have one
+    for key in ("spec", "global_pool"):  # None is no keyword: only GLiT models have a spec
+        if keywords[key] is None:
+            del keywords[key]
     if dynamic:
         keywords["dynamic_img_size"] = True
     try:

@@ -44,6 +44,7 @@ class Supernet(nn.Module):
         img_size: for this and the following, see `SpecTransformer`.
         num_classes: outputs of the head.
         in_chans: input channels.
+        global_pool: 'token' or 'avg'; None for the family's default.
         drop_rate: dropout before the head.
         drop_path_rate: stochastic depth of the last block.
 
@@ -61,6 +62,7 @@ class Supernet(nn.Module):
         img_size: int | tuple[int, int] = 224,
         num_classes: int = 1000,
         in_chans: int = 3,
+        global_pool: str | None = None,
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
     ) -> None:
@@ -73,6 +75,8 @@ class Supernet(nn.Module):
         self.space, self.sharing = space, sharing
         self._architecture = FAMILIES[space.family].architecture
         self._task: dict[str, Any] = {"img_size": img_size, "num_classes": num_classes, "in_chans": in_chans}
+        if global_pool is not None:
+            self._task["global_pool"] = global_pool
         self._parts: dict[tuple[int, int, Any], BlockParts] = {}
         self._common: dict[int, dict[str, Slice]] = {}
         # Embedding, final norm and head, and timm's interface that a trainer needs.
@@ -247,6 +251,9 @@ class Supernet(nn.Module):
             SearchError: if it is not a member of the space.
         """
         spec, state = self.space.canonical(model.spec), model.state_dict()
+        own, other = ("fc_norm", "norm") if isinstance(self.net.norm, nn.Identity) else ("norm", "fc_norm")
+        for name in ("weight", "bias"):  # another pooling has its norm in another place
+            state.setdefault(f"{own}.{name}", state.get(f"{other}.{name}"))
         for name, taken in self._common_slices(spec.embed_dim).items():
             if not name.startswith("head.") or model.num_classes == self.num_classes:
                 taken.put(self.net.get_parameter(name), state[name])

@@ -25,8 +25,8 @@ def create_supernet(space: SearchSpace, sharing: Sharing, recipe: Recipe, num_cl
     """Create a supernet with the image size and rates of a training recipe."""
     model = recipe.model
     return Supernet(
-        space, sharing, img_size=model.img_size, num_classes=num_classes, drop_rate=model.drop_rate,
-        drop_path_rate=model.drop_path_rate,
+        space, sharing, img_size=model.img_size, num_classes=num_classes, global_pool=model.global_pool,
+        drop_rate=model.drop_rate, drop_path_rate=model.drop_path_rate,
     )  # fmt: skip
 
 
