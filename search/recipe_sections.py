@@ -163,4 +163,6 @@ class FinalSection:
 class ControlSection:
     """Settings of the control, which the winner is compared with."""
 
-    networks: int = 3  # random networks within the budget, trained like the winner; 0 for none
+    # Random networks within the budget, trained like the winner; 0 for none. With any, a search that starts from
+    # weights also trains its winner from random weights, and fine-tunes the network that it started from.
+    networks: int = 3

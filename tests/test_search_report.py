@@ -11,6 +11,7 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import pytest
@@ -127,6 +128,20 @@ def test_the_winner_is_shown_beside_random_networks(search: Path, finished: Path
     assert f"On the test set the winner is better than {control.num_beaten} of 3;" in text
     edit(search / "control.json", lambda data: {**data, "networks": [{**n, "accuracy": 100} for n in data["networks"]]})
     assert "better than 0 of 3;" in Page(write_report(search)).text
+
+
+def test_the_winner_is_shown_beside_what_it_started_from(search: Path) -> None:
+    def add(data: dict[str, Any]) -> dict[str, Any]:
+        spec = data["networks"][0]["spec"]
+        accuracies = {"<b>": data["winner"] - 5, "from random weights": data["winner"] + 0.1}
+        starts = [{"name": name, "spec": spec, "accuracy": accuracy} for name, accuracy in accuracies.items()]
+        return {**data, "starts": starts}
+
+    assert "What was the start worth?" not in Page(write_report(search)).text
+    edit(search / "control.json", add)
+    text = Page(write_report(search)).text
+    assert "What was the start worth?" in text
+    assert re.search(r"<b> .* better \(\+5\.00 points\) from random weights .* a tie \(-0\.10 points\)", text)
 
 
 def test_retrained_networks_that_the_images_cannot_tell_apart_are_ties(search: Path) -> None:

@@ -1,5 +1,6 @@
 """Tests of searches that start from weights: the initial weights of supernets and retrained networks."""
 
+import json
 import random
 from collections.abc import Mapping
 from pathlib import Path
@@ -171,6 +172,20 @@ def test_a_search_goes_on_from_the_supernet_and_the_networks_of_another(tmp_path
     winner = GLiTSpec.from_json((tmp_path / "second/winner.json").read_text())
     assert_same_parameters(supernet.state_of(winner), load_file(tmp_path / "second/model/model.safetensors"))
     assert load_model(tmp_path / "second/model").model.global_pool == "avg"
+    (start,) = json.loads((tmp_path / "second/control.json").read_text())["starts"]
+    assert (start["name"], start["spec"]) == ("the winner, from random weights", winner.to_dict())
+    # The rates are next to nothing, so this training ends with the weights that it began with.
+    random_weights = load_file(tmp_path / "second/control/scratch/model/model.safetensors")
+    assert not torch.allclose(random_weights["head.weight"], supernet.state_of(winner)["head.weight"])
+
+    recipe = _recipe(f"supernet.from={tmp_path / 'second/model'}", pooled, *frozen)
+    assert SearchRun(recipe, tmp_path / "third", device="cpu").run()
+    (start,) = json.loads((tmp_path / "third/control.json").read_text())["starts"]
+    assert (start["name"], start["spec"]) == (f"{tmp_path / 'second/model'}, fine-tuned", winner.to_dict())
+    models = [
+        load_file(tmp_path / path / "model.safetensors") for path in ("second/model", "third/control/source/model")
+    ]
+    assert_same_parameters(*models)
 
 
 def test_a_supernet_can_be_trained_by_itself_and_the_search_goes_on_from_it(

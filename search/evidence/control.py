@@ -1,6 +1,8 @@
-"""The control of a search: random networks within its budget, trained like its winner.
+"""The control of a search: other networks that are trained like its winner.
 
-If the winner is no better than these, the search gained nothing. `pipeline` trains them; this module holds the result.
+If the winner is no better than random networks within the budget, the search gained nothing. If it is no better from
+inherited weights than from random ones, or than the network that the search started from, the start gained nothing.
+`pipeline` trains them; this module holds the result.
 """
 
 from __future__ import annotations
@@ -24,12 +26,15 @@ class Control:
         num_images: number of these images.
         winner: top-1 accuracy of the winner in percent, after the same training as the random networks.
         networks: pairs (random network, its top-1 accuracy in percent).
+        starts: triples (what it is, network, its top-1 accuracy in percent) of other starts; for a search that starts
+            from weights.
     """
 
     split: str
     num_images: int
     winner: float
     networks: tuple[tuple[Spec, float], ...]
+    starts: tuple[tuple[str, Spec, float], ...] = ()
 
     @property
     def num_beaten(self) -> int:
@@ -39,7 +44,9 @@ class Control:
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
         networks = [{"spec": spec.to_dict(), "accuracy": accuracy} for spec, accuracy in self.networks]
-        return {"split": self.split, "images": self.num_images, "winner": self.winner, "networks": networks}
+        starts = [{"name": name, "spec": spec.to_dict(), "accuracy": accuracy} for name, spec, accuracy in self.starts]
+        data = {"split": self.split, "images": self.num_images, "winner": self.winner, "networks": networks}
+        return {**data, "starts": starts} if starts else data
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Control:
@@ -47,7 +54,11 @@ class Control:
         networks = [(parse_spec(network["spec"]), _percent(network["accuracy"])) for network in data["networks"]]
         if data["split"] not in ("test", "search") or not networks or int(data["images"]) < 1:
             raise ValueError("it must name a split, its number of images, and at least one network")
-        return cls(data["split"], int(data["images"]), _percent(data["winner"]), tuple(networks))
+        starts = [
+            (str(start["name"]), parse_spec(start["spec"]), _percent(start["accuracy"]))
+            for start in data.get("starts", ())
+        ]
+        return cls(data["split"], int(data["images"]), _percent(data["winner"]), tuple(networks), tuple(starts))
 
 
 def _percent(value: Any) -> float:

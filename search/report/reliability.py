@@ -5,6 +5,7 @@ from __future__ import annotations
 from glit_models.evaluate import is_tie
 from glit_models.page import Page
 
+from ..evidence.control import Control
 from ..evidence.ranking import Ranking
 from ..methods.surrogate import Surrogate
 from . import figures
@@ -57,6 +58,26 @@ def write_control(page: Page, findings: Findings) -> None:
     )
     named = [("winner", control.winner), *((f"random {place}", a) for place, (_, a) in enumerate(control.networks, 1))]
     page.table([{"network": name, "accuracy": show_accuracy(accuracy, images)} for name, accuracy in named])
+    if control.starts:
+        _write_starts(page, control)
+
+
+def _write_starts(page: Page, control: Control) -> None:
+    """Write what the weights that the search started from were worth."""
+    page.heading("What was the start worth?")
+    page.text(
+        "These had the same training as the winner, from other weights. If the winner from random weights is as good, "
+        "inherited weights gained nothing; if the network that the search started from is as good after this "
+        "training alone, the search gained nothing. The search's own training, of the supernet, comes on top."
+    )
+    images = control.num_images
+    rows = [{"network": "winner", "accuracy": show_accuracy(control.winner, images), "the winner is": ""}]
+    for name, _, accuracy in control.starts:
+        better = "better" if control.winner > accuracy else "worse"
+        verdict = "a tie" if is_tie(control.winner, accuracy, images) else better
+        gain = f"{verdict} ({control.winner - accuracy:+.2f} points)"
+        rows.append({"network": name, "accuracy": show_accuracy(accuracy, images), "the winner is": gain})
+    page.table(rows)
 
 
 def write_ranking(page: Page, findings: Findings) -> None:

@@ -232,9 +232,13 @@ class RunContext:
             self.say(task.title)
         return KINDS[task.kind](self, **task.arguments)
 
-    def training(self, title: str, recipe: Recipe, out: Path, score_on: str | None = None) -> Task:
+    def training(
+        self, title: str, recipe: Recipe, out: Path, score_on: str | None = None, start: str | None = None
+    ) -> Task:
         """A task that trains a stand-alone network in a folder; its result is that of the training, see `work`."""
         values = {"recipe": recipe.to_dict(), "folder": str(out.relative_to(self.folder)), "score_on": score_on}
+        if start is not None:
+            values["start"] = start
         return Task("train", values, title, is_collective=True)
 
     def train(

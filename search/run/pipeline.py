@@ -29,6 +29,7 @@ from ..recipe import SearchRecipe
 from ..relative_budget import write_references
 from ..spaces.budget_sampler import BudgetSampler
 from ..spaces.latency import Prepare
+from ..supernets.starting import start_network
 from .context import Interrupted, RunContext
 from .retraining import Retrained
 from .stage import Stage
@@ -150,8 +151,29 @@ class SearchRun:
                 tasks.append((spec, context.training(title, recipe.retrain_recipe(spec), folder, score_on="test")))
         return tasks
 
-    def _compare(self, winner: Retrained, networks: Sequence[tuple[Spec, dict[str, Any]]]) -> Control | None:
-        """Compare the winner with random networks, given the results of their trainings; None if there are none."""
+    def _start_tasks(self, winner: Spec) -> list[tuple[str, Spec, Task]]:
+        """Networks that show what the start from weights is worth: what each is, its spec and its training."""
+        context, recipe = self.context, self.recipe
+        starts = []
+        if recipe.control.networks and recipe.retrain.start == "inherited":
+            starts.append(("the winner, from random weights", winner, "scratch"))
+        if recipe.control.networks and (source := recipe.supernet.from_) and (spec := start_network(source)):
+            starts.append((f"{source}, fine-tuned", spec, "source"))
+        return [
+            (name, spec, context.training(
+                f"training {name}, to compare the winner with", recipe.retrain_recipe(spec),
+                self.out / "control" / start, score_on="test", start=start,
+            ))
+            for name, spec, start in starts
+        ]  # fmt: skip
+
+    def _compare(
+        self,
+        winner: Retrained,
+        networks: Sequence[tuple[Spec, dict[str, Any]]],
+        starts: Sequence[tuple[str, Spec, dict[str, Any]]],
+    ) -> Control | None:
+        """Compare the winner with others, given the results of their trainings; None if there are none."""
         context, splits = self.context, self.context.splits
         if not networks:
             return None
@@ -162,7 +184,8 @@ class SearchRun:
         else:
             accuracy = self._test(winner.folder)
         scores = tuple((spec, float(result[key])) for spec, result in networks)
-        control = Control(split, len(images), accuracy, scores)
+        others = tuple((name, spec, float(result[key])) for name, spec, result in starts)
+        control = Control(split, len(images), accuracy, scores, others)
         if context.rank == 0:
             write_json(self.out / "control.json", control.to_dict())
         return control
@@ -177,22 +200,26 @@ class SearchRun:
         The test set is used twice: for the networks of the control, and for the result.
         """
         context, model = self.context, self.out / "model"
-        final, controls = self._final_task(winner), self._control_tasks()
-        tasks = [*([final] if final else []), *(task for _, task in controls)]
+        final, controls, starts = self._final_task(winner), self._control_tasks(), self._start_tasks(winner.spec)
+        tasks = [*([final] if final else []), *(task for _, task in controls), *(task for *_, task in starts)]
         results = context.run(tasks)
         run = self.out / "final" if final else winner.folder
         if context.rank == 0 and not model.exists():
             with whole_folder(model) as folder:
                 shutil.copytree(run / "model", folder, dirs_exist_ok=True)
         context.wait()
-        trained = results[len(tasks) - len(controls) :]
-        control = self._compare(winner, [(spec, result) for (spec, _), result in zip(controls, trained, strict=True)])
+        trained = results[len(results) - len(controls) - len(starts) :]
+        control = self._compare(
+            winner,
+            [(spec, result) for (spec, _), result in zip(controls, trained[: len(controls)], strict=True)],
+            [(name, spec, result) for (name, spec, _), result in zip(starts, trained[len(controls) :], strict=True)],
+        )
         began = time.monotonic()
         test = self._test(self.out)
         times: dict[str, Any] = {stage.name: dict(stage.seconds()) for stage in self.stages}
         times["test"] = round(time.monotonic() - began, 1)
         seconds = times["test"] + sum(sum(times[stage.name].values()) for stage in self.stages)
-        for name, trainings in (("final", results[: len(tasks) - len(controls)]), ("control", trained)):
+        for name, trainings in (("final", results[: len(results) - len(trained)]), ("control", trained)):
             if trainings:
                 times[name] = 60 * sum(float(result["minutes"]) for result in trainings)
                 seconds += times[name]

@@ -263,7 +263,10 @@ class _Planner:
         test, final = self.context.splits.test, self.recipe.final_recipe(next(iter(self.recipe.load_space())))
         scored = 0.0 if test is None else len(test) * speed.image / 60
         training = 0.0 if final is None else self._training_minutes(speed, all_data=True)
-        control = self.recipe.control.networks * (self._training_minutes(speed) + scored)
+        networks = self.recipe.control.networks
+        if networks:  # and what `SearchRun` adds to them if the search starts from weights
+            networks += (self.recipe.retrain.start == "inherited") + (self.recipe.supernet.from_ is not None)
+        control = networks * (self._training_minutes(speed) + scored)
         return {"final": training + scored, "control": control}
 
     # ---- warnings ----

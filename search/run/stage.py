@@ -35,6 +35,7 @@ from ..spaces.named import load_space
 from ..spaces.space import SearchSpace
 from ..supernets.path_sampling import path_sampling
 from ..supernets.starting import fill_supernet
+from ..supernets.supernet import Supernet
 from ..supernets.training import SupernetTrainee, create_supernet
 from .context import RunContext
 from .division import Division, digest, score_divided
@@ -167,9 +168,15 @@ class Stage:
         """Check that the supernet can start from the given weights. Raises the errors of `fill_supernet`."""
         start = self.recipe.supernet.from_
         if start is not None and not self.weights.is_file() and not keeps_supernets(self.context.folder):
-            recipe, context = self.recipe, self.context
-            sharing = recipe.supernet.sharing
-            fill_supernet(create_supernet(self.space, sharing, recipe.supernet_recipe(), context.num_classes), start)
+            self.create_supernet()
+
+    def create_supernet(self) -> Supernet:
+        """The supernet before its training. Raises the errors of `fill_supernet`."""
+        settings, context = self.recipe.supernet, self.context
+        supernet = create_supernet(self.space, settings.sharing, context.supernet_recipe, context.num_classes)
+        if settings.from_ is not None:
+            fill_supernet(supernet, settings.from_)
+        return supernet
 
     def _find_supernet(self) -> bool:
         """Whether the supernet is trained, here or in an earlier search whose supernets are kept."""

@@ -7,6 +7,7 @@ checkpoints and write their results into their folders; `KEPT` names the kinds w
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,13 +45,20 @@ def _train_supernet(context: RunContext, stage: str) -> None:
 
 
 @_kind("train")
-def _train(context: RunContext, recipe: dict[str, Any], folder: str, score_on: str | None) -> dict[str, Any]:
-    """Train a network; then score it on the 'test' set, or on the 'second half' of the search set."""
+def _train(
+    context: RunContext, recipe: dict[str, Any], folder: str, score_on: str | None, start: str | None = None
+) -> dict[str, Any]:
+    """Train a network; then score it on the 'test' set, or on the 'second half' of the search set.
+
+    Args:
+        start: 'scratch' (random weights), 'inherited' (the trained supernet's), or 'source' (those that the supernet
+            started from); default: the recipe's.
+    """
     if context.stage is not None:
         context.stage.release()
     out = context.folder / folder
     training: Recipe = build_recipe(Recipe, recipe)
-    result = context.train(training, out, start=_inherited(context, training))
+    result = context.train(training, out, start=_initial(context, training, start or context.recipe.retrain.start))
     if score_on == "test":
         return {**result, "test_top1": _test_accuracy(context, out / "model")}
     if score_on == "second half":
@@ -60,13 +68,16 @@ def _train(context: RunContext, recipe: dict[str, Any], folder: str, score_on: s
     return result
 
 
-def _inherited(context: RunContext, training: Recipe) -> Callable[[], dict[str, torch.Tensor]] | None:
-    """Return the function that gives a network its initial weights, if they come from the supernet."""
+def _initial(context: RunContext, training: Recipe, start: str) -> Callable[[], dict[str, torch.Tensor]] | None:
+    """Return the function that gives a network its initial weights; None for random ones."""
     spec = training.model.spec
-    if context.recipe.retrain.start == "scratch" or spec is None:
+    if start == "scratch" or spec is None:
         return None
     stage = find_stage(context, context.recipe.method_class.stages[0])  # the only one
-    return lambda: context.load_supernet(stage.space, stage.weights).state_of(parse_spec(spec))
+    supernet = (
+        stage.create_supernet if start == "source" else partial(context.load_supernet, stage.space, stage.weights)
+    )
+    return lambda: supernet().state_of(parse_spec(spec))
 
 
 @torch.inference_mode()

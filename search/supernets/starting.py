@@ -7,13 +7,14 @@ from pathlib import Path
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from glit_models import Spec
 from glit_models.errors import GlitError, SearchError, WeightsError, first_line
 from glit_models.model import checkpoint_filter_fn
 from glit_models.weights.loading import load_model
 
 from .supernet import Supernet
 
-__all__ = ["fill_supernet"]
+__all__ = ["fill_supernet", "start_network"]
 
 _WEIGHTS = "supernet/model.safetensors"  # in a stage's folder
 _HEAD = ("head.weight", "head.bias")
@@ -32,11 +33,23 @@ def fill_supernet(supernet: Supernet, source: str) -> None:
         SearchError: if the network is not a member of the space, or the supernet has other shapes.
         WeightsError: if the weights cannot be read.
     """
-    files = [path for path in (Path(source) / _WEIGHTS, Path(source) / "joint" / _WEIGHTS) if path.is_file()]
-    if files:
+    if files := _supernet_files(source):
         _fill_from_supernet(supernet, files[0])
     else:
         _fill_from_network(supernet, source)
+
+
+def start_network(source: str) -> Spec | None:
+    """The network whose weights `fill_supernet` loads; None if they are a supernet's.
+
+    Raises:
+        WeightsError: if the weights cannot be read.
+    """
+    return None if _supernet_files(source) else load_model(source).model.spec
+
+
+def _supernet_files(source: str) -> list[Path]:
+    return [path for path in (Path(source) / _WEIGHTS, Path(source) / "joint" / _WEIGHTS) if path.is_file()]
 
 
 def _fill_from_network(supernet: Supernet, source: str) -> None:
