@@ -45,12 +45,17 @@ def clean(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _drop_allowzero(graph: onnx.GraphProto) -> None:
-    """Drop `allowzero` of reshapes to shapes without a zero: it has no effect there, and some converters lack it."""
+    """Drop `allowzero` of reshapes to shapes without a zero: it has no effect there, and some converters lack it.
+
+    In a shape that is computed only the batch may be zero. It comes first there and in the input, so it is copied.
+    """
     to_array = require("onnx").numpy_helper.to_array
     constants = {tensor.name: tensor for tensor in graph.initializer}
     for node in graph.node:
-        if node.op_type == "Reshape" and (shape := constants.get(node.input[1])) and to_array(shape).all():
-            node.ClearField("attribute")
+        if node.op_type == "Reshape":
+            shape = constants.get(node.input[1])
+            if shape is None or to_array(shape).all():
+                node.ClearField("attribute")
 
 
 def _rename(graph: onnx.GraphProto) -> None:

@@ -92,6 +92,10 @@ def test_a_dynamic_size_takes_every_size_that_the_patch_divides() -> None:
     artifact = exported("one block", image_size="dynamic")
     assert artifact.agreement is not None
     assert len(artifact.agreement.sizes) == 3
+    if torch.__version__ < "2.14":  # resamples in another way, which verification finds
+        assert artifact.path.suffix == ".unverified"
+        assert "a logit differs" in artifact.agreement.problems[0]
+        return
     for size in ((32, 32), (16, 64), (80, 48)):
         model = small_glit(spec=MIXED)
         model.set_input_size(size)
