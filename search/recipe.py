@@ -110,7 +110,7 @@ class SearchRecipe:
             ("evaluation.screen_images", screen_images, screen_images is None or screen_images >= 1,
              "at least 1, or null"),
             ("evaluation.confirm", evaluation.confirm, screen_images is None or evaluation.confirm >= most_trained,
-             f"at least {most_trained}, as many as are trained individually"),
+             f"at least {most_trained}, as many as get a stand-alone training"),
             ("standalone.epochs", self.standalone.epochs, self.standalone.epochs >= 1, "at least 1"),
             ("retrain.top", retrain.top, 1 <= retrain.top <= self.evolution.population,
              f"from 1 to evolution.population={self.evolution.population}"),

@@ -263,7 +263,7 @@ def test_a_spec_that_cannot_be_used_is_one_line_and_never_imports_a_module(data:
 # ---- models of timm ----
 
 
-@pytest.mark.parametrize("name", ["test_vit", "test_resnet"])
+@pytest.mark.parametrize("name", [pytest.param("test_vit", marks=pytest.mark.slow), "test_resnet"])
 def test_a_model_of_timm_is_exported_and_compared_like_ours(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -70,7 +70,7 @@ def test_the_model_of_a_place_has_the_fitness_of_the_search_and_says_what_it_is(
     names = ["--license", "apache-2.0", "--name", "glit_tiny.look"]
     assert cli.main(["publish", str(out), "--to-folder", str(tmp_path / "published"), *names]) == 0
     card = (tmp_path / "published" / "README.md").read_text()
-    for text in ("inherited from a supernet, never trained individually", "the search short", "fashion-mnist",
+    for text in ("inherited from a supernet, with no stand-alone training", "the search short", "fashion-mnist",
                  "with inherited weights, %", "BatchNorm statistics were recomputed"):  # fmt: skip
         assert text in card
     assert cli.main(["verify", str(out)]) == 0

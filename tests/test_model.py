@@ -534,8 +534,9 @@ def test_an_exportable_model_computes_the_same() -> None:
     torch.testing.assert_close(make(exportable=True)(x), make()(x), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("dynamic", [False, True])
-@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize(
+    ("dynamic", "training"), [(False, True), (True, False), pytest.param(True, True, marks=pytest.mark.slow)]
+)
 def test_torch_compile_captures_one_graph(dynamic: bool, training: bool) -> None:
     torch.compiler.reset()
     model = make().train(training)

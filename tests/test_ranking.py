@@ -60,7 +60,7 @@ def test_a_ranking_survives_its_file_and_shows_every_measure() -> None:
     again = Ranking.from_dict(json.loads(json.dumps(ranking.to_dict())))
     assert again == ranking
     text = str(again)
-    assert "12 networks of joint, trained individually, 4 of them twice." in text
+    assert "12 stand-alone networks of joint, 4 of them trained twice." in text
     for name in ("perfect", "chance", "opposite", "without error"):
         assert text.count(f"    {name}") == 2
 

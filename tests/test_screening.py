@@ -269,7 +269,7 @@ def test_several_processes_screen_the_same(
     ("override", "message"),
     [
         ("evaluation.screen_images=0", "evaluation.screen_images must be at least 1, or null, got 0"),
-        ("evaluation.confirm=1", "evaluation.confirm must be at least 2, as many as are trained individually, got 1"),
+        ("evaluation.confirm=1", "evaluation.confirm must be at least 2, as many as get a stand-alone training, got 1"),
         ("fitness=macs", "evaluation.screen_images must be null for fitness macs, which says nothing of single images"),
     ],
 )

@@ -111,7 +111,7 @@ class Ranking:
 
     def __str__(self) -> str:
         twice = sum(network.again is not None for network in self.networks)
-        lines = [f"{len(self.networks)} networks of {self.stage}, trained individually, {twice} of them twice."]
+        lines = [f"{len(self.networks)} stand-alone networks of {self.stage}, {twice} of them trained twice."]
         for truth, taus in self.taus.items():
             head = f"Kendall's tau with {truth} after training (95 %)"
             lines.append(f"{head}, and the best of the first {_TOP} against the best of all:")

@@ -27,7 +27,7 @@ __all__ = ["write_report"]
 _INTRODUCTION = (
     "This search looked for the network of a space that classifies images best within a budget of computation. "
     "Candidates are compared by a cheap measure, such as their accuracy under the weights of a supernet, which holds "
-    "the weights of all of them and is trained once. The best are trained individually, and the best of these wins."
+    "the weights of all of them and is trained once. The best get a stand-alone training, and the best of these wins."
 )
 _WORDS = {
     "inherited": "measured with the supernet's weights, on the search set: cheap, and only good for comparing",
@@ -76,7 +76,7 @@ def _write_result(page: Page, findings: Findings) -> None:
     if findings.start is not None:
         rows["supernet started from"] = findings.start
     if findings.inherits:
-        rows["networks trained individually started from"] = "the supernet's weights, the control's too"
+        rows["stand-alone trainings started from"] = "the supernet's weights, the control's too"
     result = findings.result
     forms = {
         "macs": ("winner's MACs", show_count),
@@ -192,7 +192,7 @@ _COSTS_CAPTION = (
 
 
 def _write_retrained(page: Page, findings: Findings) -> None:
-    page.heading("Networks trained individually")
+    page.heading("Stand-alone networks")
     known = METHODS.get(findings.method)
     if known is not None and known.seeks_front:
         page.text("These are spread along the front of all candidates: a family, from accurate networks to cheap ones.")
@@ -239,8 +239,8 @@ def _write_effort(page: Page, findings: Findings) -> None:
         page.figure(
             "times",
             figures.draw_times(findings.times),
-            "Time by part: training the supernet, evaluating candidates, training the best individually, training the "
-            "winner and its control, and scoring on the test set; "
+            "Time by part: training the supernet, evaluating candidates, stand-alone training of the best, training "
+            "the winner and its control, and scoring on the test set; "
             f"{show_seconds(sum(findings.times.values()))} in all.",
         )
     else:

@@ -83,7 +83,7 @@ def _write_starts(page: Page, control: Control) -> None:
 def write_ranking(page: Page, findings: Findings) -> None:
     page.heading("Does the supernet order networks rightly?")
     if not findings.ranks:
-        page.missing("networks of all qualities, trained individually to judge the supernet (rank.json).")
+        page.missing("stand-alone networks of all qualities, to judge the supernet (rank.json).")
     if not findings.ranks and any(n.fitness is not None for stage in findings.stages for n in stage.retrained):
         page.figure("ranking", figures.draw_ranking(None, findings.stages), f"{_RANKING} {_BEST_ONLY}")
     for number, rank in enumerate(findings.ranks):
@@ -97,7 +97,7 @@ def write_ranking(page: Page, findings: Findings) -> None:
 
 
 _RANKING = (
-    "Each point is a network that was trained individually; the further points follow a rising line, the better the "
+    "Each point is a network that had a stand-alone training; the further points follow a rising line, the better the "
     "cheap measure below predicts the expensive one at the side."
 )
 _BEST_ONLY = "These are each stage's best, which are close together and the hardest to order."

@@ -182,7 +182,7 @@ class _Writer:
         fitness = "" if network.fitness is None else f" ({stage.measured} {stage.show(network.fitness)})"
         by = f", by `{context.command}`" if context.command else ""
         return (
-            f"Weights inherited from a supernet, never trained individually: a slice of the supernet of {stage.name} "
+            f"Weights inherited from a supernet, with no stand-alone training: a slice of the supernet of {stage.name} "
             f"of the search {name}{fitness}, which shares its weights among {stage.space.size:.4g} networks "
             f"(epochs {optim.epochs}, {len(splits.train):,} images of {len(splits.class_names)} classes). BatchNorm "
             f"statistics were recomputed for this network on training images{by}. After stand-alone training "
