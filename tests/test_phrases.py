@@ -30,6 +30,7 @@ BANNED = {
     r"\bfor want of\b|\bif need be\b|\bas if not\b": "without, if necessary, unchanged",
     r"\bpromises of\b": "tests of",
     r"\bwhat (stood|stands) (there|at)\b": "an existing file",
+    r"\btrained individually\b": "stand-alone",
 }
 # The same for all files but documents, in which some of these are still to be mended.
 BANNED_IN_CODE = {
