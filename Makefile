@@ -52,6 +52,7 @@ lint: $(VENV)/.dev  ## check style, spelling, wording and imports
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/codespell *.md Makefile hubconf.py docs glit_models search export runtime tests benchmarks .github
+	$(VENV)/bin/proselint check *.md docs/*.md docs/tutorials/*.md
 	$(PYTEST) -q tests/test_layers.py tests/test_phrases.py
 
 format: $(VENV)/.dev  ## fix the style
