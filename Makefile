@@ -104,13 +104,16 @@ release-check: $(VENV)/.core  ## build and check the files of a release, and tes
 	$(VENV)/bin/python -m build --quiet --wheel --outdir dist runtime
 	$(VENV)/bin/python -m twine check --strict dist/*
 	$(PYTHON) -m venv build/release/venv
-	build/release/venv/bin/python -m pip install --quiet "$$(ls dist/glit_models-*.whl)[export]"
+	build/release/venv/bin/python -m pip install --quiet "$$(ls dist/glit_models-*.whl)[train,search,export,serve]" \
+		pytest pytest-timeout
 	$(PYTHON) -m venv build/release/runtime
 	build/release/runtime/bin/python -m pip install --quiet dist/glit_runtime-*.whl
 	cd "$$(mktemp -d)" && glit=$(CURDIR)/build/release/venv/bin/glit && $$glit --version && $$glit demo && \
 		$$glit export glit_tiny.fashion_mnist --out model.onnx && $$glit predict --onnx model.onnx glit-demo.png && \
 		$(CURDIR)/build/release/runtime/bin/python -c \
-			"from glit_runtime import OnnxClassifier; print(OnnxClassifier('model.onnx')('glit-demo.png'))"
+			"from glit_runtime import OnnxClassifier; print(OnnxClassifier('model.onnx')('glit-demo.png'))" && \
+		$(CURDIR)/build/release/venv/bin/python -m pytest -q -p no:cacheprovider -k readme -m "slow or not slow" \
+			$(CURDIR)/tests/test_documents.py  # the blocks of the README
 
 clean:  ## remove all build results except the environments
 	rm -rf .types .cache build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
