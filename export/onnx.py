@@ -15,7 +15,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import nn
@@ -39,10 +39,22 @@ if TYPE_CHECKING:
 
     Built = tuple[onnx.ModelProto, list[str]]  # with a description of what was chosen
 
-__all__ = ["OPSETS", "OnnxArtifact", "OnnxOptions", "OnnxTarget", "build_graph", "checked_graph", "export_onnx"]
+__all__ = [
+    "OPSETS",
+    "OnnxArtifact",
+    "OnnxOptions",
+    "OnnxTarget",
+    "build_graph",
+    "checked_graph",
+    "export_onnx",
+    "hold_out",
+]
 
 OPSETS = (20, 23, 18)  # default first; Pillow's `Resize` needs 18, `Gelu` 20, `Attention` 23
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "int8": torch.float32}
+
+
+Options = TypeVar("Options", bound="OnnxOptions")
 
 
 @dataclass(frozen=True)
@@ -111,9 +123,7 @@ class OnnxTarget(Target):
 
     def export(self, source: ModelSource, path: Path, options: Any) -> OnnxArtifact:
         """See `export_onnx`."""
-        if options.verify and options.calibration is not None and options.images is None:
-            options = _hold_out(options)
-
+        options = hold_out(options)
         # An unverified file may be meant for a machine with more features than this one.
         proto, notes = checked_graph(source, options) if options.verify else _build(source, options)
         content, num_nodes = graph.to_bytes(proto), len(proto.graph.node)
@@ -182,9 +192,13 @@ def export_onnx(
     return artifact
 
 
-def _hold_out(options: OnnxOptions) -> OnnxOptions:
-    """Hold out every fifth calibration image for comparison, if there are enough; generated ones are ambiguous."""
-    assert options.calibration is not None
+def hold_out(options: Options) -> Options:
+    """Hold out every fifth calibration image for the comparison, if there are enough and no others were given.
+
+    Generated images are often near a class boundary.
+    """
+    if not options.verify or options.calibration is None or options.images is not None:
+        return options
     held_out = dataclasses.replace(options.calibration, fifth=True)
     with contextlib.suppress(DataError):  # too few
         held_out.pick(1)

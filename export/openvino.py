@@ -22,7 +22,7 @@ from glit_models.weights.folder import to_json
 from .extras import require
 from .graph import to_bytes
 from .metadata import ExportInfo
-from .onnx import OnnxOptions, OnnxTarget, checked_graph
+from .onnx import OnnxOptions, OnnxTarget, checked_graph, hold_out
 from .source import ModelSource
 from .targets import Artifact, Target, register_target
 from .verify import compare
@@ -105,6 +105,7 @@ class OpenVinoTarget(Target):
 
     def export(self, source: ModelSource, path: Path, options: OpenVinoOptions) -> Artifact:
         """Write the folder; if it does not agree with PyTorch, it is named `PATH.unverified`."""
+        options = hold_out(options)
         stored_as_half = options.precision == "fp16"
         built = dataclasses.replace(options, precision="fp32") if stored_as_half else options
         graph, notes = checked_graph(source, built)

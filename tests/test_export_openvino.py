@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from exported import CLASSES, exported, small_glit
 from glit_models.export import Artifact, OpenVinoModel, export_model
-from glit_models.export.images import generated_images, prepare
+from glit_models.export.images import ImageSource, generated_images, prepare
 
 from glit_models.errors import ExportError
 
@@ -50,6 +50,17 @@ def test_int8_is_what_the_onnx_file_holds(tmp_path: Path) -> None:
     artifact = _export(tmp_path / "out", precision="int8", dynamic_int8=True, verify=0)
     assert artifact.path.name == "out.unverified"
     assert OpenVinoModel(artifact.path / "model.xml").info.precision == "int8"
+
+
+def test_calibrated_int8_is_compared_on_images_that_did_not_calibrate(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    for index, image in enumerate(generated_images(20, (40, 50))):
+        image.save(tmp_path / "images" / f"{index:02}.png")
+    source = ImageSource(str(tmp_path / "images"))
+    artifact = _export(tmp_path / "out", precision="int8", calibration=source, verify=64)
+    assert artifact.agreement is not None
+    assert (artifact.agreement.origin, artifact.agreement.num_images) == (f"a fifth of {source.name}, held out", 4)
+    assert any("calibrated on 16 images" in note for note in artifact.notes)
 
 
 def test_what_this_format_cannot_do_is_refused(tmp_path: Path) -> None:
