@@ -3,6 +3,7 @@
 Imported as `glit_models.export`. It builds on `glit_models`, which never imports it, and not on `glit_models.search`.
 """
 
+from .coreml import CoreMlModel, CoreMlTarget
 from .executorch import ExecutorchModel, ExecutorchTarget
 from .form import ExportForm
 from .huggingface import HuggingFaceTarget
@@ -24,6 +25,8 @@ __all__ = [
     "TARGETS",
     "Agreement",
     "Artifact",
+    "CoreMlModel",
+    "CoreMlTarget",
     "ExecutorchModel",
     "ExecutorchTarget",
     "ExportForm",

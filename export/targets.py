@@ -27,7 +27,7 @@ from .images import ImageSource
 from .metadata import SMALLER_BATCH, ExportInfo, check_batch
 from .source import ModelSource, open_source
 from .verify import Agreement, Runner, compare
-from .writing import check_writable, write_and_judge
+from .writing import check_writable, files_of, write_and_judge
 
 __all__ = [
     "TARGETS",
@@ -209,7 +209,7 @@ def write_verified(
     options: TargetOptions,
     **about: Any,
 ) -> Artifact:
-    """Write a file, compare it with PyTorch, and move it to `path`, or to `path` with the suffix `.unverified`.
+    """Write a file or folder, compare it with PyTorch, and move it to `path`, or to `PATH.unverified`.
 
     Args:
         path: final path.
@@ -228,4 +228,4 @@ def write_verified(
         return compare(load(temporary), source, options.verify, options.images) if options.verify else None
 
     final, agreement = write_and_judge(path, write, judge, {**about, "info": dataclasses.asdict(info)})
-    return Artifact(final, info, final.stat().st_size, agreement)
+    return Artifact(final, info, sum(file.stat().st_size for file in files_of(final)), agreement)

@@ -1,9 +1,12 @@
-"""Write a file under a temporary name, and move it into place only after comparison; with a report next to it."""
+"""Write a file or folder under a temporary name, and move it into place only after comparison; with a report next to
+it.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import os
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +17,7 @@ from glit_models.weights.folder import to_json
 
 from .verify import Agreement
 
-__all__ = ["UNVERIFIED", "check_writable", "report_path", "write_and_judge"]
+__all__ = ["UNVERIFIED", "check_writable", "files_of", "report_path", "write_and_judge"]
 
 UNVERIFIED = ".unverified"
 
@@ -36,16 +39,17 @@ def write_and_judge(
     judge: Callable[[Path], Agreement | None],
     about: Mapping[str, Any],
 ) -> tuple[Path, Agreement | None]:
-    """Write a file under a temporary name, judge it, and move it to `path`, or to `path` with the suffix `.unverified`.
+    """Write a file or folder under a temporary name, judge it, and move it to `path`, or to `path` with the suffix
+    `.unverified`.
 
     Args:
         path: final path.
-        write: writes the file.
-        judge: compares the file; None if it was not compared.
-        about: further content of the report next to the file.
+        write: writes it.
+        judge: compares it; None if it was not compared.
+        about: further content of the report next to it.
 
     Returns:
-        The path of the file, and the verdict.
+        Its path, and the verdict.
 
     Raises:
         WriteError: if it cannot be written. Errors of `write` and `judge` are passed on; nothing is then left.
@@ -55,12 +59,18 @@ def write_and_judge(
         try:
             write(temporary)
             agreement = judge(temporary)
-            force_to_disk(temporary)
+            for file in files_of(temporary):
+                force_to_disk(file)
             return _place(temporary, path, agreement, about), agreement
         except WriteError:
             raise
         except OSError as error:
             raise WriteError(f"{path} cannot be written: {error.strerror or error}") from None
+
+
+def files_of(path: Path) -> list[Path]:
+    """The file itself, or all files in the folder."""
+    return [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
 
 
 def report_path(path: Path) -> Path:
@@ -74,8 +84,12 @@ def _place(temporary: Path, path: Path, agreement: Agreement | None, about: Mapp
     final = path if holds else marked
     report = {"verified": holds, **about, "agreement": None if agreement is None else dataclasses.asdict(agreement)}
     write_text(report_path(final), to_json(report))
+    if final.is_dir():  # replaced, if it was allowed
+        shutil.rmtree(final)
     os.replace(temporary, final)
     if holds:  # remove files of an earlier attempt
-        for old in (marked, report_path(marked)):
-            old.unlink(missing_ok=True)
+        report_path(marked).unlink(missing_ok=True)
+        if marked.is_dir():
+            shutil.rmtree(marked)
+        marked.unlink(missing_ok=True)
     return final

@@ -49,7 +49,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def test_the_table_names_what_can_be_made() -> None:
-    names = ["aoti", "executorch", "huggingface", "kserve", "litert", "onnx", "openvino", "torch", "triton"]
+    names = ["aoti", "coreml", "executorch", "huggingface", "kserve", "litert", "onnx", "openvino", "torch", "triton"]
     assert sorted(TARGETS) == names
     for name in TARGETS:
         target = TARGETS.find(name)
@@ -84,7 +84,7 @@ def test_a_target_is_chosen_by_name_and_gets_its_options(tmp_path: Path) -> None
         (
             "tflite",
             {},
-            "'tflite'; known: aoti, executorch, huggingface, kserve, litert, onnx, openvino, torch, triton, or",
+            "'tflite'; known: aoti, coreml, executorch, huggingface, kserve, litert, onnx, openvino, torch, triton, or",
         ),
         ("torch", {"opset": 18}, "opset is not an option of the export target torch; it takes verify, images, force"),
         ("onnx", {"max_batch_size": 2}, "max_batch_size is not an option of the export target onnx"),
@@ -152,7 +152,7 @@ def test_the_formats_of_0_1_keep_their_names_and_others_are_one_line(
         (["--format", "onnx", "--max-batch", "4"], "--max-batch is not an option of --format onnx, which takes"),
         (
             ["--format", "tflite"],
-            "'tflite'; known: aoti, executorch, huggingface, kserve, litert, onnx, openvino, torch, triton, or",
+            "'tflite'; known: aoti, coreml, executorch, huggingface, kserve, litert, onnx, openvino, torch, triton, or",
         ),
         (["--format", "torch", "--image-size", "dynamic"], "must be a height and width, got 'dynamic'"),
     ):

@@ -84,7 +84,7 @@ writing
 targets
 onnx program
 timing serving huggingface openvino executorch bench
-kserve litert
+kserve litert coreml
 served
 server
 """
