@@ -29,12 +29,15 @@ from glit_models.runs.files import temporary_folder, whole_file
 
 from .extras import runtime_build
 from .onnx import export_onnx
+from .products import products_runner
 from .runtime import OnnxClassifier
 from .source import open_source
 
-__all__ = ["BASELINE", "BenchRow", "bench", "draw_bench"]
+__all__ = ["BASELINE", "PRODUCTS", "BenchRow", "bench", "draw_bench"]
 
 BASELINE = "deit_tiny_patch16_224"
+PRODUCTS = "its matrix products alone, fp32"
+_CPU = "CPUExecutionProvider"
 _MOST = 100_000  # maximum number of rounds, threads and images per batch
 
 
@@ -67,6 +70,9 @@ def bench(
     baseline: bool = True,
 ) -> tuple[list[BenchRow], list[str]]:
     """Measure a model eagerly, compiled, and in ONNX Runtime, with an untrained DeiT-Tiny for comparison.
+
+    The row `PRODUCTS` has only the matrix products of the model, in float32 in ONNX Runtime on the CPU: a limit for its
+    graphs there.
 
     Args:
         model: any timm classifier: 'model.tag', a weight folder, or a Hub repository.
@@ -127,6 +133,11 @@ def bench(
                 if classifier.info.batch in (None, batch):
                     title = _title(classifier).removeprefix(f"{folder}{os.sep}")
                     cases[title, classifier.provider, batch] = _onnx_case(classifier, batch)
+            if any(classifier.provider == _CPU for classifier in classifiers):
+                try:
+                    cases[PRODUCTS, _CPU, batch] = products_runner(source, batch, threads)
+                except ExportError as error:
+                    left_out.append(f"{PRODUCTS} at batch {batch}: {error}")
         return _rows(cases, rounds), left_out
 
 

@@ -83,8 +83,8 @@ quantize verify
 writing
 targets
 onnx program
-timing serving huggingface openvino executorch bench
-kserve litert coreml
+timing serving huggingface openvino executorch products
+kserve litert coreml bench
 served
 server
 """
