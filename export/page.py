@@ -21,7 +21,7 @@ PAGE = """<!doctype html>
   td { padding: .1rem .8rem } td:last-child { text-align: right }
 </style>
 <h1>Classify an image</h1>
-<p>Model: <select id="model"></select></p>
+<p>Model: <select id="model" aria-label="Model"></select></p>
 <label id="target">Drop an image here, or choose one<br><input id="file" type="file" accept="image/*"></label>
 <img id="image" alt="" hidden>
 <p id="state" role="status"></p>
@@ -40,11 +40,12 @@ PAGE = """<!doctype html>
     at("state").textContent = "...";
     let text = "", rows = [];
     try {
-      const where = "classify?model=" + encodeURIComponent(at("model").value);
+      const model = at("model").value; /* empty until the names have come */
+      const where = model ? "classify?model=" + encodeURIComponent(model) : "classify";
       const response = await fetch(where, { method: "POST", body: file });
       const found = await response.json();
       if (response.ok) rows = found; else text = found.error;
-    } catch (error) { text = String(error); }
+    } catch (error) { text = "The server did not answer: " + error.message; }
     if (number !== asked) return;
     at("state").textContent = text;
     for (const row of rows) {
@@ -55,13 +56,16 @@ PAGE = """<!doctype html>
   }
   fetch("models").then(response => response.json()).then(names => {
     for (const name of names) at("model").add(new Option(name));
-  });
+  }).catch(() => { at("state").textContent = "The server did not answer."; });
   at("file").onchange = event => classify(event.target.files[0]);
   at("model").onchange = () => classify(last);
   for (const kind of ["dragover", "dragleave", "drop"]) document.addEventListener(kind, event => {
     event.preventDefault();
     at("target").classList.toggle("over", kind === "dragover");
-    if (kind === "drop") classify(event.dataTransfer.files[0]);
+    if (kind === "drop" && event.dataTransfer.files.length) {
+      at("file").files = event.dataTransfer.files; /* so that the name of the file is shown */
+      classify(event.dataTransfer.files[0]);
+    }
   });
 </script>
 </html>
