@@ -76,7 +76,13 @@ class CoreMlModel:
         self.info = ExportInfo.from_texts(dict(self._model.user_defined_metadata), str(path))
 
     def logits(self, images: np.ndarray) -> np.ndarray:
-        """Logits [B, K] in float32 of preprocessed images [B, C, H, W] in float32; any B."""
+        """Logits [B, K] in float32 of preprocessed images [B, C, H, W] in float32; any B.
+
+        Raises:
+            ExportError: elsewhere than on macOS.
+        """
+        if not _runs_here():
+            raise ExportError("Core ML runs on macOS only")
         return self.info.run_in_batches(images, self._run)
 
     def _run(self, batch: np.ndarray) -> np.ndarray:

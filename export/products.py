@@ -67,7 +67,7 @@ def _products(whole: onnx.ModelProto, onnx: Any) -> onnx.ModelProto:
     constants = {tensor.name: tensor for tensor in whole.graph.initializer}
     values = {value.name: value for value in [*whole.graph.input, *whole.graph.value_info, *whole.graph.output]}
     nodes = [node for node in whole.graph.node if _is_product(node)]
-    used = {name for node in nodes for name in node.input}
+    used = {name for node in nodes for name in node.input if name}
     made = {name for node in nodes for name in node.output}
     renamed = {name: f"{name}, given" for name in used & made}  # a product of a product takes random numbers, too
     inputs = []

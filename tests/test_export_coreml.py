@@ -62,6 +62,8 @@ def test_a_package_says_what_pytorch_computes_and_is_not_called_verified(
     images = prepare(artifact.info, generated_images(2, (40, 50)))
     found = run_package(package, {"images": images})["logits"]
     np.testing.assert_allclose(found, torch_logits(source.model, images), atol=tolerance)
+    with pytest.raises(ExportError, match="Core ML runs on macOS only"):
+        CoreMlModel(package).logits(images)
 
 
 @FOREIGN
