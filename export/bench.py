@@ -28,7 +28,9 @@ from glit_models.runs.figures import new_figure
 from glit_models.runs.files import temporary_folder, whole_file
 
 from .extras import runtime_build
+from .metadata import ExportInfo
 from .onnx import export_onnx
+from .openvino import OpenVinoModel
 from .products import products_runner
 from .runtime import OnnxClassifier
 from .source import open_source
@@ -61,6 +63,7 @@ def bench(
     model: str,
     *,
     files: Sequence[str | os.PathLike[str]] = (),
+    openvino: Sequence[str | os.PathLike[str]] = (),
     batches: Sequence[int] = (1, 16),
     providers: Sequence[str] | None = None,
     rounds: int = 30,
@@ -76,7 +79,8 @@ def bench(
 
     Args:
         model: any timm classifier: 'model.tag', a weight folder, or a Hub repository.
-        files: exported files of it; without any, it is exported in float32 for this run.
+        files: exported ONNX files of it; without any, it is exported in float32 for this run.
+        openvino: exported OpenVINO folders of it, which run on the CPU in the precision that OpenVINO chooses.
         batches: batch sizes. providers: of ONNX Runtime; None uses the fastest that works.
         rounds: number of measurements; every round runs all cases, so that a slow minute affects all of them.
         threads: CPU threads; None leaves the choice to torch and ONNX Runtime.
@@ -116,7 +120,12 @@ def bench(
             for chosen in ([[name] for name in providers] if providers else [None])
         ]
         for classifier in classifiers:
-            _check_size(classifier, size)
+            _check_size(classifier.path, classifier.info, size)
+        folders = {
+            where: OpenVinoModel(where / "model.xml", exact=False, threads=threads) for where in map(Path, openvino)
+        }
+        for where, run in folders.items():
+            _check_size(where, run.info, size)
         for batch in batches:
             for name, network in networks.items():
                 shape = (batch, channels, *size)
@@ -133,6 +142,11 @@ def bench(
                 if classifier.info.batch in (None, batch):
                     title = _title(classifier).removeprefix(f"{folder}{os.sep}")
                     cases[title, classifier.provider, batch] = _onnx_case(classifier, batch)
+            for where, run in folders.items():
+                if run.info.batch in (None, batch):
+                    given = np.random.default_rng(0).normal(size=(batch, channels, *size)).astype(np.float32)
+                    title = f"{where}{os.sep}, {run.info.precision}"
+                    cases[title, f"{run.provider}, {run.computes_in}", batch] = partial(run.logits, given)
             if any(classifier.provider == _CPU for classifier in classifiers):
                 try:
                     cases[PRODUCTS, _CPU, batch] = products_runner(source, batch, threads)
@@ -146,11 +160,11 @@ def _baseline(channels: int, size: tuple[int, int]) -> Any:
     return timm.create_model(BASELINE, img_size=size, in_chans=channels).eval()
 
 
-def _check_size(classifier: OnnxClassifier, size: tuple[int, ...]) -> None:
-    own = classifier.info.input_size[1:]
-    if own != size and not classifier.info.dynamic_size:
+def _check_size(path: Path, info: ExportInfo, size: tuple[int, ...]) -> None:
+    own = info.input_size[1:]
+    if own != size and not info.dynamic_size:
         raise ExportError(
-            f"{classifier.path} is of {own[0]} x {own[1]} pixels and the model of {size[0]} x {size[1]}, which is no "
+            f"{path} is of {own[0]} x {own[1]} pixels and the model of {size[0]} x {size[1]}, which is no "
             f"fair comparison; export it with ",
             Argument("image_size", size),
         )

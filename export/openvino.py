@@ -52,10 +52,12 @@ class OpenVinoOptions(OnnxOptions):
 
 @final
 class OpenVinoModel:
-    """A model that OpenVINO runs on the CPU, in float32 unless its weights have another precision.
+    """A model that OpenVINO runs on the CPU.
 
     Args:
         path: path of `model.xml`.
+        exact: compute in float32 unless the file is in int8; otherwise OpenVINO chooses the precision.
+        threads: CPU threads; None leaves the choice to OpenVINO.
 
     Raises:
         ExportError: if OpenVINO is missing or cannot read it.
@@ -64,16 +66,25 @@ class OpenVinoModel:
     provider = "OpenVINO CPU"
     input_dtype = np.dtype(np.float32)
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, exact: bool = True, threads: int | None = None) -> None:
         openvino = require("openvino", "openvino")
+        if not Path(path).is_file():
+            raise ExportError(f"{path}: no such file")
         core = openvino.Core()
+        # Otherwise CPUs with bfloat16 instructions compute in it.
+        settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32"} if exact else {}
+        settings |= {} if threads is None else {"INFERENCE_NUM_THREADS": threads}
         try:
             model = core.read_model(str(path))
             self.info = ExportInfo.from_texts(_texts(model), str(path))
-            # Otherwise CPUs with a matrix unit compute in bfloat16.
-            self._compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+            self._compiled = core.compile_model(model, "CPU", settings)
         except RuntimeError as error:
             raise ExportError(f"{path}: OpenVINO cannot read it ({first_line(error)})") from None
+
+    @property
+    def computes_in(self) -> str:
+        """The type that OpenVINO computes in, where the file is not in int8: 'f32' or 'bf16'."""
+        return str(self._compiled.get_property("INFERENCE_PRECISION_HINT").to_string())
 
     def logits(self, images: np.ndarray) -> np.ndarray:
         """Logits [B, K] in float32 of preprocessed images [B, C, H, W] in float32; any B."""

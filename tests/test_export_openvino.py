@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ from exported import CLASSES, exported, small_glit
 from glit_models.export import Artifact, OpenVinoModel, export_model
 from glit_models.export.images import ImageSource, generated_images, prepare
 
+from glit_models.cli import main
 from glit_models.errors import ExportError
+from glit_models.weights.folder import save_folder
 
 pytest.importorskip("openvino")
 pytestmark = pytest.mark.usefixtures("cached_graphs")
@@ -35,6 +38,19 @@ def test_a_folder_computes_what_pytorch_does(tmp_path: Path, options: dict[str, 
     assert (model.info.precision, model.info.batch) == (options.get("precision", "fp32"), options.get("batch"))
     weights = sum(parameter.numel() for parameter in small_glit().parameters()) * 4
     assert (artifact.path / "model.bin").stat().st_size < 1.1 * size * weights
+
+
+def test_glit_bench_measures_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_folder(small_glit(), tmp_path / "pets")
+    folder = _export(tmp_path / "out", batch=2).path
+    arguments = ["--onnx", str(exported().path), "--batch", "1,2", "--rounds", "1", "--no-compile", "--no-baseline"]
+    assert main(["bench", str(tmp_path / "pets"), *arguments, "--openvino", str(folder), "--json"]) == 0
+    rows = [row for row in json.loads(capsys.readouterr().out)["rows"] if row["what"] == f"{folder}{os.sep}, fp32"]
+    assert [row["batch"] for row in rows] == [2]
+    assert rows[0]["provider"] in ("OpenVINO CPU, f32", "OpenVINO CPU, bf16")
+    for path in (tmp_path / "nowhere", tmp_path):
+        assert main(["bench", str(tmp_path / "pets"), *arguments, "--openvino", str(path)]) == 2
+        assert capsys.readouterr().err == f"glit: {path / 'model.xml'}: no such file\n"
 
 
 def test_it_answers_as_the_onnx_file_does(tmp_path: Path) -> None:

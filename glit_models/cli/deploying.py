@@ -275,6 +275,9 @@ def add_bench(commands: Commands) -> None:
     )
     parser.add_argument("model", help="MODEL.TAG, a weight folder, or a Hub repository NAMESPACE/NAME")
     parser.add_argument("--onnx", action="append", default=[], metavar="FILE", help="exported file; can be repeated")
+    parser.add_argument(
+        "--openvino", action="append", default=[], metavar="DIR", help="exported OpenVINO folder; can be repeated"
+    )
     parser.add_argument("--batch", default="1,16", metavar="N,...", help="batch sizes (default: 1,16)")
     parser.add_argument("--providers", metavar="P,...", help="cpu, cuda, tensorrt (default: the fastest available)")
     parser.add_argument("--rounds", type=int, default=30, metavar="N", help="number of measurements (default: 30)")
@@ -299,6 +302,7 @@ def _run_bench(args: argparse.Namespace) -> int:
     rows, left_out = bench.bench(
         args.model,
         files=args.onnx,
+        openvino=args.openvino,
         batches=[batch for batch in batches if batch],
         providers=args.providers.split(",") if args.providers else None,
         rounds=args.rounds,
