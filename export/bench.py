@@ -11,7 +11,7 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -104,34 +104,37 @@ def bench(
     if threads is not None:
         torch.set_num_threads(threads)
     source = open_source(model)
-    cases: dict[tuple[str, str, int], Callable[[], object]] = {}
-    left_out: list[str] = []
     channels, *sides = source.describe(0, "fp32", None, None, False).input_size
     size = (sides[0], sides[1])
-    networks = _networks(source.model, channels, size, device, compiled, baseline)
-    with temporary_folder() as folder:
-        if not files:
-            files = [export_onnx(source, folder / "exported.onnx", verify=1).path]
-        if baseline:
-            files = [*files, export_onnx(_baseline(channels, size), folder / f"{BASELINE}.onnx", verify=1).path]
-        classifiers = [
-            OnnxClassifier(file, chosen, strict=chosen is not None, threads=threads)
-            for file in files
+
+    def open_files(paths: Iterable[str | os.PathLike[str]]) -> list[OnnxClassifier]:
+        return [
+            OnnxClassifier(path, chosen, strict=chosen is not None, threads=threads)
+            for path in paths
             for chosen in ([[name] for name in providers] if providers else [None])
         ]
-        for classifier in classifiers:
-            _check_size(classifier.path, classifier.info, size)
-        folders = {
-            where: OpenVinoModel(where / "model.xml", exact=False, threads=threads) for where in map(Path, openvino)
-        }
-        for where, run in folders.items():
-            _check_size(where, run.info, size)
+
+    classifiers = open_files(files)
+    folders = {where: OpenVinoModel(where / "model.xml", exact=False, threads=threads) for where in map(Path, openvino)}
+    for path, info in [
+        *((c.path, c.info) for c in classifiers),
+        *((where, run.info) for where, run in folders.items()),
+    ]:
+        _check_size(path, info, size)
+    networks = _networks(source.model, channels, size, device, compiled, baseline)
+    cases: dict[tuple[str, str, int], Callable[[], object]] = {}
+    left_out: list[str] = []
+    with temporary_folder() as folder:
+        if not files:
+            classifiers += open_files([export_onnx(source, folder / "exported.onnx", verify=1).path])
+        if baseline:
+            file = export_onnx(_baseline(channels, size), folder / f"{BASELINE}.onnx", verify=1).path
+            classifiers += open_files([file])
         for batch in batches:
+            shape = (batch, channels, *size)
+            check_memory(source.model, shape, device, "take a smaller ", Argument("batch"))
             for name, network in networks.items():
-                shape = (batch, channels, *size)
-                check_memory(source.model, shape, device, "take a smaller ", Argument("batch"))
-                images = torch.randn(shape, device=device)
-                case = partial(_eager, network, images)
+                case = partial(_eager, network, torch.randn(shape, device=device))
                 try:
                     case()  # compiles
                 except Exception as error:  # the compiler can raise anything
@@ -144,7 +147,7 @@ def bench(
                     cases[title, classifier.provider, batch] = _onnx_case(classifier, batch)
             for where, run in folders.items():
                 if run.info.batch in (None, batch):
-                    given = np.random.default_rng(0).normal(size=(batch, channels, *size)).astype(np.float32)
+                    given = np.random.default_rng(0).normal(size=shape).astype(np.float32)
                     title = f"{where}{os.sep}, {run.info.precision}"
                     cases[title, f"{run.provider}, {run.computes_in}", batch] = partial(run.logits, given)
             if any(classifier.provider == _CPU for classifier in classifiers):
