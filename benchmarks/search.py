@@ -22,7 +22,7 @@ from glit_models.search.recipe import read_recipe_of
 from glit_models.search.run.context import RunContext
 from glit_models.search.supernets.path_optimizer import keep_to_paths
 from glit_models.search.supernets.scoring import Evaluator, Score, prefixes_of
-from glit_models.search.supernets.supernet import SHARINGS
+from glit_models.search.supernets.supernet import Sharing
 from torch import nn
 
 from glit_models import GLIT_TINY, Spec, parse_spec
@@ -172,7 +172,8 @@ def supernet_rows(
     models: dict[str, nn.Module] = {
         "GLiT-Tiny, stand-alone": timm.create_model("glit_tiny", spec=network, img_size=size, num_classes=10)
     }
-    for sharing in SHARINGS:
+    sharings: tuple[Sharing, ...] = ("independent", "entangled")  # this space cannot be shared from both sides
+    for sharing in sharings:
         models[f"supernet, {sharing}"] = Supernet(space, sharing, img_size=size, num_classes=10)
     steps: dict[str, Callable[[], object]] = {}
     optimizers = {}

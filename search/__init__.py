@@ -38,6 +38,7 @@ from .spaces.named import (
     glit_window,
     global_only,
     load_space,
+    vitas,
 )
 from .spaces.space import SearchSpace
 from .supernets.supernet import Supernet
@@ -93,5 +94,6 @@ __all__ = [
     "rank_networks",
     "search_again",
     "shipped_search_recipes",
+    "vitas",
     "write_report",
 ]

@@ -32,6 +32,7 @@ from .methods.ask_tell import Search
 from .methods.config import EvolutionConfig
 from .methods.evolution import METHODS
 from .recipe_sections import (
+    Bounds,
     BudgetSection,
     ControlSection,
     EvaluationSection,
@@ -152,6 +153,16 @@ class SearchRecipe:
                 "supernet.paths must be at least 3 for supernet.sampling=sandwich, for the largest, the smallest and "
                 f"random networks; got {supernet.paths}"
             )
+        if supernet.private_qk and supernet.sharing == "independent":
+            raise RecipeError("supernet.private_qk needs supernet.sharing=entangled or both_sides, not independent")
+        if supernet.sampling == "identity":
+            if self.budget.macs == Bounds():
+                raise RecipeError("supernet.sampling=identity needs bounds in budget.macs, for the mean of its paths")
+            space = self.load_space()
+            if all(space.identity_of(options) is None for options in dict.fromkeys(space.block_options)):
+                raise RecipeError(
+                    "supernet.sampling=identity needs a space whose blocks may be identity blocks, such as vitas"
+                )
         if supernet.widen and supernet.sampling not in ("uniform", "sandwich"):
             raise RecipeError(f"supernet.widen needs supernet.sampling=uniform or sandwich, not {supernet.sampling}")
         if supernet.distill and self.supernet_recipe().distill.teacher is not None:

@@ -85,6 +85,7 @@ class SupernetSection:
     """Settings of weight sharing and of the supernet's training."""
 
     sharing: Sharing = "entangled"
+    private_qk: bool = False  # whether attention has separate queries and keys for each number of heads; see `Supernet`
     sampling: Sampling = "uniform"  # the paths of a step: any, some within the budget, or see `path_sampling`
     paths: int = 1  # per step: each path gets one part of the batch
     # In-place distillation: weight, in the loss of all other networks, of the largest network's outputs on the same

@@ -4,7 +4,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
 
-from glit_models.search import BlockChoices, SearchSpace, autoformer, glit, glit_released
+from glit_models.search import BlockChoices, SearchSpace, autoformer, glit, glit_released, vitas
 
 # Two blocks of 2 * 1 * 2 * 2 * 2 = 16 combinations, of which 4 + 2 differ: small enough to go through.
 PRODUCT = glit(48, 2, 2, kernel_sizes=(3, 5), expand_ratios=(1,), qkv_ratios=(0.5, 1), mlp_ratios=(2, 4))
@@ -30,6 +30,8 @@ SCATTERED = SearchSpace(  # options one by one, with nothing in common
 )
 # 2 widths * (2 * 2) ** depth: 2 * (16 + 64) networks of two or three blocks.
 AUTOFORMER = autoformer((24, 32), (2, 3), (1, 2), (1.0, 2.0), 8, head_dim=8, max_relative_position=2)
+# 2 widths * 9 ** 3: an identity block, or 2 numbers of heads, 2 widths of each and 2 hidden widths.
+VITAS = vitas((24, 32), 3, (0, 2, 4), (48, 96), (16, 32), 8)
 LOCAL = glit(
     24, 3, 2, 8, kernel_sizes=(3, 5), expand_ratios=(1, 2), qkv_ratios=(1,), mlp_ratios=(1, 2), window_sizes=(3, 5),
     local_parts=("local_conv", "local_conv2d", "window_attention"),

@@ -428,7 +428,7 @@ def test_the_front_holds_what_nothing_beats() -> None:
         ({"mutated_blocks": float("inf")}, "mutated_blocks must be positive, or null, got inf"),
         ({"num_mutation": -1}, "num_mutation must be an integer of at least 0, got -1"),
         ({"population": 40}, "num_mutation + num_crossover must be at most population=40, got 25 + 25"),
-        ({"uniform_over": "paths"}, "uniform_over must be choices or members, got 'paths'"),
+        ({"uniform_over": "paths"}, "uniform_over must be one of choices, members, kinds, got 'paths'"),
         ({"proposals": 0}, "proposals must be an integer of at least 1, got 0"),
         ({"max_draws": 0}, "max_draws must be an integer of at least 1, got 0"),
         ({"seed": "0"}, "seed must be an integer, got '0'"),

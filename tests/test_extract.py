@@ -40,7 +40,7 @@ def test_an_extracted_network_computes_what_its_path_is_scored_with(space: Searc
     logits: list[torch.Tensor] = []
     evaluator = Evaluator(supernet, images, images)
     classify = evaluator._classify
-    evaluator._classify = lambda x: logits.append(classify(x)) or logits[-1]  # type: ignore[method-assign, func-returns-value]
+    evaluator._classify = lambda *args: logits.append(classify(*args)) or logits[-1]  # type: ignore[method-assign, func-returns-value]
     for spec in list(space)[::11][:4]:
         logits.clear()
         evaluator.evaluate([spec])

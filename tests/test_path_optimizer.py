@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from glit_models.search import SearchSpace, Supernet, glit
+from glit_models.search import SearchSpace, Supernet, glit, vitas
 from glit_models.search.supernets.path_optimizer import keep_to_paths
 from glit_models.search.supernets.supernet import Sharing
 from torch import Tensor
@@ -25,11 +25,17 @@ SPACE = glit(24, 3, 2, patch_size=8, kernel_sizes=(3, 5), expand_ratios=(1, 2), 
 SMALL = GLiTSpec((BlockSpec(1, 2, 1, 0.5, 3, 1), BlockSpec(3, 0, 1, 0.5)), 24, 3, 8)
 NARROW = AutoFormerSpec((AutoFormerBlock(2, 2.0),) * 3, 24, 8, head_dim=8, max_relative_position=2)
 WIDE = AutoFormerSpec((AutoFormerBlock(1, 1.0),) * 2, 32, 8, head_dim=8, max_relative_position=2)
+IDENTITY = vitas((16, 32), 3, (0, 2, 4), (48, 96), (8, 32), 8)
+FEW_HEADS = AutoFormerSpec(
+    (AutoFormerBlock(0), *(AutoFormerBlock(2, mlp_hidden=8, head_dim=8),) * 2), 16, 8, max_relative_position=None,
+    scale_by_embed_dim=True, block_norm_eps=1e-6,
+)  # fmt: skip
 STEPS: dict[str, tuple[SearchSpace, Sharing, list[Spec]]] = {
     "independent": (SPACE, "independent", [SMALL]),
     "entangled": (SPACE, "entangled", [SMALL]),
     "narrow and short": (AUTOFORMER, "entangled", [next(iter(AUTOFORMER))]),
     "paths of which none holds the other": (AUTOFORMER, "entangled", [NARROW, WIDE]),
+    "both sides, with private queries and keys": (IDENTITY, "both_sides", [FEW_HEADS]),
 }
 SGD = OptimSection(opt="momentum", lr=0.1, weight_decay=0.5)
 ADAMW = OptimSection(lr=0.1, weight_decay=0.5, layer_decay=0.8)
@@ -37,7 +43,8 @@ ADAMW = OptimSection(lr=0.1, weight_decay=0.5, layer_decay=0.8)
 
 def _supernet(space: SearchSpace, sharing: Sharing = "entangled") -> Supernet:
     torch.manual_seed(0)
-    return Supernet(space, sharing, img_size=4 * space.patch_size, num_classes=5).train()
+    private_qk = space == IDENTITY
+    return Supernet(space, sharing, img_size=4 * space.patch_size, num_classes=5, private_qk=private_qk).train()
 
 
 def _optimizer(supernet: Supernet, section: OptimSection, at_once: bool = False) -> Optimizer:
@@ -68,7 +75,8 @@ def _inside(supernet: Supernet, paths: Sequence[Spec]) -> dict[str, Tensor]:
     """Of every parameter, which elements the networks of the paths read."""
     grads = {name: parameter.grad for name, parameter in supernet.named_parameters()}
     supernet.zero_grad()
-    for tensor in (tensor for spec in paths for tensor in supernet.state_of(spec).values()):
+    states = (supernet.state_of(spec, side) for spec in paths for side in supernet.sides)
+    for tensor in (tensor for state in states for tensor in state.values()):
         if tensor.requires_grad:
             tensor.sum().backward()
     inside = {}
@@ -110,12 +118,13 @@ def test_a_step_changes_and_decays_nothing_outside_its_paths(case: str, section:
                 assert torch.equal(tensor[~inside[name]], before[name][key][~inside[name]]), (name, key)
         changed = tensors["values"] != before[name]["values"]
         assert changed.any() or not inside[name].any(), name
-    assert any(used.any() and not used.all() for used in inside.values()) == (sharing == "entangled")
+    assert any(used.any() and not used.all() for used in inside.values()) == (sharing != "independent")
 
 
 @pytest.mark.parametrize("at_once", [False, True])
-def test_every_element_is_moved_as_adamw_moves_it_over_the_steps_that_use_it(at_once: bool):
-    supernet = _supernet(AUTOFORMER)
+@pytest.mark.parametrize("space", [AUTOFORMER, IDENTITY], ids=["entangled", "both sides"])
+def test_every_element_is_moved_as_adamw_moves_it_over_the_steps_that_use_it(space: SearchSpace, at_once: bool):
+    supernet = _supernet(space, "both_sides" if space == IDENTITY else "entangled")
     optimizer = _optimizer(supernet, OptimSection(weight_decay=0.5, layer_decay=0.8), at_once)
     groups = {parameter: group for group in optimizer.param_groups for parameter in group["params"]}
     assert len({(group["lr"], group["weight_decay"]) for group in groups.values()}) > 4
@@ -125,7 +134,7 @@ def test_every_element_is_moved_as_adamw_moves_it_over_the_steps_that_use_it(at_
     }
     rng = random.Random(0)
     for step in range(8):
-        paths = [AUTOFORMER.sample(rng) for _ in range(1 + step % 3)]
+        paths = [space.sample(rng) for _ in range(1 + step % 3)]
         inside = _inside(supernet, paths)
         _backward(supernet, paths)
         for name, parameter in supernet.named_parameters():

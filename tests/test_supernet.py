@@ -8,7 +8,7 @@ import pytest
 import timm
 import torch
 from glit_models.search import SearchSpace, Supernet, autoformer, glit
-from glit_models.search.supernets.supernet import SHARINGS, Sharing
+from glit_models.search.supernets.supernet import Sharing
 from reference import reference_tensors
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -17,12 +17,13 @@ from glit_models import BlockSpec, GLiTSpec
 from glit_models.autoformer.spec import AutoFormerBlock, AutoFormerSpec
 from glit_models.errors import SearchError
 from glit_models.parts import BuildOptions, Part, TokenGrid
-from tests.spaces import AUTOFORMER, LOCAL, SMALL_SPACES, random_space
+from tests.spaces import AUTOFORMER, LOCAL, SMALL_SPACES, VITAS, random_space
 
 SPACE = glit(24, 3, 2, patch_size=8, kernel_sizes=(3, 5), expand_ratios=(1, 2), qkv_ratios=(0.5, 1), mlp_ratios=(1, 2))
+SHARINGS: tuple[Sharing, ...] = ("independent", "entangled")  # of any space
 CASES = [(space, sharing) for space in (*SMALL_SPACES.values(), LOCAL) for sharing in SHARINGS] + [
-    (AUTOFORMER, "entangled")
-]
+    (AUTOFORMER, "entangled"), (VITAS, "entangled")
+]  # fmt: skip
 LARGEST = GLiTSpec((BlockSpec(0, 3, 2, None, 5, 2), BlockSpec(3, 0, 2, 1)), 24, 3, 8)
 
 
@@ -133,7 +134,7 @@ def test_a_network_of_another_space_and_a_supernet_without_a_path_are_refused():
         supernet(_images())
     with pytest.raises(SearchError, match=r"blocks\[0\] must be one of the space's options"):
         supernet.activate(GLiTSpec((BlockSpec(3, 0, 7, 1),) * 2, 24, 3, 8))
-    with pytest.raises(SearchError, match="sharing must be independent or entangled, got 'some'"):
+    with pytest.raises(SearchError, match="sharing must be one of independent, entangled, both_sides, got 'some'"):
         Supernet(SPACE, "some")  # type: ignore[arg-type]
 
 

@@ -129,7 +129,7 @@ def _slices(supernet: Mapping[str, Tensor], spec: AutoFormerSpec) -> Iterator[tu
             if weight is None:
                 continue
             if isinstance(part, MlpPart):
-                slices = part.slices(MlpPart(width, weight.shape[0]))
+                slices: Mapping[str, Slice | tuple[Slice, ...]] = part.slices(MlpPart(width, weight.shape[0]))
             else:
                 assert isinstance(part, RelativeAttentionPart)
                 largest = RelativeAttentionPart(
@@ -137,4 +137,5 @@ def _slices(supernet: Mapping[str, Tensor], spec: AutoFormerSpec) -> Iterator[tu
                 )
                 slices = part.slices(largest)
             for key, piece in slices.items():
+                assert isinstance(piece, Slice)  # only a store with private queries and keys gives several
                 yield f"{prefix}{name}{key}", piece

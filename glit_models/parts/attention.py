@@ -5,9 +5,9 @@ Axes: N tokens, C channels, H heads, D head width.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, final
+from typing import Any, ClassVar, Self, final
 
 from timm.layers import Attention
 from torch import Tensor, nn
@@ -48,6 +48,11 @@ class MultiHeadPart(Part):
     def label(self) -> str:
         """The number of heads and their width."""
         return f"{show_heads(self.num_heads)}\nwidth {self.head_dim}"
+
+    @classmethod
+    def covering_private_qk(cls, parts: Sequence[Self]) -> Self:
+        """Only `relative_attention` has such a store."""
+        raise NotImplementedError(f"{cls.kind} has no private queries and keys")
 
     def slices_from(self, channel: int, whole: MultiHeadPart) -> dict[str, Slice]:
         """Slices of the channels from `start` on, the first heads, and the first part of each head's width."""

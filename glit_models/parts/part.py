@@ -108,11 +108,13 @@ class Slice(NamedTuple):
         view: shape of the view.
         box: (start, stop) along each axis of the view.
         shape: of the smaller tensor.
+        num_fixed: number of leading axes of the view that do not count channels; `mirrored` keeps their ranges.
     """
 
     view: tuple[int, ...]
     box: tuple[tuple[int, int], ...]
     shape: tuple[int, ...]
+    num_fixed: int = 0
 
     @classmethod
     def first(cls, shape: Sequence[int], whole: Sequence[int]) -> Slice:
@@ -123,6 +125,14 @@ class Slice(NamedTuple):
     def is_whole(self) -> bool:
         """Whether the slice is the whole tensor."""
         return all(bounds == (0, size) for bounds, size in zip(self.box, self.view, strict=True))
+
+    def mirrored(self) -> Slice:
+        """The slice of the same size from the other end of each axis: the last channels instead of the first."""
+        box = tuple(
+            bounds if axis < self.num_fixed else (size - bounds[1], size - bounds[0])
+            for axis, (bounds, size) in enumerate(zip(self.box, self.view, strict=True))
+        )
+        return self._replace(box=box)
 
     def of(self, tensor: Tensor) -> Tensor:
         """The smaller tensor; it shares memory with `tensor` if its values are contiguous."""
@@ -203,8 +213,10 @@ class Part(ABC):
         key = "-".join(_as_word(size) for size in sizes if size is not None)
         return f"{key}_" if key.isidentifier() or not key else key
 
-    def slices(self, whole: Self) -> dict[str, Slice]:
+    def slices(self, whole: Self) -> Mapping[str, Slice | tuple[Slice, ...]]:
         """For each tensor in the module's state dict, the slice that it takes of a larger part's (weight entanglement).
+
+        Several slices of one tensor are joined along the first axis.
 
         Raises:
             NotImplementedError: if this kind of part cannot share weights between sizes.
@@ -216,6 +228,15 @@ class Part(ABC):
         """The smallest part that each of `parts` is a slice of: the largest value of each size."""
         names = [field.name for field in dataclasses.fields(cls)]
         return cls(**{name: max(getattr(part, name) for part in parts) for name in names})
+
+    @classmethod
+    def covering_private_qk(cls, parts: Sequence[Self]) -> Self:
+        """`covering`, but attention has separate queries and keys for each number of heads (ViTAS, arXiv 2106.13700).
+
+        Raises:
+            NotImplementedError: if this kind of attention has no such store.
+        """
+        return cls.covering(parts)
 
     def flatten(self, module: nn.Module, options: ExportOptions) -> nn.Module:
         """The module to export instead of `module`, with BatchNorm folded: called with (x [T, C], N), returns [T, C].

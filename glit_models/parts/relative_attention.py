@@ -15,12 +15,11 @@ from torch import Tensor, nn
 
 from .attention import MultiHeadPart
 from .flat import FlatAttention, attend, first_token, split_qkv
-from .part import BuildOptions, ExportOptions, Slice, TokenGrid
+from .part import BuildOptions, ExportOptions, Slice, TokenGrid, count_linear_params
 
 __all__ = ["RelativeAttention", "RelativeAttentionPart", "RelativePosition"]
 
 
-@final
 @dataclass(frozen=True)
 class RelativeAttentionPart(MultiHeadPart):
     """Self-attention whose keys and values depend on the distance between two patches.
@@ -60,24 +59,54 @@ class RelativeAttentionPart(MultiHeadPart):
 
     @classmethod
     def covering(cls, parts: Sequence[RelativeAttentionPart]) -> RelativeAttentionPart:
-        """The largest part; the parts must have the same head width, distance and scale."""
-        if len({(part.head_dim, part.max_distance, part.scale_width) for part in parts}) > 1:
-            raise NotImplementedError("relative_attention shares weights only at equal head width, distance and scale")
-        channels, num_heads = max(part.channels for part in parts), max(part.num_heads for part in parts)
-        return cls(channels, num_heads, parts[0].head_dim, parts[0].max_distance, parts[0].scale_width)
+        """The largest part; parts with relative positions must have the same head width and distance."""
+        distance = parts[0].max_distance
+        if len({part.max_distance for part in parts}) > 1 or (
+            distance is not None and len({part.head_dim for part in parts}) > 1
+        ):
+            raise NotImplementedError(
+                "relative_attention shares weights only at equal distance and, with relative positions, head width"
+            )
+        widest = max(parts, key=lambda part: part.num_heads * part.head_dim)
+        return cls(max(part.channels for part in parts), widest.num_heads, widest.head_dim, distance)
 
-    def slices(self, whole: RelativeAttentionPart) -> dict[str, Slice]:
-        """The first channels and heads.
+    @classmethod
+    def covering_private_qk(cls, parts: Sequence[RelativeAttentionPart]) -> RelativeAttentionPart:
+        """See `PrivateQKStore`."""
+        whole, heads = cls.covering(parts), tuple(sorted({part.num_heads for part in parts}))
+        return PrivateQKStore(whole.channels, whole.num_heads, whole.head_dim, whole.max_distance, None, heads)
 
-        The bias of qkv is the first 3 * H * D values of the larger one, split in three, so H determines whether a value
-        belongs to query, key or value. AutoFormer's released weights were trained this way.
+    def slices(self, whole: RelativeAttentionPart) -> dict[str, Slice | tuple[Slice, ...]]:
+        """The first channels, and the first H * D rows of each of query, key and value.
+
+        With relative positions, the bias of qkv is the first 3 * H * D values of the larger one, split in three, so H
+        determines whether a value belongs to query, key or value. AutoFormer's released weights were trained this way.
         """
-        bias = Slice.first((3 * self.num_heads * self.head_dim,), (3 * whole.num_heads * whole.head_dim,))
-        slices = self.slices_from(0, whole) | {"qkv.bias": bias}
+        C, inner, of_whole = self.channels, self.num_heads * self.head_dim, whole.num_heads * whole.head_dim
+        slices: dict[str, Slice | tuple[Slice, ...]] = {
+            "qkv.weight": whole.qkv_slices(self, (inner, C), (of_whole, whole.channels)),
+            "qkv.bias": whole.qkv_slices(self, (inner,), (of_whole,)),
+            "proj.weight": Slice.first((C, inner), (whole.channels, of_whole)),
+            "proj.bias": Slice.first((C,), (whole.channels,)),
+        }
         if self.max_distance is not None:
+            if type(whole) is RelativeAttentionPart:
+                slices["qkv.bias"] = Slice.first((3 * inner,), (3 * of_whole,))
             table = Slice.first((self.num_rows, self.head_dim), (whole.num_rows, whole.head_dim))
             slices |= {f"position_{of}.{axis}": table for of in ("k", "v") for axis in ("vertical", "horizontal")}
         return slices
+
+    def qkv_slices(
+        self, part: RelativeAttentionPart, shape: tuple[int, ...], whole: tuple[int, ...]
+    ) -> Slice | tuple[Slice, ...]:
+        """The slices that a smaller part takes of this one's queries, keys and values.
+
+        Args:
+            part: the smaller part.
+            shape: shape of each of the smaller part's three.
+            whole: shape of each of this part's.
+        """
+        return _rows((0, 3), 3, shape, whole)
 
     def flatten(self, module: nn.Module, options: ExportOptions) -> nn.Module:
         """The flat form: one attention operator, whose keys and values have more channels for rows and columns."""
@@ -88,6 +117,56 @@ class RelativeAttentionPart(MultiHeadPart):
         """The attention weights of each head."""
         weights, _ = module.weigh(x)
         return weights
+
+
+@final
+@dataclass(frozen=True)
+class PrivateQKStore(RelativeAttentionPart):
+    """The weights of a supernet's attention with separate queries and keys for each number of heads; in no network.
+
+    Values and output projections are shared (ViTAS, arXiv 2106.13700). The rows of qkv are the queries and keys of the
+    fewest heads, then those of the next number, and so on; last the values.
+
+    Attributes:
+        private_heads: the numbers of heads, ascending.
+    """
+
+    private_heads: tuple[int, ...] = ()
+
+    @property
+    def num_params(self) -> int:
+        """Parameters of all queries and keys, values, output projection and the four tables."""
+        inner, num_more = self.num_heads * self.head_dim, 2 * (len(self.private_heads) - 1)
+        return super().num_params + num_more * count_linear_params(self.channels, inner)
+
+    @property
+    def key(self) -> str:
+        """The sizes as one word."""
+        positions = "" if self.max_distance is None else f"-{self.max_distance}"
+        return f"{self.num_heads}-{self.head_dim}{positions}-qk-{'-'.join(map(str, self.private_heads))}"
+
+    def build(self, options: BuildOptions) -> nn.Module:
+        """Build a module with these weights, which cannot be called."""
+        module = RelativeAttention(self, options)
+        rows = (2 * len(self.private_heads) + 1) * self.num_heads * self.head_dim
+        module.qkv = nn.Linear(self.channels, rows, **options.factory)
+        return module
+
+    def qkv_slices(
+        self, part: RelativeAttentionPart, shape: tuple[int, ...], whole: tuple[int, ...]
+    ) -> tuple[Slice, ...]:
+        """See `RelativeAttentionPart`."""
+        place, values = 2 * self.private_heads.index(part.num_heads), 2 * len(self.private_heads)
+        return tuple(
+            _rows(groups, values + 1, shape, whole) for groups in ((place, place + 2), (values, values + 1))
+        )  # fmt: skip
+
+
+def _rows(groups: tuple[int, int], num_groups: int, shape: tuple[int, ...], whole: tuple[int, ...]) -> Slice:
+    """The first rows and channels of these groups of rows."""
+    box = (groups, *((0, size) for size in shape))
+    num_rows = (groups[1] - groups[0]) * shape[0]
+    return Slice((num_groups, *whole), box, (num_rows, *shape[1:]), num_fixed=1)
 
 
 @final

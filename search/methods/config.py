@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import final
+from typing import final, get_args
 
 from glit_models.errors import SearchError
 
@@ -90,5 +90,7 @@ class EvolutionConfig:
                 f"num_mutation + num_crossover must be at most population={self.population}, "
                 f"got {self.num_mutation} + {self.num_crossover}"
             )
-        if self.uniform_over not in ("choices", "members"):
-            raise SearchError(f"uniform_over must be choices or members, got {self.uniform_over!r}")
+        if self.uniform_over not in get_args(UniformOver):
+            raise SearchError(
+                f"uniform_over must be one of {', '.join(get_args(UniformOver))}, got {self.uniform_over!r}"
+            )

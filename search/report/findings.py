@@ -212,6 +212,9 @@ def _read(path: Path, parse: Callable[[str], T]) -> T | None:
     raise SearchError(f"{path} is damaged: {reason}")
 
 
+_PRIVATE = ", with queries and keys for each number of heads"
+
+
 def _recipe(text: str) -> dict[str, Any]:
     data = _mapping(parse_yaml(text))
     fitness = data.get("fitness", "inherited")  # version 0.1 had no other and wrote none
@@ -227,7 +230,7 @@ def _recipe(text: str) -> dict[str, Any]:
     return {
         "method": data["method"],
         "seed": data["seed"],
-        "sharing": supernet["sharing"],
+        "sharing": f"{supernet['sharing']}{_PRIVATE if supernet.get('private_qk') else ''}",
         "start": None if supernet.get("from") is None else str(supernet["from"]),
         "inherits": _mapping(data.get("retrain") or {}).get("start") == "inherited",
         "budget": budget,

@@ -308,9 +308,16 @@ class RunContext:
         batch_size = max(training.optim.batch_size, min(training.eval_batch_size, len(self.splits.validation)))
         check_memory(self.recipe.evaluation.memory_mb, space.depth, batch_size, self._image_bytes(space))
 
+    def create_supernet(self, space: SearchSpace) -> Supernet:
+        """Create a supernet with random weights, on the CPU."""
+        settings = self.recipe.supernet
+        return create_supernet(
+            space, settings.sharing, self.supernet_recipe, self.num_classes, settings.private_qk
+        )  # fmt: skip
+
     def load_supernet(self, space: SearchSpace, weights: Path) -> Supernet:
         """Load the supernet from a weights file, on the CPU. Raises SearchError if it cannot be read."""
-        supernet = create_supernet(space, self.recipe.supernet.sharing, self.supernet_recipe, self.num_classes)
+        supernet = self.create_supernet(space)
         try:
             supernet.load_state_dict(load_file(weights))
         except (OSError, SafetensorError, RuntimeError) as error:

@@ -154,7 +154,7 @@ class _Writer:
     def write(self, network: Network, folder: Path, final: Path) -> Extracted:
         """Write a network. `final`: the final path of the folder."""
         context, evaluator = self.context, self.evaluator
-        accuracy = evaluator.evaluate([network.spec])[network.spec].accuracy
+        accuracy = evaluator.evaluate([network.spec], ["first"])[network.spec].accuracy  # the side that is written
         model = evaluator.extract(network.spec)
         source = context.command or "glit_models.search.extract_networks"
         facts = {

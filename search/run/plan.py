@@ -274,7 +274,7 @@ class _Planner:
     def _warn_of_stage(self, stage: Stage, share: float) -> None:
         recipe, space, add = self.recipe, stage.space, self.warnings.append
         needs_supernet = stage.fitness_class.needs_supernet
-        of_all = needs_supernet and recipe.supernet.sampling != "budget"
+        of_all = needs_supernet and recipe.supernet.sampling not in ("budget", "identity")
         if share < 0.01 and of_all and stage.name not in self.impossible:
             add(
                 f"{stage.name}: {_percent(share)} of random networks are within the budget, and the supernet is "
@@ -282,6 +282,8 @@ class _Planner:
             )
         if needs_supernet:
             steps = self._num_supernet_steps() * recipe.supernet.paths
+            if recipe.supernet.sampling == "identity":
+                steps = int(steps * (1 - stage.identity_prob))
             place, value_share = _rarest_value(space)
             if value_share * steps < _FEWEST_STEPS:
                 add(
@@ -325,10 +327,11 @@ def _rarest_value(space: SearchSpace) -> tuple[str, float]:
     """The value of a gene that the fewest random networks have, and their share."""
     shares: dict[tuple[int, str, Any], float] = {}
     for index, options in enumerate(space.block_options):
+        identity = space.identity_of(options)  # has no weights
         deep = sum(depth > index for depth in space.depths) / len(space.depths)
         for block, count in zip(options.blocks, options.counts, strict=True):
             for gene, value in space.spec_class.genes_of(block).items():
-                if value is not None:
+                if value is not None and block != identity:
                     key = index, gene, value
                     shares[key] = shares.get(key, 0.0) + deep * count / options.total
     (index, gene, value), share = min(shares.items(), key=lambda item: item[1])

@@ -33,10 +33,10 @@ from ..spaces.budget import Budget, extremes
 from ..spaces.budget_sampler import BudgetSampler
 from ..spaces.named import load_space
 from ..spaces.space import SearchSpace
-from ..supernets.path_sampling import path_sampling
+from ..supernets.path_sampling import IdentitySampler, path_sampling, solve_identity_prob
 from ..supernets.starting import fill_supernet
 from ..supernets.supernet import Supernet
-from ..supernets.training import SupernetTrainee, create_supernet
+from ..supernets.training import SupernetTrainee
 from .context import RunContext
 from .division import Division, digest, score_divided
 from .kept_supernets import adopt_supernet, has_supernet, keeps_supernets
@@ -127,6 +127,8 @@ class Stage:
         self._write_space()
         if self.fitness_class.needs_supernet and not self.context.decide(self._find_supernet):
             title = f"{self.name}: training the supernet, {self.space.size:.4g} networks in one"
+            if self.recipe.supernet.sampling == "identity":
+                title += f", identity blocks with probability {self.identity_prob:.2f}"
             self.context.run([Task("supernet", {"stage": self.name}, title, is_collective=True)])
 
     def _write_space(self) -> None:
@@ -165,17 +167,20 @@ class Stage:
         return self.folder / "supernet" / "model.safetensors"
 
     def check_start(self) -> None:
-        """Check that the supernet can start from the given weights. Raises the errors of `fill_supernet`."""
-        start = self.recipe.supernet.from_
-        if start is not None and not self.weights.is_file() and not keeps_supernets(self.context.folder):
+        """Check that the supernet can be trained. Raises the errors of `fill_supernet` and `solve_identity_prob`."""
+        if self.weights.is_file() or keeps_supernets(self.context.folder):
+            return
+        supernet = self.recipe.supernet
+        if supernet.from_ is not None or supernet.sharing != "entangled" or supernet.private_qk:
             self.create_supernet()
+        if supernet.sampling == "identity":
+            _ = self.identity_prob
 
     def create_supernet(self) -> Supernet:
         """The supernet before its training. Raises the errors of `fill_supernet`."""
-        settings, context = self.recipe.supernet, self.context
-        supernet = create_supernet(self.space, settings.sharing, context.supernet_recipe, context.num_classes)
-        if settings.from_ is not None:
-            fill_supernet(supernet, settings.from_)
+        supernet, start = self.context.create_supernet(self.space), self.recipe.supernet.from_
+        if start is not None:
+            fill_supernet(supernet, start)
         return supernet
 
     def _find_supernet(self) -> bool:
@@ -198,17 +203,26 @@ class Stage:
         """The trainee for a training of the supernet."""
         recipe = self.context.supernet_recipe
         supernet = self.recipe.supernet
-        sampler = BudgetSampler(self.space)
+        sampler: BudgetSampler | IdentitySampler = BudgetSampler(self.space)
         if supernet.sampling == "budget":
             sampler = BudgetSampler(self.space, self.context.budgets, self.recipe.evolution.uniform_over)
+        if supernet.sampling == "identity":
+            sampler = IdentitySampler(self.space, self.identity_prob)
         ends: tuple[Spec, ...] = self._ends(recipe) if supernet.distill or supernet.sampling == "sandwich" else ()
         steps = len(self.context.splits.train) // recipe.optim.batch_size * recipe.optim.epochs
         widen_steps = supernet.widen * steps
         draw_paths = path_sampling(sampler, supernet.sampling, supernet.paths, recipe.seed, ends, widen_steps)
         teacher = ends[0] if supernet.distill else None
         return SupernetTrainee(
-            self.space, supernet.sharing, recipe, draw_paths, supernet.from_, teacher, supernet.distill
-        )
+            self.space, supernet.sharing, recipe, draw_paths, supernet.from_, teacher, supernet.distill,
+            supernet.private_qk,
+        )  # fmt: skip
+
+    @functools.cached_property
+    def identity_prob(self) -> float:
+        """The probability of identity blocks in the supernet's paths. Raises SearchError if there is none."""
+        macs = next(budget for budget in self.context.budgets if budget.name == "macs")
+        return solve_identity_prob(self.space, macs, self.recipe.seed)
 
     def _ends(self, recipe: Recipe) -> tuple[Spec, Spec]:
         """The largest and the smallest network of the space, by multiply-adds."""

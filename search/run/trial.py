@@ -15,7 +15,6 @@ from glit_models import Spec
 from glit_models.training import Trainer
 from glit_models.weights.files import write_state_dict
 
-from ..supernets.training import create_supernet
 from .context import RunContext
 from .stage import Stage
 
@@ -80,8 +79,7 @@ def time_supernet(stage: Stage) -> SupernetSpeed:
         step = trainer.time_steps(_STEPS, _SECONDS)
         del trainer
         weights = Path(folder) / "model.safetensors"
-        supernet = create_supernet(stage.space, context.recipe.supernet.sharing, recipe, context.num_classes)
-        write_state_dict(supernet.state_dict(), weights)
+        write_state_dict(context.create_supernet(stage.space).state_dict(), weights)
         positions = context.search_order()[: _SCORED_BATCHES * recipe.eval_batch_size]
         evaluator = context.evaluator(stage.space, weights, lambda *_: ticks.append(time.monotonic()), positions)
     rng, times = random.Random(0), []

@@ -73,7 +73,7 @@ class _Range:
 class _Group:
     """Options of one block in the same cells, by these cells: one row per group."""
 
-    def __init__(self, options: Sequence[Any], weights: Sequence[int], cells: Sequence[Sequence[int]]) -> None:
+    def __init__(self, options: Sequence[Any], weights: Sequence[float], cells: Sequence[Sequence[int]]) -> None:
         groups: dict[tuple[int, ...], list[int]] = {}
         for index in range(len(options)):
             groups.setdefault(tuple(axis[index] for axis in cells), []).append(index)
@@ -102,13 +102,14 @@ class _Grid:
         self._shape = tuple(axis.size for axis in axes)
         self._groups = []
         for place, options in enumerate(stratum.options):
-            weights = options.counts if uniform_over == "choices" else [1] * len(options.blocks)
+            weights = options.weights(uniform_over)
             self._groups.append(_Group(options.blocks, weights, [axis.cells[place] for axis in axes]))
         self._ways = self._count_ways()
         self._cumulative = np.cumsum(self._ways[0][tuple(slice(first, None) for first in self._first)])
         within = float(self._cumulative[-1]) if self._cumulative.size else 0.0
-        # With 'choices', all widths and depths have the same probability before the budget, whatever their size.
-        self.weight = within / float(stratum.raw_size) if uniform_over == "choices" else within
+        # Except with 'members', all widths and depths have the same probability before the budget, whatever their size.
+        whole = 1 if uniform_over == "members" else math.prod(sum(o.weights(uniform_over)) for o in stratum.options)
+        self.weight = within / float(whole)
 
     def _count_ways(self) -> list[NDArray[np.float64]]:
         """For each block and each cell, the number of ways in which the blocks from it on cost this much."""

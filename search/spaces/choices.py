@@ -14,6 +14,7 @@ import random
 from bisect import bisect
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Any, Literal, final
 
 from glit_models import Spec
@@ -30,7 +31,7 @@ __all__ = [
     "key_of",
 ]
 
-UniformOver = Literal["choices", "members"]
+UniformOver = Literal["choices", "members", "kinds"]
 Value = int | float | str
 
 
@@ -213,10 +214,30 @@ class BlockOptions:
         self._moves: dict[tuple[Any, str], tuple[tuple[Any, ...], ...]] = {}
 
     def draw(self, rng: random.Random, uniform_over: UniformOver) -> Any:
-        """A random option, uniform over choices or over distinct options."""
+        """A random option, with probability proportional to its weight."""
         if uniform_over == "members":
             return self.blocks[draw_below(rng, len(self.blocks))]
+        if uniform_over == "kinds":
+            cumulative = list(itertools.accumulate(self.weights(uniform_over)))
+            return self.blocks[bisect(cumulative, rng.random() * cumulative[-1], hi=len(cumulative) - 1)]
         return self.blocks[bisect(self._cumulative, draw_below(rng, self._cumulative[-1]))]
+
+    def weights(self, uniform_over: UniformOver) -> Sequence[float]:
+        """The weight of each option in a random draw, see `SearchSpace.sample`."""
+        if uniform_over == "choices":
+            return self.counts
+        if uniform_over == "members":
+            return [1] * len(self.blocks)
+        return self._kind_weights
+
+    @cached_property
+    def _kind_weights(self) -> list[float]:
+        """The share of each option among those with the same leading genes."""
+        kinds = [tuple(self._genes[block][gene] for gene in self._leading) for block in self.blocks]
+        totals: Counter[tuple[Any, ...]] = Counter()
+        for kind, count in zip(kinds, self.counts, strict=True):
+            totals[kind] += count
+        return [count / totals[kind] for kind, count in zip(kinds, self.counts, strict=True)]
 
     def moves(self, block: Any, gene: str) -> tuple[tuple[Any, ...], ...]:
         """For each other value of the gene, the options with it that keep the most other values of the block.

@@ -220,6 +220,12 @@ class SpaceDefinition:
         """The number of combinations of choices that give each of `options(block)`."""
         return self.block_options[block].counts
 
+    def identity_of(self, options: BlockOptions) -> Any | None:
+        """The identity block among these options; None if there is none, or nothing else."""
+        parts = {block: self.make_spec((block,), self.embed_dims[0]).block_parts(0) for block in options.blocks}
+        found = [block for block in options.blocks if parts[block].is_identity]
+        return found[0] if found and len(found) < len(parts) else None
+
     def genes(self) -> tuple[str, ...]:
         """The names of all genes that blocks of this space may have, leading ones first."""
         names = (

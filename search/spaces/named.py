@@ -30,12 +30,15 @@ __all__ = [
     "glit_window",
     "global_only",
     "load_space",
+    "vitas",
 ]
 
 _KERNEL_SIZES = (17, 31, 45)
 _EXPAND_RATIOS = (1, 2, 4)
 _QKV_RATIOS = (0.5, 1, 2)
 _MLP_RATIOS = (2, 4, 6)
+_VITAS_WIDTHS = (38, 77, 115, 154, 192, 230, 269, 307, 346, 384)  # tenths of 384, rounded as in the authors' code
+_VITAS_HIDDENS = (144, 288, 432, 576, 720, 864, 1008, 1152, 1296, 1440)
 
 
 def glit(
@@ -199,6 +202,45 @@ def autoformer_base(
     return autoformer(embed_dim, depth, num_heads, mlp_ratios, patch_size)
 
 
+def vitas(
+    embed_dim: Sequence[int] = _VITAS_WIDTHS,
+    depth: int = 16,
+    num_heads: Sequence[int] = (0, 3, 6, 12, 16),
+    qkv_widths: Sequence[int] = _VITAS_HIDDENS,
+    mlp_hiddens: Sequence[int] = _VITAS_HIDDENS,
+    patch_size: int = 16,
+) -> SearchSpace:
+    """ViTAS's space (arXiv 2106.13700) at one patch size: widths in tenths of the largest, and identity blocks.
+
+    Args:
+        embed_dim: widths of the network.
+        depth: number of blocks, including identity blocks.
+        num_heads: numbers of heads; 0 for an identity block.
+        qkv_widths: widths of queries, keys and values together.
+        mlp_hiddens: hidden widths of the MLP.
+        patch_size: side of a square patch, in pixels.
+
+    Raises:
+        SearchError: on an invalid value.
+    """
+    for name, values in (("num_heads", num_heads), ("qkv_widths", qkv_widths)):
+        if not all(type(value) is int and value >= 0 for value in values):
+            raise SearchError(f"{name} must be integers of at least 0, got {list(values)}")
+    choices = []
+    for heads in num_heads:
+        if heads == 0:
+            choices.append(BlockChoices(num_heads=(0,)))
+            continue
+        if wrong := [width for width in qkv_widths if width % (3 * heads)]:
+            raise SearchError(f"qkv_widths must be multiples of 3 * num_heads={3 * heads}, got {wrong[0]}")
+        head_dims = [width // (3 * heads) for width in qkv_widths]
+        choices.append(BlockChoices(num_heads=(heads,), head_dims=head_dims, mlp_hiddens=mlp_hiddens))
+    return SearchSpace(
+        [tuple(choices)] * depth, embed_dim, family="autoformer", patch_size=patch_size, max_relative_position=None,
+        scale_by_embed_dim=True, block_norm_eps=1e-6,
+    )  # fmt: skip
+
+
 NAMED_SPACES: dict[str, Callable[..., SearchSpace]] = {
     "glit": glit,
     "glit_released": glit_released,
@@ -209,6 +251,7 @@ NAMED_SPACES: dict[str, Callable[..., SearchSpace]] = {
     "autoformer_tiny": autoformer_tiny,
     "autoformer_small": autoformer_small,
     "autoformer_base": autoformer_base,
+    "vitas": vitas,
 }
 """The functions that make the shipped search spaces, by name."""
 

@@ -28,7 +28,9 @@ class SearchSpace(SpaceDefinition):
         """Draw a random member.
 
         Uniform over 'choices' draws each value independently, as in SPOS; blocks in which few choices have an effect
-        are as frequent as others. Uniform over 'members' makes every distinct network equally likely: then 82 % of
+        are as frequent as others. Uniform over 'kinds' first draws a kind of block, such as a number of heads, all
+        equally likely, and then the other values, so that an identity block is as frequent as each number of heads in
+        `vitas`. Uniform over 'members' makes every distinct network equally likely: then 82 % of
         `glit`'s blocks are mixed.
         """
         if uniform_over == "members" and len(self.strata) > 1:

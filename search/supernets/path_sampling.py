@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import math
 import random
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any, Literal, final
 
 from glit_models import Spec
+from glit_models.errors import SearchError
 
+from ..spaces.budget import Budget, show_cost
 from ..spaces.budget_sampler import BudgetSampler
 from ..spaces.space import SearchSpace
 
-__all__ = ["BalancedSampler", "DrawPaths", "Sampling", "path_sampling"]
+__all__ = ["BalancedSampler", "DrawPaths", "IdentitySampler", "Sampling", "path_sampling", "solve_identity_prob"]
 
-Sampling = Literal["uniform", "budget", "balanced", "sandwich"]
+Sampling = Literal["uniform", "budget", "balanced", "sandwich", "identity"]
 DrawPaths = Callable[[int], Sequence[Spec]]  # step -> its paths
+_NUM_FOR_MEAN = 1000  # random networks whose mean cost is compared with the budget, as in ViTAS
 
 
 def path_sampling(
-    sampler: BudgetSampler,
+    sampler: BudgetSampler | IdentitySampler,
     sampling: Sampling,
     num_paths: int,
     seed: int,
@@ -30,7 +34,7 @@ def path_sampling(
     """Return the function that draws the paths of each step.
 
     Args:
-        sampler: draws the paths within its budgets; 'balanced' uses only its space.
+        sampler: draws the random paths; 'balanced' uses only its space.
         sampling: 'balanced' for `BalancedSampler`; 'sandwich' for `ends` first in every step (arXiv 1903.05134, section
             3.1); otherwise each path is drawn independently.
         num_paths: number of paths per step.
@@ -50,9 +54,79 @@ def path_sampling(
         if step < widen_steps:
             space = sampler.space.largest(step / widen_steps)
             return fixed + [space.sample(rng) for _ in range(num_paths - len(fixed))]
+        if isinstance(sampler, IdentitySampler):
+            return [sampler.sample(rng) for _ in range(num_paths)]
         return fixed + [sampler.sample(rng)[0] for _ in range(num_paths - len(fixed))]
 
     return draw
+
+
+@final
+class IdentitySampler:
+    """Draws members of a space whose blocks are identity blocks with one probability (ViTAS, arXiv 2106.13700).
+
+    Width, depth and the other options of a block are uniform over choices. Blocks without the option to be an identity
+    block, or without another one, are drawn as usual.
+
+    Args:
+        space: the space of the members.
+        prob: probability that a block is an identity block, from 0 to 1.
+    """
+
+    def __init__(self, space: SearchSpace, prob: float) -> None:
+        self.space, self.prob = space, prob
+        known = {options: space.identity_of(options) for options in dict.fromkeys(space.block_options)}
+        self._identities = [known[options] for options in space.block_options]
+
+    def sample(self, rng: random.Random) -> Spec:
+        """Draw a random member. With another `prob`, the same `rng` gives the same network but for identity blocks."""
+        spec = self.space.sample(rng)
+        blocks = []
+        for block, options, identity in zip(spec.blocks, self.space.block_options, self._identities, strict=False):
+            if identity is not None:
+                is_identity = rng.random() < self.prob
+                while block == identity:
+                    block = options.draw(rng, "choices")
+                block = identity if is_identity else block
+            blocks.append(block)
+        return self.space.make_spec(blocks, spec.embed_dim)
+
+
+def solve_identity_prob(space: SearchSpace, budget: Budget, seed: int) -> float:
+    """The probability of identity blocks, nearest to 0.5, at which random networks are within a budget on average.
+
+    In steps of 0.01, over 1000 random networks, as in ViTAS (arXiv 2106.13700). The mean cost falls as the probability
+    rises, because the networks are the same but for identity blocks; so bisection finds the step that ViTAS's walk
+    from 0.5 ends at.
+
+    Args:
+        space: its blocks may be identity blocks.
+        budget: bounds of the mean cost.
+        seed: seed of the random networks.
+
+    Raises:
+        SearchError: if no step from 0 to 0.99 gives a mean within the budget.
+    """
+
+    @cache
+    def mean(percent: int) -> float:
+        sampler = IdentitySampler(space, percent / 100)
+        rngs = (random.Random(f"{seed} identity {place}") for place in range(_NUM_FOR_MEAN))
+        return math.fsum(budget.cost(sampler.sample(rng)) for rng in rngs) / _NUM_FOR_MEAN
+
+    low, high = (-math.inf if budget.low is None else budget.low), (math.inf if budget.high is None else budget.high)
+    percent = 50
+    if mean(50) > high:
+        percent += bisect_left(range(50, 99), True, key=lambda p: mean(p) <= high)
+    elif mean(50) < low:
+        percent -= bisect_left(range(50, 0, -1), True, key=lambda p: mean(p) >= low)
+    if budget.admits(mean(percent)):
+        return percent / 100
+    near = [f"{show_cost(round(mean(p)))} at {p / 100:.2f}" for p in (percent - 1, percent) if p >= 0]
+    raise SearchError(
+        f"supernet.sampling=identity: no probability of identity blocks gives random networks {budget} on average "
+        f"({', '.join(near)}); widen or move budget.{budget.name}, or set supernet.sampling=budget"
+    )
 
 
 @final

@@ -4,6 +4,9 @@ The output of a block and its BatchNorm statistics depend only on the width of t
 networks with a common prefix share its work, within a generation and between generations, and the scores equal those
 of evaluating each one separately. The search method decides which networks come next.
 
+If weights are shared from both sides, each side of a network is scored as a network of its own, and the score is the
+mean of both scores (ViTAS, arXiv 2106.13700): what is extracted in the end is one side.
+
 Axes: B batch, N tokens, C channels, S images of the search set.
 """
 
@@ -26,11 +29,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from glit_models import Spec, SpecTransformer
 from glit_models.errors import SearchError
 
+from .block import Side, take_channels
 from .supernet import Supernet
 
 __all__ = ["Evaluator", "Images", "Score", "add_in_order", "check_memory", "compare_logits", "prefixes_of"]
 
-Prefix = tuple[Any, ...]  # the prefix of a network: its width, then its first blocks
+Prefix = tuple[Any, ...]  # the prefix of a network: its width and side, then its first blocks
+Slot = tuple[Spec, Side]  # one side of a network
 
 
 @final
@@ -72,17 +77,18 @@ class _Node:
     """A prefix of some networks; `leaf` if one of them ends here, even if others continue."""
 
     prefix: Prefix
-    children: dict[Any, _Node] = field(default_factory=dict)  # by width below the root, else by block
-    leaf: Spec | None = None
+    children: dict[Any, _Node] = field(default_factory=dict)  # by width and side below the root, else by block
+    leaf: Slot | None = None
 
 
-def _tree(specs: Iterable[Spec]) -> _Node:
+def _tree(specs: Iterable[Spec], sides: Iterable[Side]) -> _Node:
     root = _Node(())
-    for spec in specs:
-        node = root
-        for step in (spec.embed_dim, *spec.blocks):
-            node = node.children.setdefault(step, _Node((*node.prefix, step)))
-        node.leaf = spec
+    for side in sides:
+        for spec in specs:
+            node = root
+            for step in ((spec.embed_dim, side), *spec.blocks):
+                node = node.children.setdefault(step, _Node((*node.prefix, step)))
+            node.leaf = spec, side
     return root
 
 
@@ -145,18 +151,22 @@ class Evaluator:
     # ---- results ----
 
     @torch.inference_mode()
-    def evaluate(self, specs: Sequence[Spec]) -> dict[Spec, Score]:
+    def evaluate(self, specs: Sequence[Spec], sides: Sequence[Side] | None = None) -> dict[Spec, Score]:
         """Score these networks; the scores do not depend on other networks that are or were evaluated.
+
+        Args:
+            specs: the networks.
+            sides: the sides whose scores are averaged; default: those of the supernet.
 
         Raises:
             SearchError: if a spec is not a member of the space.
         """
         if not self._share and len(specs) > 1:
-            return {spec: score for each in specs for spec, score in self.evaluate([each]).items()}
+            return {spec: score for each in specs for spec, score in self.evaluate([each], sides).items()}
         specs = self._prepare(specs)
         if not specs:
             return {}
-        parts, count = self._sums(specs, self._images["search"].all)
+        parts, count = self._sums(specs, self._images["search"].all, sides or self.supernet.sides)
         # In order of batches, like `add_in_order`: the scores do not depend on which process scored which batch.
         sums = functools.reduce(torch.add, parts.unbind(1)).tolist()
         return {spec: Score(100 * right / count, loss / count) for spec, (right, loss) in zip(specs, sums, strict=True)}
@@ -173,7 +183,7 @@ class Evaluator:
         """
         if not self._share and len(specs) > 1:
             return torch.cat([self.sums([spec], batches) for spec in specs])
-        return self._sums(self._prepare(specs), batches)[0]
+        return self._sums(self._prepare(specs), batches, self.supernet.sides)[0]
 
     @torch.inference_mode()
     def losses(self, specs: Sequence[Spec], num_batches: int) -> Tensor:
@@ -184,12 +194,13 @@ class Evaluator:
         """
         if not self._share and len(specs) > 1:
             return torch.cat([self.losses([spec], num_batches) for spec in specs])
-        specs = self._prepare(specs)
-        tree, parts = _tree(specs), dict[Spec, list[Tensor]]()
+        specs, sides = self._prepare(specs), self.supernet.sides
+        tree, parts = _tree(specs, sides), dict[Slot, list[Tensor]]()
         for number, x, labels in self._embedded("search", self._images["search"].all[:num_batches]):
-            for spec, y in self._walk(tree, x, ("search", number), None):
-                parts.setdefault(spec, []).append(F.cross_entropy(self._classify(y), labels, reduction="none"))
-        return torch.stack([torch.cat(parts[spec]) for spec in specs]).double().cpu()
+            for slot, y in self._walk(tree, x, ("search", number), None):
+                losses = F.cross_entropy(self._classify(y, slot[1]), labels, reduction="none")
+                parts.setdefault(slot, []).append(losses)
+        return _mean_over_sides(specs, sides, {slot: torch.cat(losses).double() for slot, losses in parts.items()})
 
     @torch.no_grad()
     def extract(self, spec: Spec) -> SpecTransformer:
@@ -217,7 +228,11 @@ class Evaluator:
     def retain(self, specs: Iterable[Spec]) -> None:
         """If memory is scarce, forget the cached prefixes that these networks do not have."""
         if self._cache.bytes > self._cache.max_bytes / 2:
-            self._cache.retain({prefix for spec in specs for prefix in prefixes_of(spec)[:-1]})
+            self._cache.retain({prefix for spec in specs for prefix in self._prefixes(spec, whole=False)})
+
+    def _prefixes(self, spec: Spec, whole: bool = True) -> list[Prefix]:
+        """The prefixes of all sides of a network; with `whole`, including the network itself."""
+        return [p for side in self.supernet.sides for p in prefixes_of(spec, side)[: None if whole else -1]]
 
     def _calibrate(self, specs: Sequence[Spec]) -> None:
         """Compute BatchNorm statistics of all blocks of these networks, over calibration batches (SPOS, section 3.4).
@@ -225,24 +240,24 @@ class Evaluator:
         As in `torch.optim.swa_utils.update_bn`, each batch is normalised by its own statistics, and those of all
         batches are averaged.
         """
-        missing = [spec for spec in specs if any(p not in self._statistics for p in prefixes_of(spec))]
+        missing = [spec for spec in specs if any(p not in self._statistics for p in self._prefixes(spec))]
         if not missing:
             return
-        tree, fresh = _tree(missing), dict[Prefix, dict[str, Tensor]]()
+        tree, fresh = _tree(missing, self.supernet.sides), dict[Prefix, dict[str, Tensor]]()
         for number, x, _ in self._embedded("calibration", self._images["calibration"].all):
             for _ in self._walk(tree, x, ("calibration", number), fresh):
                 pass
         self._statistics |= fresh
 
-    def _sums(self, specs: Sequence[Spec], batches: range) -> tuple[Tensor, int]:
+    def _sums(self, specs: Sequence[Spec], batches: range, sides: Sequence[Side]) -> tuple[Tensor, int]:
         """The result of `sums`, and the number of images in the batches."""
-        sums = dict[Spec, list[Tensor]]()  # on the device: reading them after every network would stall a GPU
-        tree, count = _tree(specs), 0
+        sums = dict[Slot, list[Tensor]]()  # on the device: reading them after every network would stall a GPU
+        tree, count = _tree(specs, sides), 0
         for number, x, labels in self._embedded("search", batches):
-            for spec, y in self._walk(tree, x, ("search", number), None):
-                sums.setdefault(spec, []).append(compare_logits(self._classify(y), labels))
+            for slot, y in self._walk(tree, x, ("search", number), None):
+                sums.setdefault(slot, []).append(compare_logits(self._classify(y, slot[1]), labels))
             count += len(labels)
-        return torch.stack([torch.stack(sums[spec]) for spec in specs]).cpu(), count
+        return _mean_over_sides(specs, sides, {slot: torch.stack(rows) for slot, rows in sums.items()}), count
 
     # ---- computation ----
 
@@ -284,8 +299,10 @@ class Evaluator:
 
     def _walk(
         self, node: _Node, x: Tensor, batch: tuple[str, int], fresh: dict[Prefix, dict[str, Tensor]] | None
-    ) -> Iterator[tuple[Spec, Tensor]]:
+    ) -> Iterator[tuple[Slot, Tensor]]:
         """Yield every network below `node` with the output of its last block, given the output `x` [B, N, C] of `node`.
+
+        A network of two sides is yielded once for each.
 
         With `fresh`, missing statistics of blocks are collected, and all blocks normalise by the batch's statistics.
         """
@@ -304,20 +321,21 @@ class Evaluator:
         self, node: _Node, step: Any, x: Tensor, batch: tuple[str, int],
         fresh: dict[Prefix, dict[str, Tensor]] | None,
     ) -> Tensor:  # fmt: skip
-        """Compute a node's output from that of its parent: the first channels of the tokens, or a block."""
+        """Compute a node's output from that of its parent: some channels of the tokens, or a block."""
+        width, side = node.prefix[0]
         if len(node.prefix) == 1:
-            return x[..., :step]
+            return take_channels(x, width, side)
         key = (*batch, node.prefix)
         known = fresh is None or node.prefix in self._statistics
         if known and key in self._cache.outputs:
             return self._cache.outputs[key]
         place = len(node.prefix) - 2
-        block, parts = self.supernet.blocks[place], self.supernet.parts_of(place, step, node.prefix[0])
+        block, parts = self.supernet.blocks[place], self.supernet.parts_of(place, step, width)
         if parts.is_identity:
             if fresh is not None:
                 fresh.setdefault(node.prefix, {})
             return x
-        tensors, template = block.tensors(parts), block.template(parts)
+        tensors, template = block.tensors(parts, side), block.template(parts)
         if parts.has_running_statistics:
             own = _statistics_in(tensors)
             if fresh is None:
@@ -337,9 +355,9 @@ class Evaluator:
             self._cache.put(key, y)
         return y
 
-    def _classify(self, x: Tensor) -> Tensor:
+    def _classify(self, x: Tensor, side: Side) -> Tensor:
         with self._autocast(x.device):
-            return self.supernet.classify(x).float()
+            return self.supernet.classify(x, side).float()
 
     def _autocast(self, device: torch.device) -> Any:
         return torch.autocast(device.type, torch.bfloat16) if self._bf16 else nullcontext()
@@ -377,9 +395,14 @@ def add_in_order(values: Iterable[float]) -> float:
     return functools.reduce(operator.add, values, 0.0)
 
 
-def prefixes_of(spec: Spec) -> list[Prefix]:
+def prefixes_of(spec: Spec, side: Side = "first") -> list[Prefix]:
     """All prefixes of a network with at least one block, shortest first."""
-    return [(spec.embed_dim, *spec.blocks[:depth]) for depth in range(1, spec.depth + 1)]
+    return [((spec.embed_dim, side), *spec.blocks[:depth]) for depth in range(1, spec.depth + 1)]
+
+
+def _mean_over_sides(specs: Sequence[Spec], sides: Sequence[Side], values: dict[Slot, Tensor]) -> Tensor:
+    """The mean of each network's tensors, on the CPU: [networks, ...]."""
+    return torch.stack([torch.stack([values[spec, side] for side in sides]).mean(0) for spec in specs]).cpu()
 
 
 def _statistics_in(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

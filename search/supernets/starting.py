@@ -30,11 +30,17 @@ def fill_supernet(supernet: Supernet, source: str) -> None:
             number of classes is the same.
 
     Raises:
-        SearchError: if the network is not a member of the space, or the supernet has other shapes.
+        SearchError: if the network is not a member of the space, the supernet has other shapes, or the source is a
+            network and weights are shared from both sides, of which it could fill only one.
         WeightsError: if the weights cannot be read.
     """
     if files := _supernet_files(source):
         _fill_from_supernet(supernet, files[0])
+    elif len(supernet.sides) > 1:
+        raise SearchError(
+            f"supernet.from: a network such as {source} fills only one of both sides; start from another search's "
+            "supernet, or set supernet.sharing=entangled"
+        )
     else:
         _fill_from_network(supernet, source)
 

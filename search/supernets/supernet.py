@@ -9,6 +9,7 @@ Axes: B batch, N tokens, C channels of a token.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, cast, final
 
 import timm
@@ -24,7 +25,7 @@ from glit_models.families import FAMILIES
 from glit_models.parts import BlockParts, Slice
 
 from ..spaces.space import SearchSpace
-from .block import SHARINGS, Sharing, SuperBlock, Templates
+from .block import SHARINGS, Sharing, Side, SuperBlock, Templates, take_channels
 
 __all__ = ["SHARINGS", "Sharing", "Supernet"]
 
@@ -38,15 +39,21 @@ class Supernet(nn.Module):
 
     Args:
         space: the space whose members share weights.
-        sharing: 'independent': each part at each of its sizes has separate weights, as in SPOS (arXiv 1904.00420); or
-            'entangled': each is a slice of the largest (AutoFormer). Both share a block's norms, the embedding and the
-            head.
+        sharing: 'independent': each part at each of its sizes has separate weights, as in SPOS (arXiv 1904.00420);
+            'entangled': each is a slice of the largest, the first channels (AutoFormer); 'both_sides': two slices, the
+            first and the last channels, and `forward` returns the mean of their logits (BCNet, CVPR
+            2021; ViTAS, arXiv 2106.13700). All share a block's norms, the embedding and the head.
         img_size: for this and the following, see `SpecTransformer`.
         num_classes: outputs of the head.
         in_chans: input channels.
         global_pool: 'token' or 'avg'; None for the family's default.
         drop_rate: dropout before the head.
         drop_path_rate: stochastic depth of the last block.
+        private_qk: whether attention has separate queries and keys for each number of heads (ViTAS). Not with
+            'independent', and only in the family 'autoformer'.
+
+    Attributes:
+        sides: the slices that a network has: 'first', or 'first' and 'last'. Only the first are extracted.
 
     Call `activate` before the first forward pass.
 
@@ -65,20 +72,24 @@ class Supernet(nn.Module):
         global_pool: str | None = None,
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
+        private_qk: bool = False,
     ) -> None:
         super().__init__()
         if sharing not in SHARINGS:
-            raise SearchError(f"sharing must be {' or '.join(SHARINGS)}, got {sharing!r}")
+            raise SearchError(f"sharing must be one of {', '.join(SHARINGS)}, got {sharing!r}")
         if sharing == "independent" and len(space.embed_dims) > 1:
             widths = ", ".join(map(str, space.embed_dims))
             raise SearchError(f"sharing 'independent' needs one embed_dim, got {widths}; take 'entangled'")
+        if sharing == "independent" and private_qk:
+            raise SearchError("sharing 'independent' has no private_qk, as nothing is shared; take 'entangled'")
         self.space, self.sharing = space, sharing
+        self.sides: tuple[Side, ...] = ("first", "last") if sharing == "both_sides" else ("first",)
         self._architecture = FAMILIES[space.family].architecture
         self._task: dict[str, Any] = {"img_size": img_size, "num_classes": num_classes, "in_chans": in_chans}
         if global_pool is not None:
             self._task["global_pool"] = global_pool
         self._parts: dict[tuple[int, int, Any], BlockParts] = {}
-        self._common: dict[int, dict[str, Slice]] = {}
+        self._common: dict[tuple[int, Side], dict[str, Slice]] = {}
         # Embedding, final norm and head, and timm's interface that a trainer needs.
         self.width = max(space.embed_dims)
         self.net: SpecTransformer = timm.create_model(
@@ -90,9 +101,10 @@ class Supernet(nn.Module):
         templates: Templates = {}
         for index, rate in enumerate(rates):
             try:
-                blocks.append(SuperBlock(self._options(index), tokens, sharing, rate, templates))
+                blocks.append(SuperBlock(self._options(index), tokens, sharing, rate, templates, private_qk))
             except NotImplementedError as error:
-                raise SearchError(f"sharing {sharing!r} is impossible in blocks[{index}]: {error}") from None
+                way = f"sharing {sharing!r}{' with private_qk' * private_qk}"
+                raise SearchError(f"{way} is impossible in blocks[{index}]: {error}") from None
         self.net.blocks = nn.Sequential(*blocks)
         self._initialise()
         self.active: Spec | None = None
@@ -167,68 +179,76 @@ class Supernet(nn.Module):
     # ---- the active network ----
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images [B, in_chans, H, W] -> logits [B, num_classes] of the active network.
+        """Images [B, in_chans, H, W] -> logits [B, num_classes] of the active network, the mean over its sides.
 
         Raises:
             SearchError: if none is active.
         """
         if self.active is None:
             raise SearchError("no network is active: call activate(spec) first")
-        x = self.embed(x, self.active.embed_dim)
-        blocks = list(self.net.blocks)[: self.active.depth]
+        x = self.net._embed(x)
+        logits = [self._compute(x, self.active, side) for side in self.sides]
+        return logits[0] if len(logits) == 1 else torch.stack(logits).mean(0)
+
+    def _compute(self, x: Tensor, spec: Spec, side: Side) -> Tensor:
+        """All channels of the tokens before the first block -> the logits of the active network on one side."""
+        x = take_channels(x, spec.embed_dim, side)
+        blocks = [partial(block, side=side) for block in self.blocks[: spec.depth]]
         if self.net.grad_checkpointing:
-            return self.classify(checkpoint_seq(blocks, x))
+            return self.classify(checkpoint_seq(blocks, x), side)
         for block in blocks:
             x = block(x)
-        return self.classify(x)
+        return self.classify(x, side)
 
     def embed(self, x: Tensor, width: int) -> Tensor:
         """Images [B, in_chans, H, W] -> the tokens [B, N, C] before the first block of a network of this width."""
-        return self.net._embed(x)[..., :width]
+        return take_channels(self.net._embed(x), width, "first")
 
-    def classify(self, x: Tensor) -> Tensor:
+    def classify(self, x: Tensor, side: Side = "first") -> Tensor:
         """Tokens [B, N, C] after a network's last block -> its logits [B, num_classes]."""
         net = self.net
-        x = net.head_drop(_norm(net.fc_norm, net.pool(_norm(net.norm, x))))
+        x = net.head_drop(_norm(net.fc_norm, net.pool(_norm(net.norm, x, side)), side))
         if not isinstance(net.head, nn.Linear):
             return x
-        return F.linear(x, net.head.weight[:, : x.shape[-1]], net.head.bias)
+        return F.linear(x, take_channels(net.head.weight, x.shape[-1], side), net.head.bias)
 
     # ---- weights ----
 
-    def _common_slices(self, width: int) -> dict[str, Slice]:
+    def _common_slices(self, width: int, side: Side = "first") -> dict[str, Slice]:
         """The slice of each tensor outside blocks that a network of this width uses."""
-        if width not in self._common:
+        if side == "last" and (width, side) not in self._common:
+            self._common[width, side] = {name: s.mirrored() for name, s in self._common_slices(width).items()}
+        if (width, side) not in self._common:
             model = timm.create_model(
                 self._architecture, spec=self._some_spec(width), device=torch.device("meta"), **self._task
             )
-            self._common[width] = {
+            self._common[width, side] = {
                 name: Slice.first(tensor.shape, self.net.get_parameter(name).shape)
                 for name, tensor in model.named_parameters()
                 if not name.startswith("blocks.")
             }
-        return self._common[width]
+        return self._common[width, side]
 
-    def state_of(self, spec: Spec) -> dict[str, Tensor]:
+    def state_of(self, spec: Spec, side: Side = "first") -> dict[str, Tensor]:
         """The state dict of a model of this spec with inherited weights, which share memory with the supernet's.
 
         Raises:
             SearchError: if it is not a member of the space.
         """
         spec = self.space.canonical(spec)
-        slices = self._common_slices(spec.embed_dim)
+        slices = self._common_slices(spec.embed_dim, side)
         state: dict[str, Tensor] = {
             name: taken.of(self.net.get_parameter(name)) if not taken.is_whole else self.net.get_parameter(name)
             for name, taken in slices.items()
         }
         for index, choice in enumerate(spec.blocks):
-            tensors = self.blocks[index].tensors(self.parts_of(index, choice, spec.embed_dim))
+            tensors = self.blocks[index].tensors(self.parts_of(index, choice, spec.embed_dim), side)
             state |= {f"blocks.{index}.{name}": tensor for name, tensor in tensors.items()}
         return state
 
     @torch.no_grad()
     def extract(self, spec: Spec) -> SpecTransformer:
-        """A stand-alone network with a copy of the weights that it inherits.
+        """A stand-alone network with a copy of the weights that it inherits, those of the first side.
 
         BatchNorm statistics are the shared ones, which fit no single network: recompute them on training images before
         use (`torch.optim.swa_utils.update_bn`).
@@ -264,26 +284,27 @@ class Supernet(nn.Module):
         """The parameters that this step's paths use only in part, each with the distinct parts in use."""
         taken: dict[nn.Parameter, dict[Slice | None, None]] = {}
         for spec in self.paths:
-            for parameter, part in self._used(spec):
-                taken.setdefault(parameter, {})[part] = None
+            for side in self.sides:
+                for parameter, part in self._used(spec, side):
+                    taken.setdefault(parameter, {})[part] = None
         parts = {parameter: tuple(part for part in found if part is not None) for parameter, found in taken.items()}
         return {parameter: found for parameter, found in parts.items() if len(found) == len(taken[parameter])}
 
-    def _used(self, spec: Spec) -> Iterator[tuple[nn.Parameter, Slice | None]]:
-        """The parameters that a network uses, each with its slice; None for all."""
-        for name, taken in self._common_slices(spec.embed_dim).items():
+    def _used(self, spec: Spec, side: Side) -> Iterator[tuple[nn.Parameter, Slice | None]]:
+        """The parameters that a network uses, each with its slices, one at a time; None for all."""
+        for name, taken in self._common_slices(spec.embed_dim, side).items():
             yield self.net.get_parameter(name), None if taken.is_whole else taken
         for index, block in enumerate(spec.blocks):
-            yield from self.blocks[index].used(self.parts_of(index, block, spec.embed_dim))
+            yield from self.blocks[index].used(self.parts_of(index, block, spec.embed_dim), side)
 
     def num_params(self) -> int:
         """Number of parameters of all networks together."""
         return sum(parameter.numel() for parameter in self.parameters())
 
 
-def _norm(module: nn.Module, x: Tensor) -> Tensor:
-    """Apply a LayerNorm to the first channels [..., C]; any other module is applied to `x`."""
+def _norm(module: nn.Module, x: Tensor, side: Side) -> Tensor:
+    """Apply a LayerNorm to the first or last channels [..., C]; any other module is applied to `x`."""
     if not isinstance(module, nn.LayerNorm):
         return module(x)
-    C = x.shape[-1]
-    return F.layer_norm(x, (C,), module.weight[:C], module.bias[:C], module.eps)
+    weight, bias = (take_channels(tensor, x.shape[-1], side) for tensor in (module.weight, module.bias))
+    return F.layer_norm(x, weight.shape, weight, bias, module.eps)

@@ -21,12 +21,14 @@ from .supernet import Sharing, Supernet
 __all__ = ["SupernetTrainee", "create_supernet"]
 
 
-def create_supernet(space: SearchSpace, sharing: Sharing, recipe: Recipe, num_classes: int) -> Supernet:
+def create_supernet(
+    space: SearchSpace, sharing: Sharing, recipe: Recipe, num_classes: int, private_qk: bool = False
+) -> Supernet:
     """Create a supernet with the image size and rates of a training recipe."""
     model = recipe.model
     return Supernet(
         space, sharing, img_size=model.img_size, num_classes=num_classes, global_pool=model.global_pool,
-        drop_rate=model.drop_rate, drop_path_rate=model.drop_path_rate,
+        drop_rate=model.drop_rate, drop_path_rate=model.drop_path_rate, private_qk=private_qk,
     )  # fmt: skip
 
 
@@ -46,6 +48,7 @@ class SupernetTrainee(Trainee):
         start: initial weights, see `fill_supernet`; default: random ones.
         teacher: network whose outputs all others learn from, in addition to the labels; None for labels only.
         distill: weight of these outputs in the loss.
+        private_qk: see `Supernet`.
     """
 
     def __init__(
@@ -57,13 +60,15 @@ class SupernetTrainee(Trainee):
         start: str | None = None,
         teacher: Spec | None = None,
         distill: float = 0.0,
+        private_qk: bool = False,
     ) -> None:
         self.space, self.sharing, self.recipe, self.draw_paths = space, sharing, recipe, draw_paths
         self.start, self.teacher, self.distill = start, teacher, distill
+        self.private_qk = private_qk
 
     def create_model(self, num_classes: int) -> Supernet:
         """Create the supernet with its initial weights."""
-        supernet = create_supernet(self.space, self.sharing, self.recipe, num_classes)
+        supernet = create_supernet(self.space, self.sharing, self.recipe, num_classes, self.private_qk)
         if self.start is not None:
             fill_supernet(supernet, self.start)
         if self.recipe.model.grad_checkpointing:
@@ -77,7 +82,7 @@ class SupernetTrainee(Trainee):
         model.prepare_blocks(prepare)
         if self.teacher is not None:
             objective.set_teacher(_InPlaceTeacher(model, self.teacher), self.distill)
-        if self.sharing == "entangled":
+        if self.sharing != "independent":
             keep_to_paths(optimizer, model)
 
     def begin_part(self, model: Any, step: int, part: int) -> None:
