@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from glit_models.search import SearchSpace, Supernet, glit, vitas
+from glit_models.search.supernets import path_optimizer
 from glit_models.search.supernets.path_optimizer import keep_to_paths
 from glit_models.search.supernets.supernet import Sharing
 from torch import Tensor
@@ -155,6 +156,24 @@ def test_every_element_is_moved_as_adamw_moves_it_over_the_steps_that_use_it(spa
         torch.testing.assert_close(parameter.detach().double(), expected[name][0], rtol=1e-5, atol=1e-6)
     counts = [expected[name][3] for name, _ in supernet.named_parameters()]
     assert any(count.min() < count.max() for count in counts)
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+def test_masks_that_are_forgotten_change_no_step(at_once: bool, monkeypatch: pytest.MonkeyPatch):
+    trained = []
+    for most in (path_optimizer._MOST_MASKED, 2000):
+        monkeypatch.setattr(path_optimizer, "_MOST_MASKED", most)
+        supernet, rng = _supernet(IDENTITY, "both_sides"), random.Random(0)
+        optimizer = _optimizer(supernet, ADAMW, at_once)
+        for _ in range(6):
+            _step(supernet, optimizer, [IDENTITY.sample(rng)])
+        (hook,) = optimizer._optimizer_step_pre_hooks.values()
+        masks = hook._masks.values()  # type: ignore[attr-defined]
+        assert hook._num_masked == sum(mask.numel() for mask in masks)  # type: ignore[attr-defined]
+        trained.append((len(masks), supernet.state_dict()))
+    (many, whole), (few, state) = trained
+    assert few < many
+    assert all(torch.equal(tensor, state[name]) for name, tensor in whole.items())
 
 
 def test_an_optimiser_of_0_1_goes_on_with_its_own_count_for_every_element():

@@ -155,7 +155,7 @@ def test_a_score_is_the_mean_of_the_scores_of_both_sides(space: SearchSpace, pri
 
 
 def test_what_cannot_be_shared_from_both_sides_or_be_private_is_refused():
-    message = r"^sharing 'both_sides' is impossible in blocks\[0\]: it has options of several mixers"
+    message = r"^sharing 'both_sides' is impossible in blocks\[0\]: options of several mixers would"
     with pytest.raises(SearchError, match=message):
         Supernet(LOCAL, "both_sides", img_size=32)
     message = r"^sharing 'entangled' with private_qk is impossible in blocks\[0\]: attention has no private"
@@ -219,6 +219,8 @@ def test_the_space_holds_the_authors_networks_and_refuses_widths_that_no_heads_d
         vitas(num_heads=(0, 4), qkv_widths=(48, 50))
     with pytest.raises(SearchError, match=r"^num_heads must be integers of at least 0, got \[0, -1\]"):
         vitas(num_heads=(0, -1))
+    with pytest.raises(SearchError, match=r"^qkv_widths must be integers of at least 1, got \[\]"):
+        vitas(qkv_widths=())
 
 
 @pytest.mark.parametrize("prob", [0.0, 0.3, 0.99])

@@ -52,7 +52,7 @@ class MultiHeadPart(Part):
     @classmethod
     def covering_private_qk(cls, parts: Sequence[Self]) -> Self:
         """Only `relative_attention` has such a store."""
-        raise NotImplementedError(f"{cls.kind} has no private queries and keys")
+        raise NotImplementedError(f"{cls.kind} has no private queries and keys; relative_attention has")
 
     def slices_from(self, channel: int, whole: MultiHeadPart) -> dict[str, Slice]:
         """Slices of the channels from `start` on, the first heads, and the first part of each head's width."""

@@ -218,7 +218,7 @@ class BlockOptions:
         if uniform_over == "members":
             return self.blocks[draw_below(rng, len(self.blocks))]
         if uniform_over == "kinds":
-            cumulative = list(itertools.accumulate(self.weights(uniform_over)))
+            cumulative = self._kind_cumulative
             return self.blocks[bisect(cumulative, rng.random() * cumulative[-1], hi=len(cumulative) - 1)]
         return self.blocks[bisect(self._cumulative, draw_below(rng, self._cumulative[-1]))]
 
@@ -238,6 +238,10 @@ class BlockOptions:
         for kind, count in zip(kinds, self.counts, strict=True):
             totals[kind] += count
         return [count / totals[kind] for kind, count in zip(kinds, self.counts, strict=True)]
+
+    @cached_property
+    def _kind_cumulative(self) -> list[float]:
+        return list(itertools.accumulate(self._kind_weights))
 
     def moves(self, block: Any, gene: str) -> tuple[tuple[Any, ...], ...]:
         """For each other value of the gene, the options with it that keep the most other values of the block.

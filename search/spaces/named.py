@@ -223,9 +223,9 @@ def vitas(
     Raises:
         SearchError: on an invalid value.
     """
-    for name, values in (("num_heads", num_heads), ("qkv_widths", qkv_widths)):
-        if not all(type(value) is int and value >= 0 for value in values):
-            raise SearchError(f"{name} must be integers of at least 0, got {list(values)}")
+    for name, values, bound in (("num_heads", num_heads, 0), ("qkv_widths", qkv_widths, 1)):
+        if not values or not all(type(value) is int and value >= bound for value in values):
+            raise SearchError(f"{name} must be integers of at least {bound}, got {list(values)}")
     choices = []
     for heads in num_heads:
         if heads == 0:

@@ -85,7 +85,7 @@ class SuperBlock(nn.Module):
         dim, eps = max(parts.dim for parts in options), options[0].norm_eps
         self.norm1, self.norm2 = (nn.LayerNorm(dim, eps=eps) for _ in range(2))
         if sharing == "both_sides" and any(len(parts.mixers) > 1 for parts in options):
-            raise NotImplementedError("it has options of several mixers, whose channels would change places")
+            raise NotImplementedError("options of several mixers would change places; take 'entangled'")
         self._covers = {} if sharing == "independent" else _covers(options, private_qk)
         for slot, stores in _stores(options, self._covers).items():
             built = {part.key: build_part(part, BuildOptions(tokens)) for part in stores}

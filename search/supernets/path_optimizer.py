@@ -16,6 +16,7 @@ from .supernet import Supernet
 __all__ = ["PathAdamW", "keep_to_paths"]
 
 _AVERAGES = ("exp_avg", "exp_avg_sq", "bias_correction1", "bias_correction2")
+_MOST_MASKED = 1 << 27  # elements of all masks that are kept, the newest; 0.5 GB in float32
 _NEVER = 1e-20  # bias correction before the first step; above 0 to avoid a division by zero
 
 
@@ -77,6 +78,7 @@ class PathAdamW:
         self.supernet = supernet
         self.at_once: bool | None = None
         self._masks: dict[tuple[Slice, torch.device], Tensor] = {}
+        self._num_masked = 0
 
     @torch.no_grad()
     def __call__(self, optimizer: Optimizer, *_: Any) -> None:
@@ -116,10 +118,15 @@ class PathAdamW:
     def _mask(self, parameter: Tensor, part: Slice | None) -> Tensor:
         part = part or Slice.first(parameter.shape, parameter.shape)
         key = part, parameter.device
-        if key not in self._masks:
-            mask = self._masks[key] = torch.zeros_like(parameter)
-            part.inside(mask).fill_(1)
-        return self._masks[key].view_as(parameter)
+        if key in self._masks:
+            return self._masks[key].view_as(parameter)
+        mask = torch.zeros_like(parameter)
+        part.inside(mask).fill_(1)
+        self._num_masked += mask.numel()
+        while self._masks and self._num_masked > _MOST_MASKED:
+            self._num_masked -= self._masks.pop(next(iter(self._masks))).numel()
+        self._masks[key] = mask
+        return mask
 
 
 def _averages(parameter: Tensor, state: dict[str, Any], betas: Sequence[float]) -> list[Tensor]:
