@@ -2,9 +2,14 @@
 
 import dataclasses
 import gzip
+import multiprocessing
+import os
 import shutil
+import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +19,7 @@ import pytest
 import torch
 from PIL import Image
 from timm.data import Mixup, create_transform
+from torch.utils.data._utils import signal_handling
 
 from glit_models.data import open_splits
 from glit_models.data.batched import TensorImages, random_affine
@@ -264,6 +270,26 @@ raise RuntimeError("of another kind")
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
     assert ended.returncode == 1
     assert "RuntimeError: of another kind" in ended.stderr
+
+
+def test_a_signal_does_not_end_a_worker_that_is_starting(monkeypatch: pytest.MonkeyPatch):
+    install = signal_handling._set_worker_signal_handlers
+
+    def install_slowly() -> None:  # torch's handlers, which end a worker; it ignores signals only after that
+        install()
+        time.sleep(1)
+
+    def send() -> None:
+        while not (started := multiprocessing.active_children()):
+            time.sleep(0.01)
+        os.kill(started[0].pid or 0, signal.SIGTERM)
+
+    monkeypatch.setattr(signal_handling, "_set_worker_signal_handlers", install_slowly)
+    sender = threading.Thread(target=send, daemon=True)
+    sender.start()
+    batches = list(eval_loader(FashionMNIST("test", FIXTURE), create_transform(32), 5, num_workers=1))
+    sender.join()
+    assert sum(len(labels) for _, labels in batches) == len(FashionMNIST("test", FIXTURE))
 
 
 # ---- batches as tensors ----

@@ -14,6 +14,7 @@ import random
 import signal
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
@@ -26,6 +27,8 @@ from ..errors import Argument, DataError, failure_of_machine, first_line
 from .sources import Stream
 
 __all__ = ["Batches", "eval_loader", "part_positions", "train_parts"]
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Batches:
@@ -47,7 +50,8 @@ class Batches:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Any]]:
         others = set(multiprocessing.active_children())
-        batches: Any = iter(self.loader)
+        with _signals_held():
+            batches: Any = iter(self.loader)
         _workers.update(set(multiprocessing.active_children()) - others)
         images = 0
         try:
@@ -67,6 +71,19 @@ class Batches:
             batches = None  # ends its workers even if a traceback keeps this frame alive
         if self.stream is not None and images != len(self.stream):
             raise DataError(f"{self.stream.name} promises {len(self.stream)} images, and {images} could be read")
+
+
+@contextmanager
+def _signals_held() -> Iterator[None]:
+    """Hold signals back while workers start. They inherit that, so none ends them before they ignore signals."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 _workers: weakref.WeakSet[Any] = weakref.WeakSet()
@@ -351,5 +368,5 @@ def _as_it_is(batch: Any) -> Any:
 
 def _leave_signals_to_the_parent(worker: int) -> None:
     """Ignore signals in workers: schedulers and terminals signal the whole group, and the parent must save first."""
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)
