@@ -1,12 +1,14 @@
 """Tests of the AutoFormer family: outputs of the authors' code, their checkpoint, and exact sizes of the networks."""
 
+import json
 from collections.abc import Iterator
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
 import timm
 import torch
-from reference import official_state, reference_tensors
+from reference import FIXTURES, official_state, reference_tensors
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -104,9 +106,9 @@ def test_the_pooling_may_be_chosen_when_the_model_is_made(network: tuple[str, st
 def test_the_state_dict_of_one_network_is_what_is_cut_from_the_supernet() -> None:
     spec = NETWORKS["small", "sub_a"]
     cut = convert_autoformer_state_dict(authors_state("small"), spec)
-    converted = convert_autoformer_state_dict(reference_tensors("autoformer_small_sub_a_state"), spec)
-    assert converted.keys() == cut.keys()
-    assert all(torch.equal(converted[key], cut[key]) for key in cut)
+    hashes = {name: sha256(tensor.contiguous().numpy().tobytes()).hexdigest() for name, tensor in cut.items()}
+    # Of the tensors that the authors' code cuts out, converted in the same way.
+    assert hashes == json.loads((FIXTURES / "autoformer_small_sub_a_sha256.json").read_text())
 
 
 @pytest.mark.parametrize("name", ["small", "small_clip"])
