@@ -15,7 +15,6 @@ processes share the work.
 
 import argparse
 import dataclasses
-import json
 import os
 import random
 import statistics
@@ -24,14 +23,13 @@ import time
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, cast
 
 import torch
 from PIL import Image, UnidentifiedImageError
 
 from glit_models.data import open_splits
 from glit_models.errors import RunError
-from glit_models.runs.files import scratch_folder, temporary_folder, write_json, write_text
+from glit_models.runs.files import scratch_folder, temporary_folder, write_text
 from glit_models.runs.signals import StopRequest
 from glit_models.training import Recipe, Trainer
 from glit_models.training.finetuning import plan
@@ -93,7 +91,7 @@ def _train(options: argparse.Namespace, key: Key) -> None:
     """Fine-tune once and add the scores to the table, unless they are there or another process is at it."""
     folder, minutes, arm, seed = key
     run = options.out / f"{folder} {minutes:g} {arm} {seed}"
-    if key in read_table() or (run / "scores.json").is_file():
+    if key in report.read_rows(TABLE) or (run / "scores.json").is_file():
         return
     images = options.out / (f"images {folder} {seed}" if folder == "stamps" else f"images {folder}")
     if not images.exists():
@@ -109,13 +107,7 @@ def _train(options: argparse.Namespace, key: Key) -> None:
     if result is None:
         sys.exit("stopped; run the same command to resume")
     scores = {"test_top1": round(result["test_top1"], 2), "epochs": recipe.optim.epochs}
-    write_json(run / "scores.json", [*key, scores])
-    rows = read_table()
-    for path in options.out.glob("*/scores.json"):  # of other processes, too
-        *other, found = json.loads(path.read_text())
-        rows[cast(Key, tuple(other))] = found
-    lines = [json.dumps([*other, rows[other]]) for other in sorted(rows)]
-    write_text(TABLE, "[\n" + ",\n".join(lines) + "\n]\n")
+    report.keep_row(TABLE, run, key, scores)
 
 
 def _recipe(images: Path, arm: str, seed: int, kept: Path, minutes: float) -> Recipe:
@@ -152,12 +144,6 @@ def _seconds(recipe: Recipe) -> float:
             Trainer(short, folder / "run", "cpu", score_test=False).run()
             times.append(time.process_time() - before)
     return (times[1] - times[0]) / (TRIAL_STEPS[1] - TRIAL_STEPS[0])
-
-
-def read_table() -> dict[Key, dict[str, Any]]:
-    """The scores of each training."""
-    rows = json.loads(TABLE.read_text()) if TABLE.is_file() else []
-    return {(folder, minutes, arm, seed): scores for folder, minutes, arm, seed, scores in rows}
 
 
 # ---- the folders ----
@@ -222,7 +208,7 @@ def show(options: argparse.Namespace) -> None:
     """Print the finished arms beside the defaults, paired by seed."""
     scores: dict[tuple[str, float, str], list[float]] = {}
     epochs: dict[tuple[str, float, str], list[int]] = {}
-    for (folder, minutes, arm, seed), found in sorted(read_table().items()):
+    for (folder, minutes, arm, seed), found in sorted(report.read_rows(TABLE).items()):
         if seed < options.rounds:
             scores.setdefault((folder, minutes, arm), []).append(found["test_top1"])
             epochs.setdefault((folder, minutes, arm), []).append(found["epochs"])

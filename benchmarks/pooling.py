@@ -11,18 +11,15 @@ stopped and resumed, and several processes share the work.
 
 import argparse
 import dataclasses
-import json
 import statistics
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, cast
 
 import torch
 
 from glit_models import GLiTSpec
 from glit_models.errors import RunError
-from glit_models.runs.files import write_json, write_text
 from glit_models.runs.signals import StopRequest
 
 from . import report
@@ -75,7 +72,7 @@ def _train(options: argparse.Namespace, key: Key, spec: GLiTSpec) -> None:
     """Train one network and add its scores to the table, unless it is there or another process is at it."""
     patch_size, name, pool, seed = key
     run = options.out / f"{patch_size} {name} {pool} {seed}"
-    if key in read_table() or (run / "scores.json").is_file():
+    if key in report.read_rows(TABLE) or (run / "scores.json").is_file():
         return
     try:
         scores = train_network(spec, seed, run, options.device, options.stop, [f"train.model.global_pool={pool}"])
@@ -84,25 +81,13 @@ def _train(options: argparse.Namespace, key: Key, spec: GLiTSpec) -> None:
         return
     if scores is None:
         sys.exit("stopped; run the same command to resume")
-    write_json(run / "scores.json", [*key, scores])
-    rows = read_table()
-    for path in options.out.glob("*/scores.json"):  # of other processes, too
-        *other, found = json.loads(path.read_text())
-        rows[cast(Key, tuple(other))] = found
-    lines = [json.dumps([*other, rows[other]]) for other in sorted(rows)]
-    write_text(TABLE, "[\n" + ",\n".join(lines) + "\n]\n")
-
-
-def read_table() -> dict[Key, dict[str, Any]]:
-    """The scores of each training."""
-    rows = json.loads(TABLE.read_text()) if TABLE.is_file() else []
-    return {(size, name, pool, seed): scores for size, name, pool, seed, scores in rows}
+    report.keep_row(TABLE, run, key, scores)
 
 
 def show(options: argparse.Namespace) -> None:
     """Print the finished networks, and the differences between them, paired by seed."""
     scores: dict[tuple[str, str], list[float]] = {}
-    for (size, name, pool, seed), found in sorted(read_table().items()):
+    for (size, name, pool, seed), found in sorted(report.read_rows(TABLE).items()):
         if size == options.patch_size and seed < options.rounds:
             scores.setdefault((name, pool), []).append(found["test_top1"])
     whole = {key: tests for key, tests in scores.items() if len(tests) == options.rounds}

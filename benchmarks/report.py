@@ -10,12 +10,14 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
 
 from glit_models.errors import GlitError
 from glit_models.predict import pick_device
+from glit_models.runs.files import write_json, write_text
 
 Row = Mapping[str, str | int | float]
 
@@ -116,3 +118,23 @@ def _machine() -> str:
         name = names[0] if names else name
         return f"{name}, {max(len(names), 1)} cores"
     return name
+
+
+# ---- tables that are committed ----
+
+
+def read_rows(table: Path) -> dict[tuple[Any, ...], dict[str, Any]]:
+    """The scores of trainings, by what was trained; none if there is no such file yet."""
+    rows = json.loads(table.read_text()) if table.is_file() else []
+    return {tuple(key): scores for *key, scores in rows}
+
+
+def keep_row(table: Path, run: Path, key: tuple[Any, ...], scores: Mapping[str, Any]) -> None:
+    """Write a training's scores into its folder, and those of all folders next to it into the table, one to a line."""
+    write_json(run / "scores.json", [*key, scores])
+    rows = read_rows(table)
+    for path in run.parent.glob("*/scores.json"):  # of other processes, too
+        *other, found = json.loads(path.read_text())
+        rows[tuple(other)] = found
+    lines = [json.dumps([*other, rows[other]]) for other in sorted(rows)]
+    write_text(table, "[\n" + ",\n".join(lines) + "\n]\n")
