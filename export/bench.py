@@ -93,13 +93,7 @@ def bench(
     Raises:
         GlitError: on a bad model, file or provider.
     """
-    if rounds < 1 or not batches or min(batches) < 1:
-        raise ExportError("rounds and batches must be at least 1")
-    for name, value in (("rounds", rounds), ("threads", threads or 1), ("batch", max(batches))):
-        if value > _MOST:
-            raise ExportError(Argument(name), f" must be at most {_MOST}, got {value}")
-    if threads is not None and threads < 1:
-        raise ExportError(Argument("threads"), f" must be at least 1, got {threads}")
+    _check_numbers(batches, rounds, threads)
     device = device or torch.device("cpu")
     if threads is not None:
         torch.set_num_threads(threads)
@@ -147,15 +141,24 @@ def bench(
                     cases[title, classifier.provider, batch] = _onnx_case(classifier, batch)
             for where, run in folders.items():
                 if run.info.batch in (None, batch):
-                    given = np.random.default_rng(0).normal(size=shape).astype(np.float32)
-                    title = f"{where}{os.sep}, {run.info.precision}"
-                    cases[title, f"{run.provider}, {run.computes_in}", batch] = partial(run.logits, given)
+                    key = f"{where}{os.sep}, {run.info.precision}", f"{run.provider}, {run.computes_in}", batch
+                    cases[key] = partial(run.logits, np.random.default_rng(0).normal(size=shape).astype(np.float32))
             if any(classifier.provider == _CPU for classifier in classifiers):
                 try:
                     cases[PRODUCTS, _CPU, batch] = products_runner(source, batch, threads)
                 except ExportError as error:
                     left_out.append(f"{PRODUCTS} at batch {batch}: {error}")
         return _rows(cases, rounds), left_out
+
+
+def _check_numbers(batches: Sequence[int], rounds: int, threads: int | None) -> None:
+    if rounds < 1 or not batches or min(batches) < 1:
+        raise ExportError("rounds and batches must be at least 1")
+    for name, value in (("rounds", rounds), ("threads", threads or 1), ("batch", max(batches))):
+        if value > _MOST:
+            raise ExportError(Argument(name), f" must be at most {_MOST}, got {value}")
+    if threads is not None and threads < 1:
+        raise ExportError(Argument("threads"), f" must be at least 1, got {threads}")
 
 
 def _baseline(channels: int, size: tuple[int, int]) -> Any:

@@ -96,6 +96,7 @@ class CoreMlTarget(Target):
 
     name = "coreml"
     suffix = ".mlpackage"
+    is_folder = True
     options = CoreMlOptions
     packages = ("coremltools",)
     extra = "coreml"
@@ -104,11 +105,10 @@ class CoreMlTarget(Target):
         _silence()  # before the first import
 
     def check_path(self, path: Path, options: CoreMlOptions) -> None:
-        """Raise ExportError if `path` exists or has another suffix, which Core ML does not read."""
+        """Also raises ExportError on another suffix, which Core ML does not read."""
         if path.suffix != self.suffix:
             raise ExportError(f"{path} must end in {self.suffix}")
-        if path.exists() and not options.force:
-            raise ExportError(f"{path} exists; ", Argument("force", True), " replaces it")
+        super().check_path(path, options)
 
     def export(self, source: ModelSource, path: Path, options: CoreMlOptions) -> Artifact:
         """Write the package; `path` gets the suffix `.unverified` if it was not compared or does not agree."""

@@ -49,13 +49,9 @@ class HuggingFaceTarget(Target):
 
     name = "huggingface"
     suffix = ""
+    is_folder = True
     options = HuggingFaceOptions
     packages = OnnxTarget.packages
-
-    def check_path(self, path: Path, options: HuggingFaceOptions) -> None:
-        """Raise ExportError if `path` exists."""
-        if path.exists() and not options.force:
-            raise ExportError(f"{path} exists; ", Argument("force", True), " replaces it")
 
     def export(self, source: ModelSource, path: Path, options: HuggingFaceOptions) -> OnnxArtifact:
         """Write the folder; if it does not agree with PyTorch, it is named `PATH.unverified`."""

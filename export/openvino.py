@@ -105,14 +105,10 @@ class OpenVinoTarget(Target):
 
     name = "openvino"
     suffix = ""
+    is_folder = True
     options = OpenVinoOptions
     packages = (*OnnxTarget.packages, "openvino")
     extra = "openvino"
-
-    def check_path(self, path: Path, options: OpenVinoOptions) -> None:
-        """Raise ExportError if `path` exists."""
-        if path.exists() and not options.force:
-            raise ExportError(f"{path} exists; ", Argument("force", True), " replaces it")
 
     def export(self, source: ModelSource, path: Path, options: OpenVinoOptions) -> Artifact:
         """Write the folder; if it does not agree with PyTorch, it is named `PATH.unverified`."""

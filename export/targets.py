@@ -114,7 +114,8 @@ class Target(ABC):
 
     Attributes:
         name: name in the table, and on the command line (class attribute).
-        suffix: suffix of the file, with its dot; '' for a folder (class attribute).
+        suffix: suffix of the file or folder, with its dot; '' for none (class attribute).
+        is_folder: whether a folder is written (class attribute).
         options: dataclass of its options (class attribute).
         packages: modules that must be importable (class attribute).
         extra: extra of this package that installs them (class attribute).
@@ -122,6 +123,7 @@ class Target(ABC):
 
     name: ClassVar[str]
     suffix: ClassVar[str]
+    is_folder: ClassVar[bool] = False
     options: ClassVar[type[TargetOptions]] = TargetOptions
     packages: ClassVar[tuple[str, ...]] = ()
     extra: ClassVar[str] = "export"
@@ -138,7 +140,7 @@ class Target(ABC):
 
     def check_path(self, path: Path, options: Any) -> None:
         """Raise ExportError if nothing can be written to `path`; called before any work is done."""
-        check_writable(path, options.force)
+        check_writable(path, options.force, self.is_folder)
 
     @abstractmethod
     def export(self, source: ModelSource, path: Path, options: Any) -> Artifact:

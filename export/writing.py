@@ -22,10 +22,11 @@ __all__ = ["UNVERIFIED", "check_writable", "files_of", "report_path", "write_and
 UNVERIFIED = ".unverified"
 
 
-def check_writable(path: Path, force: bool) -> None:
-    """Raise ExportError if the file cannot be written, before any work is done."""
-    if path.is_dir():
-        raise ExportError(f"{path} is a folder; give the file to write")
+def check_writable(path: Path, force: bool, is_folder: bool = False) -> None:
+    """Raise ExportError if the file, or the folder, cannot be written; before any work is done."""
+    if path.exists() and path.is_dir() != is_folder:
+        kinds = ("file", "folder") if is_folder else ("folder", "file")
+        raise ExportError(f"{path} is a {kinds[0]}; give the {kinds[1]} to write")
     if path.exists() and not force:
         raise ExportError(f"{path} exists; ", Argument("force", True), " replaces it")
     parent = next(folder for folder in path.absolute().parents if folder.exists())

@@ -90,6 +90,8 @@ def test_what_this_format_cannot_do_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="taken exists"):
         _export(tmp_path / "taken")
     (tmp_path / "other.xml").write_text("<net/>")
+    with pytest.raises(ExportError, match="other.xml is a file; give the folder to write"):
+        _export(tmp_path / "other.xml")
     with pytest.raises(ExportError, match="other.xml: OpenVINO cannot read it"):
         OpenVinoModel(tmp_path / "other.xml")
     assert {path.name for path in tmp_path.iterdir()} == {"taken", "other.xml"}
