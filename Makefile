@@ -12,7 +12,8 @@ TIMM_TESTS_MODELS ?= glit_tiny,glit_small,glit_base,autoformer_tiny,vitas_c
 # The lowest versions that pyproject.toml allows.
 LOWEST = torch==2.11.0 torchvision==0.26.0 timm==1.0.31 huggingface_hub==1.0.0 safetensors==0.5.0 numpy==1.26.4 \
          pillow==12.3.0 pyyaml==6.0.1 rich==14.3.0 accelerate==1.5.0 matplotlib==3.11.0 scipy==1.12.0 \
-         onnx==1.21.0 onnxscript==0.7.0 onnxruntime==1.25.1 fastapi==0.115.0 uvicorn==0.32.0 openvino==2024.6.0 pyarrow==17.0.0
+         onnx==1.21.0 onnxscript==0.7.0 onnxruntime==1.25.1 fastapi==0.115.0 uvicorn==0.32.0 openvino==2024.6.0 \
+         pyarrow==17.0.0
 
 FUZZ ?= --seed 0 --cases 2000
 

@@ -27,6 +27,7 @@ from ..spaces.budget import Budget, extremes, show_cost
 from ..spaces.budget_sampler import BudgetSampler
 from ..spaces.latency import Prepare
 from ..spaces.space import SearchSpace
+from ..supernets.starting import is_supernet
 from .context import RunContext
 from .stage import Stage
 from .trial import NetworkSpeed, SupernetSpeed, time_network, time_supernet
@@ -265,7 +266,8 @@ class _Planner:
         training = 0.0 if final is None else self._training_minutes(speed, all_data=True)
         networks = self.recipe.control.networks
         if networks:  # and what `SearchRun` adds to them if the search starts from weights
-            networks += (self.recipe.retrain.start == "inherited") + (self.recipe.supernet.from_ is not None)
+            source = self.recipe.supernet.from_
+            networks += (self.recipe.retrain.start == "inherited") + (source is not None and not is_supernet(source))
         control = networks * (self._training_minutes(speed) + scored)
         return {"final": training + scored, "control": control}
 

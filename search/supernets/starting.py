@@ -14,7 +14,7 @@ from glit_models.weights.loading import load_model
 
 from .supernet import Supernet
 
-__all__ = ["fill_supernet", "start_network"]
+__all__ = ["fill_supernet", "is_supernet", "start_network"]
 
 _WEIGHTS = "supernet/model.safetensors"  # in a stage's folder
 _HEAD = ("head.weight", "head.bias")
@@ -51,7 +51,12 @@ def start_network(source: str) -> Spec | None:
     Raises:
         WeightsError: if the weights cannot be read.
     """
-    return None if _supernet_files(source) else load_model(source).model.spec
+    return None if is_supernet(source) else load_model(source).model.spec
+
+
+def is_supernet(source: str) -> bool:
+    """Whether the weights that `fill_supernet` loads are a supernet's."""
+    return bool(_supernet_files(source))
 
 
 def _supernet_files(source: str) -> list[Path]:
