@@ -17,7 +17,7 @@ LOWEST = torch==2.11.0 torchvision==0.26.0 timm==1.0.31 huggingface_hub==1.0.0 s
 
 FUZZ ?= --seed 0 --cases 2000
 
-.PHONY: wheel help demo search-demo test test-slow test-extended fuzz audit test-lowest lint format types timm-tests transformers-test bench gpu gpu-rehearsal docs release-check clean
+.PHONY: wheel help demo search-demo test test-slow test-extended fuzz audit test-lowest lint format types timm-tests transformers-test test-triton bench gpu gpu-rehearsal docs release-check clean
 
 help:
 	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed 's/:.*## /\t/' | expand -t 20
@@ -72,6 +72,9 @@ timm-tests: $(VENV)/.dev  ## run timm's model tests on TIMM_TESTS_MODELS
 
 transformers-test: .venv-transformers/.transformers  ## test transformers' timm wrapper, in a separate environment
 	HF_HUB_OFFLINE=1 .venv-transformers/bin/python -m pytest tests/transformers_test.py
+
+test-triton: $(VENV)/.dev .venv-triton/.triton  ## test exported repositories in a Triton server, in a separate environment
+	TRITON_ENV=.venv-triton $(PYTEST) tests/test_triton_server.py
 
 bench: $(VENV)/.dev  ## run the benchmarks: import time, throughput, depthwise convolution, fractals, training, search, export
 	$(VENV)/bin/python -m benchmarks.imports
@@ -138,4 +141,10 @@ $(VENV)/.dev: pyproject.toml
 .venv-transformers/.transformers: pyproject.toml
 	test -x .venv-transformers/bin/python || $(PYTHON) -m venv .venv-transformers
 	.venv-transformers/bin/python -m pip install --quiet -e ".[dev]" transformers
+	touch $@
+
+# The server's backend for Python, of release 24.10, reads no arrays of NumPy 2. ONNX Runtime 1.24 and later need it.
+.venv-triton/.triton:
+	test -x .venv-triton/bin/python || $(PYTHON) -m venv .venv-triton
+	.venv-triton/bin/python -m pip install --quiet nvidia-pytriton==0.7.0 "numpy<2" "onnxruntime<1.24"
 	touch $@

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import socket
-import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -19,6 +15,7 @@ import numpy as np
 import pytest
 from exported import CLASSES, exported
 from glit_models.export import OnnxClassifier
+from server_process import free_ports, server_process
 
 pytest.importorskip("mlserver")
 pytest.importorskip("glit_runtime")
@@ -26,14 +23,6 @@ pytest.importorskip("glit_runtime")
 EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "mlserver"
 START = [sys.executable, "-c", "from mlserver.cli import main; main()", "start"]
 IMAGES = np.random.default_rng(0).integers(0, 256, (2, 30, 40, 3), dtype=np.uint8)
-
-
-def _free_ports(count: int) -> list[str]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [str(bound.getsockname()[1]) for bound in sockets]
-    for bound in sockets:
-        bound.close()
-    return ports
 
 
 @pytest.fixture(scope="module")
@@ -46,36 +35,12 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         if file.is_file():
             shutil.copy(file, repository / "pets")
     name = json.loads((EXAMPLE / "model-settings.json").read_text())["name"]
-    http, grpc, metrics = _free_ports(3)
+    http, grpc, metrics = free_ports(3)
     settings = {"HTTP_PORT": http, "GRPC_PORT": grpc, "METRICS_PORT": metrics, "PARALLEL_WORKERS": "0"}
     settings = {f"MLSERVER_{key}": value for key, value in settings.items()}
-    log = repository / "log"
-    with log.open("w") as to:
-        process = subprocess.Popen(
-            [*START, str(repository)], env=os.environ | settings, cwd=repository, stdout=to, stderr=subprocess.STDOUT
-        )
     address = f"http://127.0.0.1:{http}/v2/models/{name}"
-    try:
-        deadline = time.monotonic() + 60
-        while not _is_ready(address):
-            assert process.poll() is None, log.read_text()
-            assert time.monotonic() < deadline, log.read_text()
-            time.sleep(0.2)
+    with server_process([*START, repository], f"{address}/ready", repository, settings):
         yield address
-    finally:
-        process.terminate()
-        process.wait(30)
-
-
-def _is_ready(address: str) -> bool:
-    try:
-        with urllib.request.urlopen(f"{address}/ready", timeout=5):
-            return True
-    except urllib.error.HTTPError as error:
-        error.close()
-    except OSError:  # it does not listen yet
-        pass
-    return False
 
 
 def _ask(address: str, **changes: Any) -> tuple[int, Any]:
