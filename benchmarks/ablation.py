@@ -7,7 +7,8 @@ ones. Random search spends that on training ten random networks. What each searc
 seeds, and compared with the others seed by seed.
 
 There is one search of each kind. The intervals hold for the networks that these searches found, not for searches that
-start from other seeds. The command can be stopped and given again, and several processes share the work.
+start from other seeds. Winners and scores are kept in `benchmarks/ranked/ablation.json`: what is there is not searched
+for or trained again. The command can be stopped and resumed, and several processes share the work.
 """
 
 import argparse
@@ -17,7 +18,7 @@ import statistics
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from glit_models.search import BudgetSampler, SearchRun, load_search_recipe, macs_budget
@@ -25,12 +26,12 @@ from scipy.stats import t as student_t
 
 from glit_models import BlockSpec, GLiTSpec, count_macs
 from glit_models.errors import RunError
-from glit_models.runs.files import write_json
 from glit_models.runs.signals import StopRequest
 
 from . import report
-from .ranked.__main__ import RECIPE, train_network
+from .ranked.__main__ import FOLDER, RECIPE, train_network
 
+TABLE = FOLDER / "ablation.json"
 SIZES = "embed_dim: 48, depth: 6, patch_size: 4"
 SEARCH = (
     "budget.macs={low: 9.65e+6, high: 1.005e+7}", "fitness=inherited_loss", "supernet.train.optim.epochs=20",
@@ -60,7 +61,7 @@ DIFFERENCES = (
 
 
 def main() -> None:
-    """Run what is missing, and print the finished rows."""
+    """Run what the table lacks, and print the finished rows."""
     parser = report.parser(__doc__, rounds=5)
     parser.add_argument("--out", default="runs/ablation", type=Path, help="folder of the runs")
     parser.add_argument("--device", help="cpu, cuda, ... (default: the GPU if there is one)")
@@ -80,15 +81,14 @@ def _networks(options: argparse.Namespace) -> Iterator[tuple[str, GLiTSpec]]:
     """The name and the network of each row, as they are found."""
     yield "attention only", ATTENTION
     for name, keys in SEARCHES.items():
-        out = options.out / name / "search"
-        if (winner := _search(options, out, keys)) is None:
+        if (found := _search(options, name, keys)) is None:
             continue
-        if name == "two levels":
-            yield "the high level only", _read_spec(out / "stage1" / "winner.json")
-        yield name, winner
+        if "stage 1" in found:
+            yield "the high level only", GLiTSpec.from_dict(found["stage 1"])
+        yield name, GLiTSpec.from_dict(found["winner"])
     best = []
     for place, spec in enumerate(_draw()):
-        scores = _train(options, f"random search/network {place}", spec, 0)
+        scores = _train(options, f"random network {place}", spec, 0)
         best.append((scores["search_loss"] if scores else float("inf"), spec))
     if all(loss < float("inf") for loss, _ in best):
         yield "random search", min(best, key=lambda pair: pair[0])[1]
@@ -103,53 +103,51 @@ def _draw() -> list[GLiTSpec]:
     return [cast(GLiTSpec, sampler.sample(rng)[0]) for _ in range(NUM_RANDOM)]
 
 
-def _search(options: argparse.Namespace, out: Path, keys: tuple[str, ...]) -> GLiTSpec | None:
-    """The winner of a search; None if another process is at it."""
-    if not (out / "result.json").is_file():
-        recipe = load_search_recipe(str(RECIPE), [*SEARCH, *keys])
-        try:
-            if SearchRun(recipe, out, options.device, options.stop.minutes_left).run() is None:
-                sys.exit("stopped; run the same command to resume")
-        except RunError as error:
-            print(error, file=sys.stderr)
-            return None
-    return _read_spec(out / "winner.json")
-
-
-def _read_spec(path: Path) -> GLiTSpec:
-    return GLiTSpec.from_dict(json.loads(path.read_text()))
+def _search(options: argparse.Namespace, name: str, keys: tuple[str, ...]) -> dict[str, Any] | None:
+    """The winner of a search, and that of its first stage if it has two; None if another process is at it."""
+    key, out = ("search", name, 0), options.out / f"{name} search"
+    if (found := report.read_rows(TABLE).get(key)) is not None:
+        return found
+    recipe = load_search_recipe(str(RECIPE), [*SEARCH, *keys])
+    try:
+        if SearchRun(recipe, out, options.device, options.stop.minutes_left).run() is None:
+            sys.exit("stopped; run the same command to resume")
+    except RunError as error:
+        print(error, file=sys.stderr)
+        return None
+    found = {"winner": json.loads((out / "winner.json").read_text())}
+    if recipe.method == "hierarchical":
+        found["stage 1"] = json.loads((out / "stage1" / "winner.json").read_text())
+    report.keep_row(TABLE, out, key, found)
+    return found
 
 
 def _train(options: argparse.Namespace, name: str, spec: GLiTSpec, seed: int) -> dict[str, float] | None:
     """The scores of a training; None if another process is at it."""
-    run = options.out / name / f"seed{seed}"
-    if not (run / "scores.json").is_file():
-        try:
-            scores = train_network(spec, seed, run, options.device, options.stop)
-        except RunError as error:
-            print(error, file=sys.stderr)
-            return None
-        if scores is None:
-            sys.exit("stopped; run the same command to resume")
-        write_json(run / "scores.json", {"macs": count_macs(spec, 28, 10), **scores})
-    return _read_scores(run)
-
-
-def _read_scores(run: Path) -> dict[str, float]:
-    scores: dict[str, float] = json.loads((run / "scores.json").read_text())
+    key, run = ("training", name, seed), options.out / f"{name} {seed}"
+    if (found := report.read_rows(TABLE).get(key)) is not None:
+        return found
+    try:
+        scores = train_network(spec, seed, run, options.device, options.stop)
+    except RunError as error:
+        print(error, file=sys.stderr)
+        return None
+    if scores is None:
+        sys.exit("stopped; run the same command to resume")
+    report.keep_row(TABLE, run, key, {"macs": count_macs(spec, 28, 10), **scores})
     return scores
 
 
 def show(options: argparse.Namespace) -> None:
     """Print the rows that are finished, and the differences between them."""
-    names = dict.fromkeys(name for pair in DIFFERENCES for name in reversed(pair))
+    trained = report.read_rows(TABLE)
     found = {}
-    for name in names:
-        runs = [options.out / name / f"seed{seed}" for seed in range(options.rounds)]
-        if all((run / "scores.json").is_file() for run in runs):
-            found[name] = [_read_scores(run) for run in runs]
+    for name in dict.fromkeys(name for pair in DIFFERENCES for name in reversed(pair)):
+        keys = [("training", name, seed) for seed in range(options.rounds)]
+        if all(key in trained for key in keys):
+            found[name] = [trained[key] for key in keys]
     if not found:
-        sys.exit(f"{options.out} has no finished row yet")
+        sys.exit(f"no row has {options.rounds} finished seeds yet")
     rows: list[report.Row] = []
     for name, scores in found.items():
         tests = [score["test_top1"] for score in scores]
