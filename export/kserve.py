@@ -43,7 +43,10 @@ class KServeOptions(TritonOptions):
 
 @register_target
 class KServeTarget(TritonTarget):
-    """A Triton repository with an `InferenceService` of KServe; `path` is the repository."""
+    """A Triton repository with an `InferenceService` of KServe.
+
+    `path` is the repository.
+    """
 
     name = "kserve"
     options = KServeOptions

@@ -68,7 +68,10 @@ class TritonOptions(OnnxOptions):
 
 @register_target
 class TritonTarget(Target):
-    """A model in a repository of NVIDIA's Triton server; `path` is the repository."""
+    """A model in a repository of NVIDIA's Triton server.
+
+    `path` is the repository.
+    """
 
     name = "triton"
     suffix = ""
