@@ -86,17 +86,18 @@ def _train(options: argparse.Namespace, key: Key, spec: GLiTSpec) -> None:
 
 def show(options: argparse.Namespace) -> None:
     """Print the finished networks, and the differences between them, paired by seed."""
-    scores: dict[tuple[str, str], list[float]] = {}
+    scores: dict[tuple[str, str], list[dict[str, float]]] = {}
     for (size, name, pool, seed), found in sorted(report.read_rows(TABLE).items()):
         if size == options.patch_size and seed < options.rounds:
-            scores.setdefault((name, pool), []).append(found["test_top1"])
-    whole = {key: tests for key, tests in scores.items() if len(tests) == options.rounds}
+            scores.setdefault((name, pool), []).append(found)
+    whole = {key: found for key, found in scores.items() if len(found) == options.rounds}
     if not whole:
         sys.exit(f"no network has {options.rounds} finished seeds yet")
     rows: list[report.Row] = [
-        {"network": name, "pooling": pool, "test top-1 of each seed, %": " ".join(f"{test:.2f}" for test in tests),
-         "mean": f"{statistics.mean(tests):.2f}"}
-        for (name, pool), tests in whole.items()
+        {"network": name, "pooling": pool,
+         "test top-1 of each seed, %": " ".join(f"{score['test_top1']:.2f}" for score in found),
+         "mean": f"{statistics.mean(score['test_top1'] for score in found):.2f}"}
+        for (name, pool), found in whole.items()
     ]  # fmt: skip
     report.show("pooling", options, rows, "mean")
     pairs = [
@@ -105,7 +106,11 @@ def show(options: argparse.Namespace) -> None:
         (("searched, attention at the end", TOKEN), ("searched", TOKEN)),
     ]
     differences: list[report.Row] = [
-        {"difference": f"{', '.join(a)} - {', '.join(b)}", "points (95 %)": paired(whole[a], whole[b])}
+        {"difference": f"{', '.join(a)} - {', '.join(b)}"}
+        | {
+            f"on the {split} images, points (95 %)": paired(*([s[f"{split}_top1"] for s in whole[x]] for x in (a, b)))
+            for split in ("search", "test")
+        }
         for a, b in pairs
         if options.rounds > 1 and a in whole and b in whole
     ]
