@@ -17,6 +17,7 @@ from PIL import Image
 
 from .data.image_files import open_image
 from .errors import Argument, GlitError, first_line, pip_install, printable
+from .explain import gradcam
 from .explanation_sheet import check_method, explain_image
 from .figure import network_image
 from .model import SpecTransformer
@@ -53,7 +54,7 @@ def make_demo(name: str, device: str | torch.device | None = None) -> Any:
     """
     gradio = import_gradio()
     classifier = Classifier(load_model(name), pick_device(None if device is None else str(device)))
-    method = _explained_by(classifier.model)
+    method = _explained_by(classifier)
 
     def answer(path: str | None) -> tuple[dict[str, float] | None, Image.Image | None]:
         if path is None:  # the image was removed
@@ -72,8 +73,12 @@ def make_demo(name: str, device: str | torch.device | None = None) -> Any:
         gradio.Textbox(title, label="Model", interactive=False)
         with gradio.Row():
             image = gradio.Image(
-                type="filepath", sources=["upload", "clipboard"], label="Drop an image here", height=320
-            )
+                type="filepath",
+                image_mode=None,
+                sources=["upload", "clipboard"],
+                label="Drop an image here",
+                height=320,
+            )  # no image_mode: the file as it is, which is read as by `glit predict`
             several = "of any number of classes" if classifier.is_multilabel else "of one class"
             classes = gradio.Label(num_top_classes=_SHOWN, label=f"Probabilities, {several}")
         plain = {"show_label": False, "interactive": False}  # a label would cover part of the image
@@ -86,11 +91,13 @@ def make_demo(name: str, device: str | torch.device | None = None) -> Any:
     return page
 
 
-def _explained_by(model: Any) -> str | None:
+def _explained_by(classifier: Classifier) -> str | None:
     """The method that explains the model, if one is available."""
     for method in ("attention", "gradcam"):
         try:
-            check_method(model, method)
+            check_method(classifier.model, method)
+            if method == "gradcam":  # works for many models, and only a try shows for which
+                gradcam(classifier.model, torch.zeros(1, *classifier.input_size, device=classifier.device))
         except GlitError:
             continue
         return method

@@ -191,6 +191,7 @@ def gradcam(model: nn.Module, images: Tensor, block: int | None = None) -> GradC
     if isinstance(model, SpecTransformer):
         block, note = _choose_block(model, images[:1], block)
     layer, block, reshape = _layer(model, images, block)
+    _check_maps(model, layer, reshape, images[:1])
     images = images.detach().requires_grad_()  # otherwise a frozen network has no gradients
     with torch.enable_grad(), grad_cam(model, [layer], reshape) as cam:
         maps = torch.from_numpy(cam(images, None))
@@ -256,10 +257,24 @@ def reached_patches(model: nn.Module, images: Tensor) -> tuple[list[int], int]:
 Reshape = Callable[[Tensor], Tensor]
 
 
+def _check_maps(model: nn.Module, layer: nn.Module, reshape: Reshape | None, images: Tensor) -> None:
+    """Raise GlitError if the layer's features are no maps [B, C, h, w], which Grad-CAM needs."""
+    features: list[Any] = []
+    with torch.no_grad(), layer.register_forward_hook(lambda module, inputs, output: features.append(output)):
+        model(images)
+    try:
+        is_map = (reshape or (lambda x: x))(features[0]).ndim == 4
+    except (AttributeError, IndexError, RuntimeError):  # no tensor; never called; other tokens than patches
+        is_map = False
+    if not is_map:
+        raise GlitError(f"Grad-CAM does not work for {type(model).__name__}: its last features are no map of an image")
+
+
 def _layer(model: Any, images: Tensor, block: int | None) -> tuple[nn.Module, int | None, Reshape | None]:
     """The layer whose output Grad-CAM uses, its block, and a function that reshapes the output to [B, C, h, w]."""
     blocks = getattr(model, "blocks", None)
-    if blocks and hasattr(model, "num_prefix_tokens") and hasattr(blocks[-1], "norm1"):
+    has_grid = hasattr(getattr(model, "patch_embed", None), "dynamic_feat_size")
+    if blocks and has_grid and hasattr(model, "num_prefix_tokens") and hasattr(blocks[-1], "norm1"):
         check_block(model, block)
         index = len(blocks) - 1 if block is None else block
         prefix, grid = model.num_prefix_tokens, _grid(model, images)

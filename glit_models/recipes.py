@@ -33,6 +33,7 @@ __all__ = [
     "read_recipe",
     "read_stored_recipe",
     "record_recipe",
+    "refuse_other_data",
     "refuse_other_recipe",
     "to_yaml",
 ]
@@ -286,6 +287,23 @@ def refuse_other_recipe(recipe: _Recipe, folder: Path, fingerprint: Callable[[],
             return
         other = "a run on other data"
     raise RecipeError(f"{folder} holds {other} ({shown}); choose another folder")
+
+
+def refuse_other_data(folder: Path, fingerprint: str | None) -> None:
+    """Check that the data of the run in `folder`, if there is one, have not changed, wherever they are now.
+
+    Args:
+        fingerprint: that of the data as they are; None if they have none.
+
+    Raises:
+        RecipeError: if they have changed.
+    """
+    recorded = _recorded_fingerprint(folder)
+    if recorded and fingerprint and recorded != fingerprint:
+        raise RecipeError(
+            f"{folder} holds a run on other data: images, labels or class names have changed since it began; put them "
+            "back, or choose another folder"
+        )
 
 
 def _recorded_fingerprint(folder: Path) -> str | None:

@@ -25,7 +25,7 @@ from glit_models.recipes import (
     read_stored_recipe,
     to_yaml,
 )
-from glit_models.training.recipe import Recipe
+from glit_models.training.recipe import Recipe, without_machine_keys
 
 from .fitness import FITNESSES, Fitness
 from .methods.ask_tell import Search
@@ -282,8 +282,8 @@ class SearchRecipe:
         `train` is the whole recipe of a retrained network, `supernet.train` the differences for the supernet.
         """
         values = self.to_dict()
-        retrain = self._training_recipe("retrain.train", self.retrain.train).to_dict()
-        supernet = self._training_recipe("supernet.train", self.supernet.train).to_dict()
+        retrain = without_machine_keys(self._training_recipe("retrain.train", self.retrain.train).to_dict())
+        supernet = without_machine_keys(self._training_recipe("supernet.train", self.supernet.train).to_dict())
         values["space"] = self.load_space().to_dict()
         for name, bounds in values["budget"].items():
             if bounds["like"] is not None:

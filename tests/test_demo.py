@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 import yaml
 from PIL import Image
@@ -75,7 +76,19 @@ def test_an_image_gets_its_classes_and_what_the_model_looks_at(gradio: _Gradio, 
     (tmp_path / "b.png").write_bytes(b"<script>no image</script>")
     with pytest.raises(_Error, match="the image: not an image"):
         gradio.answer(str(tmp_path / "b.png"))
-    assert [kind for kind, _ in gradio.made].count("Image") == 3  # what is dropped, what is looked at, the blocks
+    images = [component for kind, component in gradio.made if kind == "Image"]
+    assert len(images) == 3  # what is dropped, what is looked at, the blocks
+    assert images[0].keywords["image_mode"] is None  # else gradio converts the file, other than the reader does
+
+
+def test_a_model_of_timm_that_nothing_explains_shows_its_classes_only(
+    gradio: _Gradio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(demo, "load_model", lambda name: timm.create_model("mixer_s32_224", num_classes=3))
+    demo.make_demo("mixer", "cpu")
+    Image.new("RGB", (60, 40), "red").save(tmp_path / "a.png")
+    classes, sheet = gradio.answer(str(tmp_path / "a.png"))
+    assert (len(classes), sheet) == (3, None)
 
 
 def test_a_model_of_several_labels_has_probabilities_of_each(

@@ -208,6 +208,14 @@ def test_gradcam_takes_other_models_of_timm(name: str) -> None:
     assert gradcam(model, make_images(1, 64, 64)).maps.shape == (1, 64, 64)
 
 
+@pytest.mark.parametrize("name", ["xcit_nano_12_p16_224", "mixer_s32_224", "tnt_s_legacy_patch16_224"])
+def test_gradcam_of_a_model_without_maps_is_one_line(name: str) -> None:
+    pytest.importorskip("pytorch_grad_cam")
+    model = timm.create_model(name)
+    with pytest.raises(GlitError, match=r"^Grad-CAM (does not work for|knows no layer of) \w+: "):
+        gradcam(model, make_images(1, 224, 224))
+
+
 # ---- the command ----
 
 

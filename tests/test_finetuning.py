@@ -166,6 +166,20 @@ def test_a_run_goes_on_where_its_images_were_moved_to(small: str, capsys: pytest
     assert "run holds a run of another recipe (data.root: " in capsys.readouterr().err
 
 
+def test_a_run_whose_images_changed_is_not_resumed(small: str, capsys: pytest.CaptureFixture[str]):
+    fill(Path("colours"))
+    command = ("colours", "--model", small, "--epochs", "2", "--out", "run")
+    assert finetune(*command, "--max-minutes", "0.0001") == 3
+    Path("colours/red/3.jpg").rename("colours/blue/red3.jpg")
+    assert finetune(*command) == 2
+    assert (
+        "run holds a run on other data: images, labels or class names have changed since it began; put them back, or "
+        "choose another folder\n" in capsys.readouterr().err
+    )
+    Path("colours/blue/red3.jpg").rename("colours/red/3.jpg")
+    assert finetune(*command) == 0
+
+
 def test_a_killed_process_that_loads_images_is_one_line_and_the_run_resumes(
     small: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):

@@ -146,6 +146,10 @@ def test_a_network_that_does_not_fit_into_memory_is_refused_before_it_is_made(
     with torch.device("meta"):
         assert timm.create_model("glit_tiny", num_classes=10**9).head.weight.is_meta
     assert 10**6 < memory.free_memory() < 1 << 62
+    for name, text in (("max", "9000\n"), ("current", "8500\n"), ("stat", "anon 1\nactive_file 70\ninactive_file 7\n")):
+        (tmp_path / f"memory.{name}").write_text(text)
+    monkeypatch.setattr(memory, "_GROUP", tmp_path)
+    assert memory.free_memory() == 577
 
 
 def test_an_archive_that_is_a_bomb_is_refused_unread(tmp_path: Path) -> None:

@@ -60,12 +60,25 @@ def test_rows_are_images_with_their_labels_whatever_a_spreadsheet_makes_of_the_f
     assert {Path(path).name for path, _ in absolute.samples("training")} == {f"{number}.png" for number in range(12)}
 
 
+def test_classes_that_differ_in_case_only_have_one_order():
+    names = ("cat", "Cat", "2", "10", "02", "10\u00b2")
+    text = "image,label\n" + "".join(f"shots/{number}.png,{name}\n" for number, name in enumerate(names))
+    assert read_label_table(table(text)).classes == ("02", "2", "10", "10\u00b2", "Cat", "cat")
+
+
 def test_parquet_is_read_too():
     pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     columns = {"image": ["shots/0.png", "shots/1.png"], "label": [7, 12], "split": ["train", "train"]}
     parquet.write_table(pyarrow.table(columns), "labels.parquet")
     read = read_label_table("labels.parquet")
     assert (read.classes, read.samples("train")) == (("7", "12"), [("shots/0.png", 0), ("shots/1.png", 1)])
+    with_bytes = {"image": [{"bytes": b"..."}], "label": [7]}
+    parquet.write_table(pyarrow.table(with_bytes), "bytes.parquet")
+    with pytest.raises(DataError, match=r"bytes.parquet: its column image must hold the paths of image files, got"):
+        read_label_table("bytes.parquet")
+    categories = pyarrow.array(columns["image"]).dictionary_encode()
+    parquet.write_table(pyarrow.table({**columns, "image": categories}), "categories.parquet")
+    assert read_label_table("categories.parquet").parts == read.parts
     Path("bad.parquet").write_text("image,label")
     with pytest.raises(DataError, match="bad.parquet: cannot be read"):
         read_label_table("bad.parquet")

@@ -112,6 +112,8 @@ def test_every_class_keeps_an_image_to_train_on(tmp_path: Path):
         counts = splits.count_train()
         assert counts is not None
         assert min(counts) >= 1
+    with pytest.raises(DataError, match="hold_out must be at most [45], so that every class has an image to train on"):
+        open_splits(str(tmp_path / "t.csv"), hold_out=6)
 
 
 @pytest.mark.parametrize(

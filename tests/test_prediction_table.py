@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,9 @@ from weight_folders import CLASSES
 
 from glit_models import predict
 from glit_models.cli import main
+from glit_models.errors import GlitError, RunError
+from glit_models.runs.lock import lock_file
+from glit_models.runs.row_table import write_table
 
 
 @pytest.fixture(autouse=True)
@@ -82,6 +86,29 @@ def test_a_stopped_table_goes_on_where_it_was(
         values = [[pair["probability"] for pair in each.get("classes", [])] for each in (row, other)]
         assert values[0] == pytest.approx(values[1], abs=1e-5)
     assert not part.exists()
+
+
+def test_names_that_are_not_utf_8_are_escaped_and_the_table_is_resumed(
+    model: str, images: Path, capsys: pytest.CaptureFixture[str]
+):
+    (images / os.fsdecode(b"caf\xe9.png")).write_bytes((images / "00.png").read_bytes())
+    for name in ("out.csv", "out.jsonl"):
+        assert run(model, name) == 1
+        assert "caf\\udce9.png" in Path(name).read_text(encoding="utf-8").replace("\\\\", "\\")
+    assert "out.jsonl: 11 images" in capsys.readouterr().out
+
+
+def test_an_unfinished_table_that_is_damaged_or_in_use_is_one_line(model: str, capsys: pytest.CaptureFixture[str]):
+    assert run(model, "out.jsonl") == 1
+    rows = Path("out.jsonl").read_text().splitlines()
+    about = {"model": "m"}
+    part = Path("new.jsonl.part")
+    for row in ("{", "[]", "1", '{"label": 1}'):
+        part.write_text(f"{json.dumps(about)}\n{row}\n{rows[0]}\n")
+        with pytest.raises(GlitError, match=r"new.jsonl.part is damaged; remove it"):
+            write_table(Path("new.jsonl"), [], lambda left: [], about, lambda path, rows: None)
+    with lock_file(part), pytest.raises(RunError, match="new.jsonl.part is in use by another process"):
+        write_table(Path("new.jsonl"), [], lambda left: [], about, lambda path, rows: None)
 
 
 @pytest.mark.parametrize(

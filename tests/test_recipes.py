@@ -117,10 +117,23 @@ def test_runs_that_release_0_1_began_go_on(recipe: Recipe | SearchRecipe, name: 
 
 def test_keys_that_came_later_have_their_defaults(tmp_path: Path) -> None:
     recipe = load_recipe("smoke")
-    store(tmp_path, recipe, model__compile=..., distill=..., retries=...)
+    store(tmp_path, recipe, model__compile=..., distill=..., patience=...)
     refuse_other_recipe(recipe, tmp_path)
-    with pytest.raises(RecipeError, match=r"holds a run of another recipe \(retries: 0 -> 1\); choose another folder$"):
-        refuse_other_recipe(load_recipe("smoke", {"retries": 1}), tmp_path)
+    message = r"holds a run of another recipe \(patience: None -> 9\); choose another folder$"
+    with pytest.raises(RecipeError, match=message):
+        refuse_other_recipe(load_recipe("smoke", {"patience": 9}), tmp_path)
+
+
+@pytest.mark.parametrize("prefix", ["", "train."])
+def test_keys_that_suit_a_machine_may_change_before_a_run_is_resumed(prefix: str, tmp_path: Path) -> None:
+    load = load_search_recipe if prefix else load_recipe
+    store(tmp_path, load("smoke"))
+    for key, value in (("data.num_workers", 3), ("retries", 2), ("checkpoint_minutes", 9), ("eval_batch_size", 7)):
+        refuse_other_recipe(load("smoke", {prefix + key: value}), tmp_path)
+    store(tmp_path, load("smoke", {f"{prefix}data.dataset": "wds/shots"}))
+    other = load("smoke", {f"{prefix}data.dataset": "wds/shots", f"{prefix}data.num_workers": 3})
+    with pytest.raises(RecipeError, match="num_workers"):
+        refuse_other_recipe(other, tmp_path)
 
 
 def test_values_are_compared_as_they_are_read(tmp_path: Path) -> None:

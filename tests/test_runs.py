@@ -100,10 +100,12 @@ def test_new_files_of_a_folder_replace_those_of_the_same_names(tmp_path: Path) -
     target = tmp_path / "folder"
     for content in ("old", "new"):
         with whole_folder(target) as folder:
-            (folder / "a").write_text(content)
+            (folder / "below").mkdir()
+            for name in ("a", "below/b"):
+                (folder / name).write_text(content)
             (folder / content).touch()
-    assert sorted(path.name for path in target.iterdir()) == ["a", "new", "old"]
-    assert (target / "a").read_text() == "new"
+    assert sorted(path.name for path in target.iterdir()) == ["a", "below", "new", "old"]
+    assert (target / "a").read_text() == (target / "below/b").read_text() == "new"
     with whole_folder(target, replace=True) as folder:
         (folder / "sub").mkdir()
         (folder / "sub" / "b").touch()

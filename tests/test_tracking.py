@@ -59,6 +59,14 @@ def test_a_tracker_gets_the_recipe_and_every_number_and_is_ended(tmp_path: Path)
     ]
 
 
+def test_a_run_that_goes_back_begins_its_trackers_again(tmp_path: Path) -> None:
+    records = Records(tmp_path, ["wandb"])
+    records.begin(0, 0, {})
+    records.begin(0, 0, {})
+    assert [tracker.calls[-1][0] for tracker in Tracker.made] == ["finish", "config"]
+    records.close()
+
+
 def test_a_tracker_that_fails_is_left_out_and_said_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     records = Records(tmp_path, ["wandb"])
     records.begin(0, 0, {})

@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from glit_models.training import Trainer, load_recipe
 from glit_models.training.feed import open_data
 from glit_models.training.objective import Objective
 from glit_models.training.recipe import AugmentSection, DistillSection, OptimSection, Recipe
+from glit_models.training.reports import DivergedError, StepReports
 from glit_models.training.selection import Selection
 from glit_models.training.setup import (
     create_optimizer,
@@ -299,3 +301,14 @@ def test_batched_augmentation_of_fractals_is_refused(tmp_path: Path):
     recipe = _tiny("data.dataset=fractals", "data.root=null", "data.hold_out=0", "augment={batched: true}")
     with pytest.raises(RecipeError, match="augment.batched cannot be set for fractals, which has no index of images"):
         Trainer(recipe, tmp_path, "cpu")
+
+
+def test_a_rare_image_of_a_large_class_weight_is_no_divergence():
+    accelerator = SimpleNamespace(reduce=lambda tensor, how: tensor, num_processes=1)
+    for weight, limit in ((1.0, 6.9), (125.0, 860.0), (0.5, 6.9)):
+        reports = StepReports(accelerator, 2, weight)
+        reports.add(1, torch.tensor(limit), save=False, stop=False)
+        assert [report.step for report in reports.read(0)] == [1]
+        reports.add(2, torch.tensor(limit * 1.1), save=False, stop=False)
+        with pytest.raises(DivergedError):
+            list(reports.read(0))

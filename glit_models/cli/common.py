@@ -99,7 +99,11 @@ def model_identity(name: str) -> dict[str, str | None]:
 
 def print_json(data: Any) -> None:
     """Print data as indented JSON."""
-    text = json.dumps(data, indent=2, ensure_ascii=False)
+    print_json_text(json.dumps(data, indent=2, ensure_ascii=False))
+
+
+def print_json_text(text: str) -> None:
+    """Print JSON, with control characters escaped."""
     lines = (UNPRINTABLE.sub(lambda match: f"\\u{ord(match[0]):04x}", line) for line in text.split("\n"))
     print("\n".join(lines))
 

@@ -90,7 +90,7 @@ def _write_predictions(args: argparse.Namespace, paths: list[Path], classifier: 
 
     about = {**model_identity(args.onnx or args.model or "glit_tiny.fashion_mnist"), "topk": args.topk}
     total, failed = write_table(args.out, paths, lambda left: classifier.predict(left, args.topk), about)
-    print(f"{args.out}: {total:,} images, {failed:,} of which could not be read; column error says why")
+    echo(f"{args.out}: {total:,} images, {failed:,} of which could not be read; column error says why")
     return 2 if failed == total else 1 if failed else 0
 
 
@@ -172,5 +172,5 @@ def _run_demo(args: argparse.Namespace) -> int:
     ]
     columns = [("image", "left"), ("first three", "left"), ("true label", "left"), ("right", "left")]
     print_table(f"{DEMO_MODEL} on images of the Fashion-MNIST test set", columns, rows)
-    print(f"{sum(row[-1] == 'yes' for row in rows)} of {len(rows)} right. Contact sheet: {args.out}")
+    echo(f"{sum(row[-1] == 'yes' for row in rows)} of {len(rows)} right. Contact sheet: {args.out}")
     return 0

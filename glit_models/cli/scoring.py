@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import DataError, GlitError
-from .common import Commands, add_command, add_device, echo, model_identity, print_table
+from .common import Commands, add_command, add_device, echo, model_identity, print_json_text, print_table
 
 if TYPE_CHECKING:
     from ..data.labelled import LabelledSplit
@@ -156,7 +156,7 @@ def _run_eval(args: argparse.Namespace) -> int:
         training = _embed_training(args, classifier, data, keys)
         page = write_report(args.report, title, result, observed, data, training)
         if not args.json:
-            print(f"Report: {page}")
+            echo(f"Report: {page}")
     return 0
 
 
@@ -173,7 +173,7 @@ def _run_multilabel(args: argparse.Namespace, data: LabelledSplit, head: dict[st
     if args.json:
         _print_result(head | result.to_dict())
         return 0
-    print(f"{args.model} on {data}: mAP {result.mean_average_precision:.2f} %, {result.images:,} images")
+    echo(f"{args.model} on {data}: mAP {result.mean_average_precision:.2f} %, {result.images:,} images")
     print(
         f"at a probability of one half: macro-F1 {result.macro_f1:.2f} %, micro-F1 {result.micro_f1:.2f} %, all "
         f"classes right of {result.exact:,} images"
@@ -242,7 +242,7 @@ def _run_probes(args: argparse.Namespace, data: LabelledSplit, keys: dict[str, A
 def _print_result(result: dict[str, Any]) -> None:
     from ..weights.folder import to_json
 
-    print(to_json(result), end="")
+    print_json_text(to_json(result).rstrip("\n"))
 
 
 def _draw(args: argparse.Namespace, result: Evaluation, title: str) -> None:
@@ -252,12 +252,12 @@ def _draw(args: argparse.Namespace, result: Evaluation, title: str) -> None:
     if args.confusion is not None:
         draw_confusion(result, args.confusion, f"{title}: top-1 {result.top1:.2f} %")
         if not args.json:
-            print(f"Confusion matrix: {args.confusion}")
+            echo(f"Confusion matrix: {args.confusion}")
 
 
 def _print_evaluation(title: str, result: Evaluation) -> None:
     top5 = "" if result.top5 is None else f", top-5 {result.top5:.2f} % ({result.correct_top5})"
-    print(f"{title}: top-1 {result.top1:.2f} % ({result.correct} of {result.images}){top5}")
+    echo(f"{title}: top-1 {result.top1:.2f} % ({result.correct} of {result.images}){top5}")
     balanced, f1 = result.balanced_accuracy, result.macro_f1
     print(f"balanced accuracy {balanced:.2f} %, macro-F1 {f1:.2f} %: each class counts the same")
     rows = [(index, row) for index, row in enumerate(result.classes) if row.images or row.predicted]

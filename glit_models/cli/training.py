@@ -124,7 +124,7 @@ def _run_finetune(args: argparse.Namespace) -> int:
     result = trainer.run()
     if result is not None and first:
         commands = [f"    {line}" for line in next_commands(args.folder, out, plan_.splits, args.root)]
-        for line in (*describe_score(result, plan_.splits), "next:", *commands):
+        for line in (*describe_score(result, plan_.splits, plan_.recipe.keep), "next:", *commands):
             echo(line)
     return trainer.stop.exit_status if result is None else 0
 

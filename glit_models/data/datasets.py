@@ -183,7 +183,12 @@ def _draw(train: Source, name: str, hold_out: int, seed: int) -> tuple[list[int]
     chosen = order[:hold_out]
     if hold_out and isinstance(train, Images) and train.labels is not None and train.label_width is not None:
         kept = _one_of_each(train.labels, order.tolist())
-        chosen = np.array([index for index in order.tolist() if index not in kept][:hold_out])
+        chosen = np.array([index for index in order.tolist() if index not in kept][:hold_out], np.int64)
+        if len(chosen) < hold_out:
+            raise DataError(
+                Argument("hold_out"),
+                f" must be at most {len(chosen)}, so that every class has an image to train on, got {hold_out}",
+            )
     elif hold_out and isinstance(train, Images) and train.labels is not None:
         drawn = np.array(train.labels)[order]
         shares = _shares(np.bincount(drawn, minlength=len(train.classes)), hold_out)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import multiprocessing
 import os
+import re
 import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -19,7 +20,7 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from ..errors import DataError, first_line
 from ..runs.console import say
 
-__all__ = ["FORMATS", "find_images", "list_images", "open_image", "to_rgb"]
+__all__ = ["FORMATS", "find_images", "list_images", "natural_key", "open_image", "to_rgb"]
 
 # An explicit list, because Pillow passes some formats to other programs (PostScript to Ghostscript) for any suffix.
 FORMATS = ("JPEG", "PNG", "WebP", "TIFF", "BMP", "GIF", "AVIF", "PPM")
@@ -93,6 +94,19 @@ def _walk(folder: str, suffixes: tuple[str, ...], above: frozenset[str]) -> Iter
             yield from _walk(entry.path, suffixes, above | {real})
         elif entry.name.lower().endswith(suffixes) and (entry.is_file() or entry.is_symlink()):
             yield entry.path  # including broken links, so that they are reported
+
+
+_DIGITS = re.compile("([0-9]+)")
+
+
+def natural_key(text: str) -> tuple[object, ...]:
+    """The key that sorts as timm's `natural_key` does: 'class 2' before 'class 10', without regard to case.
+
+    Texts that differ only in case or leading zeros are equal there; here they always have the same order.
+    """
+    parts: list[object] = list(_DIGITS.split(text.lower()))  # digits are at the odd places
+    parts[1::2] = [(len(digits := str(part).lstrip("0")), digits) for part in parts[1::2]]
+    return parts, text
 
 
 # ---- opening ----

@@ -12,10 +12,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from timm.utils.misc import natural_key
-
 from ..errors import UNPRINTABLE, DataError, first_line, printable
 from ..runs.row_table import import_pyarrow
+from .image_files import natural_key
 
 __all__ = ["BETWEEN", "LABEL_TABLES", "Label", "LabelTable", "flat_labels", "is_label_table", "read_label_table"]
 
@@ -28,6 +27,7 @@ BETWEEN = "|"  # separates the classes of one image
 _MOST_NAMED = 5  # rows or files in a message
 _MOST_BYTES = 1 << 30  # of a table
 _MOST_HEADER = 1 << 16  # characters of its first line
+_PARQUET_TEXT = ("string", "large_string", "dictionary<values=string", "dictionary<values=large_string")
 
 
 Label = int | tuple[int, ...]
@@ -193,13 +193,18 @@ def _names(cells: list[str]) -> list[str]:
 def _read_parquet(path: str) -> Rows:
     _, parquet = import_pyarrow()
     try:
-        table = parquet.read_table(path)
-        wanted = [name for name in ("image", "label", "split") if name in table.schema.names]
+        schema = parquet.read_schema(path)
+        wanted = [name for name in ("image", "label", "split") if name in schema.names]
+        if not {"image", "label"} <= set(wanted):
+            raise DataError(f"{path}: it must have the columns image and label, got {', '.join(schema.names)}")
+        if not str(kind := schema.field("image").type).startswith(_PARQUET_TEXT):
+            raise DataError(f"{path}: its column image must hold the paths of image files, got the type {kind}")
+        table = parquet.read_table(path, columns=wanted)
         columns = {name: table.column(name).to_pylist() for name in wanted}
+    except DataError:
+        raise
     except Exception as error:  # raised by pyarrow: damaged, or not Parquet
         raise DataError(f"{path}: cannot be read ({first_line(error)})") from None
-    if not {"image", "label"} <= set(columns):
-        raise DataError(f"{path}: it must have the columns image and label, got {', '.join(table.schema.names)}")
     for number, cells in enumerate(zip(*columns.values(), strict=True), 1):
         # A list of labels ends in a `|`, which marks it as a list even if it has one label or none.
         texts = (BETWEEN.join([*map(str, cell), ""]) or BETWEEN if isinstance(cell, list) else cell for cell in cells)

@@ -20,14 +20,14 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from timm.utils.misc import natural_key
 
 from ..errors import UNPRINTABLE, Argument, DataError, first_line, printable
 from .fashion_mnist import FashionMNIST
-from .image_files import list_images, open_image, to_rgb
+from .image_files import list_images, natural_key, open_image, to_rgb
 from .label_table import Label, is_label_table, read_label_table
 
-__all__ = ["KINDS", "Images", "Source", "Stream", "find_part", "is_folder", "open_listed", "open_source", "part_of"]
+__all__ = ["KINDS", "Images", "Source", "Stream", "find_part", "is_folder", "is_streamed", "open_listed", "open_source",
+           "part_of"]  # fmt: skip
 
 _PACKAGES = {"hfds": "datasets", "hfids": "datasets", "wds": "webdataset", "tfds": "tensorflow_datasets"}
 _STREAMED = ("hfids", "wds", "tfds")
@@ -227,7 +227,7 @@ def open_source(
     if kind in ("hfds", "hfids"):
         keys = _columns_of_table(name, root, keys, download or kind == "hfds")
     options = keys if kind == "hfds" else {**keys, "download": download}
-    if kind in _STREAMED:
+    if is_streamed(name):
         options["is_training"] = training
     if kind in ("hfids", "wds"):
         options["input_img_mode"] = ""  # unconverted, for `to_rgb`
@@ -235,7 +235,12 @@ def open_source(
     place = os.path.abspath(root) if root is not None and kind == "wds" else root
     dataset = _create(name, place, split, **options)
     names = _class_names(dataset, name, root)
-    return Stream(dataset, names, f"{name} {split}") if kind in _STREAMED else Images(dataset, names, None)
+    return Stream(dataset, names, f"{name} {split}") if is_streamed(name) else Images(dataset, names, None)
+
+
+def is_streamed(name: str) -> bool:
+    """Whether a data set of this name is read as a `Stream`."""
+    return name.partition("/")[0].lower() in _STREAMED
 
 
 def open_listed(name: str, root: str | os.PathLike[str] | None, split: str | None) -> Images:

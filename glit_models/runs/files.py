@@ -91,8 +91,11 @@ def whole_folder(folder: Path, *, replace: bool = False) -> Iterator[Path]:
             if path.is_file():
                 force_to_disk(path)
         if folder.exists() and not replace:
-            for path in sorted(temporary.iterdir()):
-                os.replace(path, folder / path.name)
+            for path in sorted(temporary.rglob("*")):
+                if path.is_file():
+                    place = folder / path.relative_to(temporary)
+                    place.parent.mkdir(parents=True, exist_ok=True)
+                    os.replace(path, place)
             return
         if folder.exists():
             shutil.rmtree(folder)

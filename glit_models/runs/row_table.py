@@ -14,9 +14,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from ..errors import GlitError, WriteError, first_line
+from ..errors import GlitError, WriteError, first_line, printable
 from .console import track
 from .files import whole_file
+from .lock import lock_file
 
 __all__ = ["Row", "Rows", "check_table", "import_pyarrow", "write_csv", "write_jsonl", "write_parquet", "write_table"]
 
@@ -51,7 +52,8 @@ def write_table(
 
     Args:
         out: path of the table; has passed `check_table`.
-        names: of the images. make: maps positions among them to their rows, in order.
+        names: of the images; bytes that are not UTF-8 are escaped in the table.
+        make: maps positions among the images to their rows, in order.
         about: the settings that determine the rows, such as the model; an unfinished table must have the same.
         write: writes the rows to a path.
         doing: description of the progress bar; without one, `make` shows its own.
@@ -60,17 +62,28 @@ def write_table(
         The number of images in the table, and how many of them failed.
 
     Raises:
-        GlitError: if the unfinished table has other settings.
+        GlitError: if the unfinished table has other settings or is damaged.
+        RunError: if another process writes it.
         WriteError: if the table cannot be written; finished rows are kept.
     """
     part = part_of(out)
-    wanted = {name: index for index, name in enumerate(names)}
-    done = {row["image"] for row in _begin(part, dict(about))}
+    with lock_file(part):
+        return _write_table(out, part, names, make, about, write, doing)
+
+
+def _write_table(
+    out: Path, part: Path, names: Iterable[str], make: Callable[[Sequence[int]], Iterable[Row]],
+    about: Mapping[str, Any], write: Callable[[Path, Rows], None], doing: str | None,
+) -> tuple[int, int]:  # fmt: skip
+    wanted = {printable(name): index for index, name in enumerate(names)}
+    _begin(part, dict(about))
+    done = {row["image"] for row in _rows(part)}
     left = [index for name, index in wanted.items() if name not in done]
     try:
         with part.open("a", encoding="utf-8") as file:
             for row in track(make(left), doing, len(left)) if doing else make(left):
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                safe = {key: printable(value) if isinstance(value, str) else value for key, value in row.items()}
+                file.write(json.dumps(safe, ensure_ascii=False) + "\n")
                 file.flush()
     except OSError as error:
         raise WriteError(f"{part} cannot be written: {error.strerror or first_line(error)}") from None
@@ -85,22 +98,19 @@ def write_table(
     return len(wanted), failed
 
 
-def _begin(part: Path, about: Row) -> Iterator[Row]:
+def _begin(part: Path, about: Row) -> None:
     """Start the file of rows, or check that its settings are the same and remove an incomplete last row."""
     try:
         end = _end_of_lines(part) if part.is_file() else 0
         if not end:
             part.write_text(json.dumps(about) + "\n", encoding="utf-8")
-            return iter(())
+            return
         with part.open("r+b") as file:
             if file.readline() != f"{json.dumps(about)}\n".encode():
                 raise GlitError(f"{part} was begun with another model or other options; remove it or give another name")
             file.truncate(end)
     except OSError as error:
         raise WriteError(f"{part} cannot be written: {error.strerror}") from None
-    except ValueError:
-        raise GlitError(f"{part} is damaged; remove it") from None
-    return _rows(part)
 
 
 def _end_of_lines(path: Path) -> int:
@@ -119,8 +129,14 @@ def _end_of_lines(path: Path) -> int:
 
 def _rows(part: Path) -> Iterator[Row]:
     with part.open(encoding="utf-8") as file:
-        next(file)  # the settings
-        yield from map(json.loads, file)
+        try:
+            next(file)  # the settings
+            for line in file:
+                row = json.loads(line)
+                row["image"]  # raises if this is no row
+                yield row
+        except (ValueError, TypeError, KeyError, RecursionError):
+            raise GlitError(f"{part} is damaged; remove it") from None
 
 
 # ---- the formats ----

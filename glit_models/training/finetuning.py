@@ -376,19 +376,20 @@ def check_images(splits: Splits, listing: Path) -> None:
     refuse_broken(broken, sum(map(len, datasets)), listing)
 
 
-def describe_score(result: dict[str, Any], splits: Splits) -> list[str]:
-    """Describe the result and its confidence interval, as lines of text."""
+def describe_score(result: dict[str, Any], splits: Splits, keep: str = "best") -> list[str]:
+    """Describe the result and its confidence interval, as lines of text; `keep` is the recipe's."""
+    which = f"epoch {result['epoch']} was the {keep}"
     kind, scored = ("validation", splits.validation) if splits.test is None else ("test", splits.test)
     if splits.is_multilabel:
         mean = result[f"{kind}_map"]
         return [
-            f"{kind} mAP: {mean:.2f} % on {len(scored):,} images, epoch {result['epoch']} was the best",
+            f"{kind} mAP: {mean:.2f} % on {len(scored):,} images, {which}",
             f"at a probability of one half: macro-F1 {result[f'{kind}_macro_f1']:.2f} %, micro-F1 "
             f"{result[f'{kind}_micro_f1']:.2f} %",
         ]
     top1, count = result[f"{kind}_top1"], len(scored)
     correct = round(top1 * count / 100)
-    lines = [f"{kind} top-1: {top1:.2f} % ({correct:,} of {count:,} images), epoch {result['epoch']} was the best"]
+    lines = [f"{kind} top-1: {top1:.2f} % ({correct:,} of {count:,} images), {which}"]
     if f"{kind}_macro_f1" in result:
         balanced, f1 = result[f"{kind}_balanced_accuracy"], result[f"{kind}_macro_f1"]
         lines.append(f"balanced accuracy {balanced:.2f} %, macro-F1 {f1:.2f} %: each class counts the same")
@@ -398,7 +399,7 @@ def describe_score(result: dict[str, Any], splits: Splits) -> list[str]:
             f"{count} images say only so much: the rate on others like them may be {low:.0f} % to "
             f"{high:.0f} % (95 % confidence)"
         )
-    if splits.test is None:
+    if splits.test is None and keep == "best":
         lines.append("these images also chose the epoch; images in a test folder would be scored once, at the end")
     return lines
 

@@ -11,10 +11,11 @@ from typing import Any, Literal
 
 from ..data.fractals import FractalConfig
 from ..data.label_table import is_label_table
+from ..data.sources import is_streamed
 from ..errors import Argument, RecipeError
 from ..recipes import Overrides, build_recipe, read_recipe, to_yaml
 
-__all__ = ["Recipe", "load_recipe", "shipped_recipes"]
+__all__ = ["Recipe", "load_recipe", "shipped_recipes", "without_machine_keys"]
 
 _SHIPPED = Path(__file__).with_name("recipes")
 
@@ -240,7 +241,7 @@ class Recipe:
     def meaning(self) -> dict[str, Any]:
         """The settings that define the run; equal for recipes of the same run."""
         only_last = self.eval_every >= self.optim.epochs  # only the last epoch is scored, so it is the best
-        return {**self._located().to_dict(), "keep": "last" if only_last else self.keep}
+        return {**without_machine_keys(self._located().to_dict()), "keep": "last" if only_last else self.keep}
 
     def _located(self) -> Recipe:
         """The recipe with absolute paths of its data and of a model's folder."""
@@ -255,6 +256,15 @@ class Recipe:
             data=dataclasses.replace(self.data, root=root, dataset=dataset),
             model=dataclasses.replace(self.model, name=f"local-dir:{os.path.realpath(folder)}" if is_folder else name),
         )
+
+
+def without_machine_keys(values: dict[str, Any]) -> dict[str, Any]:
+    """Remove, from a recipe's values, those that only suit a machine, so that a run can be resumed on another one."""
+    for key in ("retries", "checkpoint_minutes", "eval_batch_size"):
+        del values[key]
+    if not is_streamed(values["data"]["dataset"]):  # of a stream, each of these processes reads another part
+        del values["data"]["num_workers"]
+    return values
 
 
 def _are_shares(shares: Mapping[int, float] | None) -> bool:

@@ -53,7 +53,7 @@ class Records:
         self.can_draw = True
 
     def begin(self, step: int, epochs_done: int, config: Mapping[str, Any]) -> None:
-        """Resume after `step`: entries of later steps and epochs, left by a killed run, are dropped.
+        """Begin, or begin again, after `step`: entries of later steps and epochs are dropped.
 
         Args:
             config: the recipe's values, for trackers.
@@ -62,6 +62,7 @@ class Records:
         def is_past(entry: dict[str, Any]) -> bool:
             return entry["step"] <= step and entry.get("epoch", 0) <= epochs_done
 
+        self.close()
         text = "".join(f"{json.dumps(entry)}\n" for entry in self.entries(is_past)) if step else ""
         write_text(self.path, text)
         self.trackers = Trackers(self.track, self.folder, config)
@@ -134,6 +135,7 @@ class Records:
             self.trackers.close()
         if self.board is not None:
             self.board.close()
+        self.trackers = self.board = None
 
 
 def _parse(line: str) -> dict[str, Any] | None:

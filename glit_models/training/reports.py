@@ -12,7 +12,7 @@ from torch import Tensor
 
 __all__ = ["DivergedError", "Report", "StepReports", "seed_part"]
 
-_DIVERGED = 10.0  # a loss above this many times that of guessing, log(classes), counts as diverged
+_DIVERGED = 10.0  # a loss above this many times that of guessing, log(classes) x class weight, counts as diverged
 
 
 class DivergedError(Exception):
@@ -37,11 +37,12 @@ class StepReports:
     Args:
         accelerator: accelerator of the run.
         num_classes: number of classes of the data.
+        most_weight: the largest class weight.
     """
 
-    def __init__(self, accelerator: Any, num_classes: int) -> None:
+    def __init__(self, accelerator: Any, num_classes: int, most_weight: float = 1.0) -> None:
         self.accelerator = accelerator
-        self.largest = _DIVERGED * math.log(num_classes)
+        self.largest = _DIVERGED * math.log(max(num_classes, 2)) * max(most_weight, 1.0)
         # Steps whose reports have not been read yet, and the events that mark their arrival.
         self.waiting: list[tuple[int, Tensor, torch.cuda.Event | None]] = []
 

@@ -25,7 +25,7 @@ from torch.optim import Optimizer
 from ..data import Splits
 from ..errors import Argument, RecipeError, TrainingError, is_out_of_memory
 from ..reading import parse_json, read_text
-from ..recipes import record_recipe, refuse_other_recipe
+from ..recipes import record_recipe, refuse_other_data, refuse_other_recipe
 from ..runs.console import MinuteLines, progress_bar, say, show_seconds
 from ..runs.files import whole_file, write_json
 from ..runs.lock import lock_folder
@@ -98,7 +98,8 @@ class Trainer:
         start: makes the initial state dict of `recipe.model`, instead of its pretrained weights.
 
     Raises:
-        RecipeError: if `out` contains a run of another recipe (names the key), or the data does not fit the recipe.
+        RecipeError: if `out` contains a run of another recipe (names the key) or on other data, or the data does not
+            fit the recipe.
         DataError, RunError, WriteError: if the data or the folder cannot be used.
     """
 
@@ -133,6 +134,8 @@ class Trainer:
         self.progress = Progress()
         refuse_other_recipe(recipe, self.out, partial(data_fingerprint, recipe))
         self.splits = self._open_splits()
+        self.fingerprint = self.splits.fingerprint()
+        refuse_other_data(self.out, self.fingerprint)
         self.num_classes = len(self.splits.class_names)
         if self.splits.is_multilabel:
             refuse_for_multilabel(recipe)
@@ -141,7 +144,6 @@ class Trainer:
             size, count = recipe.optim.batch_size, len(self.splits.train)
             raise RecipeError(Argument("optim.batch_size", size), f" is more than the {count} images to train on")
         self.total_steps = self.steps_per_epoch * recipe.optim.epochs
-        self.reports = StepReports(self.accelerator, self.num_classes)
         self._build()
         self.records = Records(self.out, track)
         self.lines = MinuteLines()
@@ -182,11 +184,13 @@ class Trainer:
         self.frozen = setup.freeze(self.model, recipe.model.freeze)
         self.optimizer = setup.create_optimizer(self.model, recipe.optim)
         self.schedule = setup.create_schedule(self.optimizer, recipe.optim, self.steps_per_epoch)
+        weights = class_weights(recipe.class_weights, self.splits, self.device)
         self.objective = Objective(
             recipe.augment, recipe.distill, self.num_classes, self.preprocessing,
             lambda name: _create_teacher(name).to(self.device),
-            class_weights(recipe.class_weights, self.splits, self.device), self.splits.is_multilabel,
+            weights, self.splits.is_multilabel,
         )  # fmt: skip
+        self.reports = StepReports(self.accelerator, self.num_classes, 1.0 if weights is None else float(weights.max()))
         if self.trainee is not None:
             self.trainee.begin(self.model, self.optimizer, self.objective, self._prepare)
         if recipe.model.compile:
@@ -225,7 +229,7 @@ class Trainer:
             return _read_result(result)
         with lock_folder(self.out) if self.rank == 0 else nullcontext():
             if self.rank == 0:
-                record_recipe(self.recipe, self.out, self.splits.fingerprint())
+                record_recipe(self.recipe, self.out, self.fingerprint)
             self.accelerator.wait_for_everyone()  # the folder exists
             return self._run()
 

@@ -17,7 +17,7 @@ import torch
 
 from glit_models import Spec
 from glit_models.errors import SearchError
-from glit_models.recipes import record_recipe, refuse_other_recipe
+from glit_models.recipes import record_recipe, refuse_other_data, refuse_other_recipe
 from glit_models.runs.files import whole_folder, write_json
 from glit_models.runs.lock import lock_folder
 from glit_models.training.feed import data_fingerprint
@@ -70,6 +70,8 @@ class SearchRun:
         self.recipe, self.out = recipe, Path(out)
         refuse_other_recipe(recipe, self.out, lambda: data_fingerprint(recipe.supernet_recipe()))
         self.context = RunContext(recipe, self.out, device, max_minutes, command, runtimes, executor)
+        self.fingerprint = self.context.splits.fingerprint()
+        refuse_other_data(self.out, self.fingerprint)
         space = self.context.searched_space()
         self.space = space
         self._names = recipe.method_class.stages
@@ -107,7 +109,7 @@ class SearchRun:
                 context.say(f"glit: {name} {reference}")
             if context.rank == 0:
                 write_references(context.references, self.out)
-                record_recipe(self.recipe, self.out, context.splits.fingerprint())
+                record_recipe(self.recipe, self.out, self.fingerprint)
             context.wait()
             try:
                 return self._train_supernet() if supernet_only else self._run()
