@@ -43,7 +43,8 @@ from .recipe_sections import (
     SupernetSection,
     TrainingKeys,
 )
-from .spaces.named import load_space
+from .spaces.choices import check_mapping
+from .spaces.named import NAMED_SPACES, load_space
 from .spaces.space import SearchSpace
 
 __all__ = ["SearchRecipe", "load_search_recipe", "read_recipe_of", "shipped_search_recipes"]
@@ -120,7 +121,10 @@ class SearchRecipe:
                 raise RecipeError(f"{key} must be {bound}, got {value!r}")
         for name in ("macs", "params", "latency_ms"):
             getattr(self.budget, name).check(f"budget.{name}")
+        check_mapping("fixed", self.fixed)
         space = self.load_space()
+        if isinstance(self.space, str) and self.space not in NAMED_SPACES:  # a file, which may move or change
+            object.__setattr__(self, "space", space.to_dict())
         object.__setattr__(self, "fixed", {**(space.spec_class.first_stage or {}), **self.fixed})
         if len(self.method_class.stages) > 1:
             space.stage_one(**self.fixed)
@@ -141,8 +145,14 @@ class SearchRecipe:
                 f"evaluation.screen_images must be null for fitness {self.fitness}, which says nothing of single "
                 f"images, got {screen_images}"
             )
-        for recipe in (self.supernet_recipe(), self.retrain_recipe(None)):
-            _check_training(recipe, space)
+        supernet_recipe, recipe = self.supernet_recipe(), self.retrain_recipe(None)
+        for training in (supernet_recipe, recipe):
+            _check_training(training, space)
+        if supernet_recipe.model.img_size != recipe.model.img_size:
+            raise RecipeError(
+                f"model.img_size must be the same in supernet.train and retrain.train, got "
+                f"{supernet_recipe.model.img_size} and {recipe.model.img_size}; set train.model.img_size"
+            )
         retrain.check_rungs(self.evolution.population, recipe.optim.epochs)
 
     def _check_sampling(self) -> None:
@@ -165,6 +175,16 @@ class SearchRecipe:
                 )
         if supernet.widen and supernet.sampling not in ("uniform", "sandwich"):
             raise RecipeError(f"supernet.widen needs supernet.sampling=uniform or sandwich, not {supernet.sampling}")
+        if supernet.distill and supernet.sampling != "sandwich":
+            raise RecipeError(
+                "supernet.distill needs supernet.sampling=sandwich: only there does every step train the largest "
+                f"network, which the others learn from; got {supernet.sampling}"
+            )
+        if supernet.sampling == "budget" and self.budget.latency_ms != Bounds():
+            raise RecipeError(
+                "supernet.sampling=budget cannot be used with budget.latency_ms, which would time networks during the "
+                "training; take uniform"
+            )
         if supernet.distill and self.supernet_recipe().distill.teacher is not None:
             raise RecipeError("supernet.distill cannot be set beside train.distill.teacher: a loss takes one teacher")
 

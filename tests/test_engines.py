@@ -127,6 +127,19 @@ def test_a_task_that_fails_or_a_stop_ends_the_others(tmp_path: Path, monkeypatch
         _dispatch(tmp_path, TASKS, check_stop=stop)
     assert stopped == [task.name for task in TASKS]
     stopped.clear()
+    submit = InThisProcess.submit
+
+    def refuse_the_third(self: InThisProcess, name: str) -> Any:
+        if name == TASKS[2].name:
+            raise SearchError("no room")
+        return submit(self, name)
+
+    monkeypatch.setattr(InThisProcess, "submit", refuse_the_third)
+    with pytest.raises(SearchError, match=r"^no room$"):
+        _dispatch(tmp_path, TASKS)
+    monkeypatch.setattr(InThisProcess, "submit", submit)
+    assert stopped == [task.name for task in TASKS[:2]]
+    stopped.clear()
     failed = {TASKS[1].name: {"error": "no data"}}
     monkeypatch.setattr(InThisProcess, "poll", lambda self, name: failed.get(name))
     with pytest.raises(SearchError, match=r"^no data$"):

@@ -3,6 +3,7 @@
 import json
 import math
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -63,6 +64,13 @@ def test_a_ranking_survives_its_file_and_shows_every_measure() -> None:
     assert "12 stand-alone networks of joint, 4 of them trained twice." in text
     for name in ("perfect", "chance", "opposite", "without error"):
         assert text.count(f"    {name}") == 2
+
+
+def test_equal_accuracies_leave_the_ranking_by_loss() -> None:
+    networks = [replace(n, trained={**n.trained, "top-1": 50.0}) for n in _networks(12, 0.5)]
+    ranking = compare("joint", networks)
+    assert list(ranking.taus) == list(ranking.regrets) == ["loss"]
+    assert Ranking.from_dict(json.loads(json.dumps(ranking.to_dict()))) == ranking
 
 
 def test_too_few_networks_trained_twice_give_no_noise() -> None:

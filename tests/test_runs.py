@@ -168,6 +168,7 @@ def test_the_spare_is_the_state_before_the_newest(tmp_path: Path) -> None:
     files = StateFiles(tmp_path / "new.json", tmp_path / "old.json")
     assert files.load(Path.read_text) is None
     (tmp_path / "left.tmp").touch()
+    (tmp_path / "folder.tmp").mkdir()
     for text in ("1", "2", "3"):
         files.save(lambda path, text=text: path.write_text(text))
     assert (files.newest.read_text(), files.spare.read_text()) == ("3", "2")

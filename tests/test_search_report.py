@@ -127,7 +127,13 @@ def test_the_winner_is_shown_beside_random_networks(search: Path, finished: Path
     text = Page(finished / "report" / "index.html").text
     assert f"On the test set the winner is better than {control.num_beaten} of 3;" in text
     edit(search / "control.json", lambda data: {**data, "networks": [{**n, "accuracy": 100} for n in data["networks"]]})
-    assert "better than 0 of 3;" in Page(write_report(search)).text
+    text = Page(write_report(search)).text
+    assert "better than 0 of 3;" in text
+    assert "By chance alone the winner would beat all of 3 in one of 4 searches" in text
+    edit(search / "control.json", lambda data: {**data, "split": "search"})
+    text = Page(write_report(search)).text
+    assert "By chance alone" not in text
+    assert "The winner was chosen from several retrained networks on these same images" in text
 
 
 def test_the_winner_is_shown_beside_what_it_started_from(search: Path) -> None:
@@ -370,6 +376,7 @@ def test_a_folder_that_is_no_search_is_named(tmp_path: Path) -> None:
         ("stage2/winner.json", b"", "not valid JSON"),
         ("winner.json", b"{}", "spec lacks the field 'blocks'"),
         ("result.json", b'{"macs": "many"}', "macs must be a finite number, got 'many'"),
+        ("result.json", b'{"test_accuracy": 101}', "an accuracy must be from 0 to 100, got 101"),
         ("times.json", b'{"test": NaN}', "seconds must be a finite number, got nan"),
         ("stage2/rank.json", b'{"networks": []}', "it lacks 'taus'"),
         (
@@ -377,7 +384,7 @@ def test_a_folder_that_is_no_search_is_named(tmp_path: Path) -> None:
             b'{"stage": "a", "networks": [], "taus": {"loss": {"b": {"value": NaN}}}}',
             "value must be",
         ),
-        ("stage2/rank.json", b'{"stage": "a", "networks": [], "taus": {}}', "it lacks 'loss'"),
+        ("stage2/rank.json", b'{"stage": "a", "networks": [], "taus": {}}', "it lacks 'ceilings'"),
         ("control.json", b'{"split": "train", "images": 5, "winner": 3.0, "networks": []}', "it must name a split"),
         ("rank.json", b'{"kendall": {}, "networks": [{"spec": {}}]}', "it lacks 'inherited'"),
     ],

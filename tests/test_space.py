@@ -404,6 +404,11 @@ def test_an_impossible_choice_is_named_with_place_value_and_bound(block: dict[st
         ({"blocks": [{"choices": [3]}]}, "blocks[0].choices[0] must be a mapping of keys, got 3"),
         ({"blocks": [{}]}, "blocks[0].choices must be a list, got None"),
         ({"blocks": [{"repeat": 0, "choices": [BLOCK]}]}, "blocks[0].repeat must be an integer of at least 1, got 0"),
+        ({"blocks": [{"choices": [{1: [2]}]}]}, "blocks[0].choices[0] has the key 1; keys are names"),
+        (
+            {"blocks": [{"choices": [{"self": [2]}]}]},
+            "unknown key blocks[0].choices[0].self; did you mean blocks[0].choices[0].kernel_sizes?",
+        ),
         ({"blocks": [{"repeats": 2}]}, "unknown key blocks[0].repeats; did you mean blocks[0].repeat?"),
     ],
 )

@@ -4,9 +4,11 @@ import json
 import random
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import yaml
 from glit_models.search import SearchRun, Supernet, load_search_recipe
 from glit_models.search.recipe import SearchRecipe
 from glit_models.search.run.context import RunContext
@@ -144,6 +146,11 @@ def test_a_folder_to_start_from_is_the_same_from_another_directory(
     monkeypatch.chdir(tmp_path)
     assert _recipe("supernet.from=first").supernet.from_ == str(tmp_path / "first")
     assert _recipe("supernet.from=glit_tiny").supernet.from_ == "glit_tiny"
+    space = _recipe().load_space()
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(space.to_dict()))
+    recipe = _recipe("space=mine.yaml")
+    monkeypatch.chdir(tmp_path / "first")
+    assert recipe.load_space() == space
 
 
 def test_a_search_whose_start_does_not_fit_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -163,7 +170,18 @@ def test_a_search_goes_on_from_the_supernet_and_the_networks_of_another(tmp_path
         f"{part}.train.optim.{rate}=1e-30" for part in ("supernet", "retrain") for rate in ("lr", "min_lr", "warmup_lr")
     ]
     recipe = _recipe(f"supernet.from={tmp_path / 'first'}", "retrain.start=inherited", pooled, *frozen)
-    assert SearchRun(recipe, tmp_path / "second", device="cpu").run()
+    second = SearchRun(recipe, tmp_path / "second", device="cpu")
+    train = second.context.train
+
+    def lose_the_start_afterwards(*args: Any, **keywords: Any) -> Any:
+        result = train(*args, **keywords)
+        if (tmp_path / "first").exists():
+            (tmp_path / "first").rename(tmp_path / "moved")
+        return result
+
+    second.context.train = lose_the_start_afterwards  # type: ignore[method-assign]
+    assert second.run()
+    (tmp_path / "moved").rename(tmp_path / "first")
     assert f"from: {tmp_path / 'first'}" in (tmp_path / "second/recipe.yaml").read_text()
     stores = [load_file(tmp_path / name / "joint/supernet/model.safetensors") for name in ("first", "second")]
     assert_same_parameters(*stores)

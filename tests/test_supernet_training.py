@@ -202,7 +202,18 @@ def test_keys_of_a_supernets_training_that_do_not_go_together_are_refused():
     for keys, message in (
         (["supernet.sampling=sandwich", "supernet.paths=2"], "supernet.paths must be at least 3 for"),
         (["supernet.sampling=balanced", "supernet.widen=0.5"], "supernet.widen needs supernet.sampling=uniform or"),
-        (["supernet.distill=0.5", "train.distill.teacher=glit_tiny"], "supernet.distill cannot be set beside"),
+        (["supernet.distill=0.5"], "supernet.distill needs supernet.sampling=sandwich"),
+        (
+            [
+                "supernet.sampling=sandwich",
+                "supernet.paths=3",
+                "supernet.distill=0.5",
+                "train.distill.teacher=glit_tiny",
+            ],
+            "supernet.distill cannot be set beside",
+        ),
+        (["supernet.sampling=budget", "budget.latency_ms.high=9"], "supernet.sampling=budget cannot be used with"),
+        (["supernet.train.model.img_size=16"], "model.img_size must be the same in supernet.train and retrain.train"),
         (["supernet.distill=2"], "supernet.distill must be from 0 to 1, got 2"),
         (["supernet.widen=-1"], "supernet.widen must be from 0 to 1, got -1"),
     ):

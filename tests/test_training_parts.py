@@ -265,6 +265,9 @@ def test_the_split_is_drawn_by_its_own_seed_where_there_is_one():
         for seed, *split in ((0, "data.split_seed=5"), (1, "data.split_seed=5"), (5,), (1,))
     ]
     assert held_out[0] == held_out[1] == held_out[2] != held_out[3]
+    smoke = [load_recipe("smoke", {"seed": seed, "data.split_seed": 5}) for seed in (0, 1)]
+    first, second = (open_data(recipe).train for recipe in smoke)
+    assert np.array_equal(first.maps, second.maps)  # the same classes, for a second training with another seed
 
 
 @pytest.mark.parametrize(("keep", "epoch"), [("best", 2), ("last", 4)])

@@ -50,7 +50,8 @@ class StateFiles:
             if self.newest.exists():
                 os.replace(self.newest, self.spare)
         for left in self.newest.parent.glob("*.tmp"):  # from a process that was killed while writing
-            left.unlink(missing_ok=True)
+            if left.is_file():
+                left.unlink(missing_ok=True)
 
     def load(self, read: Callable[[Path], T]) -> T | None:
         """Load the newest readable state with `read`; None if there is none. Prints a message if one is damaged.

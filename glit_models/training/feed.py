@@ -50,7 +50,7 @@ def open_data(recipe: Recipe) -> Splits:
     if data.dataset == "fractals":
         if data.train_on_validation:
             raise RecipeError("data.train_on_validation cannot be set for fractals, whose training images never end")
-        fractals = Fractals(data.fractals, recipe.seed)
+        fractals = Fractals(data.fractals, recipe.split_seed)
         return Splits(fractals, HeldOutFractals(fractals, 0), HeldOutFractals(fractals, 1), fractals.class_names)
     with naming_keys():
         splits = open_splits(

@@ -50,7 +50,7 @@ class DataSection:
     test_split: str | None = None  # scored once, at the end
     hold_out: int = 0  # number of training images for the validation set
     limit: int | None = None  # maximum number of the remaining training images
-    split_seed: int | None = None  # seed of both draws; default: the run's seed
+    split_seed: int | None = None  # seed of both draws, and of the classes of fractals; default: the run's seed
     balanced: bool = False  # draw every class equally often, images of small classes several times an epoch
     train_on_validation: bool = False  # also train on the validation images; they are then not scored
     download: bool = False  # allow the data set's library to download it
@@ -211,7 +211,7 @@ class Recipe:
 
     @property
     def split_seed(self) -> int:
-        """The seed of the draws for `hold_out` and `limit`."""
+        """The seed of the draws for `hold_out` and `limit`, and of the classes of fractals."""
         return self.seed if self.data.split_seed is None else self.data.split_seed
 
     def check_parts(self, num_processes: int) -> int:

@@ -13,7 +13,7 @@ from typing import Any, final
 
 from glit_models import Spec, parse_spec
 
-__all__ = ["Control"]
+__all__ = ["Control", "percent"]
 
 
 @final
@@ -51,17 +51,18 @@ class Control:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Control:
         """The inverse of `to_dict`. Raises KeyError, TypeError or ValueError on anything else."""
-        networks = [(parse_spec(network["spec"]), _percent(network["accuracy"])) for network in data["networks"]]
+        networks = [(parse_spec(network["spec"]), percent(network["accuracy"])) for network in data["networks"]]
         if data["split"] not in ("test", "search") or not networks or int(data["images"]) < 1:
             raise ValueError("it must name a split, its number of images, and at least one network")
         starts = [
-            (str(start["name"]), parse_spec(start["spec"]), _percent(start["accuracy"]))
+            (str(start["name"]), parse_spec(start["spec"]), percent(start["accuracy"]))
             for start in data.get("starts", ())
         ]
-        return cls(data["split"], int(data["images"]), _percent(data["winner"]), tuple(networks), tuple(starts))
+        return cls(data["split"], int(data["images"]), percent(data["winner"]), tuple(networks), tuple(starts))
 
 
-def _percent(value: Any) -> float:
+def percent(value: Any) -> float:
+    """An accuracy in percent. Raises ValueError or TypeError on anything else."""
     if not 0 <= float(value) <= 100:
         raise ValueError(f"an accuracy must be from 0 to 100, got {value!r}")
     return float(value)

@@ -94,7 +94,11 @@ class Ranking:
         if "kendall" in data:
             return _written_by_0_1(data)
         networks = tuple(Ranked(**{**network, "spec": parse_spec(network["spec"])}) for network in data["networks"])
-        taus = {truth: {name: _tau(tau) for name, tau in data["taus"][truth].items()} for truth in TRUTHS}
+        taus = {
+            truth: {name: _tau(tau) for name, tau in data["taus"][truth].items()}
+            for truth in TRUTHS
+            if truth in data["taus"]
+        }
         for index, network in enumerate(networks):
             values = [network.predictions[name] for of in taus.values() for name in of]
             values += [network.costs["macs"], *(network.trained[truth] for truth in TRUTHS)]
@@ -131,8 +135,8 @@ def show_tau(tau: Correlation) -> str:
 def compare(stage: str, networks: Sequence[Ranked]) -> Ranking:
     """Compare each measure with the scores after training.
 
-    Measures that are constant over all networks are left out, and so is the noise if fewer than three networks were
-    trained twice.
+    Measures that are constant over all networks are left out, and so are equal accuracies, and the noise if fewer than
+    three networks were trained twice.
 
     Raises:
         SearchError: on fewer than three networks, or if all of them are equally good.
@@ -142,6 +146,8 @@ def compare(stage: str, networks: Sequence[Ranked]) -> Ranking:
     ceilings = {}
     for truth in TRUTHS:
         trained = [network.trained[truth] for network in networks]
+        if len(set(trained)) == 1 and truth != TRUTHS[0]:  # a few images may give equal accuracies
+            continue
         measures = {
             name: [network.predictions[name] for network in networks] for name in networks[0].predictions
         }  # fmt: skip

@@ -52,8 +52,10 @@ def dispatch(
         task.write(folder, {**here, **origin})
     results: dict[str, Any] = {}
     losses = Counter[str]()
-    handles = {name: executor.submit(name) for name in by_name}
+    handles: dict[str, Any] = {}
     try:
+        for name in by_name:
+            handles[name] = executor.submit(name)
         while handles:
             check_stop()
             ended = {name: report for name in handles if (report := _poll(executor, handles[name])) is not None}

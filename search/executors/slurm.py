@@ -45,7 +45,12 @@ class SlurmExecutor(Executor):
 
     def submit(self, name: str) -> Any:
         """See `Executor`."""
-        return self._executor.submit(_Call(self.run, name))
+        from submitit.core.utils import FailedJobError
+
+        try:
+            return self._executor.submit(_Call(self.run, name))
+        except FailedJobError as error:  # sbatch refuses an option
+            raise SearchError(f"engine slurm: {str(error).strip().splitlines()[-1]}") from None
 
     def poll(self, handle: Any) -> Report | None:
         """See `Executor`."""

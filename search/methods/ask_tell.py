@@ -146,7 +146,11 @@ class Search(ABC):
             surrogate = Surrogate(self.space, [c.spec for c in scored], [c.fitness or 0.0 for c in scored])
             predicted = dict(zip(self._new, surrogate.predict(list(self._new)), strict=True))
             best = set(sorted(predicted, key=lambda spec: -predicted[spec])[: self.config.population])
-            self._new = {spec: candidate for spec, candidate in self._new.items() if spec in best}
+            self._new = {spec: self._new[spec] for spec in self._new if spec in best}
+            if self._is_small():  # all were proposed, and the surrogate alone has picked
+                self._new = {
+                    spec: dataclasses.replace(candidate, origin="surrogate") for spec, candidate in self._new.items()
+                }
 
     def tell(self, spec: Spec, fitness: float) -> None:
         """Set the fitness of a network that was asked for. The order within a generation makes no difference.

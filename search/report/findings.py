@@ -15,7 +15,7 @@ from glit_models import Spec, parse_spec
 from glit_models.errors import SearchError, first_line
 from glit_models.reading import parse_json, parse_yaml, read_text
 
-from ..evidence.control import Control
+from ..evidence.control import Control, percent
 from ..evidence.ranking import Ranking
 from ..fitness import FITNESSES, Fitness, InheritedAccuracy
 from ..methods.evolution import METHODS
@@ -23,7 +23,7 @@ from ..relative_budget import read_references
 from ..spaces.named import load_space
 from ..spaces.space import SearchSpace
 
-__all__ = ["COSTS", "Findings", "Network", "StageFindings", "read_findings"]
+__all__ = ["COSTS", "Findings", "Network", "StageFindings", "read_candidates", "read_findings"]
 
 COSTS = ("macs", "params", "latency_ms")
 _MAX_BYTES = 1 << 28  # for the candidates of a long search; other files are small
@@ -180,15 +180,19 @@ def _read_stage(folder: Path, name: str, measure: type[Fitness]) -> StageFinding
         name,
         _read(path / "space.yaml", lambda text: load_space(_mapping(parse_yaml(text)))),
         tuple(_read(path / "supernet/metrics.jsonl", _losses) or ()),
-        tuple(
-            _read(path / "candidates.jsonl", lambda text: [_network(line, "accuracy") for line in _lines(text)]) or ()
-        ),
+        tuple(read_candidates(path)),
         tuple(_read(path / "references.json", lambda text: _networks(text, "accuracy")) or ()),
         tuple(_read(path / "retrained.json", lambda text: _networks(text, "inherited")) or ()),
         _read(path / "winner.json", _spec),
         tuple(f"{name}/{file}" for file in _STAGE_FILES if not (path / file).is_file()),
         measure,
     )
+
+
+def read_candidates(stage: Path) -> list[Network]:
+    """Read the networks that a stage's search evaluated, in order. Raises SearchError if the file is damaged."""
+    path = stage / "candidates.jsonl"
+    return _read(path, lambda text: [_network(line, "accuracy") for line in _lines(text)]) or []
 
 
 def _stage_names(folder: Path, method: str) -> tuple[str, ...]:
@@ -261,7 +265,7 @@ def _network(data: Mapping[str, Any], fitness: str) -> Network:
         {name: _number(name, data[name]) for name in COSTS if name in data or name != "latency_ms"},
         str(data.get("name", "")),
         _number("fitness", data.get("fitness", data.get(fitness)), or_none=True),
-        _number("accuracy", accuracy, or_none=True),
+        None if accuracy is None else percent(accuracy),
         int(_number("generation", data.get("generation", 0))),
         str(data.get("origin", "")),
         int(_number("images", data.get("images", 0))),
@@ -280,7 +284,11 @@ def _result(text: str) -> dict[str, float]:
     numbers = ("macs", "params", "search_accuracy", "test_accuracy", "num_evaluated", "minutes", "search_images",
                "test_images")  # fmt: skip
     data = _mapping(parse_json(text))
-    return {key: _number(key, data[key]) for key in numbers if data.get(key) is not None}
+    return {
+        key: percent(data[key]) if key.endswith("accuracy") else _number(key, data[key])
+        for key in numbers
+        if data.get(key) is not None
+    }
 
 
 def _times(text: str) -> dict[tuple[str, str], float]:

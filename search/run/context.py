@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -32,6 +33,7 @@ from ..recipe import SearchRecipe
 from ..recipe_sections import Bounds
 from ..relative_budget import resolve_budgets
 from ..spaces.budget import Budget, macs_budget, params_budget
+from ..spaces.budget_sampler import BudgetSampler
 from ..spaces.latency import Prepare, latency_budget
 from ..spaces.space import SearchSpace
 from ..supernets.scoring import Evaluator, Images, check_memory
@@ -143,6 +145,28 @@ class RunContext:
     def admits(self, spec: Spec) -> bool:
         """Whether a network is within the budgets."""
         return all(budget.admits(budget.cost(spec)) for budget in self.budgets)
+
+    def sampler(self, space: SearchSpace) -> BudgetSampler:
+        """A sampler of a space's networks within the budgets."""
+        evolution = self.recipe.evolution
+        return BudgetSampler(space, self.budgets, evolution.uniform_over, evolution.max_draws)
+
+    def draw_different(self, space: SearchSpace, count: int, name: str, besides: Iterable[Spec] = ()) -> list[Spec]:
+        """Draw `count` different networks within the budgets, or fewer if not so many are found.
+
+        Args:
+            name: what the networks are for; part of the seed.
+            besides: networks to leave out.
+        """
+        sampler, rng = self.sampler(space), random.Random(f"{self.recipe.seed} {name}")
+        left_out = set(besides)
+        specs: dict[Spec, None] = {}
+        for _ in range(100 * count):
+            if len(specs) == count:
+                break
+            if (spec := sampler.sample(rng)[0]) not in left_out:
+                specs[spec] = None
+        return list(specs)
 
     def searched_space(self) -> SearchSpace:
         """The recipe's space, or what a given network can be transformed to. Raises SearchError if it is empty."""

@@ -1,11 +1,10 @@
-"""Run a whole search in one folder: its stages, the winner, its control, and a single evaluation on the test set.
+"""Run a whole search in one folder: its stages, the winner, its control, and their scores on the test set.
 
 The same command resumes from any moment, with the same result. `stage` runs a stage.
 """
 
 from __future__ import annotations
 
-import random
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -15,7 +14,7 @@ from typing import Any, final
 
 import torch
 
-from glit_models import Spec
+from glit_models import Spec, parse_spec
 from glit_models.errors import SearchError
 from glit_models.recipes import record_recipe, refuse_other_data, refuse_other_recipe
 from glit_models.runs.files import whole_folder, write_json
@@ -27,7 +26,6 @@ from ..executors import Executor
 from ..executors.tasks import Task, read_json
 from ..recipe import SearchRecipe
 from ..relative_budget import write_references
-from ..spaces.budget_sampler import BudgetSampler
 from ..spaces.latency import Prepare
 from ..supernets.starting import start_network
 from .context import Interrupted, RunContext
@@ -35,6 +33,8 @@ from .retraining import Retrained
 from .stage import Stage
 
 __all__ = ["SearchRun"]
+
+_START = "start.json"
 
 
 @final
@@ -110,12 +110,20 @@ class SearchRun:
             if context.rank == 0:
                 write_references(context.references, self.out)
                 record_recipe(self.recipe, self.out, self.fingerprint)
+                self._record_start()
             context.wait()
             try:
                 return self._train_supernet() if supernet_only else self._run()
             except Interrupted as why:
                 context.say(f"glit: the search was stopped by {why}; run the same command to resume")
                 return None
+
+    def _record_start(self) -> None:
+        """Write which network the supernet starts from, as its weights may be moved later."""
+        source, path = self.recipe.supernet.from_, self.out / _START
+        if source is not None and self.recipe.control.networks and not path.is_file():
+            spec = start_network(source)
+            write_json(path, {"spec": None if spec is None else spec.to_dict()})
 
     def _train_supernet(self) -> dict[str, Any]:
         stage = self.stages[0]
@@ -129,7 +137,7 @@ class SearchRun:
             second = self.space.stage_two(winner)
             # A first stage kept from a search with another budget may have a winner outside this one.
             initial = [winner] if self.context.admits(winner) else []
-            self.stages.append(Stage(self._names[1], second, self.context, initial, retrained))
+            self.stages[1:] = [Stage(self._names[1], second, self.context, initial, retrained)]
             retrained = self.stages[1].run()
         return self._finish(retrained[0])
 
@@ -139,18 +147,15 @@ class SearchRun:
         title = "training the winner on training and search images together"
         return None if recipe is None else self.context.training(title, recipe, self.out / "final")
 
-    def _control_tasks(self) -> list[tuple[Spec, Task]]:
-        """Random networks for comparison with the winner, and their trainings."""
-        context, recipe = self.context, self.recipe
-        rng = random.Random(f"{recipe.seed} control")
+    def _control_tasks(self, winner: Spec) -> list[tuple[Spec, Task]]:
+        """Different random networks for comparison with the winner, and their trainings."""
+        context, recipe, count = self.context, self.recipe, self.recipe.control.networks
+        specs = context.draw_different(self.space, count, "control", besides=[winner]) if count else []
         tasks = []
-        if count := recipe.control.networks:
-            sampler = BudgetSampler(self.space, context.budgets, recipe.evolution.uniform_over)
-            for place in range(1, count + 1):
-                spec, _ = sampler.sample(rng)
-                title = f"training random network {place} of {count}, to compare the winner with"
-                folder = self.out / "control" / str(place)
-                tasks.append((spec, context.training(title, recipe.retrain_recipe(spec), folder, score_on="test")))
+        for place, spec in enumerate(specs, 1):
+            title = f"training random network {place} of {len(specs)}, to compare the winner with"
+            folder = self.out / "control" / str(place)
+            tasks.append((spec, context.training(title, recipe.retrain_recipe(spec), folder, score_on="test")))
         return tasks
 
     def _start_tasks(self, winner: Spec) -> list[tuple[str, Spec, Task]]:
@@ -159,8 +164,8 @@ class SearchRun:
         starts = []
         if recipe.control.networks and recipe.retrain.start == "inherited":
             starts.append(("the winner, from random weights", winner, "scratch"))
-        if recipe.control.networks and (source := recipe.supernet.from_) and (spec := start_network(source)):
-            starts.append((f"{source}, fine-tuned", spec, "source"))
+        if recipe.control.networks and recipe.supernet.from_ and (given := read_json(self.out / _START)["spec"]):
+            starts.append((f"{recipe.supernet.from_}, fine-tuned", parse_spec(given), "source"))
         return [
             (name, spec, context.training(
                 f"training {name}, to compare the winner with", recipe.retrain_recipe(spec),
@@ -199,10 +204,14 @@ class SearchRun:
     def _finish(self, winner: Retrained) -> dict[str, Any]:
         """Write the winner and its weights, and score them on the test set, after all choices are made.
 
-        The test set is used twice: for the networks of the control, and for the result.
+        The networks of the control and the winner are scored on the test set, and so is the result.
         """
         context, model = self.context, self.out / "model"
-        final, controls, starts = self._final_task(winner), self._control_tasks(), self._start_tasks(winner.spec)
+        final, controls, starts = (
+            self._final_task(winner),
+            self._control_tasks(winner.spec),
+            self._start_tasks(winner.spec),
+        )
         tasks = [*([final] if final else []), *(task for _, task in controls), *(task for *_, task in starts)]
         results = context.run(tasks)
         run = self.out / "final" if final else winner.folder

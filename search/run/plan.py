@@ -298,8 +298,11 @@ class _Planner:
                     "generation reads it again"
                 )
         config = recipe.evolution_config()
-        if config.population * config.generations >= space.size:
-            add(f"{stage.name}: all {space.size:,} networks within the budget are evaluated, whatever the method")
+        if config.population * config.generations >= share * space.size > 0:
+            add(
+                f"{stage.name}: about {math.ceil(share * space.size):,} networks are within the budget, no more than "
+                "the search evaluates, so the method hardly matters"
+            )
 
     def _warn_of_few(self) -> None:
         count, control = len(self.context.splits.validation), self.recipe.control.networks

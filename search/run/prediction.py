@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Sequence
 
-from glit_models import Spec, parse_spec
+from glit_models import Spec
 
 from ..fitness import FITNESSES, SynFlow
 from ..methods.surrogate import Surrogate
+from ..report.findings import read_candidates
 from .stage import Stage
 
 __all__ = ["predict"]
@@ -20,15 +20,15 @@ _MOST_FOR_SURROGATE = 200  # the last networks that the search evaluated, scored
 def predict(stage: Stage, specs: Sequence[Spec], positions: Sequence[int]) -> list[dict[str, float]]:
     """Compute the cheap measures of each network, by name; accuracy and loss are on these images."""
     measures: dict[str, Sequence[float]] = {}
-    known = {}
-    for line in (stage.folder / "candidates.jsonl").read_text().splitlines():
-        fitness = json.loads(line).get("fitness", json.loads(line).get("accuracy"))  # the name in version 0.1
-        if fitness is not None:
-            known[parse_spec(json.loads(line)["spec"])] = float(fitness)
+    known = {network.spec: network.fitness for network in read_candidates(stage.folder) if network.fitness is not None}
     others = [spec for spec in known if spec not in set(specs)][-_MOST_FOR_SURROGATE:]
     setting = stage.setting()
+
+    def check_stop(done: int, total: int) -> None:
+        stage.context.check_stop(together=False)
+
     if stage.fitness_class.needs_supernet:
-        evaluator = stage.context.evaluator(stage.space, stage.weights, lambda done, total: None, positions)
+        evaluator = stage.context.evaluator(stage.space, stage.weights, check_stop, positions)
         setting = dataclasses.replace(setting, open_evaluator=lambda: evaluator)
         scores = evaluator.evaluate([*specs, *others])
         measures["inherited loss"] = [-scores[spec].loss for spec in specs]

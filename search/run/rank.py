@@ -8,7 +8,6 @@ trained networks on the other, because scores on the same images have correlated
 from __future__ import annotations
 
 import dataclasses
-import random
 from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
@@ -25,7 +24,6 @@ from ..evidence.ranking import Ranked, Ranking, compare
 from ..executors import Executor
 from ..executors.tasks import Task
 from ..recipe import read_recipe_of
-from ..spaces.budget_sampler import BudgetSampler
 from ..spaces.latency import Prepare
 from ..spaces.named import load_space
 from .context import Interrupted, RunContext
@@ -121,15 +119,10 @@ def _rank(stage: Stage, num_networks: int) -> Ranking:
 
 
 def _draw(stage: Stage, num_networks: int) -> list[Spec]:
-    context, recipe = stage.context, stage.context.recipe
-    sampler = BudgetSampler(stage.space, context.budgets, recipe.evolution.uniform_over)
-    rng = random.Random(f"{recipe.seed} rank")
-    specs: dict[Spec, None] = {}
-    for _ in range(100 * num_networks):
-        if len(specs) == num_networks:
-            return list(specs)
-        specs[sampler.sample(rng)[0]] = None
-    raise SearchError(f"networks must be at most {len(specs)}, all that the budgets allow, got {num_networks}")
+    specs = stage.context.draw_different(stage.space, num_networks, "rank")
+    if len(specs) < num_networks:
+        raise SearchError(f"networks must be at most {len(specs)}, all that the budgets allow, got {num_networks}")
+    return specs
 
 
 def _training(stage: Stage, spec: Spec, name: str, num_networks: int, more_seed: int = 0) -> Task:

@@ -205,7 +205,7 @@ class Stage:
         supernet = self.recipe.supernet
         sampler: BudgetSampler | IdentitySampler = BudgetSampler(self.space)
         if supernet.sampling == "budget":
-            sampler = BudgetSampler(self.space, self.context.budgets, self.recipe.evolution.uniform_over)
+            sampler = self.context.sampler(self.space)
         if supernet.sampling == "identity":
             sampler = IdentitySampler(self.space, self.identity_prob)
         ends: tuple[Spec, ...] = self._ends(recipe) if supernet.distill or supernet.sampling == "sandwich" else ()
@@ -304,7 +304,8 @@ class Stage:
         batches = self._screen_batches
         if batches and not self.search.generation:
             losses = self.context.run([self._division.task("screen", specs[:_NUM_FOR_NOISE], batches)])[0]
-            self._say(describe_noise(np.array(losses)))
+            if len(losses) > 1:
+                self._say(describe_noise(np.array(losses)))
         top = self.search.top(max(config.num_parents, self.recipe.retrain.top))
         scores = self._score(specs, batches, [candidate.spec for candidate in top])
         for spec in specs:

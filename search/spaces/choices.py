@@ -50,8 +50,11 @@ def check_keys(prefix: str, data: Mapping[str, Any], known: Iterable[str]) -> No
 
 
 def check_mapping(where: str, data: Any) -> Mapping[str, Any]:
+    """Raise SearchError if `data` is no mapping whose keys are names."""
     if not isinstance(data, Mapping):
         raise SearchError(f"{where.rstrip('.') or 'a search space'} must be a mapping of keys, got {data!r}")
+    if wrong := [key for key in data if not isinstance(key, str)]:
+        raise SearchError(f"{where.rstrip('.') or 'a search space'} has the key {wrong[0]!r}; keys are names")
     return data
 
 
@@ -85,7 +88,7 @@ class BlockChoices:
         SearchError: on a value that is neither a number nor a name. Other errors are only detected in a `SearchSpace`.
     """
 
-    def __init__(self, **values: Iterable[Value]) -> None:
+    def __init__(self, /, **values: Iterable[Value]) -> None:
         self.values: dict[str, tuple[Value, ...]] = {}
         for key, given in values.items():
             listed = tuple(given)

@@ -34,7 +34,7 @@ from .choices import (
 __all__ = ["NETWORK_GENES", "SpaceDefinition", "Stratum"]
 
 NETWORK_GENES = ("embed_dim", "depth")
-_MAX_COMBINATIONS = 100_000  # of one block; the largest shipped space has 972
+_MAX_COMBINATIONS = 100_000  # of all different blocks; the largest shipped space has 972
 
 
 @final
@@ -118,12 +118,22 @@ class SpaceDefinition:
             raise SearchError(f"blocks must hold at most {MAX_BLOCKS} blocks, got {len(self.blocks)}")
         if max(self.depths) != len(self.blocks):
             raise SearchError(f"blocks must describe depth={max(self.depths)} blocks, got {len(self.blocks)}")
+        count = 0
         for choices in dict.fromkeys(self.blocks):
             where = f"blocks[{self.blocks.index(choices)}]"
             if not choices:
                 raise SearchError(f"{where}.choices must hold at least one product of choices, got none")
             for index, product in enumerate(choices):
+                count += self._count(product)
+                if count > _MAX_COMBINATIONS:
+                    raise SearchError(
+                        f"the choices of different blocks must have at most {_MAX_COMBINATIONS:,} combinations in all, "
+                        f"and have {count:,} up to {where}.choices[{index}]"
+                    )
                 self._check(f"{where}.choices[{index}]", product)
+
+    def _count(self, product: BlockChoices) -> int:
+        return math.prod(max(len(values), 1) for values in product.values.values()) * len(self.embed_dims)
 
     def _complete(self, network: Mapping[str, Any]) -> dict[str, Any]:
         """The fields of the spec except blocks and width, with their defaults."""
@@ -152,9 +162,6 @@ class SpaceDefinition:
         for key, values in product.values.items():
             if len(set(values)) < len(values):
                 raise SearchError(f"{where}.{key} must not repeat a value, got {list(values)}")
-        count = math.prod(max(len(values), 1) for values in product.values.values()) * len(self.embed_dims)
-        if count > _MAX_COMBINATIONS:
-            raise SearchError(f"{where} must give at most {_MAX_COMBINATIONS:,} combinations, got {count:,}")
         for embed_dim in self.embed_dims:
             self._check_width(where, product, embed_dim)
 

@@ -193,7 +193,7 @@ class SearchSpace(SpaceDefinition):
             depth=keep(self.depths), **self.network,
         )  # fmt: skip
 
-    def stage_one(self, **fixed: Any) -> SearchSpace:
+    def stage_one(self, /, **fixed: Any) -> SearchSpace:
         """The first stage: every choice of the leading genes, with all other values fixed (GLiT, section 3.3).
 
         Args:
