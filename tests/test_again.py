@@ -160,7 +160,7 @@ def test_a_folder_without_supernets_and_one_that_is_taken_are_refused(search: Pa
     with pytest.raises(RecipeError, match=r"another recipe \(budget.macs.high"):
         search_again(search, second, ["budget.macs.high=230000"], device="cpu")
     (first / "recipe.yaml").write_text(short_recipe(*CHEAP, "supernet.sampling=budget").to_yaml())
-    with pytest.raises(SearchError, match=r"trained within the budget \(supernet.sampling=budget\)"):
+    with pytest.raises(SearchError, match=r"trained for the budget \(supernet.sampling=budget\)"):
         search_again(first, tmp_path / "third", [SMALLER], device="cpu")
 
 
