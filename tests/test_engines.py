@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ import torch
 from glit_models.search import EXECUTORS, Executor, SearchRun, load_search_recipe
 from glit_models.search.executors import TaskLostError
 from glit_models.search.executors.dispatch import dispatch, own_versions
+from glit_models.search.executors.slurm import SlurmExecutor
 from glit_models.search.executors.tasks import KINDS, Task, task_folder
 from glit_models.search.run.context import Interrupted, RunContext
 from glit_models.search.run.worker import run_task
@@ -278,6 +280,19 @@ def test_a_machine_without_slurm_is_said_in_a_line(tmp_path: Path, capsys: pytes
     ):
         assert cli.main(_command(tmp_path / "run", SMALL, "--engine", "slurm", *options)) == 2
         assert message in capsys.readouterr().err
+
+
+@pytest.mark.skipif(importlib.util.find_spec("submitit") is None, reason="submitit is not installed")
+def test_a_job_that_slurm_refuses_is_said_in_a_line(tmp_path: Path) -> None:
+    from submitit.core.utils import FailedJobError
+
+    def refuse(call: object) -> None:
+        raise FailedJobError("exit status 1\nsbatch: error: invalid partition specified: typo\n")
+
+    with SlurmExecutor(lambda name: {}, tmp_path, None, {"cluster": "local"}) as executor:
+        executor._executor = SimpleNamespace(submit=refuse)
+        with pytest.raises(SearchError, match=r"^engine slurm: sbatch: error: invalid partition specified: typo$"):
+            executor.submit("task")
 
 
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed")

@@ -234,6 +234,7 @@ def test_a_surrogate_looks_at_every_network_of_a_small_space_and_no_more_are_eva
     settings = {"population": 20, "generations": 3, "num_parents": 5, "num_mutation": 10, "num_crossover": 10}
     search = run(Evolution(TIED, [budget], proposals=2, **settings), accuracy)
     assert len(search.candidates) == 60 < len(within)
+    assert {candidate.origin for candidate in search.candidates[40:]} == {"surrogate"}
     scored = search.candidates[:40]
     surrogate = Surrogate(TIED, [c.spec for c in scored], [c.fitness for c in scored])
     left = [spec for spec in within if spec not in {c.spec for c in scored}]

@@ -7,6 +7,7 @@ import shlex
 import shutil
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -164,6 +165,17 @@ def test_a_run_goes_on_where_its_images_were_moved_to(small: str, capsys: pytest
     Path("moved").rename("colours")
     assert finetune("colours", *command) == 2
     assert "run holds a run of another recipe (data.root: " in capsys.readouterr().err
+
+
+def test_the_last_epoch_is_not_called_the_best_nor_chosen():
+    splits: Any = SimpleNamespace(test=None, validation=range(40), is_multilabel=False)
+    result = {"epoch": 3, "validation_top1": 50.0}
+    best, last = (finetuning.describe_score(result, splits, keep) for keep in ("best", "last"))
+    assert (best[0], last[0]) == tuple(
+        f"validation top-1: 50.00 % (20 of 40 images), epoch 3 was the {keep}" for keep in ("best", "last")
+    )
+    assert "these images also chose the epoch" in best[-1]
+    assert len(last) == len(best) - 1
 
 
 def test_a_run_whose_images_changed_is_not_resumed(small: str, capsys: pytest.CaptureFixture[str]):
