@@ -75,7 +75,7 @@ def test_a_classifier_says_what_it_is_and_can_be_sent_to_another_process(classif
     assert str(classifier.path) in text
     assert "fp32, images of 32 x 32, 5 classes, CPUExecutionProvider" in text
     again = pickle.loads(pickle.dumps(classifier))
-    images = generated_images(2, (30, 30))
+    images = list(generated_images(2, (30, 30)))
     np.testing.assert_array_equal(again.probabilities(images), classifier.probabilities(images))
 
 
@@ -87,7 +87,7 @@ def test_grey_arrays_are_images_too(classifier: OnnxClassifier) -> None:
 
 
 def test_a_file_of_one_channel_sees_grey_images() -> None:
-    images = generated_images(2, (40, 40))
+    images = list(generated_images(2, (40, 40)))
     expected = Classifier(small_glit(in_chans=1, global_pool="avg"), torch.device("cpu")).probabilities(images).numpy()
     for options in ({}, {"preprocess": True}):
         found = OnnxClassifier(exported("one channel", **options).path).probabilities(images)
@@ -109,7 +109,7 @@ def test_threads_may_share_a_classifier(classifier: OnnxClassifier) -> None:
 
 
 def test_half_precision_is_fed_and_read_without_thinking_of_it() -> None:
-    images = generated_images(2, (40, 40))
+    images = list(generated_images(2, (40, 40)))
     half = OnnxClassifier(exported(precision="fp16").path)
     assert half.input_dtype == np.float16
     assert half.logits_of(images).dtype == np.float32
