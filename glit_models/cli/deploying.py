@@ -56,7 +56,7 @@ def add_export(commands: Commands) -> None:
     parser.add_argument(
         "--engine-cache",
         metavar="DIR",
-        help="triton: folder of the server's TensorRT engines (default: /engines)",
+        help="triton: folder of the server's TensorRT engines (default: /engines; kserve: /tmp)",
     )
     parser.add_argument(
         "--storage-uri", metavar="URI", help="kserve: where the cluster reads the repository, s3://BUCKET/repository"
