@@ -54,8 +54,8 @@ def main() -> None:
 def _rows(folder: Path, options: argparse.Namespace) -> list[report.Row]:
     source = open_source(MODEL)
     info = source.describe(20, "fp32", None, None, False)
-    shown, labels, _ = ImageSource("fashion-mnist").pick(options.images)
-    images = prepare(info, shown)
+    shown = ImageSource("fashion-mnist").pick(options.images)
+    labels, images = np.array([label for _, label in shown]), prepare(info, shown.images())
     expected = torch_logits(source.model, images)
     forms = _forms(folder, info, options.threads)
     seconds = {
@@ -92,7 +92,7 @@ def _forms(folder: Path, info: ExportInfo, threads: int) -> dict[str, Form]:
         if precision == "fp32":
             forms["OpenVINO, fp32 file computed in bf16"] = _openvino(xml, "bf16", threads)
     if importlib.util.find_spec("nncf"):
-        calibration = prepare(info, training.pick(CALIBRATION_IMAGES)[0])
+        calibration = prepare(info, training.pick(CALIBRATION_IMAGES).images())
         forms["OpenVINO, int8 by NNCF"] = _openvino(_nncf(folder, calibration, None), "f32", threads)
         forms["OpenVINO, int8 by NNCF for transformers"] = _openvino(
             _nncf(folder, calibration, "transformer"), "f32", threads

@@ -87,8 +87,8 @@ def export_forms(folder: Path, root: str | None) -> dict[str, Path]:
 def save_images(path: Path, root: str | None, count: int) -> np.ndarray:
     """Save preprocessed test images [N, C, H, W] in a file; returns PyTorch's most probable class of each."""
     source = open_source(MODEL)
-    chosen, _, _ = ImageSource("fashion-mnist", root).pick(count)
-    images = prepare(source.describe(20, "fp32", None, None, False), chosen)
+    chosen = ImageSource("fashion-mnist", root).pick(count)
+    images = prepare(source.describe(20, "fp32", None, None, False), chosen.images())
     np.save(path, images)
     with torch.inference_mode():
         return source.model(torch.from_numpy(images)).argmax(1).numpy()

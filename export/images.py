@@ -6,9 +6,10 @@ Axes: B images, C channels, H/W height and width.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -22,9 +23,35 @@ from glit_models.errors import DataError
 
 from .metadata import ExportInfo
 
-__all__ = ["ImageSource", "generated_images", "prepare"]
+__all__ = ["ImageSource", "PickedImages", "generated_images", "make_transform", "prepare"]
 
 _SEED = 0
+
+
+@dataclass(frozen=True, eq=False)
+class PickedImages:
+    """Some images of a source. Each is read when the iteration reaches it, so that few are in memory at a time.
+
+    Attributes:
+        read: gives the (RGB image, label) pair at a place of the source; the label is None if there are none.
+        places: the places of the picked images.
+        split: their data set; None for a folder without class folders.
+    """
+
+    read: Callable[[int], tuple[Image.Image, Any]]
+    places: Sequence[int]
+    split: LabelledSplit | None
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __iter__(self) -> Iterator[tuple[Image.Image, Any]]:
+        """Yield the pairs of `read`. Raises DataError if an image cannot be read; names it."""
+        return map(self.read, self.places)
+
+    def images(self) -> Iterator[Image.Image]:
+        """Yield the images without labels."""
+        return (image for image, _ in self)
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,20 +87,19 @@ class ImageSource:
                 return open_labelled(self.name, self.root, "train")
         return open_labelled(self.name, self.root)
 
-    def pick(self, count: int) -> tuple[list[Image.Image], np.ndarray | None, LabelledSplit | None]:
-        """`count` RGB images, spread evenly over all images, with labels [B] and data set if they have labels.
+    def pick(self, count: int) -> PickedImages:
+        """`count` images, spread evenly over all images; all of them if there are fewer.
 
         Raises:
-            DataError: if there are none, or one cannot be read; names it.
+            DataError: if there are none, or they come as a stream.
         """
         split = self.labelled()
         if split is None:
             paths = find_images([self.name])
-            return [open_image(paths[index]) for index in self._evenly(len(paths), count)], None, None
+            return PickedImages(lambda place: (open_image(paths[place]), None), self._evenly(len(paths), count), None)
         if isinstance(split.source, Stream):
             raise DataError(f"{self.name} is read as a stream, from which images cannot be picked; give a folder")
-        pairs = [split.source[index] for index in self._evenly(len(split.source), count)]
-        return [image for image, _ in pairs], np.array([label for _, label in pairs]), split
+        return PickedImages(split.source.__getitem__, self._evenly(len(split.source), count), split)
 
     def _evenly(self, total: int, count: int) -> list[int]:
         members = [index for index in range(total) if self.fifth is None or (index % 5 == 4) == self.fifth]
@@ -83,24 +109,25 @@ class ImageSource:
         return [members[index * len(members) // count] for index in range(count)]
 
 
-def generated_images(count: int, size: tuple[int, int], seed: int = _SEED) -> list[Image.Image]:
-    """Smooth random images of about this height and width, each of another size; the same for the same seed."""
+def generated_images(count: int, size: tuple[int, int], seed: int = _SEED) -> Iterator[Image.Image]:
+    """Yield smooth random images of about this height and width, each of another size; the same for the same seed."""
     rng = np.random.default_rng(seed)
     height, width = size
-    made = []
     for _ in range(count):
         cells = rng.integers(2, 12)
         coarse = Image.fromarray(rng.integers(0, 256, (cells, cells, 3), dtype=np.uint8))
         shape = (int(width * rng.uniform(0.7, 1.6)) + 1, int(height * rng.uniform(0.7, 1.6)) + 1)
-        made.append(coarse.resize(shape, Image.Resampling.BICUBIC))
-    return made
+        yield coarse.resize(shape, Image.Resampling.BICUBIC)
 
 
-def prepare(info: ExportInfo, images: Sequence[Image.Image]) -> np.ndarray:
-    """Preprocess images with timm's transform, [B, C, H, W] in float32."""
+def make_transform(info: ExportInfo) -> Callable[[Image.Image], np.ndarray]:
+    """The function that preprocesses one RGB image with timm's transform, to [C, H, W] in float32."""
     transform = create_transform(**info.data_config)
     if info.input_size[0] != 3:
         transform = Compose([Grayscale(info.input_size[0]), transform])
-    if not images:
-        return np.zeros((0, *info.input_size), np.float32)
-    return np.stack([transform(image).numpy() for image in images])
+    return lambda image: transform(image).numpy()
+
+
+def prepare(info: ExportInfo, images: Iterable[Image.Image]) -> np.ndarray:
+    """Preprocess at least one image with timm's transform, one at a time: [B, C, H, W] in float32."""
+    return np.stack(list(map(make_transform(info), images)))

@@ -29,7 +29,7 @@ class KServeOptions(TritonOptions):
     """Options of the repository, see `TritonOptions`; `storage_uri` is where the cluster reads it."""
 
     storage_uri: str = ""
-    engine_cache: str = "/tmp/engines"  # a folder that exists in KServe's container
+    engine_cache: str = "/tmp"  # exists and is writable in every container; ONNX Runtime creates only NAME in it
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -24,6 +24,7 @@ from .metadata import OUTPUT
 __all__ = ["DATATYPES", "HEADER_LENGTH", "Answer", "InferRequest", "answer", "parse"]
 
 HEADER_LENGTH = "inference-header-content-length"
+_MOST_VALUES = 2**31  # of a tensor; a body is at most as large
 DATATYPES = {np.dtype(np.uint8): "UINT8", np.dtype(np.float32): "FP32", np.dtype(np.float16): "FP16"}
 
 
@@ -116,6 +117,9 @@ def _array(tensor: Tensor, rest: bytes, dtype: np.dtype) -> np.ndarray:
     """The values of an input. `rest` is the data after the JSON."""
     if "shared_memory_region" in tensor.parameters:
         raise DataError("shared memory is not supported")
+    # An empty tensor can have huge sides, which numpy cannot hold.
+    if math.prod(max(abs(side), 1) for side in tensor.shape) > _MOST_VALUES:
+        raise DataError(f"input {tensor.name!r}: the shape is of more than {_MOST_VALUES:,} values")
     if any(side < 0 for side in tensor.shape):
         raise DataError(f"input {tensor.name!r}: a shape has no negative sides, got {tensor.shape}")
     size = math.prod(tensor.shape)

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from glit_models.errors import DataError, ExportError, first_line
+from glit_models.errors import ExportError, first_line
 from glit_models.runs.console import say
 from glit_models.runs.files import temporary_folder
 
@@ -61,10 +61,7 @@ def quantize_statically(
         DataError: if there are no images, or one cannot be read.
         ExportError: if ONNX Runtime cannot quantise the graph.
     """
-    shown, _, _ = calibration.pick(CALIBRATION_IMAGES)
-    if not shown:
-        raise DataError(f"{calibration.name}: no images to calibrate with")
-    images = prepare(info, shown)
+    images = prepare(info, calibration.pick(CALIBRATION_IMAGES).images())
     expected = _classes(model.SerializeToString(), images)
     sensitive: list[str] = []
     for num_images, num_kept in _tries(len(images)):

@@ -22,10 +22,11 @@ from ..data.image_files import open_image, to_rgb
 from ..errors import Argument, DataError, ExportError, first_line
 from ..prediction import Prediction, predict_files
 from ..preprocessing import prepare_image
+from ..runs.console import say
 from ..runs.files import home, sha256_of
 from .binding import Binding
 from .metadata import OUTPUT, ExportInfo
-from .sessions import PROVIDERS, available_providers, open_session
+from .sessions import PROVIDERS, chosen_providers, open_session
 
 __all__ = ["AnyImage", "OnnxClassifier", "as_array"]
 
@@ -74,7 +75,7 @@ class OnnxClassifier:
         if not path.is_file():
             raise ExportError(f"{path}: no such file")
         self._arguments = (path, providers, strict, threads, cuda_graph)
-        options = _engine_cache(path)
+        options = _engine_cache(path, providers)
         if cuda_graph:
             options[_CUDA] = {"enable_cuda_graph": "1"}
         opened = open_session(path, providers, strict=strict, threads=threads, options=options)
@@ -234,11 +235,16 @@ class OnnxClassifier:
             raise DataError(f"{name} takes images of sides that {patch} divides, got {images.shape[2:]}")
 
 
-def _engine_cache(path: Path) -> dict[str, dict[str, Any]]:
+def _engine_cache(path: Path, providers: Sequence[str] | None) -> dict[str, dict[str, Any]]:
     """Cache the TensorRT engines of this file, because building one takes minutes. Each file has a separate cache."""
-    if _TENSORRT not in available_providers():
+    if _TENSORRT not in chosen_providers(providers):
         return {}
     folder = home() / "tensorrt" / sha256_of(path)[:16]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)  # ONNX Runtime creates only the last folder of a path
+    except OSError as error:
+        say(f"glit: {folder} cannot be created ({error.strerror}), so TensorRT builds its engines at every start")
+        return {}
     return {_TENSORRT: {"trt_engine_cache_enable": "1", "trt_engine_cache_path": str(folder)}}
 
 

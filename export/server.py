@@ -19,6 +19,7 @@ from typing import Any, final
 import numpy as np
 import uvicorn
 from fastapi import FastAPI, HTTPException, Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException as AnyHTTPException
@@ -144,6 +145,7 @@ def make_app(models: Mapping[str, ServedModel], options: ServerOptions) -> FastA
     """Create the application. `models` are by name, at least one; /classify uses the first by default."""
     app = FastAPI(title="glit serve", version=glit_models.__version__, docs_url=None, redoc_url=None)
     app.add_exception_handler(AnyHTTPException, _error)
+    app.add_exception_handler(RequestValidationError, _wrong_parameter)
     gate = _Gate(options)
 
     @app.get("/", response_class=HTMLResponse)
@@ -208,6 +210,12 @@ def _model(models: Mapping[str, ServedModel], name: str, version: str | None) ->
 async def _error(request: Request, error: Exception) -> Response:
     assert isinstance(error, AnyHTTPException)
     return JSONResponse({"error": printable(str(error.detail))}, error.status_code, error.headers)
+
+
+async def _wrong_parameter(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    return JSONResponse({"error": printable(f"{first['loc'][-1]}: {first['msg']}")}, 400)
 
 
 async def _infer(model: ServedModel, call: _Call) -> Response:

@@ -14,7 +14,15 @@ from typing import Any
 from ..errors import ExportError, first_line
 from .extras import require, runtime_build
 
-__all__ = ["PROVIDERS", "Opened", "UnrunnableError", "available_providers", "open_session", "provider_name"]
+__all__ = [
+    "PROVIDERS",
+    "Opened",
+    "UnrunnableError",
+    "available_providers",
+    "chosen_providers",
+    "open_session",
+    "provider_name",
+]
 
 # From the fastest to the one that is always available.
 PROVIDERS = ("TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider")
@@ -71,7 +79,7 @@ def open_session(
     """
     runtime, build = require("onnxruntime"), runtime_build()
     where = where or (str(model) if isinstance(model, Path) else "the model")
-    wanted = _chosen(providers)
+    wanted = chosen_providers(providers)
     settings = runtime.SessionOptions()
     settings.log_severity_level = _FATAL
     if threads is not None:
@@ -90,8 +98,8 @@ def open_session(
     return Opened(session, got, build)
 
 
-def _chosen(providers: Sequence[str] | None) -> list[str]:
-    """The providers to try, all of which are built in."""
+def chosen_providers(providers: Sequence[str] | None) -> list[str]:
+    """The providers that `open_session` tries, in this order. Raises ExportError if one is not built in."""
     available = available_providers()
     if providers is None:
         return [name for name in PROVIDERS if name in available]

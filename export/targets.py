@@ -187,7 +187,7 @@ def export_model(
     for package in chosen.packages:
         require(package, chosen.extra)
     if given.images is not None:
-        given.images.pick(1)  # reject an unsuitable folder before the work
+        next(iter(given.images.pick(1)))  # reject an unsuitable folder before the work
     return maker.export(open_source(model), path, given)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -19,7 +19,7 @@ from PIL import Image
 from glit_models.data.labelled import match_classes
 from glit_models.errors import DataError
 
-from .images import ImageSource, generated_images, prepare
+from .images import ImageSource, generated_images, make_transform
 from .metadata import INPUT, ExportInfo
 from .preprocessing import PIXEL_QUANTILE, PIXEL_TOLERANCE, preprocessing_model
 from .runtime import as_array
@@ -34,6 +34,8 @@ __all__ = [
     "compare",
     "torch_logits",
 ]
+
+_BATCH = 32
 
 
 @dataclass(frozen=True)
@@ -114,42 +116,57 @@ def compare(runner: Runner, source: ModelSource, count: int, images: ImageSource
             model's.
     """
     info = runner.info
-    shown, labels, origin = _shown(info, count, images)
+    shown = _shown(info, count, images)
     sizes = _sizes(info)
-    parts = [_compare_at(runner, source, size, part) for size, part in zip(sizes, _parts(shown, sizes), strict=True)]
-    found, expected = (np.concatenate([getattr(part, name) for part in parts]) for name in ("found", "expected"))
+    pairs, counts = iter(shown.pairs), _divide(shown.count, len(sizes))
+    batches = [
+        batch
+        for size, share in zip(sizes, counts, strict=True)
+        for batch in _compare_at(runner, source, size, itertools.islice(pairs, share))
+    ]
+    found, expected = (np.concatenate([getattr(batch, name) for batch in batches]) for name in ("found", "expected"))
+    labels = None if shown.classes is None else shown.classes[[label for batch in batches for label in batch.labels]]
     differences = np.abs(found - expected)
     agreement = Agreement(
-        num_images=len(shown),
-        origin=origin,
+        num_images=len(found),
+        origin=shown.origin,
         provider=runner.provider,
         sizes=tuple(sizes),
         max_abs=float(differences.max()),
         max_rel=float((differences.max(1) / np.abs(expected).max(1).clip(1e-12)).max()),
         top1_agreement=_percent(found.argmax(1) == expected.argmax(1)),
-        levels=max(part.levels for part in parts) if info.preprocess else None,
+        levels=max(batch.levels for batch in batches) if info.preprocess else None,
         accuracy=None if labels is None else _percent(found.argmax(1) == labels),
         torch_accuracy=None if labels is None else _percent(expected.argmax(1) == labels),
     )
     return dataclasses.replace(agreement, problems=tuple(_problems(agreement, info)))
 
 
-def _shown(
-    info: ExportInfo, count: int, images: ImageSource | None
-) -> tuple[list[Image.Image], np.ndarray | None, str]:
-    """The images, the model's class [B] of each if known, and their origin."""
+@dataclass(frozen=True, eq=False)
+class _Shown:
+    """`count` (image, label) pairs, the model's class for each label if known, and their origin."""
+
+    pairs: Iterable[tuple[Image.Image, Any]]
+    count: int
+    classes: np.ndarray | None
+    origin: str
+
+
+def _shown(info: ExportInfo, count: int, images: ImageSource | None) -> _Shown:
     if images is None:
-        return generated_images(count, info.input_size[1:]), None, "generated"
-    shown, labels, split = images.pick(count)
-    if split is None or labels is None or labels.ndim > 1:  # or several labels for each image
-        return shown, None, str(images)
+        pairs = ((image, None) for image in generated_images(count, info.input_size[1:]))
+        return _Shown(pairs, count, None, "generated")
+    picked = images.pick(count)
+    split = picked.split
+    if split is None or split.is_multilabel:
+        return _Shown(picked, len(picked), None, str(images))
     try:
         classes, _ = match_classes(split.name, split.class_names, info.class_names, info.num_classes)
     except DataError:
         if images.fifth is None:
             raise
-        return shown, None, str(images)  # calibration images need no labels of the model's classes
-    return shown, np.array(classes)[labels], str(split) if images.fifth is None else str(images)
+        return _Shown(picked, len(picked), None, str(images))  # these need no labels of the model's classes
+    return _Shown(picked, len(picked), np.array(classes), str(split) if images.fifth is None else str(images))
 
 
 def _sizes(info: ExportInfo) -> list[tuple[int, int]]:
@@ -161,53 +178,77 @@ def _sizes(info: ExportInfo) -> list[tuple[int, int]]:
     return [(height, width), (height, max(width - patch, patch)), (height + 2 * patch, width + patch)]
 
 
-def _parts(images: list[Image.Image], sizes: Sequence[Any]) -> list[list[Image.Image]]:
-    """Split the images, in order, into as many parts as there are sizes."""
-    bounds = [index * len(images) // len(sizes) for index in range(len(sizes) + 1)]
-    return [images[start:end] for start, end in itertools.pairwise(bounds)]
+def _divide(count: int, num_sizes: int) -> list[int]:
+    """Divide the images among the sizes: the number of images for each."""
+    bounds = [index * count // num_sizes for index in range(num_sizes + 1)]
+    return [end - start for start, end in itertools.pairwise(bounds)]
 
 
 @dataclass(frozen=True, eq=False)
-class _Part:
-    """Logits [B, K] of the file and of PyTorch, and the difference of preprocessed pixels from timm's."""
+class _Batch:
+    """Logits [B, K] of the file and of PyTorch, B labels, and the difference of preprocessed pixels from timm's."""
 
     found: np.ndarray
     expected: np.ndarray
+    labels: list[Any]
     levels: float
 
 
-def _compare_at(runner: Runner, source: ModelSource, size: tuple[int, int], shown: list[Image.Image]) -> _Part:
+def _compare_at(
+    runner: Runner, source: ModelSource, size: tuple[int, int], pairs: Iterable[tuple[Image.Image, Any]]
+) -> Iterator[_Batch]:
+    """Compare at one image size, batch by batch, so that any number of images fits into memory."""
     info = dataclasses.replace(runner.info, input_size=(runner.info.input_size[0], *size))
-    images = prepare(info, shown)
-    levels = 0.0
-    if info.preprocess:
-        # Compare the network on the graph's preprocessed images, and the preprocessing separately.
-        in_graph = _prepared_in_graph(info, shown, runner.provider)
-        scale = 255 * np.array(info.std, np.float32).reshape(-1, 1, 1)
-        differences = (np.abs(in_graph - images) * scale).reshape(len(images), -1)
-        levels = float(np.quantile(differences, PIXEL_QUANTILE, axis=1).max(initial=0.0))
-        images = in_graph
-        raw = [as_array(image, info.input_size[0])[None] for image in shown]
-        found = np.concatenate([runner.logits(image) for image in raw])
-    else:
-        images_as_taken = images.astype(runner.input_dtype)
-        # Also a batch of one, which can fail separately.
-        found = np.concatenate([runner.logits(part) for part in (images_as_taken[:1], images_as_taken[1:])])
-    return _Part(found, torch_logits(source.at_size(size), images), levels)
+    model, prepared = source.at_size(size), _prepare_each(runner, info, pairs)
+    whole = (info.batch or 1) * max(_BATCH // (info.batch or 1), 1)
+    # Also a batch of one, which can fail separately.
+    for most in itertools.chain([1], itertools.repeat(whole)):
+        batch = list(itertools.islice(prepared, most))
+        if not batch:
+            return
+        images = np.stack([item.image for item in batch])
+        if info.preprocess:
+            found = np.concatenate([item.logits for item in batch])
+        else:
+            found = runner.logits(images.astype(runner.input_dtype))
+        labels, levels = [item.label for item in batch], max(item.levels for item in batch)
+        yield _Batch(found, torch_logits(model, images), labels, levels)
 
 
-def _prepared_in_graph(info: ExportInfo, shown: list[Image.Image], provider: str) -> np.ndarray:
-    """Like `prepare`, but with the preprocessing graph of the exported file."""
-    session = open_session(preprocessing_model(info), [provider]).session
-    images = [session.run(None, {INPUT: as_array(image, info.input_size[0])[None]})[0] for image in shown]
-    return np.concatenate(images) if images else np.zeros((0, *info.input_size), np.float32)
+@dataclass(frozen=True, eq=False)
+class _Prepared:
+    """A preprocessed image [C, H, W] with its label; for a file with preprocessing, also what the file computes.
+
+    That is the logits [1, K], and the difference of the preprocessed pixels from timm's.
+    """
+
+    image: np.ndarray
+    label: Any
+    logits: Any = None
+    levels: float = 0.0
+
+
+def _prepare_each(runner: Runner, info: ExportInfo, pairs: Iterable[tuple[Image.Image, Any]]) -> Iterator[_Prepared]:
+    """Preprocess images one at a time, because photographs are much larger than what is kept of them."""
+    transform = make_transform(info)
+    if not info.preprocess:
+        for image, label in pairs:
+            yield _Prepared(transform(image), label)
+        return
+    # Compare the network on the graph's preprocessed images, and the preprocessing separately.
+    session = open_session(preprocessing_model(info), [runner.provider]).session
+    scale = 255 * np.array(info.std, np.float32).reshape(-1, 1, 1)
+    for image, label in pairs:
+        raw = as_array(image, info.input_size[0])[None]
+        in_graph = session.run(None, {INPUT: raw})[0][0]
+        differences = np.abs(in_graph - transform(image)) * scale
+        yield _Prepared(in_graph, label, runner.logits(raw), float(np.quantile(differences, PIXEL_QUANTILE)))
 
 
 @torch.inference_mode()
 def torch_logits(model: Any, images: np.ndarray) -> np.ndarray:
     """Logits [B, K] of preprocessed images by PyTorch in float32, eagerly."""
-    batches = torch.from_numpy(images).split(32) if len(images) else ()
-    return np.concatenate([model(batch).numpy() for batch in batches] or [np.zeros((0, model.num_classes), np.float32)])
+    return np.concatenate([model(batch).numpy() for batch in torch.from_numpy(images).split(_BATCH)])
 
 
 def _percent(hits: np.ndarray) -> float:

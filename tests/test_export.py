@@ -20,6 +20,7 @@ from glit_models.export.form import ExportForm
 from glit_models.export.images import generated_images, prepare
 from glit_models.export.preprocessing import preprocessing_model
 from glit_models.export.sessions import open_session
+from glit_models.export.source import open_source
 from PIL import Image
 from specs import MIXED, TINY48
 from weight_folders import CLASSES as NAMES
@@ -234,7 +235,7 @@ def test_a_file_that_prepares_images_gives_what_timms_transform_and_the_model_gi
     assert artifact.agreement.levels is not None
     assert artifact.agreement.levels <= 1.0
     classifier, plain = OnnxClassifier(artifact.path), OnnxClassifier(exported().path)
-    images = generated_images(6, (50, 40), seed=1)
+    images = list(generated_images(6, (50, 40), seed=1))
     np.testing.assert_allclose(classifier.probabilities(images), plain.probabilities(images), atol=2e-3)
     arrays = np.stack([np.asarray(images[0])] * 3)
     assert classifier.logits(arrays).shape == (3, 5)
@@ -297,6 +298,18 @@ def test_the_report_stands_beside_the_file(tmp_path: Path) -> None:
     assert artifact.agreement is not None
     assert artifact.agreement.accuracy == found["accuracy"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.onnx", "model.onnx.json"]
+
+
+def test_any_number_of_images_is_compared_in_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    real, sizes = verify.torch_logits, []
+    monkeypatch.setattr(verify, "torch_logits", lambda model, images: sizes.append(len(images)) or real(model, images))
+    runner, source = OnnxClassifier(exported().path, ["cpu"]), open_source(small_glit())
+    agreement = verify.compare(runner, source, 100, None)
+    assert (agreement.num_images, agreement.holds, sizes) == (100, True, [1, 32, 32, 32, 3])
+    fixed = OnnxClassifier(exported(batch=5).path, ["cpu"])
+    sizes.clear()
+    assert verify.compare(fixed, source, 40, None).holds
+    assert sizes == [1, 30, 9]  # whole batches of the file
 
 
 def test_a_file_that_differs_is_marked_and_ends_with_status_1(

@@ -47,7 +47,7 @@ def test_the_folder_holds_what_both_libraries_look_for(folder: Path) -> None:
 
 
 def test_the_input_has_another_name_and_the_answers_are_the_same(folder: Path) -> None:
-    images = generated_images(3, (40, 50))
+    images = list(generated_images(3, (40, 50)))
     found = OnnxClassifier(folder / "onnx" / "model.onnx", ["cpu"]).probabilities(images)
     np.testing.assert_allclose(found, OnnxClassifier(exported().path, ["cpu"]).probabilities(images), atol=1e-6)
 

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import weakref
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 import torch
-from exported import exported, small_glit
-from glit_models.export import ImageSource, OnnxArtifact, OnnxClassifier, export_onnx, quantize
+from exported import CLASSES, exported, small_glit
+from glit_models.export import ImageSource, OnnxArtifact, OnnxClassifier, export_onnx, images, quantize
 from glit_models.export.form import ExportForm
 from glit_models.export.images import generated_images
 from glit_models.export.sensitivity import measure_sensitivity
 from PIL import Image
 
+from glit_models.data import sources
+from glit_models.data.image_files import open_image
 from glit_models.errors import DataError
 
 pytestmark = pytest.mark.usefixtures("cached_graphs")
@@ -149,3 +153,34 @@ def test_a_calibration_folder_without_images_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"two.png: not an image"):
         export_onnx(small_glit(), tmp_path / "x.onnx", precision="int8", calibration=ImageSource(str(tmp_path)))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one.png", "two.png"]
+
+
+# ---- memory ----
+
+
+def test_photographs_are_read_one_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for index, image in enumerate(generated_images(80, (40, 40))):
+        (tmp_path / CLASSES[index % 5]).mkdir(exist_ok=True)
+        image.save(tmp_path / CLASSES[index % 5] / f"{index:02d}.png")
+    open_files: set[int] = set()
+    most: list[int] = []
+
+    def counted(*args: Any) -> Image.Image:
+        image = open_image(*args)
+        open_files.add(number := len(most))
+        weakref.finalize(image, open_files.discard, number)
+        most.append(len(open_files))
+        return image
+
+    monkeypatch.setattr(sources, "open_image", counted)  # of class folders
+    monkeypatch.setattr(images, "open_image", counted)  # of a folder without them
+    for folder, preprocess in ((tmp_path, False), (tmp_path, True), (tmp_path / CLASSES[0], True)):
+        most.clear()
+        source = ImageSource(str(folder))
+        options = {"calibration": source, "images": source, "preprocess": preprocess}
+        artifact = export_onnx(small_glit(), tmp_path / "x.onnx", precision="int8", verify=80, force=True, **options)
+        assert artifact.agreement is not None
+        count = artifact.agreement.num_images
+        assert count == (80 if folder == tmp_path else 16)
+        assert len(most) >= 2 * count  # for the calibration, and for the comparison
+        assert max(most) <= 2  # one is being read while the one before is still named

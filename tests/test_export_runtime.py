@@ -75,7 +75,7 @@ def test_a_classifier_says_what_it_is_and_can_be_sent_to_another_process(classif
     assert str(classifier.path) in text
     assert "fp32, images of 32 x 32, 5 classes, CPUExecutionProvider" in text
     again = pickle.loads(pickle.dumps(classifier))
-    images = generated_images(2, (30, 30))
+    images = list(generated_images(2, (30, 30)))
     np.testing.assert_array_equal(again.probabilities(images), classifier.probabilities(images))
 
 
@@ -87,7 +87,7 @@ def test_grey_arrays_are_images_too(classifier: OnnxClassifier) -> None:
 
 
 def test_a_file_of_one_channel_sees_grey_images() -> None:
-    images = generated_images(2, (40, 40))
+    images = list(generated_images(2, (40, 40)))
     expected = Classifier(small_glit(in_chans=1, global_pool="avg"), torch.device("cpu")).probabilities(images).numpy()
     for options in ({}, {"preprocess": True}):
         found = OnnxClassifier(exported("one channel", **options).path).probabilities(images)
@@ -109,7 +109,7 @@ def test_threads_may_share_a_classifier(classifier: OnnxClassifier) -> None:
 
 
 def test_half_precision_is_fed_and_read_without_thinking_of_it() -> None:
-    images = generated_images(2, (40, 40))
+    images = list(generated_images(2, (40, 40)))
     half = OnnxClassifier(exported(precision="fp16").path)
     assert half.input_dtype == np.float16
     assert half.logits_of(images).dtype == np.float32
@@ -240,12 +240,28 @@ def test_two_builds_of_onnx_runtime_in_one_place_are_refused(
 
 def test_engines_of_tensorrt_are_kept_for_each_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("GLIT_HOME", str(tmp_path))
-    assert runtime._engine_cache(exported().path) == {}  # it is not there
-    monkeypatch.setattr(runtime, "available_providers", lambda: sessions.PROVIDERS)
-    caches = [runtime._engine_cache(exported(opset=opset).path) for opset in (20, 18)]
+    first, second = exported().path, exported(opset=18).path
+    assert runtime._engine_cache(first, None) == {}  # it is not there
+    monkeypatch.setattr(sessions, "available_providers", lambda: sessions.PROVIDERS)
+    for others in (["cpu"], ["cuda"]):
+        assert runtime._engine_cache(first, others) == {}
+    assert list(tmp_path.iterdir()) == []
+    caches = [runtime._engine_cache(first, None), runtime._engine_cache(second, ["trt"])]
     folders = [Path(cache["TensorrtExecutionProvider"]["trt_engine_cache_path"]) for cache in caches]
     assert {folder.parent for folder in folders} == {tmp_path / "tensorrt"}
     assert folders[0] != folders[1]
+    assert all(folder.is_dir() for folder in folders)
+
+
+def test_without_a_place_for_engines_tensorrt_works_uncached(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = exported().path
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("GLIT_HOME", str(tmp_path / "file"))
+    monkeypatch.setattr(sessions, "available_providers", lambda: sessions.PROVIDERS)
+    assert runtime._engine_cache(path, None) == {}
+    assert "cannot be created (Not a directory), so TensorRT builds its engines" in capsys.readouterr().err
 
 
 def test_a_cuda_graph_needs_a_fixed_batch_and_cuda() -> None:

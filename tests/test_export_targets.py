@@ -287,6 +287,36 @@ def test_without_weights_the_way_out_is_to_export_random_ones(
     err = capsys.readouterr().err
     assert err.endswith("; --random-weights exports it untrained\n")
     assert err.count("\n") == 1
-    assert main(["export", "resnet1", "--random-weights", "--out", str(tmp_path / "model.onnx")]) == 2
-    assert capsys.readouterr().err == "glit: no model 'resnet1': Unknown model (resnet1)\n"
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("resnet1", "no model 'resnet1'; `glit list` shows what there is"),
+        ("", "the name of the model is empty"),
+        ("you/model", "you/model: no such folder here; as NAMESPACE/NAME on the Hub: not in the cache"),
+        ("hf-hub:you/birds", "you/birds/config.json: not in the cache"),
+        ("http://localhost/model", "http://localhost/model: no such folder"),
+        ("runs/pets/model", "runs/pets/model: no such folder"),
+        ("local-dir:/nope", "local-dir:/nope cannot be created: "),
+    ],
+)
+def test_a_wrong_model_to_export_untrained_is_named(
+    name: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert main(["export", name, "--random-weights", "--out", str(tmp_path / "model.onnx")]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"glit: {message}")
+    assert err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_weight_folder_is_exported_untrained(folder: str, tmp_path: Path) -> None:
+    arguments = ["export", folder, "--out", str(tmp_path / "model.onnx"), "--verify", "2"]
+    assert main([*arguments, "--random-weights"]) == 0
+    info = OnnxClassifier(tmp_path / "model.onnx", ["cpu"]).info
+    assert (info.spec, info.class_names) == (small_glit().spec, CLASSES)
+    assert info.sha256 != open_source(folder).sha256

@@ -514,6 +514,16 @@ def test_a_model_of_timm_on_the_hub_is_fetched_by_the_same_way(
     torch.testing.assert_close(load_model("hf-hub:somebody/vit", any_timm=True).model.state_dict(), model.state_dict())
 
 
+def test_a_repository_is_exported_untrained_by_its_configuration_alone(
+    server: HubServer, folder: Path, tmp_path: Path
+) -> None:
+    server.add(REPO, {"config.json": (folder / "config.json").read_bytes()})
+    out = tmp_path / "model.onnx"
+    assert main(["export", REPO, "--random-weights", "--out", str(out), "--verify", "1", "--provider", "cpu"]) == 0
+    assert out.is_file()
+    assert not any("safetensors" in path for _, path in server.requests)
+
+
 def test_a_closed_port_is_reported_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

@@ -59,7 +59,7 @@ def test_a_photo_on_its_side_is_upright_for_prediction_training_scoring_and_cali
     for name, root in (("folder", pets), ("torch/image_folder", pets), ("folder", tmp_path / "pets.tar")):
         splits = open_splits(name, root, hold_out=2)
         assert all(is_upright(part[i][0]) for part in (splits.train, splits.validation) for i in range(2))
-    assert all(map(is_upright, ImageSource(str(pets)).pick(4)[0]))
+    assert all(map(is_upright, ImageSource(str(pets)).pick(4).images()))
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")

@@ -602,6 +602,15 @@ def test_the_command_says_how_it_is_used(tmp_path: Path, capsys: pytest.CaptureF
             "glit search plan takes no --out; it is for `glit search`, `glit search again`, ",
         ),
         (["smoke", "--out", str(tmp_path), "--networks", "3"], "takes no --networks; it is for `glit search rank`"),
+        (["smoke", "--out", str(tmp_path), "--networks", "0"], "takes no --networks; it is for `glit search rank`"),
+        (["rank", str(tmp_path), "--networks", "0"], "glit: --networks must be at least 3, because fewer cannot"),
+        (["rank", str(tmp_path), "--networks", "2"], "be ranked, got 2"),
+        (["report", str(tmp_path), "--workers", "0"], "glit search report takes no --workers; it is for `glit search`"),
+        (["plan", "smoke", "--address", "a:1"], "glit search plan takes no --address; it is for `glit search`, "),
+        (
+            ["extract", str(tmp_path), "--out", "x", "--engine-options", "num_gpus=1"],
+            "glit search extract takes no --engine-options; it is for `glit search`, `glit search rank`, ",
+        ),
         (["report", str(tmp_path)], "recipe.yaml"),
         (["nothing", "--out", str(tmp_path)], "no recipe 'nothing': not a file, and the shipped ones are"),
     ):

@@ -214,7 +214,7 @@ def test_a_supernet_can_be_trained_by_itself_and_the_search_goes_on_from_it(
     words = [word for text in overrides for word in ("--set", text)]
     arguments = ["search", RECIPE, "--out", str(tmp_path / "out"), "--device", "cpu", *words]
     assert cli.main([*arguments, "--supernet-only"]) == 0
-    assert f"--set supernet.from={tmp_path / 'out'}" in capsys.readouterr().out
+    assert f"next: --set supernet.from={tmp_path / 'out'} in another search; resume" in capsys.readouterr().out
     weights = load_file(tmp_path / "out/joint/supernet/model.safetensors")
     assert {tensor.dtype for tensor in weights.values()} == {torch.float16, torch.int64}
     assert not (tmp_path / "out/joint/candidates.jsonl").exists()
@@ -223,6 +223,11 @@ def test_a_supernet_can_be_trained_by_itself_and_the_search_goes_on_from_it(
     arguments[3] = str(tmp_path / "none")
     assert cli.main([*arguments, "--supernet-only", "--set", "fitness=macs"]) == 2
     assert capsys.readouterr().err.endswith("glit: fitness macs has no supernet to train\n")
+    arguments[3] = str(tmp_path / "two stages")
+    assert cli.main([*arguments, "--supernet-only", "--set", "method=hierarchical"]) == 0
+    out = capsys.readouterr().out
+    assert out.endswith("next: resume this one without --supernet-only\n")
+    assert (tmp_path / "two stages/stage1/supernet/model.safetensors").is_file()
 
 
 def assert_same_parameters(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> None:

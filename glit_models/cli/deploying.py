@@ -56,7 +56,7 @@ def add_export(commands: Commands) -> None:
     parser.add_argument(
         "--engine-cache",
         metavar="DIR",
-        help="triton: folder of the server's TensorRT engines (default: /engines)",
+        help="triton: folder of the server's TensorRT engines (default: /engines; kserve: /tmp)",
     )
     parser.add_argument(
         "--storage-uri", metavar="URI", help="kserve: where the cluster reads the repository, s3://BUCKET/repository"
@@ -107,7 +107,7 @@ def _run_export(args: argparse.Namespace) -> int:
             _untrained(args.model) if args.random_weights else args.model, args.out, name, **options
         )
     except WeightsError as error:
-        if not is_other_model(args.model):
+        if args.random_weights or not is_other_model(args.model):
             raise
         raise WeightsError(*error.message.parts, "; --random-weights exports it untrained") from None
     if args.json:
@@ -122,15 +122,19 @@ def _run_export(args: argparse.Namespace) -> int:
 
 
 def _untrained(name: str) -> Any:
-    """A model with random weights, the same in every call."""
-    import timm
+    """A model with random weights, the same in every call; of a folder or repository, only the configuration."""
     import torch
 
+    from ..weights.loading import create_model, timm_name
+
+    name = timm_name(name)
     torch.manual_seed(0)
     try:
-        return timm.create_model(name).eval()
-    except RuntimeError as error:
-        raise GlitError(f"no model {name!r}: {first_line(error)}") from None
+        return create_model(name).eval()
+    except GlitError:
+        raise
+    except Exception as error:  # the model may come from any library
+        raise GlitError(f"{name} cannot be created: {first_line(error)}") from None
 
 
 def _list_formats() -> int:

@@ -57,13 +57,14 @@ def add_search(commands: Commands) -> None:
     parser.add_argument("--spec", metavar="FILE", help="extract: spec of the network, a JSON file")
 
 
+_ENGINE = ("engine", "workers", "address", "engine_options")
 # The options of each subcommand, besides --device; those of a search itself are at ''.
 _TAKES = {
-    "": ("out", "set", "max_minutes", "engine", "supernet_only"),
+    "": ("out", "set", "max_minutes", *_ENGINE, "supernet_only"),
     "plan": ("folder", "set", "json"),
     "report": ("folder",),
-    "rank": ("folder", "networks", "stage", "max_minutes", "engine"),
-    "again": ("folder", "out", "set", "keep_winner", "max_minutes", "engine"),
+    "rank": ("folder", "networks", "stage", "max_minutes", *_ENGINE),
+    "again": ("folder", "out", "set", "keep_winner", "max_minutes", *_ENGINE),
     "extract": ("folder", "out", "stage", "place", "front", "spec"),
 }
 _NEEDS = ("folder", "out")
@@ -79,7 +80,8 @@ def _check_options(args: argparse.Namespace, command: str) -> None:
     """Raise SearchError if a subcommand lacks a required option, or was given one that it does not take."""
     name, takes = f"glit search {command}".strip(), _TAKES[command]
     for option in dict.fromkeys(option for options in _TAKES.values() for option in options):
-        given = getattr(args, option) not in (None, False, [])
+        value = getattr(args, option)
+        given = value is not None and value is not False and value != []  # 0 is given, too
         positional = "a recipe" if command == "plan" else "DIR, the folder of a search"
         flag = positional if option == "folder" else f"--{option.replace('_', '-')}"
         if given and option not in takes:
@@ -101,7 +103,9 @@ def _run_recipe(args: argparse.Namespace) -> int:
     result = run.run(supernet_only=True)
     if result is not None and run.context.rank == 0:
         print_json(result)
-        echo(f"next: --set supernet.from={args.out} in another search; resume this one without --supernet-only")
+        # Only methods of one stage start from a supernet, and only from one of another such method.
+        start = f"--set supernet.from={args.out} in another search; " if len(recipe.method_class.stages) == 1 else ""
+        echo(f"next: {start}resume this one without --supernet-only")
     return run.context.stop.exit_status if result is None else 0
 
 
@@ -195,9 +199,12 @@ def _run_rank(args: argparse.Namespace) -> int:
 
     from ..runs.signals import StopRequest
 
+    networks = 10 if args.networks is None else args.networks
+    if networks < 3:
+        raise SearchError(f"--networks must be at least 3, because fewer cannot be ranked, got {networks}")
     stop = StopRequest(args.max_minutes)
     ranking = rank_networks(
-        args.folder, args.networks or 10, args.stage, _pick_device(args),
+        args.folder, networks, args.stage, _pick_device(args),
         runtimes=_runtimes(read_recipe_of(args.folder)), stop=stop, executor=_open_executor(args, args.folder),
     )  # fmt: skip
     if ranking is None:
