@@ -91,10 +91,10 @@ def test_a_stopped_table_goes_on_where_it_was(
 def test_names_that_are_not_utf_8_are_escaped_and_the_table_is_resumed(
     model: str, images: Path, capsys: pytest.CaptureFixture[str]
 ):
-    (images / os.fsdecode(b"caf\xe9.png")).write_bytes((images / "00.png").read_bytes())
+    (images / os.fsdecode(b"photo\xe9.png")).write_bytes((images / "00.png").read_bytes())
     for name in ("out.csv", "out.jsonl"):
         assert run(model, name) == 1
-        assert "caf\\udce9.png" in Path(name).read_text(encoding="utf-8").replace("\\\\", "\\")
+        assert "photo\\udce9.png" in Path(name).read_text(encoding="utf-8").replace("\\\\", "\\")
     assert "out.jsonl: 11 images" in capsys.readouterr().out
 
 
