@@ -11,15 +11,15 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from timm.layers import register_notrace_function
-from torch import Tensor
+from torch import Tensor, nn
 
-__all__ = ["depthwise_conv", "is_narrow"]
+__all__ = ["DepthwiseConv", "depthwise_conv"]
 
 _MAX_TILE = 40  # tokens; about the fastest of 16 to 100 at GLiT-Tiny's sizes
 _MAX_WHOLE = 32  # tokens of a single tile without padding; with many channels, more would fill the cache
 
 
-def is_narrow(channels: int, taps: int) -> bool:
+def _is_narrow(channels: int, taps: int) -> bool:
     """Whether to avoid oneDNN's bfloat16 kernel, which never returns with too few channels and many taps.
 
     Seen with torch 2.15 on a CPU with AMX; with one channel more or two taps fewer, it returns.
@@ -38,22 +38,53 @@ def depthwise_conv(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     else:  # noqa: RET505 - TorchScript leaves out a branch only as an `else`
         autocast = x.device.type == "cpu" and torch.is_autocast_enabled("cpu")
         dtype = torch.get_autocast_dtype("cpu") if autocast else x.dtype
-        if x.device.type == "cpu" and dtype == torch.bfloat16 and is_narrow(weight.shape[0], weight.shape[3]):
+        if x.device.type == "cpu" and dtype == torch.bfloat16 and _is_narrow(weight.shape[0], weight.shape[3]):
             with torch.autocast("cpu", enabled=False):
                 args = (x.float(), weight.float(), None if bias is None else bias.float())
                 return F.conv2d(*args, padding=(0, weight.shape[3] // 2), groups=weight.shape[0]).to(dtype)
-        if x.device.type != "cpu" or torch.jit.is_tracing():
+        if x.device.type != "cpu" or not torch.is_grad_enabled() or torch.jit.is_tracing():
             return F.conv2d(x, weight, bias, padding=(0, weight.shape[3] // 2), groups=weight.shape[0])
         if autocast:
             x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
         return _Depthwise.apply(x, weight, bias)
 
 
+torch.fx.wrap("depthwise_conv")  # a leaf for tracers, because it branches on devices and shapes
+
+
+class DepthwiseConv(nn.Conv2d):
+    """A depthwise `Conv2d` with a kernel of (1, K) that trains by `depthwise_conv`: [1, C, B, N] -> [1, C, B, N].
+
+    It is called like any module, so hooks, pruning, adapters and tracing see it.
+    """
+
+    def __init__(self, channels: int, taps: int, **factory: Any) -> None:
+        super().__init__(channels, channels, (1, taps), padding=(0, taps // 2), groups=channels, **factory)
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return depthwise_conv(input, weight, bias)
+
+    @torch.jit.ignore
+    def plain(self) -> nn.Conv2d:
+        """A `Conv2d` with the same parameters, which also takes other shapes than [1, C, B, N] with gradients."""
+        conv = nn.Conv2d(
+            self.in_channels, self.in_channels, (1, self.weight.shape[3]), padding=(0, self.weight.shape[3] // 2),
+            groups=self.in_channels, device="meta",
+        )  # fmt: skip
+        conv.weight, conv.bias = self.weight, self.bias
+        return conv
+
+
 class _Depthwise(torch.autograd.Function):
+    generate_vmap_rule = True  # gradients of single images: torch.func.vmap of torch.func.grad
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(x, weight)
+    def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # type: ignore[override]
         return F.conv2d(x, weight, bias, padding=(0, weight.shape[3] // 2), groups=weight.shape[0])
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[:2])
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:

@@ -1,9 +1,13 @@
 """Tests that the depthwise convolution for training equals torch's: outputs and gradients, for all arguments."""
 
+from collections.abc import Callable
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.utils import prune
 
 from glit_models.depthwise import depthwise_conv
 from glit_models.parts import BuildOptions, LocalConvPart, TokenGrid
@@ -118,3 +122,31 @@ def test_few_channels_and_many_taps_do_not_hang_in_bfloat16(training: bool, auto
     out.float().sum().backward()
     assert out.isfinite().all()
     assert conv.dwconv.weight.grad is not None
+
+
+@pytest.mark.parametrize("tokens", [17, 64])
+def test_gradients_of_single_images_are_those_of_torch_s_own(tokens: int) -> None:
+    x, weight, bias = (tensor.detach() for tensor in operands(3, 4, tokens, 5))
+
+    def loss(function: Callable[..., Tensor], weight: Tensor, row: Tensor) -> Tensor:
+        return function(row[None, :, None].contiguous(), weight, bias).square().sum()
+
+    images = x[0].transpose(0, 1)  # [B, C, N]
+    ours, theirs = (
+        torch.func.vmap(torch.func.grad(partial(loss, function)), in_dims=(None, 0))(weight, images)
+        for function in (depthwise_conv, stock)
+    )
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_hooks_and_pruning_see_the_convolution_in_training() -> None:
+    conv = LocalConvPart(16, 1, 16, 15).build(BuildOptions(TokenGrid(4, 4)))
+    called: list[bool] = []
+    conv.dwconv.register_forward_hook(lambda *_: called.append(torch.is_grad_enabled()))
+    prune.l1_unstructured(conv.dwconv, "weight", 0.5)
+    for _ in range(2):
+        conv(torch.randn(2, 17, 16)).sum().backward()
+    with torch.no_grad():
+        conv(torch.randn(2, 17, 16))
+    assert called == [True, True, False]
+    assert (conv.dwconv.weight == 0).sum() == conv.dwconv.weight.numel() // 2

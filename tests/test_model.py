@@ -513,6 +513,12 @@ def test_torchscript_follows_a_dynamic_image_size() -> None:
     torch.testing.assert_close(torch.jit.script(model)(x), model(x), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+def test_a_traced_model_passes_torch_s_own_check() -> None:
+    model, x = make(), images()
+    torch.testing.assert_close(torch.jit.trace(model, x)(x), model(x), rtol=1e-5, atol=1e-5)  # traces with gradients
+
+
 @pytest.mark.parametrize("training", [False, True])
 def test_torch_fx_traces_the_model(training: bool) -> None:
     model, x = make().train(training), images()

@@ -16,14 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from ..depthwise import depthwise_conv, is_narrow
+from ..depthwise import DepthwiseConv
 from ..spec import check_int, check_odd
 from .flat import first_token, split_linear
 from .part import BuildOptions, ExportOptions, Part, Slice, TokenGrid, count_linear_params, show_heads
 
 __all__ = ["GatedConv", "GatedConvPart", "LocalConv", "LocalConvPart"]
-
-torch.fx.wrap("depthwise_conv")  # a leaf for tracers, because it branches on devices and shapes
 
 
 @dataclass(frozen=True)
@@ -127,13 +125,16 @@ class GatedConv(nn.Module):
     def __init__(self, part: GatedConvPart, options: BuildOptions) -> None:
         super().__init__()
         hidden, kernel, dd = part.hidden, part.kernel, options.factory
-        padding = (kernel[0] // 2, kernel[1] // 2)
         self.expand = nn.Linear(part.channels, 2 * hidden, **dd)
-        self.dwconv = nn.Conv2d(hidden, hidden, kernel, padding=padding, groups=hidden, **dd)
+        self.dwconv = self._make_conv(hidden, kernel, **dd)
         self.bn: nn.Module = nn.BatchNorm2d(hidden, **dd)
         self.act = nn.SiLU()
         self.project = nn.Linear(hidden, part.channels, **dd)
         self.proj_drop = nn.Dropout(options.proj_drop)
+
+    def _make_conv(self, channels: int, kernel: tuple[int, int], **factory: Any) -> nn.Conv2d:
+        padding = (kernel[0] // 2, kernel[1] // 2)
+        return nn.Conv2d(channels, channels, kernel, padding=padding, groups=channels, **factory)
 
     @torch.jit.ignore
     def fuse(self) -> Self:
@@ -181,19 +182,14 @@ class LocalConv(GatedConv):
     chooses the algorithm by B, and `torch.compile` would recompile.)
     """
 
-    def __init__(self, part: LocalConvPart, options: BuildOptions) -> None:
-        super().__init__(part, options)
-        self.is_narrow = is_narrow(part.hidden, part.kernel_size)
+    def _make_conv(self, channels: int, kernel: tuple[int, int], **factory: Any) -> nn.Conv2d:
+        return DepthwiseConv(channels, kernel[1], **factory)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, N, C] -> [B, N, C]."""
         x = F.glu(self.expand(x), dim=-1)
         x = x.unsqueeze(0).permute(0, 3, 1, 2)  # [1, C, B, N], channels-last in memory
-        if torch.is_grad_enabled() or self.is_narrow:
-            x = depthwise_conv(x, self.dwconv.weight, self.dwconv.bias)
-        else:
-            x = self.dwconv(x)
-        x = self.act(self.bn(x))
+        x = self.act(self.bn(self.dwconv(x)))
         return self.proj_drop(self.project(x.permute(0, 2, 3, 1).squeeze(0)))
 
 
@@ -204,7 +200,8 @@ class _FlatLocalConv(nn.Module):
         super().__init__()
         self.alone = alone
         self.expand, self.gate = split_linear(source.expand, 2)
-        self.dwconv, self.act, self.project = source.dwconv, source.act, source.project
+        assert isinstance(source.dwconv, DepthwiseConv)
+        self.dwconv, self.act, self.project = source.dwconv.plain(), source.act, source.project
 
     def forward(self, x: Tensor, num_tokens: int) -> Tensor:
         x = self.expand(x) * self.gate(x).sigmoid()
