@@ -79,7 +79,7 @@ class _Depthwise(torch.autograd.Function):
     generate_vmap_rule = True  # gradients of single images: torch.func.vmap of torch.func.grad
 
     @staticmethod
-    def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # type: ignore[override]
+    def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return F.conv2d(x, weight, bias, padding=(0, weight.shape[3] // 2), groups=weight.shape[0])
 
     @staticmethod
