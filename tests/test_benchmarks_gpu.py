@@ -278,3 +278,10 @@ def test_a_plan_is_rehearsed_on_the_cpu_without_an_error(plan: str, tmp_path: Pa
     if plan == "first":
         assert entries["correct"]["result"]["failed"] == []
         assert all("error" not in row for row in entries["throughput"]["result"]["rows"])
+    if plan == "onnx":
+        rows = entries["onnx"]["result"]["rows"]
+        assert {(row["precision"], row["how"]) for row in rows} == {
+            ("fp32", "CPUExecutionProvider"), ("int8", "CPUExecutionProvider"),
+            ("fp32", "PyTorch, eager"), ("fp32", "PyTorch, compiled"),
+        }  # fmt: skip
+        assert all("error" not in row for row in rows), rows
