@@ -13,13 +13,17 @@ from types import ModuleType
 
 import pytest
 import torch
+from safetensors.torch import load_file
+
+from glit_models.runs.state import write_tensors
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # `benchmarks` is no part of the package
 
 from benchmarks.gpu import __main__ as command  # noqa: E402
-from benchmarks.gpu import compiling, driver, full_search, plans, travel  # noqa: E402
+from benchmarks.gpu import compiling, driver, full_search, plans, training, travel  # noqa: E402
 from benchmarks.gpu.choice import choose, finalists  # noqa: E402
+from benchmarks.gpu.context import Context  # noqa: E402
 from benchmarks.gpu.files import MAX_BYTES, MAX_FILES, over_limits, tail  # noqa: E402
 from benchmarks.gpu.throughput import form_rates  # noqa: E402
 from benchmarks.gpu.training import new_is_better  # noqa: E402
@@ -228,7 +232,7 @@ def test_a_damaged_part_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_search_s_folder_comes_back_without_checkpoints(tmp_path: Path) -> None:
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import save_file
 
     folder, out = tmp_path / "search", tmp_path / "out"
     (folder / "stage1").mkdir(parents=True)
@@ -242,6 +246,34 @@ def test_a_search_s_folder_comes_back_without_checkpoints(tmp_path: Path) -> Non
     assert sorted(path.name for path in again.rglob("*") if path.is_file()) == ["model.safetensors", "recipe.yaml"]
     weights = load_file(again / "stage1" / "model.safetensors")
     assert (weights["weight"].dtype, weights["count"].item()) == (torch.float16, 2)
+
+
+# ---- trainings ----
+
+
+def make_context(tmp_path: Path, stage: str = "pretrain", **earlier: dict[str, object]) -> Context:
+    for folder in ("out", "work"):
+        (tmp_path / folder).mkdir(exist_ok=True)
+    return Context(stage, tmp_path / "out", tmp_path / "work", DATA, "cpu", True, time.time() + 60, earlier)
+
+
+@pytest.mark.parametrize(("step", "files"), [(3, ["pretrained.safetensors"]), (0, [])])
+def test_a_training_that_is_killed_between_steps_still_returns_its_weights(
+    step: int, files: list[str], tmp_path: Path
+) -> None:
+    context = make_context(tmp_path)
+    (context.work / "pretrain").mkdir()
+    state = {"step": step, "model": {"weight": torch.zeros(2)}, "ema": {"weight": torch.ones(2)}}
+    write_tensors(state, context.work / "pretrain" / "last.pt")
+    with pytest.raises(SystemExit, match="SIGTERM"), training._kept_weights(context.work / "pretrain", context):
+        signal.raise_signal(signal.SIGTERM)
+    assert sorted(path.name for path in context.out.iterdir()) == files
+    for name in files:
+        assert load_file(context.out / name)["weight"].tolist() == [1, 1]
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+# ---- a checkout ----
 
 
 @pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a checkout")

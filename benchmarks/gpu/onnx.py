@@ -45,7 +45,7 @@ def run_onnx(context: Context) -> Result:
 
 
 def _rows(context: Context, providers: list[str]) -> Iterator[dict[str, Any]]:
-    """CUDA first, then PyTorch, and TensorRT last, which may take a minute to build the engine of each file."""
+    """CUDA first, then PyTorch, and TensorRT last, because it builds an engine for each file before it runs."""
     batches = (1,) if context.rehearse else (1, 32, 256)
     files: dict[str, Path] = {}
     for precision, file in _exported(context):

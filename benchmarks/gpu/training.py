@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -18,9 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
+from glit_models.runs.files import whole_file
+from glit_models.runs.state import StateFiles, read_tensors
 from glit_models.training import Recipe, Trainer, load_recipe, setup
+from glit_models.weights.files import write_state_dict
 from glit_models.weights.folder import save_folder
 
 from ..depthwise_forms import FORMS, use_form
@@ -38,6 +42,7 @@ CUDA_ONLY = {
 
 PRETRAINED = "pretrained.safetensors"
 _SAFETY = 0.85  # of the measured rate, for validation, checkpoints and a slower start
+_START = "start, s"  # to create a trainer and for its first steps, which compile
 _EXPORT_SECONDS = 15.0  # for writing and scoring the weights
 _TINY = (
     "model.img_size=32", "optim.batch_size=20", "optim.warmup_epochs=0", "optim.ema_decay=0.9", "precision=fp32",
@@ -68,7 +73,7 @@ def run_pretrain(context: Context) -> Result:
     folder = context.work / "pretrain"
     rates = measure_rates("fractal_pretrain", overrides, folder, context, form)
     context.save(result := result | rates)
-    result |= _train("fractal_pretrain", overrides, folder, context, form, rates["both, images/s"])
+    result |= _train("fractal_pretrain", overrides, folder, context, form, rates)
     return result | {"weights": PRETRAINED}
 
 
@@ -100,22 +105,25 @@ def _model_folder(context: Context, num_classes: int) -> Path:
     return folder
 
 
-def measure_rates(name: str, overrides: list[str], folder: Path, context: Context, form: str) -> dict[str, Any]:
-    """Images per second of the data alone, of the model alone, and of both together, in a temporary run."""
+def measure_rates(name: str, overrides: list[str], folder: Path, context: Context, form: str) -> dict[str, float]:
+    """Measure in a temporary run: images per second of the data, of the model, and of both; seconds until the start."""
     recipe = load_recipe(name, [*overrides, *_data(name, context), "optim.epochs=1", "optim.warmup_epochs=0"])
     scratch = folder.with_name(f"{folder.name}-rates")
     shutil.rmtree(scratch, ignore_errors=True)
     watch = _Stopwatch(2 if context.rehearse else 20, context)
     with ExitStack() as stack:
+        began = time.perf_counter()
         trainer = Trainer(recipe, scratch, context.device, score_test=False)
         if form != CURRENT:
             stack.enter_context(use_form(trainer.model, FORMS[form]))
         steps = trainer.feed.steps
+        built = time.perf_counter() - began
         watch.data(steps(0, 0))
         trainer.feed.steps = lambda epoch, first: watch.training(steps(epoch, first))  # type: ignore[method-assign]
         trainer.run()
     shutil.rmtree(scratch, ignore_errors=True)
-    return {f"{case}, images/s": recipe.optim.batch_size / took for case, took in watch.seconds.items()}
+    rates = {f"{case}, images/s": recipe.optim.batch_size / took for case, took in watch.seconds.items()}
+    return rates | {_START: built + watch.first_steps}
 
 
 class _Stopwatch:
@@ -124,6 +132,7 @@ class _Stopwatch:
     def __init__(self, steps: int, context: Context) -> None:
         self.steps, self.context = steps, context
         self.seconds: dict[str, float] = {}
+        self.first_steps = 0.0  # seconds in total
 
     def data(self, batches: Iterator[Any]) -> None:
         """Seconds per batch, for the batches alone."""
@@ -134,7 +143,10 @@ class _Stopwatch:
 
     def training(self, batches: Iterator[Any]) -> Iterator[Any]:
         """Batches for warm-up, for timing both together, and one repeated batch for timing the model."""
+        began = time.perf_counter()
         yield from islice(batches, 3)  # compiles
+        self._synchronize()
+        self.first_steps = time.perf_counter() - began
         with self._timed("both"):
             yield from islice(batches, self.steps)
         fixed = next(batches)
@@ -159,21 +171,19 @@ def _data(name: str, context: Context) -> list[str]:
     return [] if name == "fractal_pretrain" else [f"data.root={context.data}"]
 
 
-def _train(name: str, overrides: list[str], folder: Path, context: Context, form: str, rate: float) -> Result:
+def _train(
+    name: str, overrides: list[str], folder: Path, context: Context, form: str, rates: dict[str, float]
+) -> Result:
     """Train for the remaining time, with a schedule of that length, and write the weights."""
-    recipe = _fitted(name, [*overrides, *_data(name, context)], folder, context, rate)
-    minutes = max(context.seconds_left - _EXPORT_SECONDS, 1) / 60
+    recipe = _fitted(name, [*overrides, *_data(name, context)], folder, context, rates)
     with ExitStack() as stack:
-        trainer = Trainer(recipe, folder, context.device, max_minutes=minutes)
+        stack.enter_context(_kept_weights(folder, context))
+        trainer = Trainer(recipe, folder, context.device)
         if form != CURRENT:
             stack.enter_context(use_form(trainer.model, FORMS[form]))
+        # Its clock starts with the run, so the time that it took to create the trainer is no longer in it.
+        trainer.stop.max_minutes = max(context.seconds_left - _EXPORT_SECONDS, 1) / 60
         result = trainer.run()
-    model = trainer.selection.scored
-    if result is not None and (folder / "best.safetensors").is_file():
-        model.load_state_dict(load_file(folder / "best.safetensors"))
-    weights = {key: t.detach().half().cpu().contiguous() if t.is_floating_point() else t.cpu()
-               for key, t in model.state_dict().items()}  # fmt: skip
-    save_file(weights, context.out / f"{'pretrained' if folder.name == 'pretrain' else folder.name}.safetensors")
     images = trainer.step * recipe.optim.batch_size
     return {
         "finished": result is not None, "steps": trainer.step, "images": images, "epochs": recipe.optim.epochs,
@@ -181,7 +191,41 @@ def _train(name: str, overrides: list[str], folder: Path, context: Context, form
     }  # fmt: skip
 
 
-def _fitted(name: str, overrides: list[str], folder: Path, context: Context, rate: float) -> Recipe:
+@contextmanager
+def _kept_weights(folder: Path, context: Context) -> Iterator[None]:
+    """Write the weights to the results when the training ends, also by an error or SIGTERM outside of its steps."""
+
+    def stop(number: int, frame: object) -> None:
+        sys.exit("stopped by SIGTERM")
+
+    previous = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        _write_weights(folder, context.out / _file_of(folder))
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _file_of(run: Path) -> str:
+    return PRETRAINED if run.name == "pretrain" else f"{run.name}.safetensors"
+
+
+def _write_weights(run: Path, target: Path) -> None:
+    """Write the best weights of a finished run in float16, else the averaged ones of its last checkpoint, if any."""
+    if (run / "result.json").is_file():
+        weights = load_file(run / "best.safetensors")
+    else:
+        state = StateFiles(run / "last.pt", run / "previous.pt").load(read_tensors)
+        if state is None or state["step"] == 0:
+            return
+        weights = state["ema"] or state["model"]
+    half = {key: t.half() if t.is_floating_point() else t for key, t in weights.items()}
+    with whole_file(target) as path:
+        write_state_dict(half, path)
+
+
+def _fitted(name: str, overrides: list[str], folder: Path, context: Context, rates: dict[str, float]) -> Recipe:
     """The recipe with as many epochs as fit; a resumed run keeps its number."""
     if (folder / "last.pt").is_file() and not (folder / "result.json").is_file():
         return load_recipe(str(folder / "recipe.yaml"))
@@ -190,7 +234,8 @@ def _fitted(name: str, overrides: list[str], folder: Path, context: Context, rat
     one = load_recipe(name, overrides)
     fractals = one.data.fractals
     images = fractals.num_classes * fractals.instances if one.data.dataset == "fractals" else 55_000
-    epochs = int(_SAFETY * rate * (context.seconds_left - _EXPORT_SECONDS) / images)
+    seconds = context.seconds_left - rates[_START] - _EXPORT_SECONDS
+    epochs = int(_SAFETY * rates["both, images/s"] * seconds / images)
     epochs = 1 if context.rehearse else min(max(epochs, 1), one.optim.epochs)
     warmup = min(one.optim.warmup_epochs, 0.1 * epochs)
     more = [f"optim.epochs={epochs}", f"optim.warmup_epochs={warmup}", f"eval_every={max(epochs // 3, 1)}"]
@@ -262,6 +307,4 @@ def _fashion_mnist(context: Context, stage: str, overrides: list[str]) -> Result
     folder = context.work / stage
     rates = measure_rates("fashion_mnist_gpu", overrides, folder, context, form)
     context.save({"form": form, **rates})
-    return {"form": form, **rates} | _train(
-        "fashion_mnist_gpu", overrides, folder, context, form, rates["both, images/s"]
-    )
+    return {"form": form, **rates} | _train("fashion_mnist_gpu", overrides, folder, context, form, rates)
