@@ -270,6 +270,9 @@ def test_a_training_that_is_killed_between_steps_still_returns_its_weights(
     assert sorted(path.name for path in context.out.iterdir()) == files
     for name in files:
         assert load_file(context.out / name)["weight"].tolist() == [1, 1]
+        (context.out / name).unlink()
+    assert training._has_pretrained(context) == bool(files)  # as in a second call, on a machine that has emptied `out`
+    assert sorted(path.name for path in context.out.iterdir()) == files
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 

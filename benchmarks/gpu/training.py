@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import islice, repeat
 from pathlib import Path
@@ -79,11 +79,19 @@ def run_pretrain(context: Context) -> Result:
 
 def _carried_weights(context: Context, num_classes: int) -> Path | None:
     """The weights of an earlier call as a model folder, unless this plan's run has a checkpoint here."""
-    if not (context.out / PRETRAINED).is_file():
+    if not _has_pretrained(context):
         return None
     if (context.work / "pretrain" / "last.pt").is_file() and not (context.work / "pretrain" / "result.json").is_file():
         return _folder_of_run(context)
     return _model_folder(context, num_classes)
+
+
+def _has_pretrained(context: Context) -> bool:
+    """Whether the results hold pretrained weights; if the folder was emptied since, they are copied from `work`."""
+    returned, kept = context.out / PRETRAINED, context.work / PRETRAINED
+    if not returned.is_file() and kept.is_file():
+        shutil.copyfile(kept, returned)
+    return returned.is_file()
 
 
 def _folder_of_run(context: Context) -> Path | None:
@@ -203,15 +211,12 @@ def _kept_weights(folder: Path, context: Context) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        _write_weights(folder, context.out / _file_of(folder))
+        name = PRETRAINED if folder.name == "pretrain" else f"{folder.name}.safetensors"
+        _write_weights(folder, [context.work / name, context.out / name])
         signal.signal(signal.SIGTERM, previous)
 
 
-def _file_of(run: Path) -> str:
-    return PRETRAINED if run.name == "pretrain" else f"{run.name}.safetensors"
-
-
-def _write_weights(run: Path, target: Path) -> None:
+def _write_weights(run: Path, targets: Sequence[Path]) -> None:
     """Write the best weights of a finished run in float16, else the averaged ones of its last checkpoint, if any."""
     if (run / "result.json").is_file():
         weights = load_file(run / "best.safetensors")
@@ -221,8 +226,9 @@ def _write_weights(run: Path, target: Path) -> None:
             return
         weights = state["ema"] or state["model"]
     half = {key: t.half() if t.is_floating_point() else t for key, t in weights.items()}
-    with whole_file(target) as path:
-        write_state_dict(half, path)
+    for target in targets:
+        with whole_file(target) as path:
+            write_state_dict(half, path)
 
 
 def _fitted(name: str, overrides: list[str], folder: Path, context: Context, rates: dict[str, float]) -> Recipe:
@@ -248,7 +254,7 @@ def _fitted(name: str, overrides: list[str], folder: Path, context: Context, rat
 def run_few_labels(context: Context) -> Result:
     """Run `benchmarks.few_labels` with the new weights, the shipped ones and none, in several processes."""
     starts = ["glit_tiny.fractal1k"]
-    if (context.out / PRETRAINED).is_file():
+    if _has_pretrained(context):
         folder = context.work / "new_weights"
         shutil.rmtree(folder, ignore_errors=True)
         _model_folder(context, 20 if context.rehearse else 1000).rename(folder)
