@@ -24,8 +24,8 @@ _CASE_LIMIT = 0.4  # of the time of the stage, for the layers of GLiT-Tiny in ch
 def run_depthwise(context: Context) -> Result:
     """Measure the decisive cases first: layers in chain, compiled and eager. Then convolutions by kernel size."""
     rows: list[dict[str, Any]] = []
-    for new in _rows(context):
-        rows += new
+    for row in _rows(context):
+        rows.append(row)
         context.save(_result(rows))
     return _result(rows)
 
@@ -35,7 +35,7 @@ def _result(rows: list[dict[str, Any]]) -> Result:
     return {"finalists": finalists(decisive), "rows": rows}
 
 
-def _rows(context: Context) -> Iterator[list[dict[str, Any]]]:
+def _rows(context: Context) -> Iterator[dict[str, Any]]:
     plans: list[tuple[str, GLiTSpec, tuple[str, ...]]] = [("GLiT-Tiny", context.spec(), _CHAINS)]
     if not context.rehearse:
         plans.append(("GLiT-Tiny", context.spec(), ("inference", "training")))
@@ -46,8 +46,8 @@ def _rows(context: Context) -> Iterator[list[dict[str, Any]]]:
             for use in uses:
                 options = options_for(context, use, way)
                 if context.seconds_left > 0 and options.forms:
-                    for rows in depthwise_uses.measured(options, spec):
-                        yield [{"layers": layers, **row} for row in rows]
+                    for row in depthwise_uses.measured(options, spec):
+                        yield {"layers": layers, **row}
 
 
 def one_layer(kernel: int) -> GLiTSpec:
