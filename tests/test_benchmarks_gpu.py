@@ -20,8 +20,9 @@ from glit_models.runs.state import write_tensors
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # `benchmarks` is no part of the package
 
+from benchmarks.depthwise_forms import FORMS  # noqa: E402
 from benchmarks.gpu import __main__ as command  # noqa: E402
-from benchmarks.gpu import compiling, driver, full_search, plans, training, travel  # noqa: E402
+from benchmarks.gpu import compiling, correct, depthwise, driver, full_search, plans, training, travel  # noqa: E402
 from benchmarks.gpu.choice import choose, finalists  # noqa: E402
 from benchmarks.gpu.context import Context  # noqa: E402
 from benchmarks.gpu.files import MAX_BYTES, MAX_FILES, over_limits, tail  # noqa: E402
@@ -191,6 +192,26 @@ def test_the_trainings_share_what_the_other_stages_leave(tmp_path: Path) -> None
     assert boxes["environment"] == 25
 
 
+# ---- correctness ----
+
+
+def test_only_a_form_that_passed_every_case_can_be_a_finalist(tmp_path: Path) -> None:
+    context = make_context(tmp_path, "correct")
+    cases = len(correct._form_cases(context))
+    rows = [{"form": "conv1d", "ok": True}] * cases
+    rows += [{"form": "shifted sum", "ok": True}] * (cases - 1)  # then the time was up
+    rows += [{"form": "Toeplitz", "ok": True}] * (cases - 1) + [{"form": "Toeplitz", "ok": False}]
+    checked = correct._result(rows, context)
+    assert (checked["right_forms"], checked["wrong_forms"]) == (["conv1d"], ["Toeplitz"])
+
+    timed = [
+        {"layers": "GLiT-Tiny", "form": name, "use": use, "ms": 1.0}
+        for name in FORMS for use in ("training in chain", "inference in chain")
+    ]  # fmt: skip
+    assert depthwise._result(timed, make_context(tmp_path, "depthwise", correct=checked))["finalists"] == ["conv1d"]
+    assert depthwise._result(timed, make_context(tmp_path, "depthwise"))["finalists"] == []
+
+
 # ---- files and the journey ----
 
 
@@ -312,6 +333,8 @@ def test_a_plan_is_rehearsed_on_the_cpu_without_an_error(plan: str, tmp_path: Pa
     assert "A rehearsal on a CPU cannot reach:" in run.stdout
     if plan == "first":
         assert entries["correct"]["result"]["failed"] == []
+        assert entries["correct"]["result"]["right_forms"] == list(FORMS)
+        assert entries["depthwise"]["result"]["finalists"]
         assert all("error" not in row for row in entries["throughput"]["result"]["rows"])
     if plan == "onnx":
         rows = entries["onnx"]["result"]["rows"]

@@ -16,7 +16,7 @@ _TABLES = {
 }
 _FACTS = {
     "environment": ("device", "memory_tb_s", "bf16_tflops", "cudnn", "cudnn_causal_convolution"),
-    "correct": ("failed", "wrong_forms"),
+    "correct": ("failed", "right_forms", "wrong_forms"),
     "throughput": ("chosen",),
     "pretrain": ("form", "data, images/s", "model, images/s", "both, images/s", "images", "scores"),
     "fine_tune": ("form", "both, images/s", "epochs", "scores"),
