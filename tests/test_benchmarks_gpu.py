@@ -22,7 +22,17 @@ sys.path.insert(0, str(ROOT))  # `benchmarks` is no part of the package
 
 from benchmarks.depthwise_forms import FORMS  # noqa: E402
 from benchmarks.gpu import __main__ as command  # noqa: E402
-from benchmarks.gpu import compiling, correct, depthwise, driver, full_search, plans, training, travel  # noqa: E402
+from benchmarks.gpu import (  # noqa: E402
+    compiling,
+    correct,
+    depthwise,
+    driver,
+    environment,
+    full_search,
+    plans,
+    training,
+    travel,
+)
 from benchmarks.gpu.choice import choose, finalists  # noqa: E402
 from benchmarks.gpu.context import Context  # noqa: E402
 from benchmarks.gpu.files import MAX_BYTES, MAX_FILES, over_limits, tail  # noqa: E402
@@ -86,9 +96,11 @@ def test_new_weights_are_taken_only_if_they_gain_more_than_the_shipped_ones() ->
 
 def test_compilations_at_the_same_time_fit_into_the_gpu_s_memory() -> None:
     training, form = "network|training|GLiT-Tiny|compiled|256", "form|conv1d"
-    assert compiling._next(["pretrain", training], []) == "pretrain"
-    assert compiling._next([training, form], ["pretrain", training, training]) == training
-    assert compiling._next([training, form], ["pretrain", training, training, form]) is None
+    assert compiling._next(["pretrain", training], [], 62) == "pretrain"
+    assert compiling._next([training, form], ["pretrain", training, training], 62) == training
+    assert compiling._next([training, form], ["pretrain", training, training, form], 62) is None
+    assert compiling._next([training, form], ["pretrain", training, training, form], 123) == training
+    assert compiling._next(["pretrain"], [], 8) == "pretrain"  # rather than to wait for ever
 
 
 # ---- the driver ----
@@ -154,6 +166,51 @@ def test_a_second_call_skips_what_is_done_and_goes_on_with_the_rest(stages, tmp_
     assert make_driver(tmp_path, minutes=2.0).run() == 0
     logs = (tmp_path / "out" / "gpu.log").read_text()
     assert [f"this is {name}" in logs for name in ("broken", "slow", "good", "long")] == [False, False, True, True]
+
+
+def test_a_stage_that_may_not_run_beside_a_measurement_is_not_repeated_when_its_partner_is_finished(
+    stages, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    plan = (plans.Planned("broken", 20, beside=True), plans.Planned("slow", 9), plans.Planned("good", 20))
+    monkeypatch.setitem(plans.PLANS, "fake", plan)
+    (tmp_path / "work").mkdir()
+    entries = {"broken": {"status": "overran", "result": None}, "slow": {"status": "done", "result": {}}}
+    record = {"version": 1, "calls": [], "plans": {"fake": entries}}
+    (tmp_path / "work" / "gpu.json").write_text(json.dumps(record))
+    one = make_driver(tmp_path, minutes=2.0)
+    one.run()
+    assert one.fresh == {"good"}
+
+
+@pytest.mark.parametrize(
+    ("result", "expected"), [(None, {"environment"}), ({"device": "H200"}, {"environment", "good"})]
+)
+def test_only_a_device_that_does_not_work_ends_the_plan(
+    result: dict[str, str] | None, expected: set[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(plans.PLANS, "fake", (plans.Planned("environment", 20), plans.Planned("good", 20)))
+    one = make_driver(tmp_path, minutes=2.0)
+    popen = subprocess.Popen
+
+    def start(arguments: list[str], **keywords: object) -> subprocess.Popen[bytes]:
+        stage = Path(arguments[-1]).stem
+        if stage == "environment" and result is not None:
+            (tmp_path / "work" / "results").mkdir(exist_ok=True)
+            (tmp_path / "work" / "results" / "environment.json").write_text(json.dumps(result))
+        return popen(["false" if stage == "environment" else "true"], **keywords)
+
+    monkeypatch.setattr(driver.subprocess, "Popen", start)
+    one.run()
+    assert one.fresh == expected
+
+
+def test_a_hanging_nvidia_smi_is_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
+    def hang(*arguments: object, **keywords: object) -> None:
+        raise subprocess.TimeoutExpired("nvidia-smi", 5)
+
+    monkeypatch.setattr(environment.shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr(environment.subprocess, "run", hang)
+    assert "timed out after 5 seconds" in environment._nvidia_smi()
 
 
 def test_it_leaves_what_there_is_no_time_for_and_ends_in_time(stages, tmp_path: Path) -> None:

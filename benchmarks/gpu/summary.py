@@ -15,7 +15,7 @@ _TABLES = {
     "onnx": ("rows",),
 }
 _FACTS = {
-    "environment": ("device", "memory_tb_s", "bf16_tflops", "cudnn", "cudnn_causal_convolution"),
+    "environment": ("device", "memory_tb_s", "bf16_tflops", "cudnn", "cudnn_causal_convolution", "shared_memory_gib"),
     "correct": ("failed", "right_forms", "wrong_forms"),
     "throughput": ("chosen",),
     "pretrain": ("form", "data, images/s", "model, images/s", "both, images/s", "images", "scores"),
