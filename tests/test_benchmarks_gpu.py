@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # `benchmarks` is no part of the package
 
 from benchmarks.depthwise_forms import FORMS  # noqa: E402
+from benchmarks.few_labels import finished_row  # noqa: E402
 from benchmarks.gpu import __main__ as command  # noqa: E402
 from benchmarks.gpu import (  # noqa: E402
     compiling,
@@ -91,7 +92,21 @@ def test_new_weights_are_taken_only_if_they_gain_more_than_the_shipped_ones() ->
     shipped, new = "glit_tiny.fractal1k, gain", "/data/new_weights, gain"
     assert new_is_better({"rows": [{shipped: "+1.00", new: "+2.00"}, {shipped: "+3.00", new: "+2.50"}]})
     assert not new_is_better({"rows": [{shipped: "+1.00", new: "+0.50"}]})
+    assert not new_is_better({"rows": [{shipped: "+1.00"}, {new: "+2.00"}]})  # nothing to compare with
     assert not new_is_better({})
+
+
+def test_few_labels_are_scored_from_the_runs_that_are_finished(tmp_path: Path) -> None:
+    scores = {"scratch-0": 70.0, "scratch-1": 72.0, "fractal1k-1": 75.0, "fractal1k-2": 80.0}
+    for name, score in scores.items():
+        (tmp_path / f"600x10-{name}").mkdir()
+        (tmp_path / f"600x10-{name}" / "result.json").write_text(json.dumps({"test_top1": score}))
+    weights = ["glit_tiny.fractal1k", "/data/new_weights"]
+    assert finished_row(tmp_path, 600, 10, weights, range(3)) == {
+        "labels": 600, "epochs": 10, "scratch, %": "71.00 ± 1.41", "glit_tiny.fractal1k, %": "77.50 ± 3.54",
+        "glit_tiny.fractal1k, gain": "+3.00",
+    }  # fmt: skip
+    assert finished_row(tmp_path, 600, 40, weights, range(3)) == {"labels": 600, "epochs": 40}
 
 
 def test_compilations_at_the_same_time_fit_into_the_gpu_s_memory() -> None:

@@ -6,7 +6,8 @@ one, from its checkpoint if the machine is the same, else from the returned weig
 
 from __future__ import annotations
 
-import json
+import filecmp
+import os
 import shutil
 import signal
 import subprocess
@@ -28,6 +29,7 @@ from glit_models.weights.files import write_state_dict
 from glit_models.weights.folder import save_folder
 
 from ..depthwise_forms import FORMS, use_form
+from ..few_labels import finished_row
 from .choice import CURRENT
 from .context import Context, Result
 
@@ -253,26 +255,42 @@ def _fitted(name: str, overrides: list[str], folder: Path, context: Context, rat
 
 def run_few_labels(context: Context) -> Result:
     """Run `benchmarks.few_labels` with the new weights, the shipped ones and none, in several processes."""
-    starts = ["glit_tiny.fractal1k"]
-    if _has_pretrained(context):
-        folder = context.work / "new_weights"
-        shutil.rmtree(folder, ignore_errors=True)
-        _model_folder(context, 20 if context.rehearse else 1000).rename(folder)
-        starts.append(str(folder))
-    runs = context.work / "few_labels"
-    shutil.rmtree(runs, ignore_errors=True)
+    starts = ["glit_tiny.fractal1k", *_new_weights(context)]
+    budgets, seeds = ([(100, 1)], range(1)) if context.rehearse else ([(600, 10), (600, 40)], range(3))
     command = [
         sys.executable, "-m", "benchmarks.few_labels", "--json", "--threads", "1", "--device", context.device,
-        "--out", str(runs), "--root", str(context.data), "--weights", *starts,
-        "--budgets", "100x1" if context.rehearse else "600x40,600x10", "--rounds", "1" if context.rehearse else "3",
+        "--out", str(context.work / "few_labels"), "--root", str(context.data), "--weights", *starts,
+        "--budgets", ",".join(f"{labels}x{epochs}" for labels, epochs in budgets), "--rounds", str(len(seeds)),
     ]  # fmt: skip
     if context.rehearse:
         command += ["--set", "data.hold_out=100", "--set", "precision=fp32", "--set", "model.img_size=32"]
-    others = [subprocess.Popen(command, stdout=subprocess.DEVNULL) for _ in range(0 if context.rehearse else 7)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
-    for other in others:
-        other.wait()
-    return {"rows": json.loads(done.stdout)["rows"], "new_weights": len(starts) > 1}
+    count = 1 if context.rehearse else max((os.cpu_count() or 2) - 2, 1)
+    processes = [subprocess.Popen(command, stdout=subprocess.DEVNULL) for _ in range(count)]
+    running = True
+    while running:
+        running = any(process.poll() is None for process in processes)
+        rows = [finished_row(context.work / "few_labels", *budget, starts, seeds) for budget in budgets]
+        context.save(result := {"rows": rows, "new_weights": len(starts) > 1})
+        time.sleep(0.5)
+    failed = [process.returncode for process in processes if process.returncode]
+    if failed:
+        raise RuntimeError(f"{len(failed)} of {count} processes of benchmarks.few_labels failed: {failed}")
+    return result
+
+
+def _new_weights(context: Context) -> list[str]:
+    """The pretrained weights as a model folder, if there are any. Removes the runs that started from other ones."""
+    if not _has_pretrained(context):
+        return []
+    folder, runs = context.work / "new_weights", context.work / "few_labels"
+    weights, used = context.out / PRETRAINED, runs / PRETRAINED
+    if not (folder.is_dir() and used.is_file() and filecmp.cmp(weights, used, shallow=False)):
+        for outdated in (folder, *runs.glob("*-new_weights-*")):
+            shutil.rmtree(outdated, ignore_errors=True)
+        _model_folder(context, 20 if context.rehearse else 1000).rename(folder)
+        runs.mkdir(exist_ok=True)
+        shutil.copyfile(weights, used)
+    return [str(folder)]
 
 
 def run_fine_tune(context: Context) -> Result:
@@ -285,13 +303,14 @@ def run_fine_tune(context: Context) -> Result:
 
 
 def new_is_better(few_labels: Result) -> bool:
-    """Whether the new weights gain more over scratch than the shipped ones, on average over the budgets."""
-    gains = {"shipped": 0.0, "new": 0.0}
+    """Whether the new weights gain more over scratch than the shipped ones, on average over the budgets with both."""
+    difference = 0.0
     for row in few_labels.get("rows", []):
-        for key, value in row.items():
-            if key.endswith(", gain"):
-                gains["shipped" if key.startswith("glit_tiny.fractal1k") else "new"] += float(value)
-    return gains["new"] > gains["shipped"]
+        gains = {key: float(value) for key, value in row.items() if key.endswith(", gain")}
+        shipped = gains.pop("glit_tiny.fractal1k, gain", None)
+        if shipped is not None and gains:
+            difference += sum(gains.values()) - shipped
+    return difference > 0
 
 
 def run_scratch(context: Context) -> Result:
