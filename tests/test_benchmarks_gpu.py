@@ -293,6 +293,10 @@ def test_too_many_or_too_large_files_are_named(tmp_path: Path) -> None:
     with (tmp_path / "0").open("wb") as file:
         file.truncate(MAX_BYTES)
     assert over_limits(tmp_path) == [f"0 has {MAX_BYTES} bytes", "9 files, 8 are allowed"]
+    for number in range(1, 5):
+        with (tmp_path / f"{number}").open("wb") as file:
+            file.truncate(MAX_BYTES - 1)
+    assert over_limits(tmp_path)[-1] == f"{5 * MAX_BYTES - 4} bytes in all, {4 * MAX_BYTES} are allowed"
 
 
 def test_the_end_of_a_log_begins_with_a_whole_line(tmp_path: Path) -> None:
@@ -333,12 +337,51 @@ def test_a_search_s_folder_comes_back_without_checkpoints(tmp_path: Path) -> Non
     (folder / "recipe.yaml").write_text("seed: 0\n")
     (folder / "stage1" / "last.pt").write_bytes(b"large")
     save_file({"weight": torch.ones(3), "count": torch.tensor(2)}, folder / "stage1" / "model.safetensors")
-    assert full_search.pack(folder, out) == 1
+    assert full_search.pack(folder, out) == (1, [])
     full_search.unpack(out, tmp_path / "again")
     again = tmp_path / "again"
     assert sorted(path.name for path in again.rglob("*") if path.is_file()) == ["model.safetensors", "recipe.yaml"]
     weights = load_file(again / "stage1" / "model.safetensors")
     assert (weights["weight"].dtype, weights["count"].item()) == (torch.float16, 2)
+
+
+def test_a_search_s_weights_are_left_out_where_there_is_no_room_but_never_its_records(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from safetensors.torch import save_file
+
+    folder, out = tmp_path / "search", tmp_path / "out"
+    out.mkdir()
+    # In the order of their times; of the first stage only the best network is needed to go on.
+    scores = {
+        "stage1/supernet": 0,
+        "stage1/retrain/1": 90,
+        "stage1/retrain/2": 80,
+        "stage2/supernet": 0,
+        "control/1": 70,
+    }
+    for number, (name, score) in enumerate(scores.items()):
+        weights = folder / name / ("" if "supernet" in name else "model") / "model.safetensors"
+        weights.parent.mkdir(parents=True)
+        save_file({"weight": torch.randn(1000)}, weights)
+        os.utime(weights, (number, number))
+        (folder / name / "result.json").write_text(json.dumps({"validation_top1": score}))
+        (folder / name / "best.safetensors").write_bytes(b"large")
+    (folder / "stage1" / "retrained.json").write_text("[]")
+    monkeypatch.setattr(full_search, "MAX_TOTAL_BYTES", full_search._OTHER_BYTES + 6800)  # for three
+    parts, left_out = full_search.pack(folder, out)
+    assert (parts, sorted(left_out)) == (
+        1, ["stage1/retrain/2/model/model.safetensors", "stage1/supernet/model.safetensors"]
+    )  # fmt: skip
+    monkeypatch.setattr(full_search, "MAX_TOTAL_BYTES", full_search._OTHER_BYTES + 4800)  # for two
+    parts, left_out = full_search.pack(folder, out)
+    assert len(left_out) == 3
+    full_search.unpack(out, tmp_path / "again")
+    again = {str(path.relative_to(tmp_path / "again")) for path in (tmp_path / "again").rglob("*") if path.is_file()}
+    assert again == {
+        "stage1/retrained.json", "stage1/retrain/1/result.json", "stage1/retrain/1/model/model.safetensors",
+        "stage1/retrain/2/result.json", "stage2/supernet/result.json", "stage2/supernet/model.safetensors",
+    }  # fmt: skip
 
 
 # ---- trainings ----

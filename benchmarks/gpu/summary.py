@@ -22,7 +22,7 @@ _FACTS = {
     "fine_tune": ("form", "both, images/s", "epochs", "scores"),
     "scratch": ("both, images/s", "epochs", "scores"),
     "deit": ("both, images/s", "epochs", "scores"),
-    "full_search": ("progress", "summary"),
+    "full_search": ("progress", "left_out", "summary"),
 }
 
 
