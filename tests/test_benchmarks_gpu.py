@@ -450,6 +450,9 @@ def test_a_plan_is_rehearsed_on_the_cpu_without_an_error(plan: str, tmp_path: Pa
         assert entries["correct"]["result"]["failed"] == []
         assert entries["correct"]["result"]["right_forms"] == list(FORMS)
         assert entries["depthwise"]["result"]["finalists"]
+        parts = [entries["search"]["result"][name] for name in ("evaluation", "step", "launches")]
+        assert all(parts)
+        assert all("error" not in row for part in parts for row in part)
         assert all("error" not in row for row in entries["throughput"]["result"]["rows"])
     if plan == "onnx":
         rows = entries["onnx"]["result"]["rows"]
