@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -16,6 +18,7 @@ import torch
 from safetensors.torch import load_file
 
 from glit_models.runs.state import write_tensors
+from glit_models.training import load_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # `benchmarks` is no part of the package
@@ -410,6 +413,33 @@ def test_a_training_that_is_killed_between_steps_still_returns_its_weights(
     assert training._has_pretrained(context) == bool(files)  # as in a second call, on a machine that has emptied `out`
     assert sorted(path.name for path in context.out.iterdir()) == files
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_images_that_waited_in_a_loader_s_queue_are_not_timed(tmp_path: Path) -> None:
+    def batches() -> Iterator[int]:
+        for number in range(30):
+            time.sleep(0 if number < 12 else 0.02)
+            yield number
+
+    watch = training._Stopwatch(4, 6, make_context(tmp_path))
+    watch.data(batches())
+    assert watch.seconds["data"] >= 0.02
+    assert len(list(watch.training(batches()))) == 3 + 16 + 4 + 4
+    assert watch.seconds["both"] >= 0.02 > watch.seconds["model"]
+
+
+def test_a_schedule_leaves_time_for_the_start_and_for_each_epoch_s_loader(tmp_path: Path) -> None:
+    context = dataclasses.replace(make_context(tmp_path), rehearse=False, deadline=time.time() + 15 + 40 + 100)
+    rates = {"both, images/s": 55_000 / 8, "start, s": 40.0, "first batch, s": 2.0}
+    recipe = training._fitted("fashion_mnist_gpu", [], tmp_path / "run", context, rates)
+    assert recipe.optim.epochs == 8  # of 10 s each, in 85 % of 100 s
+
+
+def test_images_are_loaded_in_one_process_where_the_shared_memory_is_small() -> None:
+    assert training._loading(64.0) == training._loading(None) == []
+    recipe = load_recipe("fashion_mnist_gpu", training._loading(0.06))
+    assert recipe.augment.batched
+    assert recipe.data.num_workers == 0
 
 
 # ---- a checkout ----

@@ -20,7 +20,7 @@ from .context import Context, Result
 
 CUDA_ONLY = {"environment": ("driver, clocks and power that nvidia-smi reads", "times from CUDA events")}
 
-SHARED_MEMORY = Path("/dev/shm")
+_SHARED_MEMORY = Path("/dev/shm")
 _PACKAGES = (
     "torch", "torchvision", "triton", "timm", "accelerate", "numpy", "onnx", "onnxruntime", "onnxruntime-gpu",
     "nvidia-cudnn-cu13", "nvidia-cudnn-frontend",
@@ -43,7 +43,7 @@ def run_environment(context: Context) -> Result:
         "cudnn": torch.backends.cudnn.version(),
         "cudnn_causal_convolution": cudnn_depthwise.unavailable() or "works",
         "inductor_conv1d_template": has_conv1d_template(),
-        "shared_memory_gib": _shared_memory_gib(),
+        "shared_memory_gib": shared_memory_gib(),
         "idle": _nvidia_smi(),
     }
     context.save(result)
@@ -75,9 +75,9 @@ def _nvidia_smi() -> dict[str, str] | str:
     return dict(zip(_QUERY, values, strict=True))
 
 
-def _shared_memory_gib() -> float | None:
+def shared_memory_gib() -> float | None:
     """The size of the file system through which a loader's processes pass images."""
-    return shutil.disk_usage(SHARED_MEMORY).total / 2**30 if SHARED_MEMORY.is_dir() else None
+    return shutil.disk_usage(_SHARED_MEMORY).total / 2**30 if _SHARED_MEMORY.is_dir() else None
 
 
 def _copy_rate(context: Context) -> float:

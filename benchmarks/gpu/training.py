@@ -32,6 +32,7 @@ from ..depthwise_forms import FORMS, use_form
 from ..few_labels import finished_row
 from .choice import CURRENT
 from .context import Context, Result
+from .environment import shared_memory_gib
 
 _ON_GPU = ("images drawn on the GPU beside the training", "torch.compile and bfloat16 in the trainer")
 CUDA_ONLY = {
@@ -45,7 +46,9 @@ CUDA_ONLY = {
 PRETRAINED = "pretrained.safetensors"
 _SAFETY = 0.85  # of the measured rate, for validation, checkpoints and a slower start
 _START = "start, s"  # to create a trainer and for its first steps, which compile
+_FIRST_BATCH = "first batch, s"  # of every epoch, whose loader starts its processes again
 _EXPORT_SECONDS = 15.0  # for writing and scoring the weights
+_LOADER_GIB = 10.0  # two batches of 512 images for each of 14 processes are 8 GiB
 _TINY = (
     "model.img_size=32", "optim.batch_size=20", "optim.warmup_epochs=0", "optim.ema_decay=0.9", "precision=fp32",
     "model.compile=false", "eval_batch_size=50", "optim.lr_base_batch=null", "optim.lr=1e-3",
@@ -120,7 +123,8 @@ def measure_rates(name: str, overrides: list[str], folder: Path, context: Contex
     recipe = load_recipe(name, [*overrides, *_data(name, context), "optim.epochs=1", "optim.warmup_epochs=0"])
     scratch = folder.with_name(f"{folder.name}-rates")
     shutil.rmtree(scratch, ignore_errors=True)
-    watch = _Stopwatch(2 if context.rehearse else 20, context)
+    workers = 0 if recipe.data.dataset == "fractals" or recipe.augment.batched else recipe.data.num_workers
+    watch = _Stopwatch(2 if context.rehearse else max(20, 2 * workers), workers, context)
     with ExitStack() as stack:
         began = time.perf_counter()
         trainer = Trainer(recipe, scratch, context.device, score_test=False)
@@ -133,23 +137,32 @@ def measure_rates(name: str, overrides: list[str], folder: Path, context: Contex
         trainer.run()
     shutil.rmtree(scratch, ignore_errors=True)
     rates = {f"{case}, images/s": recipe.optim.batch_size / took for case, took in watch.seconds.items()}
-    return rates | {_START: built + watch.first_steps}
+    return rates | {_START: built + watch.first_steps, _FIRST_BATCH: watch.first_batch}
 
 
 class _Stopwatch:
-    """Seconds per step, from requesting a batch to requesting the next one."""
+    """Seconds per step, from requesting a batch to requesting the next one.
 
-    def __init__(self, steps: int, context: Context) -> None:
-        self.steps, self.context = steps, context
+    Args:
+        steps: number of timed steps.
+        workers: number of processes that load images. The first batches do not count, because two of each process wait
+            in a queue.
+    """
+
+    def __init__(self, steps: int, workers: int, context: Context) -> None:
+        self.steps, self.queued, self.context = steps, 2 * workers + 4 * bool(workers), context
         self.seconds: dict[str, float] = {}
-        self.first_steps = 0.0  # seconds in total
+        self.first_batch = self.first_steps = 0.0  # seconds in total
 
     def data(self, batches: Iterator[Any]) -> None:
         """Seconds per batch, for the batches alone."""
+        began = time.perf_counter()
         next(batches)
+        self._synchronize()
+        self.first_batch = time.perf_counter() - began
+        _skip(batches, self.queued)
         with self._timed("data"):
-            for _ in islice(batches, self.steps):
-                pass
+            _skip(batches, self.steps)
 
     def training(self, batches: Iterator[Any]) -> Iterator[Any]:
         """Batches for warm-up, for timing both together, and one repeated batch for timing the model."""
@@ -157,6 +170,7 @@ class _Stopwatch:
         yield from islice(batches, 3)  # compiles
         self._synchronize()
         self.first_steps = time.perf_counter() - began
+        yield from islice(batches, self.queued)
         with self._timed("both"):
             yield from islice(batches, self.steps)
         fixed = next(batches)
@@ -175,6 +189,11 @@ class _Stopwatch:
     def _synchronize(self) -> None:
         if self.context.device.startswith("cuda"):
             torch.cuda.synchronize()
+
+
+def _skip(batches: Iterator[Any], count: int) -> None:
+    for _ in islice(batches, count):
+        pass
 
 
 def _data(name: str, context: Context) -> list[str]:
@@ -243,7 +262,7 @@ def _fitted(name: str, overrides: list[str], folder: Path, context: Context, rat
     fractals = one.data.fractals
     images = fractals.num_classes * fractals.instances if one.data.dataset == "fractals" else 55_000
     seconds = context.seconds_left - rates[_START] - _EXPORT_SECONDS
-    epochs = int(_SAFETY * rates["both, images/s"] * seconds / images)
+    epochs = int(_SAFETY * seconds / (images / rates["both, images/s"] + rates[_FIRST_BATCH]))
     epochs = 1 if context.rehearse else min(max(epochs, 1), one.optim.epochs)
     warmup = min(one.optim.warmup_epochs, 0.1 * epochs)
     more = [f"optim.epochs={epochs}", f"optim.warmup_epochs={warmup}", f"eval_every={max(epochs // 3, 1)}"]
@@ -328,8 +347,17 @@ def _fashion_mnist(context: Context, stage: str, overrides: list[str]) -> Result
     if context.rehearse:
         spec = _tiny(context)[-1:] if stage == "scratch" else ()
         overrides += [*_TINY, *spec, "data.num_workers=0", "data.hold_out=100", "data.limit=200"]
+    else:
+        overrides += _loading(shared_memory_gib())
     form = context.chosen_form("training") if stage != "deit" else CURRENT
     folder = context.work / stage
     rates = measure_rates("fashion_mnist_gpu", overrides, folder, context, form)
     context.save({"form": form, **rates})
     return {"form": form, **rates} | _train("fashion_mnist_gpu", overrides, folder, context, form, rates)
+
+
+def _loading(shared_gib: float | None) -> list[str]:
+    """Overrides that load images in this process, if the batches of several do not fit into the shared memory."""
+    if shared_gib is None or shared_gib > _LOADER_GIB:
+        return []
+    return ["augment.batched=true", "augment.re_prob=0", "data.num_workers=0"]
