@@ -62,11 +62,11 @@ def pack(folder: Path, out: Path) -> tuple[int, list[str]]:
         The number of parts, and the weights that are left out. The `result.json` beside those is left out as well, so
         that a resumed search trains that network again if it needs it; of candidates it only needs the accuracies.
     """
-    for old in out.glob("search.*"):
-        old.unlink()
+    old = list(out.glob("search.*"))
+    others = [path for path in out.iterdir() if path.is_file() and path not in old]
     weights = {path: _halved(path) for path in sorted(folder.rglob("model.safetensors"), key=_rank(folder))}
     records = {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file() and _is_record(path)}
-    room = MAX_TOTAL_BYTES - _OTHER_BYTES - sum(path.stat().st_size for path in out.iterdir() if path.is_file())
+    room = MAX_TOTAL_BYTES - _OTHER_BYTES - sum(path.stat().st_size for path in others)
     room = min(room, _PART * _MAX_PARTS) - sum(map(len, records.values()))
     left_out = []
     for path, content in list(weights.items()):
@@ -85,6 +85,8 @@ def pack(folder: Path, out: Path) -> tuple[int, list[str]]:
             archive.addfile(info, io.BytesIO(content))
     content = packed.getvalue()
     parts = [content[start : start + _PART] for start in range(0, len(content), _PART)]
+    for path in old:
+        path.unlink()
     for number, part in enumerate(parts):
         (out / f"search.{number}").write_bytes(part)
     return len(parts), left_out
