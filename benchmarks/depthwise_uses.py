@@ -13,10 +13,9 @@ import argparse
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -100,7 +99,7 @@ def run_layer(function: Callable[[Layer], Tensor], use: str, layer: Layer, grad:
 
 def measure(options: argparse.Namespace) -> None:
     """Run the requested measurements, print one row per case, and the fastest form."""
-    rows = [row for use_rows in measured(options) for row in use_rows]
+    rows = list(measured(options))
     report.show("depthwise", options, rows)
     if not options.json:
         print()
@@ -111,8 +110,8 @@ def measure(options: argparse.Namespace) -> None:
                 print(f"{use}: {best['form']}, {best['way']}, {best['ms']:.3g} ms on {best['device']}")
 
 
-def measured(options: argparse.Namespace, spec: GLiTSpec | None = None) -> Iterator[list[Row]]:
-    """Yield the rows use by use, so that finished ones are kept if a later use fails.
+def measured(options: argparse.Namespace, spec: GLiTSpec | None = None) -> Iterator[Row]:
+    """Yield each row as soon as it is measured, so that finished ones are kept if a later one fails or takes too long.
 
     Args:
         options: those of `python -m benchmarks.depthwise --device`.
@@ -121,40 +120,22 @@ def measured(options: argparse.Namespace, spec: GLiTSpec | None = None) -> Itera
     start = time.monotonic()
     torch._dynamo.config.recompile_limit = 1000  # all forms are compiled through the same few functions
     for i, use in enumerate(options.uses, start=1):
-        yield _measure_use(use, spec or GLIT_TINY, options, start + options.seconds * i / len(options.uses))
+        yield from _measure_use(use, spec or GLIT_TINY, options, start + options.seconds * i / len(options.uses))
 
 
-def _measure_use(use: str, spec: GLiTSpec, options: argparse.Namespace, deadline: float) -> list[Row]:
+def _measure_use(use: str, spec: GLiTSpec, options: argparse.Namespace, deadline: float) -> Iterator[Row]:
+    torch._dynamo.reset()
     dtype = getattr(torch, options.dtype)
     work = layers(spec, use, options.batch_size, options.device, dtype)
-    cases, outcomes = _prepare(use, work, options, deadline)
-    clock = _gpu_seconds if options.device.startswith("cuda") else report.interleaved
-    seconds = clock(cases, options.rounds)
+    grads = [torch.randn_like(layer.x[..., : len(layer.bias)]) for layer in work]
+    exact = _exact(use, work[0], grads[0])
+    clock = _gpu_seconds if options.device.startswith("cuda") else _cpu_seconds
     values = sum(layer.x.shape[:2].numel() * len(layer.bias) for layer in work)
     floor = FLOORS[use] * values * dtype.itemsize / (options.bandwidth * 1e12)
     about = {"use": use, "device": report.device_name(options.device)}
-    rows: list[Row] = []
-    for (name, way), outcome in outcomes.items():
-        if (took := seconds.get((name, way))) is None:
-            rows.append({**about, "form": name, "way": way, "ms": outcome, "x floor": "", "error": ""})
-        else:
-            times = {"ms": took * 1e3, "x floor": took / floor}
-            rows.append({**about, "form": name, "way": way, **times, "error": outcome})
-    rows.append({**about, "form": "memory traffic", "way": "", "ms": floor * 1e3, "x floor": 1.0, "error": ""})
-    return rows
-
-
-def _prepare(
-    use: str, work: list[Layer], options: argparse.Namespace, deadline: float
-) -> tuple[dict[Case, Callable[[], None]], dict[Case, str | float]]:
-    """The cases that can be measured, compiled and warm; and the error of each, or why it cannot be measured."""
-    torch._dynamo.reset()
-    grads = [torch.randn_like(layer.x[..., : len(layer.bias)]) for layer in work]
-    exact = _exact(use, work[0], grads[0])
-    cases: dict[Case, Callable[[], None]] = {}
-    outcomes: dict[Case, str | float] = {}
     for name, way in _cases(options):
         print(f"{use}: {name}, {way}", file=sys.stderr)
+        outcome: Row
         try:
             if time.monotonic() > deadline:
                 raise TimeoutError("left out, for its share of the seconds was up")
@@ -165,18 +146,24 @@ def _prepare(
             if not error < TOLERANCE:
                 raise ArithmeticError(f"wrong by {error:.2g} of its norm")
             _run_all(function, use, work, grads)  # compiles for the other layers' shapes
-            cases[name, way] = partial(_run_all, function, use, work, grads)
-            outcomes[name, way] = error
+            took = clock(partial(_run_all, function, use, work, grads), options.rounds)
+            outcome = {"ms": took * 1e3, "x floor": took / floor, "error": error}
         except Exception as problem:  # compilers and devices can raise anything; it is the result of this case
-            outcomes[name, way] = f"{type(problem).__name__}: {problem}".splitlines()[0][:100]
-    return cases, outcomes
+            text = f"{type(problem).__name__}: {problem}".splitlines()[0][:100]
+            outcome = {"ms": text, "x floor": "", "error": ""}
+        yield {**about, "form": name, "way": way, **outcome}
+    yield {**about, "form": "memory traffic", "way": "", "ms": floor * 1e3, "x floor": 1.0, "error": ""}
 
 
-def _cases(options: argparse.Namespace) -> Iterator[Case]:
-    for way in options.ways:
-        for name in options.forms:
-            if way != "max-autotune" or FORMS[name].max_autotune:
-                yield name, way
+def _cases(options: argparse.Namespace) -> list[Case]:
+    """The Triton forms come last: their kernels take longest to compile, and can break the device for those after."""
+    cases = [
+        (name, way)
+        for way in options.ways
+        for name in options.forms
+        if way != "max-autotune" or FORMS[name].max_autotune
+    ]
+    return sorted(cases, key=lambda case: case[0].startswith("Triton"))
 
 
 def _run_all(function: Callable[[Layer], Tensor], use: str, work: list[Layer], grads: list[Tensor]) -> None:
@@ -199,20 +186,23 @@ def _error(use: str, actual: list[Tensor], exact: list[Tensor]) -> float:
     return max(((ours.float() - theirs).norm() / theirs.norm()).item() for ours, theirs in pairs)
 
 
-def _gpu_seconds(cases: Mapping[Any, Callable[[], None]], rounds: int) -> dict[Any, float]:
-    """Median seconds on the GPU, interleaved as in `report.interleaved`.
+def _cpu_seconds(case: Callable[[], None], rounds: int) -> float:
+    return report.interleaved({"": case}, rounds)[""]
+
+
+def _gpu_seconds(case: Callable[[], None], rounds: int) -> float:
+    """Median seconds on the GPU.
 
     The GPU sleeps before each measurement, so that the launches are queued when it begins. This measures the work of
     the GPU, as in a large model, not Python's overhead.
     """
-    seconds: dict[Any, list[float]] = {key: [] for key in cases}
+    seconds = []
     for _ in range(rounds):
-        for key, case in cases.items():
-            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            torch.cuda._sleep(10_000_000)  # cycles: about 5 ms
-            begin.record()
-            case()
-            end.record()
-            torch.cuda.synchronize()
-            seconds[key].append(begin.elapsed_time(end) / 1e3)
-    return {key: statistics.median(values) for key, values in seconds.items()}
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda._sleep(10_000_000)  # cycles: about 5 ms
+        begin.record()
+        case()
+        end.record()
+        torch.cuda.synchronize()
+        seconds.append(begin.elapsed_time(end) / 1e3)
+    return statistics.median(seconds)

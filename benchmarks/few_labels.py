@@ -7,13 +7,16 @@ be stopped and resumed; several processes at a time share the work.
 
 import argparse
 import json
-import math
 import statistics
 import time
+from collections.abc import Iterable, Sequence
 from itertools import product
 from pathlib import Path
 
+import torch
+
 from glit_models.errors import RunError
+from glit_models.runs.lock import lock_folder
 from glit_models.training import Recipe, Trainer, load_recipe
 from glit_models.weights.loading import timm_name
 
@@ -39,6 +42,7 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the recipe")
     parser.add_argument("--device", help="cpu, cuda, ... (default: the GPU if there is one)")
     options = parser.parse_args()
+    torch.set_num_threads(options.threads)
     budgets = [
         (labels, epochs) for labels, epochs in (map(int, pair.split("x")) for pair in options.budgets.split(","))
     ]
@@ -51,16 +55,25 @@ def main() -> None:
 
 def _row(options: argparse.Namespace, number: int, epochs: int, seeds: range) -> report.Row:
     """The scores of one budget, when all of its runs are finished."""
+    for start, seed in product((SCRATCH, *options.weights), seeds):
+        _wait(options, number, epochs, start, seed)
+    return finished_row(options.out, number, epochs, options.weights, seeds)
+
+
+def finished_row(out: Path, number: int, epochs: int, weights: Sequence[str], seeds: Iterable[int]) -> report.Row:
+    """The scores of the finished runs of one budget, and the gains over the runs from scratch with the same seeds."""
     row: dict[str, str | int | float] = {"labels": number, "epochs": epochs}
-    base = math.nan
-    for start in (SCRATCH, *options.weights):
-        scores = [_wait(options, number, epochs, start, seed) for seed in seeds]
-        mean = statistics.mean(scores)
-        row[f"{start}, %"] = f"{mean:.2f} ± {statistics.stdev(scores):.2f}" if len(scores) > 1 else mean
-        if start == SCRATCH:
-            base = mean
-        else:
-            row["gain" if len(options.weights) == 1 else f"{start}, gain"] = f"{mean - base:+.2f}"
+    scores: dict[str, dict[int, float]] = {}
+    for start in (SCRATCH, *weights):
+        paths = {seed: _folder(out, number, epochs, start, seed) / "result.json" for seed in seeds}
+        own = {seed: json.loads(path.read_text())["test_top1"] for seed, path in paths.items() if path.is_file()}
+        scores[start] = own
+        if own:
+            mean = statistics.mean(own.values())
+            row[f"{start}, %"] = f"{mean:.2f} ± {statistics.stdev(own.values()):.2f}" if len(own) > 1 else mean
+        gains = [own[seed] - scores[SCRATCH][seed] for seed in own if seed in scores[SCRATCH]]
+        if gains and start != SCRATCH:
+            row["gain" if len(weights) == 1 else f"{start}, gain"] = f"{statistics.mean(gains):+.2f}"
     return row
 
 
@@ -76,15 +89,18 @@ def _recipe(options: argparse.Namespace, number: int, epochs: int, start: str, s
     return load_recipe(str(RECIPE), overrides + options.set)
 
 
-def _folder(options: argparse.Namespace, number: int, epochs: int, start: str, seed: int) -> Path:
+def _folder(out: Path, number: int, epochs: int, start: str, seed: int) -> Path:
     name = Path(start).name.removeprefix("glit_tiny.")
-    return options.out / f"{number}x{epochs}-{name}-{seed}"
+    return out / f"{number}x{epochs}-{name}-{seed}"
 
 
 def _train(options: argparse.Namespace, number: int, epochs: int, start: str, seed: int) -> bool:
-    """Train one run to its end, unless another process is running it; returns whether this process did."""
-    recipe, out = _recipe(options, number, epochs, start, seed), _folder(options, number, epochs, start, seed)
+    """Train one run to its end, unless another process is running it; returns whether it is finished."""
+    recipe, out = _recipe(options, number, epochs, start, seed), _folder(options.out, number, epochs, start, seed)
+    if (out / "result.json").is_file():
+        return True
     try:
+        lock_folder(out).close()  # creating a trainer first would take seconds
         if Trainer(recipe, out, options.device).run() is None:
             raise SystemExit(130)
     except RunError as error:
@@ -94,13 +110,10 @@ def _train(options: argparse.Namespace, number: int, epochs: int, start: str, se
     return True
 
 
-def _wait(options: argparse.Namespace, number: int, epochs: int, start: str, seed: int) -> float:
-    """The test accuracy of one run, in percent; trains it if the other process has stopped."""
-    result = _folder(options, number, epochs, start, seed) / "result.json"
-    while not result.is_file():
-        if not _train(options, number, epochs, start, seed):
-            time.sleep(1)
-    return float(json.loads(result.read_text())["test_top1"])
+def _wait(options: argparse.Namespace, number: int, epochs: int, start: str, seed: int) -> None:
+    """Wait until a run is finished; trains it if the other process has stopped."""
+    while not _train(options, number, epochs, start, seed):
+        time.sleep(1)
 
 
 if __name__ == "__main__":

@@ -332,3 +332,23 @@ def test_the_benchmark_says_who_won_and_why_a_form_has_no_time(monkeypatch, caps
     assert shown.count("MemoryError: no room") == shown.count("ArithmeticError: wrong by ") == 4
     for use in depthwise_uses.FLOORS:
         assert f"\n{use}: conv1d, eager, " in shown
+
+
+def test_the_benchmark_returns_each_form_before_it_compiles_the_next_and_triton_last(monkeypatch) -> None:
+    ran = []
+
+    def form(name: str) -> Form:
+        return Form(lambda *operands: (ran.append(name), convolve(*operands))[1])
+
+    forms = {name: form(name) for name in ("Triton", "conv1d", "Triton, tensor cores", "cuDNN")}
+    monkeypatch.setattr(depthwise_uses, "FORMS", forms)
+    spec = dataclasses.replace(glit_models.GLIT_TINY.scaled(48, 3), patch_size=112)
+    options = argparse.Namespace(
+        device="cpu", dtype="float32", batch_size=2, forms=list(forms), uses=["inference"], ways=["eager"],
+        bandwidth=1.0, seconds=60, rounds=1,
+    )  # fmt: skip
+    rows = depthwise_uses.measured(options, spec)
+    order = ["conv1d", "cuDNN", "Triton", "Triton, tensor cores"]
+    for count, name in enumerate(order, start=1):
+        assert next(rows)["form"] == name
+        assert set(ran) == set(order[:count])

@@ -10,8 +10,9 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from contextlib import ExitStack
+from math import inf
 from pathlib import Path
 
 import torch
@@ -29,7 +30,7 @@ from .training import measure_rates
 CUDA_ONLY = {"compile": ("Inductor's and Triton's code for the GPU, in the caches that later stages read",)}
 
 _WORKERS = 12
-_GIB = 62  # of GPU memory, which is shared with the stage that runs at the same time
+_RESERVED_GIB = 16  # of the GPU's free memory, for the stage that runs at the same time
 
 
 def run_compile(context: Context) -> Result:
@@ -41,13 +42,14 @@ def run_compile(context: Context) -> Result:
         return {"jobs": len(jobs), "done": len(jobs)}
     request = context.work / "requests" / "compile.json"
     waiting, running, failed = list(jobs), dict[str, subprocess.Popen[bytes]](), []
+    memory = torch.cuda.mem_get_info(context.device)[0] / 2**30 - _RESERVED_GIB if torch.cuda.is_available() else inf
     workers = min(_WORKERS, max((os.cpu_count() or 2) - 2, 1))
     while waiting or running:
         for job, process in list(running.items()):
             if process.poll() is not None:
                 del running[job]
                 failed += [job] if process.returncode else []
-        while len(running) < workers and (job := _next(waiting, running)):
+        while len(running) < workers and (job := _next(waiting, running, memory)):
             waiting.remove(job)
             running[job] = subprocess.Popen([sys.executable, "-m", __name__, str(request), job])
         done = len(jobs) - len(waiting) - len(running)
@@ -56,9 +58,9 @@ def run_compile(context: Context) -> Result:
     return {"jobs": len(jobs), "done": len(jobs), "failed": failed}
 
 
-def _next(waiting: Iterable[str], running: Iterable[str]) -> str | None:
-    """The first job that fits into the GPU's memory."""
-    free = _GIB - sum(map(_gib, running))
+def _next(waiting: Iterable[str], running: Collection[str], memory: float) -> str | None:
+    """The first job that fits into this many GiB of the GPU's memory, or any job if none is running."""
+    free = memory - sum(map(_gib, running)) if running else inf
     return next((job for job in waiting if _gib(job) <= free), None)
 
 

@@ -6,8 +6,10 @@ import gzip
 import random
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import cache
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -48,24 +50,32 @@ def run_correct(context: Context) -> Result:
     rows: list[dict[str, Any]] = []
     began = time.time()
     shutil.rmtree(context.work / "correct", ignore_errors=True)
-    # The forms come last, because their kernels take longest to compile.
-    for check in (_reference, _sizes_in_turns, _fractals, _resumed, _supernet, _evaluation, _forms):
+    # What has to be compiled comes last: it takes longest, and a faulty kernel can break the device for later checks.
+    for check in (
+        _reference, _forms, _sizes_in_turns, _fractals, _resumed, _supernet, _evaluation, _triton_forms, _compiled,
+    ):  # fmt: skip
         name = check.__name__.strip("_")
         try:
             with _exact_arithmetic():
                 for row in check(context):
                     rows.append({"check": name, **row, "ok": row["error"] <= row["bound"]})
-                    context.save(_result(rows))
+                    context.save(_result(rows, context))
         except Exception as error:  # devices can raise anything; it is the result of this check
             rows.append({"check": name, "what": f"{type(error).__name__}: {first_line(error)}"[:300], "ok": False})
         print(f"{name}: {time.time() - began:.1f} s", flush=True)
-        context.save(_result(rows))
-    return _result(rows)
+        context.save(_result(rows, context))
+    return _result(rows, context)
 
 
-def _result(rows: list[dict[str, Any]]) -> Result:
-    wrong = {row["form"] for row in rows if "form" in row and not row["ok"]}
-    return {"failed": [row for row in rows if not row["ok"]], "wrong_forms": sorted(wrong), "rows": rows}
+def _result(rows: list[dict[str, Any]], context: Context) -> Result:
+    """The rows, with the forms that passed all cases and those that failed one; a form can be in neither list yet."""
+    found = {name: [row["ok"] for row in rows if row.get("form") == name] for name in FORMS}
+    return {
+        "failed": [row for row in rows if not row["ok"]],
+        "right_forms": [name for name, ok in found.items() if len(ok) == len(_form_cases(context)) and all(ok)],
+        "wrong_forms": [name for name, ok in found.items() if not all(ok)],
+        "rows": rows,
+    }
 
 
 @contextmanager
@@ -84,7 +94,7 @@ def _row(what: str, actual: Tensor, expected: Tensor, bound: float, **more: Any)
     """The distance to the expected result, relative to its norm; infinite for a result that is not finite."""
     actual, expected = actual.detach().double().cpu(), expected.detach().double().cpu()
     error = ((actual - expected).norm() / expected.norm()).item()
-    return {"what": what, "error": error if np.isfinite(error) else float("inf"), "bound": bound, **more}
+    return {"what": what, "error": error if np.isfinite(error) else inf, "bound": bound, **more}
 
 
 # ---- the model ----
@@ -92,22 +102,30 @@ def _row(what: str, actual: Tensor, expected: Tensor, bound: float, **more: Any)
 
 def _reference(context: Context) -> Rows:
     """The tensors that the authors' code computed."""
+    for dtype in _BOUNDS:
+        for way in ("eager", "fused", "with gradients"):
+            if not (context.rehearse and dtype == torch.float16):  # slow on a CPU
+                yield _beside_official(way, dtype, context)
+
+
+def _compiled(context: Context) -> Rows:
+    for dtype in () if context.rehearse else _BOUNDS:
+        yield _beside_official("compiled", dtype, context)
+
+
+def _beside_official(way: str, dtype: torch.dtype, context: Context) -> dict[str, Any]:
     official, tensors = (
         load(gzip.decompress((_FIXTURES / f"official_w48_{name}.safetensors.gz").read_bytes()))
         for name in ("state", "io")
     )
-    for dtype, bound in _BOUNDS.items():
-        for way in ("eager", "fused", "compiled", "with gradients"):
-            if context.rehearse and (way == "compiled" or dtype == torch.float16):
-                continue  # slow on a CPU
-            model = GLiT(spec=GLIT_TINY.scaled(48, 3), img_size=64, num_classes=10)
-            model.load_state_dict(official)
-            model = model.eval().fuse() if way == "fused" else model.eval()
-            model = model.to(context.device, dtype)
-            run = context.compile(model) if way == "compiled" else model
-            with torch.set_grad_enabled(way == "with gradients"):
-                logits = run(tensors["input"].to(context.device, dtype))
-            yield _row(f"{way}, {dtype}", logits, tensors["logits"], bound)
+    model = GLiT(spec=GLIT_TINY.scaled(48, 3), img_size=64, num_classes=10)
+    model.load_state_dict(official)
+    model = model.eval().fuse() if way == "fused" else model.eval()
+    model = model.to(context.device, dtype)
+    run = context.compile(model) if way == "compiled" else model
+    with torch.set_grad_enabled(way == "with gradients"):
+        logits = run(tensors["input"].to(context.device, dtype))
+    return _row(f"{way}, {dtype}", logits, tensors["logits"], _BOUNDS[dtype])
 
 
 def _sizes_in_turns(context: Context) -> Rows:
@@ -138,39 +156,53 @@ def _logits_and_gradient(model: nn.Module, images: Tensor, state: dict[str, Tens
 
 def _forms(context: Context) -> Rows:
     """Compare every form with float64 on the CPU, forward and backward."""
-    exact = Form(conv2d_contiguous)
-    for name, form in FORMS.items():
-        for dtype, bound in _FORM_BOUNDS.items():
-            if context.rehearse and dtype == torch.float16:
-                continue
-            for size in _SIZES[:2] if dtype != torch.bfloat16 or context.rehearse else _SIZES:
-                about = {"form": name, "what": f"{name}, {dtype}, B, N, C, K = {size}", "bound": bound}
-                try:
-                    error = _form_error(form, exact, size, dtype, context.device)
-                except Exception as problem:  # of one form; the others are still checked
-                    what = f"{about['what']}: {type(problem).__name__}: {first_line(problem)}"
-                    yield about | {"what": what[:300], "error": float("inf")}
-                    break
-                yield about | {"error": error}
+    return _compared((name for name in FORMS if not name.startswith("Triton")), context)
 
 
-def _form_error(form: Form, exact: Form, size: tuple[int, ...], dtype: torch.dtype, device: str) -> float:
-    """The largest error of output, gradients and, if the form supports it, output with SiLU."""
+def _triton_forms(context: Context) -> Rows:
+    return _compared((name for name in FORMS if name.startswith("Triton")), context)
+
+
+def _compared(names: Iterable[str], context: Context) -> Rows:
+    for name in names:
+        for dtype, size in _form_cases(context):
+            what = f"{name}, {dtype}, B, N, C, K = {size}"
+            about = {"form": name, "what": what, "bound": _FORM_BOUNDS[dtype]}
+            try:
+                actual = _form_results(FORMS[name], size, dtype, context.device, dtype)
+                pairs = zip(actual, _exact_results(size, dtype), strict=True)
+                yield about | {"error": max(_row("", ours, theirs, 0)["error"] for ours, theirs in pairs)}
+            except Exception as problem:  # of one form; the others are still checked
+                yield about | {"what": f"{what}: {type(problem).__name__}: {first_line(problem)}"[:300], "error": inf}
+                break
+
+
+def _form_cases(context: Context) -> list[tuple[torch.dtype, tuple[int, ...]]]:
+    if context.rehearse:
+        return [(dtype, size) for dtype in (torch.float32, torch.bfloat16) for size in _SIZES[:2]]
+    return [(dtype, size) for dtype in _FORM_BOUNDS for size in _SIZES[: None if dtype == torch.bfloat16 else 2]]
+
+
+@cache
+def _exact_results(size: tuple[int, ...], dtype: torch.dtype) -> list[Tensor]:
+    """The results in float64 for operands that are rounded to `dtype`."""
+    return _form_results(Form(conv2d_contiguous), size, dtype, "cpu", torch.float64)
+
+
+def _form_results(
+    form: Form, size: tuple[int, ...], rounded: torch.dtype, device: str, dtype: torch.dtype
+) -> list[Tensor]:
+    """Output, gradients, and the output with SiLU, which some forms fuse."""
     B, N, C, K = size
     generator = torch.Generator().manual_seed(N * 100 + K)
     shapes = ((B, N, C), (C, 1, 1, K), (C,), (B, N, C))
-    *leaves, grad = (torch.randn(shape, generator=generator).to(dtype) for shape in shapes)
-    results = []
-    for one, place, kind in ((form, device, dtype), (exact, "cpu", torch.float64)):
-        own = [leaf.to(place, kind).requires_grad_() for leaf in leaves]
-        out = one.convolve(*own)
-        tensors = [out, *torch.autograd.grad(out, own, grad.to(place, kind))]
-        with torch.no_grad():
-            fused = form.convolve_silu is not None and one is form
-            tensors.append(form.convolve_silu(*own) if fused else F.silu(one.convolve(*own)))
-        results.append(tensors)
-    errors = [_row("", ours, theirs, 0)["error"] for ours, theirs in zip(*results, strict=True)]
-    return max(errors)
+    drawn = (torch.randn(shape, generator=generator).to(rounded) for shape in shapes)
+    *leaves, grad = (tensor.to(device, dtype).requires_grad_() for tensor in drawn)
+    out = form.convolve(*leaves)
+    results = [out.detach(), *torch.autograd.grad(out, leaves, grad.detach())]
+    with torch.no_grad():
+        silu = form.convolve_silu(*leaves) if form.convolve_silu is not None else F.silu(form.convolve(*leaves))
+    return [*results, silu]
 
 
 # ---- data, training, search ----

@@ -98,6 +98,9 @@ class Driver:
             if self._is_finished(planned):
                 print(f"gpu: {planned.stage}: finished before", flush=True)
                 continue
+            if planned.beside and self._is_finished(plan[index + 1]):  # it would run beside one that measures time
+                print(f"gpu: {planned.stage}: too late, for {plan[index + 1].stage} is finished", flush=True)
+                continue
             box = self._box(plan, index)
             if box < _LEAST:
                 self._enter(planned.stage, {"status": "skipped", "why": f"{max(box, 0):.0f} s were left"})
@@ -108,10 +111,15 @@ class Driver:
                 continue
             self._wait([running, *beside])
             beside = []
-            if planned.stage == "environment" and self.entries["environment"]["status"] == "failed":
+            if planned.stage == "environment" and self._is_without_device():
                 print("gpu: without a working device nothing else is tried", flush=True)
                 break
         self._wait(beside)
+
+    def _is_without_device(self) -> bool:
+        """Whether the stage `environment` failed before its first result, a tensor on the device."""
+        entry = self.entries["environment"]
+        return entry["status"] == "failed" and not entry["result"]
 
     def _is_finished(self, planned: Planned) -> bool:
         done = self.entries.get(planned.stage, {}).get("status") == "done"

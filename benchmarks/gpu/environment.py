@@ -8,8 +8,11 @@ import shutil
 import statistics
 import subprocess
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
+
+from glit_models.errors import first_line
 
 from .. import cudnn_depthwise, report
 from ..depthwise_forms import has_conv1d_template
@@ -17,6 +20,7 @@ from .context import Context, Result
 
 CUDA_ONLY = {"environment": ("driver, clocks and power that nvidia-smi reads", "times from CUDA events")}
 
+_SHARED_MEMORY = Path("/dev/shm")
 _PACKAGES = (
     "torch", "torchvision", "triton", "timm", "accelerate", "numpy", "onnx", "onnxruntime", "onnxruntime-gpu",
     "nvidia-cudnn-cu13", "nvidia-cudnn-frontend",
@@ -30,14 +34,16 @@ _QUERY = (
 def run_environment(context: Context) -> Result:
     """Record the facts, then measure; the facts are kept if the measurements fail."""
     torch.zeros(1, device=context.device)  # raises where there is no such device
-    result: Result = {
-        "device": report.device_name(context.device),
+    result: Result = {"device": report.device_name(context.device)}
+    context.save(result)  # tells the driver that the device works
+    result |= {
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in _PACKAGES},
         "cuda": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version(),
         "cudnn_causal_convolution": cudnn_depthwise.unavailable() or "works",
         "inductor_conv1d_template": has_conv1d_template(),
+        "shared_memory_gib": shared_memory_gib(),
         "idle": _nvidia_smi(),
     }
     context.save(result)
@@ -59,11 +65,19 @@ def _nvidia_smi() -> dict[str, str] | str:
     if shutil.which("nvidia-smi") is None:
         return "no nvidia-smi"
     command = ["nvidia-smi", f"--query-gpu={','.join(_QUERY)}", "--format=csv,noheader"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"{type(error).__name__}: {first_line(error)}"[:200]
     values = done.stdout.strip().splitlines()[0].split(", ") if done.returncode == 0 and done.stdout.strip() else []
     if len(values) != len(_QUERY):
         return (done.stderr or done.stdout).strip()[:200]
     return dict(zip(_QUERY, values, strict=True))
+
+
+def shared_memory_gib() -> float | None:
+    """The size of the file system through which a loader's processes pass images."""
+    return shutil.disk_usage(_SHARED_MEMORY).total / 2**30 if _SHARED_MEMORY.is_dir() else None
 
 
 def _copy_rate(context: Context) -> float:

@@ -8,10 +8,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-__all__ = ["MAX_BYTES", "MAX_FILES", "join_logs", "over_limits", "read_json", "tail", "write_json"]
+__all__ = ["MAX_BYTES", "MAX_FILES", "MAX_TOTAL_BYTES", "join_logs", "over_limits", "read_json", "tail", "write_json"]
 
 MAX_FILES = 8
 MAX_BYTES = 16 * 2**20
+MAX_TOTAL_BYTES = 64 * 2**20
 _LOG_BYTES = 2**20  # per stage; the end of the log is kept
 
 
@@ -52,9 +53,12 @@ def join_logs(logs: Iterable[Path], target: Path) -> None:
 
 
 def over_limits(folder: Path) -> list[str]:
-    """The files in `folder` that exceed the limits: more than `MAX_FILES` files, or a file of `MAX_BYTES` or more."""
+    """What in `folder` exceeds the limits: `MAX_FILES` files, each below `MAX_BYTES`, and `MAX_TOTAL_BYTES` in all."""
     files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
-    problems = [f"{path.name} has {path.stat().st_size} bytes" for path in files if path.stat().st_size >= MAX_BYTES]
-    if len(files) > MAX_FILES:
-        problems.append(f"{len(files)} files, {MAX_FILES} are allowed")
+    sizes = {str(path.relative_to(folder)): path.stat().st_size for path in files}
+    problems = [f"{name} has {size} bytes" for name, size in sizes.items() if size >= MAX_BYTES]
+    if len(sizes) > MAX_FILES:
+        problems.append(f"{len(sizes)} files, {MAX_FILES} are allowed")
+    if (total := sum(sizes.values())) > MAX_TOTAL_BYTES:
+        problems.append(f"{total} bytes in all, {MAX_TOTAL_BYTES} are allowed")
     return problems

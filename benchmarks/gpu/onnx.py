@@ -45,24 +45,41 @@ def run_onnx(context: Context) -> Result:
 
 
 def _rows(context: Context, providers: list[str]) -> Iterator[dict[str, Any]]:
-    folder, batches = context.work / "onnx", (1,) if context.rehearse else (1, 32, 256)
-    folder.mkdir(exist_ok=True)
-    calibration = noise(folder / "noise")
-    for precision in ("fp32", "int8") if context.rehearse else _PRECISIONS:
-        path = folder / f"{precision}.onnx"
-        try:
-            more = {"calibration": calibration} if precision == "int8" else {}
-            export_onnx(_glit(context), path, precision=precision, verify=0, force=True, **more)
-        except Exception as error:  # of one precision; the others are still measured
-            yield {"precision": precision, "error": f"{type(error).__name__}: {first_line(error)}"[:300]}
+    """CUDA first, then PyTorch, and TensorRT last, because it builds an engine for each file before it runs."""
+    batches = (1,) if context.rehearse else (1, 32, 256)
+    files: dict[str, Path] = {}
+    for precision, file in _exported(context):
+        if isinstance(file, str):
+            yield {"precision": precision, "error": file}
             continue
-        for batch, provider in itertools.product(batches, providers):
-            make = partial(_session_case, path, provider, batch, context)
-            yield {"precision": precision, "how": provider, "batch": batch} | _measured(make, batch, context)
+        files[precision] = file
+        for batch in batches:
+            yield _session_row(precision, file, providers[0], batch, context)
     precisions = ("fp32",) if context.rehearse else tuple(_TORCH)
     for precision, batch, way in itertools.product(precisions, batches, ("eager", "compiled")):
         make = partial(_torch_case, precision, way, batch, context)
         yield {"precision": precision, "how": f"PyTorch, {way}", "batch": batch} | _measured(make, batch, context)
+    for provider, (precision, file), batch in itertools.product(providers[1:], files.items(), batches):
+        yield _session_row(precision, file, provider, batch, context)
+
+
+def _exported(context: Context) -> Iterator[tuple[str, Path | str]]:
+    """The file of each precision, which is not compared with PyTorch; or why there is none."""
+    folder = context.work / "onnx"
+    folder.mkdir(exist_ok=True)
+    calibration = noise(folder / "noise")
+    for precision in ("fp32", "int8") if context.rehearse else _PRECISIONS:
+        more = {"calibration": calibration} if precision == "int8" else {}
+        path = folder / f"{precision}.onnx"
+        try:
+            yield precision, export_onnx(_glit(context), path, precision=precision, verify=0, force=True, **more).path
+        except Exception as error:  # of one precision; the others are still measured
+            yield precision, f"{type(error).__name__}: {first_line(error)}"[:300]
+
+
+def _session_row(precision: str, file: Path, provider: str, batch: int, context: Context) -> dict[str, Any]:
+    make = partial(_session_case, file, provider, batch, context)
+    return {"precision": precision, "how": provider, "batch": batch} | _measured(make, batch, context)
 
 
 def _size(context: Context) -> int:
@@ -98,7 +115,7 @@ def _measured(make: Callable[[], Callable[[], object]], batch: int, context: Con
 
 def _session_case(path: Path, provider: str, B: int, context: Context) -> Callable[[], object]:
     """A pass of a file over images [B, 3, H, W] on the device, including synchronisation."""
-    classifier = OnnxClassifier(path, [provider])
+    classifier = OnnxClassifier(path, [provider], strict=True)  # raises instead of a fallback to the CPU
     session = classifier.session
     shape = (B, *session.get_inputs()[0].shape[1:])
     images = np.random.default_rng(0).standard_normal(shape).astype(classifier.input_dtype)

@@ -9,7 +9,8 @@ import dataclasses
 import random
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,18 +35,23 @@ def run_search(context: Context) -> Result:
     """Compare a supernet's step with a plain one, and measure networks per minute for each way of evaluation."""
     result: Result = {}
     size, batch = (32, 4) if context.rehearse else (224, 256)
-    parts: dict[str, Callable[[], Any]] = {
-        "evaluation": lambda: _evaluation_rows(context, size),
-        "launches": lambda: _launch_rows(context, size),
-        "step": lambda: supernet_rows(
-            context.device, batch, size, 1 if context.rehearse else 5, bf16=not context.rehearse, space=_space(context)
-        ),
+    steps = partial(
+        supernet_rows, context.device, batch, size, 1 if context.rehearse else 5, bf16=not context.rehearse,
+        space=_space(context),
+    )  # fmt: skip
+    parts: dict[str, Callable[[], Iterable[Any]]] = {
+        "evaluation": partial(_evaluation_rows, context, size),
+        "step": steps,
+        "launches": partial(_launch_rows, context, size),
     }
     for name, part in parts.items():
+        result[name] = []
         try:
-            result[name] = part()
+            for row in part():
+                result[name].append(row)
+                context.save(result)
         except Exception as error:  # devices can raise anything; it is the result of this part
-            result[name] = f"{type(error).__name__}: {first_line(error)}"[:300]
+            result[name].append({"error": f"{type(error).__name__}: {first_line(error)}"[:300]})
         context.save(result)
     return result
 
@@ -71,14 +77,13 @@ def _supernet(context: Context, size: int) -> Supernet:
     return Supernet(space, img_size=size, num_classes=10).to(context.device).eval()
 
 
-def _evaluation_rows(context: Context, size: int) -> list[dict[str, Any]]:
+def _evaluation_rows(context: Context, size: int) -> Iterator[dict[str, Any]]:
     """Networks per minute on 5,000 images with 10 batches of calibration, as in the recipe `fashion_mnist`."""
     supernet = _supernet(context, size)
     count, batches, images = (2, 1, 4) if context.rehearse else (16, 10, 500)
     batch = torch.randn(images, 3, size, size, device=context.device), torch.zeros(images, dtype=torch.int64)
     data = Images(lambda wanted: [batch] * len(wanted), batches)
     specs = _population(supernet.space, count)
-    rows = []
     for name, share in (("one by one", False), ("shared", True)):
         evaluator = Evaluator(supernet, data, data, memory_mb=30_000, share=share, bf16=not context.rehearse)
         if not context.rehearse:
@@ -88,26 +93,23 @@ def _evaluation_rows(context: Context, size: int) -> list[dict[str, Any]]:
         evaluator.evaluate(specs)
         seconds = time.perf_counter() - began
         row = {"evaluated": name, "networks": count, "networks a minute": 60 * count / seconds}
-        rows.append(row | {"images through blocks a second": evaluator.block_images / seconds})
-    return rows
+        yield row | {"images through blocks a second": evaluator.block_images / seconds}
 
 
-def _launch_rows(context: Context, size: int) -> list[dict[str, Any]]:
+def _launch_rows(context: Context, size: int) -> Iterator[dict[str, Any]]:
     """Run a network of the space kernel by kernel, and as a single CUDA graph, to see whether the GPU waits."""
     supernet = _supernet(context, size)
     model = supernet.extract(supernet.space.sample(random.Random(0))).eval()
-    rows = []
-    for B in (2,) if context.rehearse else (32, 256, 500):
+    batches = (2,) if context.rehearse else (32, 500, 256)
+    for B in batches:
         images = torch.randn(B, 3, size, size, device=context.device)
         eager = _forward(model, images, bf16=not context.rehearse)
         row = {"batch": B, "eager, ms": _median_ms(eager, context)}
         if context.device.startswith("cuda"):
             row["CUDA graph, ms"] = _median_ms(_graphed(eager), context)
-        if B in (2, 256):  # compiling takes too long to do it for every size
-            compiled = context.compile(model, dynamic=False)
-            row["compiled, ms"] = _median_ms(_forward(compiled, images, bf16=not context.rehearse), context)
-        rows.append(row)
-    return rows
+        yield row
+    compiled = context.compile(model, dynamic=False)  # takes too long to do it for every size
+    yield {"batch": B, "compiled, ms": _median_ms(_forward(compiled, images, bf16=not context.rehearse), context)}
 
 
 def _forward(model: Callable[..., Any], images: torch.Tensor, bf16: bool) -> Callable[[], object]:

@@ -15,14 +15,14 @@ _TABLES = {
     "onnx": ("rows",),
 }
 _FACTS = {
-    "environment": ("device", "memory_tb_s", "bf16_tflops", "cudnn", "cudnn_causal_convolution"),
-    "correct": ("failed", "wrong_forms"),
+    "environment": ("device", "memory_tb_s", "bf16_tflops", "cudnn", "cudnn_causal_convolution", "shared_memory_gib"),
+    "correct": ("failed", "right_forms", "wrong_forms"),
     "throughput": ("chosen",),
     "pretrain": ("form", "data, images/s", "model, images/s", "both, images/s", "images", "scores"),
     "fine_tune": ("form", "both, images/s", "epochs", "scores"),
     "scratch": ("both, images/s", "epochs", "scores"),
     "deit": ("both, images/s", "epochs", "scores"),
-    "full_search": ("progress", "summary"),
+    "full_search": ("progress", "left_out", "summary"),
 }
 
 
