@@ -235,6 +235,27 @@ def test_published_scores_are_not_claimed_for_other_weights(tmp_path: Path) -> N
     assert "metrics" not in entry
 
 
+def test_weights_of_an_unregistered_name_take_no_class_names_or_preprocessing_of_the_default(tmp_path: Path) -> None:
+    model = timm.create_model("glit_tiny")
+    assert "label_names" not in model.pretrained_cfg
+    save_file(model.state_dict(), tmp_path / "mine.safetensors")
+    for name in ("glit_tiny", "glit_tiny.mine"):
+        convert(tmp_path / "mine.safetensors", name, out=tmp_path / name)
+        config = json.loads((tmp_path / name / "config.json").read_text())
+        assert "label_names" not in config
+        assert config["pretrained_cfg"]["mean"] == [0.485, 0.456, 0.406]
+
+
+def test_class_names_come_only_with_the_weights_that_they_are_of(tmp_path: Path) -> None:
+    loaded = timm.create_model("glit_tiny.fashion_mnist", pretrained=True)
+    assert len(loaded.pretrained_cfg["label_names"]) == 10
+    save_file(loaded.state_dict(), tmp_path / "mine.safetensors")
+    overlay: dict[str, Any] = {"file": str(tmp_path / "mine.safetensors")}
+    for more in ({}, {"label_names": CLASSES}):
+        own = timm.create_model("glit_tiny.fashion_mnist", pretrained=True, pretrained_cfg_overlay=overlay | more)
+        assert own.pretrained_cfg.get("label_names") == more.get("label_names")
+
+
 @pytest.mark.parametrize("name", ["glit_huge", "glit_small", "glit_tiny.mine"])
 def test_only_registered_names_can_be_installed(tmp_path: Path, name: str) -> None:
     with pytest.raises(WeightsError, match=f"{name}.* cannot be installed; use out="):

@@ -90,8 +90,10 @@ def convert(
         # Only the authors' code writes this layout, and they released one checkpoint of the named network.
         if registered is not None and not given:
             facts = _facts_of(registered, Path(checkpoint), sha256)
-    registered_name = _with_tag(name) if _with_tag(name) in resolve.registry() else architecture
-    model: SpecTransformer = timm.create_model(registered_name, **given)
+    # The preprocessing of weights of an unknown name is taken to be ImageNet's, not that of the default weights.
+    names = (_with_tag(name), f"{architecture}.in1k")
+    known = next((known for known in names if known in resolve.registry()), architecture)
+    model: SpecTransformer = timm.create_model(known, **given)
     check_fits(state, model, where=str(checkpoint))
     model.load_state_dict(state)
     if install:

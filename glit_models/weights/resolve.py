@@ -204,11 +204,13 @@ class Located(NamedTuple):
         state_dict: the content of a local file. The overlay holds a placeholder instead, because timm would copy, and
             keep, all tensors of a state dict in its configuration.
         source: timm's field, which replaces the placeholder in the model's configuration after loading.
+        is_described: whether timm's configuration describes these weights, so that its class names are theirs.
     """
 
     overlay: dict[str, Any]
     state_dict: dict[str, Tensor] | None = None
     source: str | None = None
+    is_described: bool = False
 
 
 def locate(variant: str, pretrained_cfg: Any, overlay: Mapping[str, Any] | None) -> Located:
@@ -232,13 +234,15 @@ def locate(variant: str, pretrained_cfg: Any, overlay: Mapping[str, Any] | None)
     entry = registry().get(f"{variant}.{tag}")
     if entry is not None and all(value == _timm_source(entry).get(key) for key, value in named.items() if value):
         named = {}  # timm's copy of the registry's configuration: find and verify the file again
-    named |= {key: overlay[key] for key in (*_SOURCES, "source") if key in overlay}
+    if any(overlay.get(key) is not None for key in _SOURCES):
+        overlay = dict.fromkeys((*_SOURCES, "source", "hf_hub_filename")) | overlay  # else timm prefers another source
+        named = overlay
     if any(named.get(key) is not None for key in _SOURCES):
         file = named.get("file")
         if file and not named.get("state_dict"):
             state_dict = _read_source(Path(file), folder=named.get("source") == "local-dir")
             head = state_dict.get("head.weight")
-            if head is not None and "file" in overlay:
+            if head is not None and overlay.get("file"):
                 # timm would drop a head whose size differs from the default configuration's; use this file's size
                 overlay.setdefault("num_classes", head.shape[0])
             stand_in = {"state_dict": {"file": str(file)}, "source": None}
@@ -249,7 +253,7 @@ def locate(variant: str, pretrained_cfg: Any, overlay: Mapping[str, Any] | None)
     entry = get_entry(f"{variant}.{tag}" if tag else variant)
     file = find(entry)
     warn_of(entry)
-    return Located(overlay | {"file": str(file), "source": None})
+    return Located(overlay | {"file": str(file), "source": None}, is_described=True)
 
 
 def warn_of(entry: WeightEntry) -> None:
