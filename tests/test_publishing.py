@@ -21,6 +21,7 @@ from test_hub import assert_is_small, point_client_at
 from weight_folders import CLASSES, FACTS, SPEC, create_registered, register, small_folder, small_model
 
 import glit_models
+import glit_models.weights.card
 from glit_models.cli import main
 from glit_models.errors import WeightsError, WriteError
 from glit_models.glit.checkpoint import to_official
@@ -311,6 +312,37 @@ def test_what_a_card_needs_and_nobody_said_is_asked_for(tmp_path: Path, folder: 
         publish(str(folder), folder=tmp_path / "out", facts={"name": "glit_base.mine"})
     assert not (tmp_path / "out").exists()
     publish(str(tmp_path / "bare"), folder=tmp_path / "out", facts=FACTS)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "named"),
+    [
+        ("Fashion-MNIST", ["fashion-mnist"]),
+        ("hfds/ylecun/mnist", ["ylecun/mnist"]),
+        ("torch/cifar10", None),
+        ("1,000 classes of fractals, drawn by formula (no photographs)", None),
+    ],
+)
+def test_a_card_names_only_data_sets_of_the_hub(
+    tmp_path: Path, folder: Path, dataset: str, named: list[str] | None
+) -> None:
+    publish(str(folder), folder=tmp_path / "out", facts={"dataset": dataset})
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    assert card.data.datasets == named
+    assert f"Data: {dataset}." in card.text
+
+
+@pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
+def test_the_reason_of_the_hub_for_refusing_a_card_is_shown(
+    server: HubServer, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(glit_models.weights.card, "_hub_data_sets", lambda name: ["a b", "c d"])
+    with pytest.raises(WeightsError) as error:
+        publish(str(folder), repo="somebody/glit-small")
+    assert str(error.value) == (
+        'somebody/glit-small: not published: the Hub refused the request (400): "datasets" must be names, got a b; '
+        '"datasets" must be names, got c d'
+    )
 
 
 @pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # the Hub's client of its HTTP library

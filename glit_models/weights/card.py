@@ -42,12 +42,30 @@ def _metadata(entry: WeightEntry, spec: Spec) -> str:
         "pipeline_tag": "image-classification",
         "license": entry.license.lower() if is_identifier else "other",
         "tags": ["image-classification", "timm", "transformers", spec.family],
-        "datasets": [entry.dataset.lower().replace(" ", "-")],
+        "datasets": _hub_data_sets(entry.dataset),
         "metrics": ["accuracy"],
     }
+    if not data["datasets"]:
+        del data["datasets"]
     if not is_identifier:
         data["license_name"] = entry.license.lower().replace(" ", "-")
     return "\n".join(["---", *(f"{key}: {json.dumps(value)}" for key, value in data.items()), "---"])
+
+
+def _hub_data_sets(name: str) -> list[str]:
+    """The data set as the Hub names it; empty for any other name, with which the Hub would reject the card."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    source, _, identifier = name.partition("/")
+    if source in ("torch", "wds", "tfds"):
+        return []
+    identifier = identifier if source in ("hfds", "hfids") else name.lower()
+    try:
+        validate_repo_id(identifier)
+    except HFValidationError:
+        return []
+    return [identifier]
 
 
 def _summary(entry: WeightEntry, spec: Spec) -> str:
