@@ -1,5 +1,6 @@
 """Tests of docs/extending.md: a single user file adds a part, family, method, fitness or target."""
 
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -16,7 +17,7 @@ from torch import nn
 
 import glit_models
 from glit_models import BlockSpec, GLiTSpec, SpecError, cli, count_macs, count_params
-from glit_models.errors import ExportError, GlitError, RecipeError, SearchError
+from glit_models.errors import ExportError, GlitError, RecipeError, SearchError, WeightsError
 from glit_models.figure import network_image
 from glit_models.parts import BlockParts, BuildOptions, MlpPart, Part, TokenGrid
 from glit_models.weights.folder import save_folder
@@ -115,6 +116,41 @@ def test_a_family_of_ones_own_trains_searches_draws_and_exports(tmp_path: Path) 
     search(tmp_path / "run", space, *settings)
     found = timm.create_model(f"local-dir:{tmp_path / 'run' / 'model'}", pretrained=True)
     assert found.spec.family == "plain"
+
+
+def test_weights_of_a_family_of_ones_own_load_from_its_default_cfgs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import plain_family  # noqa: F401 - registers the family
+    from timm.models import _registry
+
+    torch.manual_seed(0)
+    saved = timm.create_model("plain_nano", num_classes=4, img_size=32)
+    torch.save(saved.state_dict(), tmp_path / "mine.pth")
+    facts = {"num_classes": 4, "file": str(tmp_path / "mine.pth"), "label_names": list("abcd")}
+    cfg = replace(timm.get_pretrained_cfg("plain_nano"), tag="mine", **facts)
+    monkeypatch.setitem(_registry._model_pretrained_cfgs, "plain_nano.mine", cfg)
+    monkeypatch.setitem(_registry._model_with_tags, "plain_nano", ["plain_nano", "plain_nano.mine"])
+    loaded = timm.create_model("plain_nano.mine", pretrained=True, img_size=32)
+    assert torch.equal(loaded.head.weight, saved.head.weight)
+    assert loaded.pretrained_cfg["label_names"] == list("abcd")
+    for name, complaint in (("plain_nano", "names no weights"), ("plain_nano.nope", "no such weights")):
+        with pytest.raises(WeightsError, match=complaint):
+            timm.create_model(name, pretrained=True, img_size=32)
+
+    assert cli.main(["info", "plain_nano.mine"]) == 0
+    assert "Weights: plain_nano.mine, file" in capsys.readouterr().out
+    assert cli.main(["info", "plain_nano"]) == 0
+    assert "Weights: plain_nano, none" in capsys.readouterr().out
+    assert cli.main(["list"]) == 0
+    assert re.search(r"plain_nano.mine +file .* 32 ", capsys.readouterr().out)
+    benched = ["bench", "--batch", "1", "--rounds", "1", "--no-compile", "--no-baseline"]
+    assert cli.main([*benched, "plain_nano.mine"]) == 0
+    capsys.readouterr()
+    assert cli.main([*benched, "plain_nano"]) == 2
+    assert "plain_nano: this pretrained_cfg names no weights; give it a file" in capsys.readouterr().err
+    assert cli.main(["publish", "plain_nano.mine", "--to-folder", str(tmp_path / "out")]) == 2
+    assert "plain_nano.mine: not in the registry of this package; give the folder" in capsys.readouterr().err
 
 
 def test_a_target_of_ones_own_exports_from_the_command_line(tmp_path: Path) -> None:
