@@ -467,6 +467,8 @@ def checkpoint_filter_fn(state_dict: dict[str, Any], model: SpecTransformer) -> 
                 state_dict[f"fc_norm.{name}"] = state_dict.pop(f"norm.{name}")
     weight = state_dict.get("patch_embed.proj.weight")
     pos_embed = state_dict.get("pos_embed")
+    if pos_embed is not None and ("cls_token" in state_dict) != model.has_class_token:  # before resampling fails
+        check_fits(state_dict, model, ignore=("head.", "patch_embed.", "pos_embed"))
     if pos_embed is not None and pos_embed.shape[1] != model.pos_embed.shape[1]:
         state_dict["pos_embed"] = resample_abs_pos_embed(
             pos_embed,

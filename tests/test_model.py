@@ -476,8 +476,17 @@ def test_loading_for_average_pooling_moves_the_norm_behind_it(weights) -> None:
 
 
 def test_loading_a_class_token_into_a_model_without_one_says_so(weights) -> None:
-    with pytest.raises(WeightsError, match="weights do not fit the model: 'pos_embed'"):
-        load(weights[1], global_pool="avg", class_token=False)
+    for sizes in ({}, {"img_size": 96}):
+        with pytest.raises(WeightsError, match="weights do not fit the model: it has no 'cls_token'"):
+            load(weights[1], global_pool="avg", class_token=False, **sizes)
+
+
+def test_loading_weights_without_a_class_token_into_a_model_with_one_says_so(weights) -> None:
+    path = Path(weights[1]["file"])
+    torch.save(make(global_pool="avg", class_token=False).state_dict(), path)
+    for sizes in ({}, {"img_size": 96}):
+        with pytest.raises(WeightsError, match="weights do not fit the model: 'cls_token' is missing"):
+            load(weights[1], global_pool="avg", **sizes)
 
 
 def test_loading_other_weights_names_the_first_that_does_not_fit(weights) -> None:
