@@ -135,7 +135,8 @@ class SpecTransformer(nn.Module):
             hasattr(module, "set_tokens")
             for block in self.blocks
             if isinstance(block, Block)
-            for module in block.mixer.modules()
+            for _, part_module in block.part_modules()
+            for module in part_module.modules()
         )
         self.feature_info = [
             {"module": f"blocks.{i}", "num_chs": dim, "reduction": network.patch_size} for i in range(network.depth)

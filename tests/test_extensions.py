@@ -1,5 +1,6 @@
 """Tests of docs/extending.md: a single user file adds a part, family, method, fitness or target."""
 
+import copy
 import re
 import subprocess
 import sys
@@ -12,14 +13,15 @@ import pytest
 import timm
 import torch
 from glit_models.export import export_onnx
+from glit_models.export.form import export_form
 from glit_models.search import SearchRun, load_search_recipe, write_report
 from torch import nn
 
 import glit_models
-from glit_models import BlockSpec, GLiTSpec, SpecError, cli, count_macs, count_params
+from glit_models import BlockSpec, GLiTSpec, SpecError, SpecTransformer, cli, count_macs, count_params
 from glit_models.errors import ExportError, GlitError, RecipeError, SearchError, WeightsError
 from glit_models.figure import network_image
-from glit_models.parts import BlockParts, BuildOptions, MlpPart, Part, TokenGrid
+from glit_models.parts import PARTS, BlockParts, BuildOptions, MlpPart, Part, TokenGrid
 from glit_models.weights.folder import save_folder
 
 TESTS = Path(__file__).parent
@@ -116,6 +118,40 @@ def test_a_family_of_ones_own_trains_searches_draws_and_exports(tmp_path: Path) 
     search(tmp_path / "run", space, *settings)
     found = timm.create_model(f"local-dir:{tmp_path / 'run' / 'model'}", pretrained=True)
     assert found.spec.family == "plain"
+
+
+def test_any_part_may_come_after_the_second_norm(tmp_path: Path) -> None:
+    import plain_family
+
+    class GridSpec(plain_family.PlainSpec):
+        def block_parts(self, index: int) -> BlockParts:
+            parts = super().block_parts(index)
+            genes = {"kernel_size": 3, "expand_ratio": 1}
+            return replace(parts, mlp=PARTS["local_conv2d"].from_genes(3, 16, genes))
+
+    class Grid(SpecTransformer):
+        spec_class = GridSpec
+
+    spec = GridSpec(plain_family.NANO.blocks, embed_dim=48)
+    assert spec.block_parts(0).has_running_statistics
+    torch.manual_seed(0)
+    model = Grid(spec, 32, num_classes=4, dynamic_img_size=True)
+    for tensor in model.state_dict().values():
+        if tensor.is_floating_point():
+            tensor.copy_(0.2 + 0.3 * torch.rand_like(tensor))
+    images = torch.randn(2, 3, 48, 32)
+    dynamic = model.eval()(images)
+    fixed = Grid(spec, 32, num_classes=4).eval()
+    fixed.load_state_dict(model.state_dict())
+    fixed.set_input_size((48, 32))
+    torch.testing.assert_close(dynamic, fixed(images))
+    fused = copy.deepcopy(fixed).fuse()
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in fused.modules())
+    torch.testing.assert_close(fused(images), fixed(images), rtol=1e-4, atol=1e-4)
+    form = export_form(fixed, "products")
+    torch.testing.assert_close(form(images), fixed(images), rtol=1e-4, atol=1e-4)
+    with pytest.raises(ExportError, match="cannot be dynamic: local_conv2d depends on the grid"):
+        export_form(fixed, "products", image_size="dynamic")
 
 
 def test_weights_of_a_family_of_ones_own_load_from_its_default_cfgs(
