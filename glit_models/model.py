@@ -192,7 +192,8 @@ class SpecTransformer(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 trunc_normal_(module.weight, std=0.02)
-                nn.init.zeros_(module.bias)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
             elif needs_reset and callable(reset := getattr(module, "reset_parameters", None)):
                 reset()
         if needs_reset:

@@ -210,6 +210,23 @@ def test_the_command_line_imports_a_module_that_registers_an_extension(
     assert "there is no module 'no_such_module'" in capsys.readouterr().err
 
 
+def test_a_part_may_have_a_linear_layer_without_bias(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = pooled()
+    part = type(spec.block_parts(0).mixers[1])
+    build = part.build
+
+    def build_without_bias(self: Part, options: BuildOptions) -> nn.Module:
+        module: Any = build(self, options)
+        module.linear = nn.Linear(self.channels, self.channels, bias=False)
+        return module
+
+    monkeypatch.setattr(part, "num_params", property(lambda self: self.channels**2))
+    monkeypatch.setattr(part, "build", build_without_bias)
+    model = timm.create_model("glit_tiny", spec=spec, img_size=32, num_classes=4)
+    model.init_weights()
+    assert sum(parameter.numel() for parameter in model.parameters()) == count_params(spec, 4, 32)
+
+
 @dataclass(frozen=True)
 class Wrong(Part):
     """A part that says and does what a test asks it to."""
