@@ -25,6 +25,7 @@ import glit_models.weights.card
 from glit_models.cli import main
 from glit_models.errors import WeightsError, WriteError
 from glit_models.glit.checkpoint import to_official
+from glit_models.parts import TokenGrid
 from glit_models.weights import resolve
 from glit_models.weights.files import sha256_of
 from glit_models.weights.folder import load_folder, open_folder, save_folder
@@ -111,6 +112,17 @@ def test_the_configuration_says_nothing_that_was_true_only_of_other_weights(tmp_
     assert (cfg["mean"], cfg["interpolation"], cfg["crop_pct"]) == ([0.3] * 3, "bilinear", 1.0)
     assert (entry["mean"], entry["interpolation"]) == ([0.3] * 3, "bilinear")
     assert timm.create_model(f"local-dir:{tmp_path / 'saved'}", pretrained=True).num_classes == 10
+
+
+def test_a_model_of_any_image_size_is_saved_with_the_size_of_its_positions(tmp_path: Path) -> None:
+    entry = save_folder(small_model(dynamic_img_size=True), tmp_path / "saved")
+    assert entry["input_size"] == [3, 64, 64]
+    assert entry["macs"] == glit_models.count_macs(SPEC, 64, 10)
+    assert agreements(tmp_path / "saved") == ALL_AGREE
+    path = tmp_path / "saved" / "config.json"  # as 0.1 wrote it
+    path.write_text(path.read_text().replace('"input_size": [3, 64, 64]', '"input_size": [3, 224, 224]'))
+    assert '"input_size": [3, 224, 224]' in path.read_text()
+    assert agreements(tmp_path / "saved") == ALL_AGREE
 
 
 def test_weights_that_overflow_half_precision_are_refused_and_nothing_is_written(tmp_path: Path) -> None:
@@ -312,6 +324,18 @@ def test_what_a_card_needs_and_nobody_said_is_asked_for(tmp_path: Path, folder: 
         publish(str(folder), folder=tmp_path / "out", facts={"name": "glit_base.mine"})
     assert not (tmp_path / "out").exists()
     publish(str(tmp_path / "bare"), folder=tmp_path / "out", facts=FACTS)
+
+
+def test_costs_of_a_model_without_a_class_token_count_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = small_model(class_token=False, global_pool="avg")
+    save_folder(model, tmp_path / "saved", facts=FACTS)
+    assert main(["info", str(tmp_path / "saved"), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["params"] == sum(parameter.numel() for parameter in model.parameters())
+    assert found["macs"] == glit_models.count_macs(SPEC, 64, 10, class_token=False)
+    assert found["blocks"][0]["macs"] == SPEC.block_parts(0).num_macs(TokenGrid(4, 4, 0)) == 380_928
+    publish(str(tmp_path / "saved"), folder=tmp_path / "out")
+    assert "| 46,192 | 0.7 M |" in (tmp_path / "out" / "README.md").read_text()
 
 
 @pytest.mark.parametrize(

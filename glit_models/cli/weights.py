@@ -101,10 +101,11 @@ def _run_info(args: argparse.Namespace) -> int:
 
     spec, task, weights = _describe(args.model)
     size, num_classes, in_chans = task["img_size"], task["num_classes"], task["in_chans"]
-    blocks = _block_rows(spec, size)
+    class_token = task.setdefault("class_token", True)
+    blocks = _block_rows(spec, size, class_token)
     total = {
-        "params": count_params(spec, num_classes, size, in_chans),
-        "macs": count_macs(spec, size, num_classes, in_chans),
+        "params": count_params(spec, num_classes, size, in_chans, class_token),
+        "macs": count_macs(spec, size, num_classes, in_chans, class_token),
     }
     if args.json:
         print_json({"model": args.model, **task, "spec": spec.to_dict(), "blocks": blocks, **total, "weights": weights})
@@ -142,11 +143,11 @@ def _show(value: Any) -> str:
     return "-" if value is None else f"{value:g}" if isinstance(value, (int, float)) else str(value)
 
 
-def _block_rows(spec: Spec, size: tuple[int, int]) -> list[dict[str, Any]]:
+def _block_rows(spec: Spec, size: tuple[int, int], class_token: bool) -> list[dict[str, Any]]:
     from ..cost import count_block_macs, count_block_params
     from ..parts import TokenGrid
 
-    tokens = TokenGrid(size[0] // spec.patch_size, size[1] // spec.patch_size)
+    tokens = TokenGrid(size[0] // spec.patch_size, size[1] // spec.patch_size, int(class_token))
     headings, blocks = spec.block_table()
     return [
         {
@@ -169,6 +170,7 @@ def _describe(model: str) -> tuple[Spec, dict[str, Any], str]:
         config = read_config(path)
         channels, height, width = config["pretrained_cfg"].get("input_size", (3, 224, 224))
         task = {"img_size": (height, width), "num_classes": config.get("num_classes", 1000), "in_chans": channels}
+        task["class_token"] = bool(config["model_args"].get("class_token", True))
         return spec_of(config), task, f"in {model}"
     if path.suffix == ".json" or path.is_file():
         return parse_spec(path), {"img_size": (224, 224), "num_classes": 1000, "in_chans": 3}, "none, a bare spec"

@@ -17,8 +17,13 @@ from .registry import WeightEntry
 __all__ = ["model_card"]
 
 
-def model_card(entry: WeightEntry, spec: Spec, repo: str | None) -> str:
-    """The README of the weights `entry`, metadata first; `repo` is its repository, None for a local folder."""
+def model_card(entry: WeightEntry, spec: Spec, repo: str | None, class_token: bool = True) -> str:
+    """The README of the weights `entry`, metadata first.
+
+    Args:
+        spec: of the network. class_token: whether it has one.
+        repo: the repository of the weights; None for a local folder.
+    """
     sections = (
         _metadata(entry, spec),
         f"# {entry.name}\n\n{_summary(entry, spec)}",
@@ -27,7 +32,7 @@ def model_card(entry: WeightEntry, spec: Spec, repo: str | None) -> str:
         f"## Scores\n\n{_scores(entry)}",
         "## Architecture\n\n"
         "![Blocks from first to last: what mixes tokens above, feed-forward network below](architecture.png)\n\n"
-        f"{_blocks_table(entry, spec)}",
+        f"{_blocks_table(entry, spec, class_token)}",
         f"## Limits\n\n{_limits(entry)}",
         f"## Citation\n\n```bibtex\n{_paper(entry).citation}\n```",
     )
@@ -140,9 +145,9 @@ def _as_source(source: str) -> str:
     return f"`{source}`" if source.startswith(("glit ", "python ")) else source
 
 
-def _blocks_table(entry: WeightEntry, spec: Spec) -> str:
+def _blocks_table(entry: WeightEntry, spec: Spec, class_token: bool) -> str:
     height, width = entry.input_size[1:]
-    tokens = TokenGrid(height // spec.patch_size, width // spec.patch_size)
+    tokens = TokenGrid(height // spec.patch_size, width // spec.patch_size, int(class_token))
     headings, blocks = spec.block_table()
     rows = []
     for index, block in enumerate(blocks):

@@ -142,6 +142,8 @@ def _hub_config(
     cfg = config["pretrained_cfg"]
     for key in _OF_THE_SOURCE:
         cfg.pop(key, None)
+    if not {"input_size", "img_size"} & set(data_config or ()):  # timm keeps that of the source for a dynamic size
+        cfg["input_size"] = [model.in_chans, *model.patch_embed.img_size]
     cfg["paper_ids"] = family_of_architecture(config["architecture"]).paper_of(config["architecture"]).identifier
     if name and "." in name:
         cfg["tag"] = name.partition(".")[2]

@@ -256,7 +256,7 @@ def _stage(source: str, staged: Path, repo: str | None, facts: Mapping[str, Any]
         shutil.copyfile(found.weights, folder / WEIGHTS_FILE)
         (folder / CONFIG_FILE).write_text(to_json(found.config()), encoding="utf-8")
         write_state_dict(golden, folder / GOLDEN_FILE, {"format": "pt", "weights_sha256": str(entry.sha256)})
-        (folder / "README.md").write_text(model_card(entry, model.spec, repo), encoding="utf-8")
+        (folder / "README.md").write_text(model_card(entry, model.spec, repo, model.has_class_token), encoding="utf-8")
         draw_network(model.spec, folder / "architecture.png")
     return entry, model.spec
 
