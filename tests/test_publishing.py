@@ -18,6 +18,7 @@ from hub_server import HubServer
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 from test_hub import assert_is_small, point_client_at
+from timm.utils import reparameterize_model
 from weight_folders import CLASSES, FACTS, SPEC, create_registered, register, small_folder, small_model
 
 import glit_models
@@ -123,6 +124,13 @@ def test_a_model_of_any_image_size_is_saved_with_the_size_of_its_positions(tmp_p
     path.write_text(path.read_text().replace('"input_size": [3, 64, 64]', '"input_size": [3, 224, 224]'))
     assert '"input_size": [3, 224, 224]' in path.read_text()
     assert agreements(tmp_path / "saved") == ALL_AGREE
+
+
+def test_a_fused_model_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
+    for fused in (reparameterize_model(small_model()), small_model().fuse()):
+        with pytest.raises(WeightsError, match=r"^a fused model cannot be saved, .*; save it before `fuse\(\)`$"):
+            save_folder(fused, tmp_path / "saved")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_weights_that_overflow_half_precision_are_refused_and_nothing_is_written(tmp_path: Path) -> None:
