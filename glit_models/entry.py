@@ -49,7 +49,7 @@ def create(variant: str, family: Family, pretrained: bool, **kwargs: Any) -> Any
             if located.source is not None:
                 cfg["source"] = located.source
         try:
-            return checkpoint_filter_fn(state_dict, model)
+            return checkpoint_filter_fn(state_dict, model, kwargs.get("pretrained_strict", True))
         except Exception:
             check_layout(state_dict.get("model", state_dict), family)  # gives a better reason, if it fails
             raise

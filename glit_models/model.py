@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from .block import Block, build_block
 from .cost import count_params
-from .errors import SpecError
+from .errors import SpecError, WeightsError
 from .parts import BuildOptions, TokenGrid
 from .runs.memory import free_memory
 from .spec import Spec
@@ -452,8 +452,10 @@ def _restore_buffers(module: nn.Module, _incompatible_keys: Any) -> None:
     module.init_non_persistent_buffers()
 
 
-def checkpoint_filter_fn(state_dict: dict[str, Any], model: SpecTransformer) -> dict[str, Tensor]:
+def checkpoint_filter_fn(state_dict: dict[str, Any], model: SpecTransformer, strict: bool = True) -> dict[str, Tensor]:
     """Adapt a checkpoint to `model`: authors' layout, other image or patch size, norm before or after pooling.
+
+    With `strict=False`, keys may be missing or unknown.
 
     Raises:
         WeightsError: if its shapes or names differ from the model's; names the first. timm adapts the head and the
@@ -469,9 +471,10 @@ def checkpoint_filter_fn(state_dict: dict[str, Any], model: SpecTransformer) -> 
                 state_dict[f"fc_norm.{name}"] = state_dict.pop(f"norm.{name}")
     weight = state_dict.get("patch_embed.proj.weight")
     pos_embed = state_dict.get("pos_embed")
-    if pos_embed is not None and ("cls_token" in state_dict) != model.has_class_token:  # before resampling fails
-        check_fits(state_dict, model, ignore=("head.", "patch_embed.", "pos_embed"))
     if pos_embed is not None and pos_embed.shape[1] != model.pos_embed.shape[1]:
+        if ("cls_token" in state_dict) != model.has_class_token:
+            fault = "'cls_token' is missing" if model.has_class_token else "it has no 'cls_token'"
+            raise WeightsError(f"weights do not fit the model: {fault}")
         state_dict["pos_embed"] = resample_abs_pos_embed(
             pos_embed,
             new_size=model.patch_embed.grid_size,
@@ -480,5 +483,5 @@ def checkpoint_filter_fn(state_dict: dict[str, Any], model: SpecTransformer) -> 
         )
     if weight is not None and weight.shape[-2:] != model.patch_embed.proj.weight.shape[-2:]:
         state_dict["patch_embed.proj.weight"] = resample_patch_embed(weight, list(model.patch_embed.patch_size))
-    check_fits(state_dict, model, ignore=("head.", "patch_embed.proj.weight"))
+    check_fits(state_dict, model, ignore=("head.", "patch_embed.proj.weight"), strict=strict)
     return state_dict

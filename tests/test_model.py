@@ -497,6 +497,28 @@ def test_loading_other_weights_names_the_first_that_does_not_fit(weights) -> Non
         load(overlay, spec=GLiTSpec(TINY48.blocks[:4], 48, 3))
 
 
+def test_weights_that_lack_or_add_a_tensor_load_when_timm_is_told_to_be_lenient(weights) -> None:
+    model, overlay = weights
+    state = model.state_dict()
+    del state["blocks.0.norm1.bias"]
+    torch.save(state | {"more.weight": torch.zeros(3)}, overlay["file"])
+    lenient = load(overlay, pretrained_strict=False)
+    assert torch.equal(lenient.blocks[1].mlp.fc1.weight, model.blocks[1].mlp.fc1.weight)
+    assert not lenient.blocks[0].norm1.bias.any()
+    with pytest.raises(WeightsError, match=r"'blocks\.0\.norm1\.bias' is missing"):
+        load(overlay)
+    with pytest.raises(WeightsError, match=r"'.+' is \(.+\), the model needs \(.+\)"):
+        load(overlay, spec=SMALL.scaled(96, 3), pretrained_strict=False)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "_orig_mod.module.", "module._orig_mod."])
+def test_weights_of_a_wrapped_model_load(weights, prefix: str) -> None:
+    model, overlay = weights
+    wrapped = {f"{prefix}{key}": value for key, value in model.state_dict().items()}
+    torch.save(wrapped | {"n_averaged": torch.tensor(7)}, overlay["file"])
+    assert torch.equal(load(overlay)(images()), model(images()))
+
+
 # --- Tracing and compiling ------------------------------------------------------------------------------------------
 
 
