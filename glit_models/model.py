@@ -233,7 +233,11 @@ class SpecTransformer(nn.Module):
 
     @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute each block's activations in the backward pass instead of keeping them."""
+        """Recompute each block's activations in the backward pass instead of keeping them.
+
+        In training mode, each step updates BatchNorm's running statistics twice, with the same batch: their momentum of
+        0.1 acts as 0.19. The gradients stay the same.
+        """
         self.grad_checkpointing = enable
 
     @torch.jit.ignore

@@ -298,6 +298,17 @@ def test_gradient_checkpointing_changes_neither_output_nor_gradients() -> None:
     assert torch.equal(model.forward_intermediates(x, intermediates_only=True)[-1], intermediates[-1])
 
 
+def test_gradient_checkpointing_updates_running_statistics_twice_per_step() -> None:
+    model, x = make(spec=GLiTSpec(TINY48.blocks[1:2], 48, 3)).train(), images()  # one local block
+    before = model.blocks[0].mixer.conv.bn.running_mean.clone()
+    once, twice = copy.deepcopy(model), copy.deepcopy(model)
+    twice.set_grad_checkpointing()
+    for each in (once, twice):
+        gradients(each, x)
+    moved = [each.blocks[0].mixer.conv.bn.running_mean - before for each in (once, twice)]
+    torch.testing.assert_close(moved[1], moved[0] * 1.9, rtol=1e-4, atol=1e-5)
+
+
 def test_fused_and_plain_attention_agree() -> None:
     x = images()
     with torch.no_grad():
