@@ -60,7 +60,7 @@ def _metadata(entry: WeightEntry, spec: Spec) -> str:
 def _hub_data_sets(name: str) -> list[str]:
     """The data set as the Hub names it; empty for any other name, with which the Hub would reject the card."""
     from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # documented there
 
     source, _, identifier = name.partition("/")
     if source in ("torch", "wds", "tfds"):

@@ -280,7 +280,8 @@ def _cause(error: BaseException) -> str:
 
 def _server_message(error: BaseException) -> str:
     """What the Hub said of the request that it refused, in one line."""
-    text, cause = "no reason given", error
+    text = "no reason given"
+    cause: BaseException | None = error
     while cause is not None:
         text = getattr(cause, "server_message", None) or text
         cause = cause.__cause__
