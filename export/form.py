@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from glit_models import SpecTransformer
 from glit_models.block import Block, Mixer
 from glit_models.errors import ExportError
-from glit_models.parts import ExportOptions, Part
+from glit_models.parts import ExportOptions, MlpPart, Part
 
 __all__ = ["AttentionKind", "ExportForm", "export_form", "name_in_model", "resize"]
 
@@ -65,7 +65,7 @@ class ExportForm(nn.Module):
         _set_image_size(form, image_size)
         options = ExportOptions(form.token_grid, attention, dtype)
         real = [index for index, block in enumerate(form.blocks) if isinstance(block, Block)]
-        alone = real[-1] if real and form.global_pool == "token" else None
+        alone = real[-1] if real and form.global_pool == "token" and _ends_in_mlp(form.blocks[real[-1]]) else None
         for index in real:
             block = form.blocks[index]
             assert isinstance(block, Block)
@@ -165,10 +165,15 @@ def _kinds_on_grid(form: SpecTransformer) -> list[str]:
     kinds: dict[str, None] = {}
     for block in form.blocks:
         if isinstance(block, Block):
-            for part, module in zip(block.parts.mixers, block.mixer.values(), strict=True):
+            for part, module in block.part_modules():
                 if any(hasattr(child, "set_tokens") for child in module.modules()):
                     kinds[part.kind] = None
     return list(kinds)
+
+
+def _ends_in_mlp(block: nn.Module) -> bool:
+    """Whether the part after the second norm treats each token alone, so that the class token needs no other there."""
+    return isinstance(block, Block) and isinstance(block.parts.mlp, MlpPart)
 
 
 class _FlatBlock(nn.Module):

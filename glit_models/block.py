@@ -66,6 +66,12 @@ class Block(nn.Module):
         return x + self.drop_path2(self.mlp(self.norm2(x)))
 
     @torch.jit.ignore
+    def part_modules(self) -> list[tuple[Part, nn.Module]]:
+        """Each part with its module."""
+        assert self.parts.mlp is not None
+        return [*zip(self.parts.mixers, self.mixer.values(), strict=True), (self.parts.mlp, self.mlp)]
+
+    @torch.jit.ignore
     def set_tokens(self, tokens: TokenGrid) -> None:
         """Set the grid of tokens of every module that depends on it."""
         for module in self.modules():
@@ -75,7 +81,7 @@ class Block(nn.Module):
     @torch.jit.ignore
     def fuse(self) -> Block:
         """Fold each BatchNorm into its convolution, in place; for inference only."""
-        for module in self.mixer.values():
+        for _, module in self.part_modules():
             if callable(fuse := getattr(module, "fuse", None)):
                 fuse()
         return self

@@ -32,9 +32,13 @@ def create(variant: str, family: Family, pretrained: bool, **kwargs: Any) -> Any
     """
     out_indices = kwargs.pop("out_indices", 3)
     located = None
+    cfg, overlay = kwargs.get("pretrained_cfg"), dict(kwargs.get("pretrained_cfg_overlay") or {})
     if pretrained:
-        located = resolve.locate(variant, kwargs.get("pretrained_cfg"), kwargs.get("pretrained_cfg_overlay"))
-        kwargs["pretrained_cfg_overlay"] = located.overlay
+        located = resolve.locate(variant, cfg, overlay)
+        overlay = located.overlay
+    if (cfg is None or isinstance(cfg, str)) and not (located and located.is_described):
+        overlay.setdefault("label_names", None)  # those of the registered weights, which this model does not have
+    kwargs["pretrained_cfg_overlay"] = overlay
     kwargs.setdefault("spec", family.named[variant])
 
     def filter_fn(state_dict: dict[str, Any], model: SpecTransformer) -> dict[str, Any]:
@@ -45,7 +49,7 @@ def create(variant: str, family: Family, pretrained: bool, **kwargs: Any) -> Any
             if located.source is not None:
                 cfg["source"] = located.source
         try:
-            return checkpoint_filter_fn(state_dict, model)
+            return checkpoint_filter_fn(state_dict, model, kwargs.get("pretrained_strict", True))
         except Exception:
             check_layout(state_dict.get("model", state_dict), family)  # gives a better reason, if it fails
             raise

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from .block import Block, build_block
 from .cost import count_params
-from .errors import SpecError
+from .errors import SpecError, WeightsError
 from .parts import BuildOptions, TokenGrid
 from .runs.memory import free_memory
 from .spec import Spec
@@ -135,7 +135,8 @@ class SpecTransformer(nn.Module):
             hasattr(module, "set_tokens")
             for block in self.blocks
             if isinstance(block, Block)
-            for module in block.mixer.modules()
+            for _, part_module in block.part_modules()
+            for module in part_module.modules()
         )
         self.feature_info = [
             {"module": f"blocks.{i}", "num_chs": dim, "reduction": network.patch_size} for i in range(network.depth)
@@ -191,7 +192,8 @@ class SpecTransformer(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 trunc_normal_(module.weight, std=0.02)
-                nn.init.zeros_(module.bias)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
             elif needs_reset and callable(reset := getattr(module, "reset_parameters", None)):
                 reset()
         if needs_reset:
@@ -231,7 +233,11 @@ class SpecTransformer(nn.Module):
 
     @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute each block's activations in the backward pass instead of keeping them."""
+        """Recompute each block's activations in the backward pass instead of keeping them.
+
+        In training mode, each step updates BatchNorm's running statistics twice, with the same batch: their momentum of
+        0.1 acts as 0.19. The gradients stay the same.
+        """
         self.grad_checkpointing = enable
 
     @torch.jit.ignore
@@ -450,8 +456,10 @@ def _restore_buffers(module: nn.Module, _incompatible_keys: Any) -> None:
     module.init_non_persistent_buffers()
 
 
-def checkpoint_filter_fn(state_dict: dict[str, Any], model: SpecTransformer) -> dict[str, Tensor]:
+def checkpoint_filter_fn(state_dict: dict[str, Any], model: SpecTransformer, strict: bool = True) -> dict[str, Tensor]:
     """Adapt a checkpoint to `model`: authors' layout, other image or patch size, norm before or after pooling.
+
+    With `strict=False`, keys may be missing or unknown.
 
     Raises:
         WeightsError: if its shapes or names differ from the model's; names the first. timm adapts the head and the
@@ -468,6 +476,9 @@ def checkpoint_filter_fn(state_dict: dict[str, Any], model: SpecTransformer) -> 
     weight = state_dict.get("patch_embed.proj.weight")
     pos_embed = state_dict.get("pos_embed")
     if pos_embed is not None and pos_embed.shape[1] != model.pos_embed.shape[1]:
+        if ("cls_token" in state_dict) != model.has_class_token:
+            fault = "'cls_token' is missing" if model.has_class_token else "it has no 'cls_token'"
+            raise WeightsError(f"weights do not fit the model: {fault}")
         state_dict["pos_embed"] = resample_abs_pos_embed(
             pos_embed,
             new_size=model.patch_embed.grid_size,
@@ -476,5 +487,5 @@ def checkpoint_filter_fn(state_dict: dict[str, Any], model: SpecTransformer) -> 
         )
     if weight is not None and weight.shape[-2:] != model.patch_embed.proj.weight.shape[-2:]:
         state_dict["patch_embed.proj.weight"] = resample_patch_embed(weight, list(model.patch_embed.patch_size))
-    check_fits(state_dict, model, ignore=("head.", "patch_embed.proj.weight"))
+    check_fits(state_dict, model, ignore=("head.", "patch_embed.proj.weight"), strict=strict)
     return state_dict

@@ -6,12 +6,17 @@ Repositories are kept in memory. Faults are switched on per server: see `HubServ
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import json
 import re
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal
+
+from huggingface_hub import ModelCard
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 
 Fault = Literal[
     "", "hang", "truncate", "long", "corrupt", "slow", "stall", "loop", "reset", "elsewhere", "401", "403", "429", "500"
@@ -181,6 +186,13 @@ def _look_up(hub: HubServer, path: str) -> tuple[str, bytes, str]:
     return (commit, files[match[3]], "") if match[3] in files else (commit, b"", "EntryNotFound")
 
 
+def _is_repo_id(name: str) -> bool:
+    with contextlib.suppress(HFValidationError):
+        validate_repo_id(name)
+        return True
+    return False
+
+
 def _answer_post(hub: HubServer, path: str, body: bytes) -> tuple[int, dict[str, Any]]:
     """Status and JSON for the steps of an upload: make the repository, ask how, ask where to, commit."""
     if path == "/api/repos/create":
@@ -190,7 +202,9 @@ def _answer_post(hub: HubServer, path: str, body: bytes) -> tuple[int, dict[str,
         hub.repos.setdefault(repo, {})
         return status, {"url": f"{hub.endpoint}/{repo}"}
     if path == "/api/validate-yaml":
-        return 200, {"warnings": [], "errors": []}
+        names = ModelCard(json.loads(body)["content"], ignore_metadata_errors=True).data.datasets or ()
+        errors = [{"message": f'"datasets" must be names, got {name}'} for name in names if not _is_repo_id(name)]
+        return 400 if errors else 200, {"warnings": [], "errors": errors}
     if re.fullmatch(r"/api/models/.+/preupload/main", path):
         paths = [file["path"] for file in json.loads(body)["files"]]
         modes = ["lfs" if name.endswith((".safetensors", ".png")) else "regular" for name in paths]

@@ -1,5 +1,7 @@
 """Tests of docs/extending.md: a single user file adds a part, family, method, fitness or target."""
 
+import copy
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -11,14 +13,15 @@ import pytest
 import timm
 import torch
 from glit_models.export import export_onnx
+from glit_models.export.form import export_form
 from glit_models.search import SearchRun, load_search_recipe, write_report
 from torch import nn
 
 import glit_models
-from glit_models import BlockSpec, GLiTSpec, SpecError, cli, count_macs, count_params
-from glit_models.errors import ExportError, GlitError, RecipeError, SearchError
+from glit_models import BlockSpec, GLiTSpec, SpecError, SpecTransformer, cli, count_macs, count_params
+from glit_models.errors import ExportError, GlitError, RecipeError, SearchError, WeightsError
 from glit_models.figure import network_image
-from glit_models.parts import BlockParts, BuildOptions, MlpPart, Part, TokenGrid
+from glit_models.parts import PARTS, BlockParts, BuildOptions, MlpPart, Part, TokenGrid
 from glit_models.weights.folder import save_folder
 
 TESTS = Path(__file__).parent
@@ -117,6 +120,75 @@ def test_a_family_of_ones_own_trains_searches_draws_and_exports(tmp_path: Path) 
     assert found.spec.family == "plain"
 
 
+def test_any_part_may_come_after_the_second_norm(tmp_path: Path) -> None:
+    import plain_family
+
+    class GridSpec(plain_family.PlainSpec):
+        def block_parts(self, index: int) -> BlockParts:
+            parts = super().block_parts(index)
+            genes = {"kernel_size": 3, "expand_ratio": 1}
+            return replace(parts, mlp=PARTS["local_conv2d"].from_genes(3, 16, genes))
+
+    class Grid(SpecTransformer):
+        spec_class = GridSpec
+
+    spec = GridSpec(plain_family.NANO.blocks, embed_dim=48)
+    assert spec.block_parts(0).has_running_statistics
+    torch.manual_seed(0)
+    model = Grid(spec, 32, num_classes=4, dynamic_img_size=True)
+    for tensor in model.state_dict().values():
+        if tensor.is_floating_point():
+            tensor.copy_(0.2 + 0.3 * torch.rand_like(tensor))
+    images = torch.randn(2, 3, 48, 32)
+    dynamic = model.eval()(images)
+    fixed = Grid(spec, 32, num_classes=4).eval()
+    fixed.load_state_dict(model.state_dict())
+    fixed.set_input_size((48, 32))
+    torch.testing.assert_close(dynamic, fixed(images))
+    fused = copy.deepcopy(fixed).fuse()
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in fused.modules())
+    torch.testing.assert_close(fused(images), fixed(images), rtol=1e-4, atol=1e-4)
+    form = export_form(fixed, "products")
+    torch.testing.assert_close(form(images), fixed(images), rtol=1e-4, atol=1e-4)
+    with pytest.raises(ExportError, match="cannot be dynamic: local_conv2d depends on the grid"):
+        export_form(fixed, "products", image_size="dynamic")
+
+
+def test_weights_of_a_family_of_ones_own_load_from_its_default_cfgs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import plain_family  # noqa: F401 - registers the family
+    from timm.models import _registry
+
+    torch.manual_seed(0)
+    saved = timm.create_model("plain_nano", num_classes=4, img_size=32)
+    torch.save(saved.state_dict(), tmp_path / "mine.pth")
+    facts = {"num_classes": 4, "file": str(tmp_path / "mine.pth"), "label_names": list("abcd")}
+    cfg = replace(timm.get_pretrained_cfg("plain_nano"), tag="mine", **facts)
+    monkeypatch.setitem(_registry._model_pretrained_cfgs, "plain_nano.mine", cfg)
+    monkeypatch.setitem(_registry._model_with_tags, "plain_nano", ["plain_nano", "plain_nano.mine"])
+    loaded = timm.create_model("plain_nano.mine", pretrained=True, img_size=32)
+    assert torch.equal(loaded.head.weight, saved.head.weight)
+    assert loaded.pretrained_cfg["label_names"] == list("abcd")
+    for name, complaint in (("plain_nano", "names no weights"), ("plain_nano.nope", "no such weights")):
+        with pytest.raises(WeightsError, match=complaint):
+            timm.create_model(name, pretrained=True, img_size=32)
+
+    assert cli.main(["info", "plain_nano.mine"]) == 0
+    assert "Weights: plain_nano.mine, file" in capsys.readouterr().out
+    assert cli.main(["info", "plain_nano"]) == 0
+    assert "Weights: plain_nano, none" in capsys.readouterr().out
+    assert cli.main(["list"]) == 0
+    assert re.search(r"plain_nano.mine +file .* 32 ", capsys.readouterr().out)
+    benched = ["bench", "--batch", "1", "--rounds", "1", "--no-compile", "--no-baseline"]
+    assert cli.main([*benched, "plain_nano.mine"]) == 0
+    capsys.readouterr()
+    assert cli.main([*benched, "plain_nano"]) == 2
+    assert "plain_nano: this pretrained_cfg names no weights; give it a file" in capsys.readouterr().err
+    assert cli.main(["publish", "plain_nano.mine", "--to-folder", str(tmp_path / "out")]) == 2
+    assert "plain_nano.mine: not in the registry of this package; give the folder" in capsys.readouterr().err
+
+
 def test_a_target_of_ones_own_exports_from_the_command_line(tmp_path: Path) -> None:
     out = tmp_path / "model.pt"
     target = "torchscript_target:TorchScriptTarget"
@@ -136,6 +208,23 @@ def test_the_command_line_imports_a_module_that_registers_an_extension(
     assert "pooling" in done.stdout
     assert cli.main(["--import", "no_such_module", "list"]) == 2
     assert "there is no module 'no_such_module'" in capsys.readouterr().err
+
+
+def test_a_part_may_have_a_linear_layer_without_bias(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = pooled()
+    part = type(spec.block_parts(0).mixers[1])
+    build = part.build
+
+    def build_without_bias(self: Part, options: BuildOptions) -> nn.Module:
+        module: Any = build(self, options)
+        module.linear = nn.Linear(self.channels, self.channels, bias=False)
+        return module
+
+    monkeypatch.setattr(part, "num_params", property(lambda self: self.channels**2))
+    monkeypatch.setattr(part, "build", build_without_bias)
+    model = timm.create_model("glit_tiny", spec=spec, img_size=32, num_classes=4)
+    model.init_weights()
+    assert sum(parameter.numel() for parameter in model.parameters()) == count_params(spec, 4, 32)
 
 
 @dataclass(frozen=True)

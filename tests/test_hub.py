@@ -255,6 +255,21 @@ def test_a_state_dict_of_the_users_own_is_used_as_it_is() -> None:
     torch.testing.assert_close(model.state_dict()["pos_embed"], state["pos_embed"])
 
 
+@pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # the Hub's client of its HTTP library
+def test_a_source_in_the_overlay_comes_before_the_weights_that_ship(
+    server: HubServer, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    server.add(REPO, files_of(folder))
+    sizes = {"num_classes": 10, "input_size": (3, 64, 64)}
+    overlay = {"hf_hub_id": REPO, **sizes}
+    model = timm.create_model("glit_tiny", pretrained=True, spec=SPEC, pretrained_cfg_overlay=overlay)
+    assert_is_small(model.eval(), folder)
+    overlay = {"url": (folder / "model.safetensors").as_uri(), **sizes}
+    model = timm.create_model("glit_tiny", pretrained=True, spec=SPEC, pretrained_cfg_overlay=overlay)
+    assert_is_small(model.eval(), folder)
+
+
 def test_a_configuration_that_names_no_weights_is_refused() -> None:
     with pytest.raises(WeightsError, match="names no weights") as error:
         timm.create_model("glit_tiny", pretrained=True, pretrained_cfg={"num_classes": 10})

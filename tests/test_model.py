@@ -298,6 +298,17 @@ def test_gradient_checkpointing_changes_neither_output_nor_gradients() -> None:
     assert torch.equal(model.forward_intermediates(x, intermediates_only=True)[-1], intermediates[-1])
 
 
+def test_gradient_checkpointing_updates_running_statistics_twice_per_step() -> None:
+    model, x = make(spec=GLiTSpec(TINY48.blocks[1:2], 48, 3)).train(), images()  # one local block
+    before = model.blocks[0].mixer.conv.bn.running_mean.clone()
+    once, twice = copy.deepcopy(model), copy.deepcopy(model)
+    twice.set_grad_checkpointing()
+    for each in (once, twice):
+        gradients(each, x)
+    moved = [each.blocks[0].mixer.conv.bn.running_mean - before for each in (once, twice)]
+    torch.testing.assert_close(moved[1], moved[0] * 1.9, rtol=1e-4, atol=1e-5)
+
+
 def test_fused_and_plain_attention_agree() -> None:
     x = images()
     with torch.no_grad():
@@ -476,8 +487,17 @@ def test_loading_for_average_pooling_moves_the_norm_behind_it(weights) -> None:
 
 
 def test_loading_a_class_token_into_a_model_without_one_says_so(weights) -> None:
-    with pytest.raises(WeightsError, match="weights do not fit the model: 'pos_embed'"):
-        load(weights[1], global_pool="avg", class_token=False)
+    for sizes in ({}, {"img_size": 96}):
+        with pytest.raises(WeightsError, match="weights do not fit the model: it has no 'cls_token'"):
+            load(weights[1], global_pool="avg", class_token=False, **sizes)
+
+
+def test_loading_weights_without_a_class_token_into_a_model_with_one_says_so(weights) -> None:
+    path = Path(weights[1]["file"])
+    torch.save(make(global_pool="avg", class_token=False).state_dict(), path)
+    for sizes in ({}, {"img_size": 96}):
+        with pytest.raises(WeightsError, match="weights do not fit the model: 'cls_token' is missing"):
+            load(weights[1], global_pool="avg", **sizes)
 
 
 def test_loading_other_weights_names_the_first_that_does_not_fit(weights) -> None:
@@ -486,6 +506,28 @@ def test_loading_other_weights_names_the_first_that_does_not_fit(weights) -> Non
         load(overlay, spec=SMALL.scaled(96, 3))
     with pytest.raises(WeightsError, match=r"'blocks\.3"):
         load(overlay, spec=GLiTSpec(TINY48.blocks[:4], 48, 3))
+
+
+def test_weights_that_lack_or_add_a_tensor_load_when_timm_is_told_to_be_lenient(weights) -> None:
+    model, overlay = weights
+    state = model.state_dict()
+    del state["blocks.0.norm1.bias"]
+    torch.save(state | {"more.weight": torch.zeros(3)}, overlay["file"])
+    lenient = load(overlay, pretrained_strict=False)
+    assert torch.equal(lenient.blocks[1].mlp.fc1.weight, model.blocks[1].mlp.fc1.weight)
+    assert not lenient.blocks[0].norm1.bias.any()
+    with pytest.raises(WeightsError, match=r"'blocks\.0\.norm1\.bias' is missing"):
+        load(overlay)
+    with pytest.raises(WeightsError, match=r"'.+' is \(.+\), the model needs \(.+\)"):
+        load(overlay, spec=SMALL.scaled(96, 3), pretrained_strict=False)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "_orig_mod.module.", "module._orig_mod."])
+def test_weights_of_a_wrapped_model_load(weights, prefix: str) -> None:
+    model, overlay = weights
+    wrapped = {f"{prefix}{key}": value for key, value in model.state_dict().items()}
+    torch.save(wrapped | {"n_averaged": torch.tensor(7)}, overlay["file"])
+    assert torch.equal(load(overlay)(images()), model(images()))
 
 
 # --- Tracing and compiling ------------------------------------------------------------------------------------------

@@ -18,12 +18,15 @@ from hub_server import HubServer
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 from test_hub import assert_is_small, point_client_at
+from timm.utils import reparameterize_model
 from weight_folders import CLASSES, FACTS, SPEC, create_registered, register, small_folder, small_model
 
 import glit_models
+import glit_models.weights.card
 from glit_models.cli import main
 from glit_models.errors import WeightsError, WriteError
 from glit_models.glit.checkpoint import to_official
+from glit_models.parts import TokenGrid
 from glit_models.weights import resolve
 from glit_models.weights.files import sha256_of
 from glit_models.weights.folder import load_folder, open_folder, save_folder
@@ -110,6 +113,24 @@ def test_the_configuration_says_nothing_that_was_true_only_of_other_weights(tmp_
     assert (cfg["mean"], cfg["interpolation"], cfg["crop_pct"]) == ([0.3] * 3, "bilinear", 1.0)
     assert (entry["mean"], entry["interpolation"]) == ([0.3] * 3, "bilinear")
     assert timm.create_model(f"local-dir:{tmp_path / 'saved'}", pretrained=True).num_classes == 10
+
+
+def test_a_model_of_any_image_size_is_saved_with_the_size_of_its_positions(tmp_path: Path) -> None:
+    entry = save_folder(small_model(dynamic_img_size=True), tmp_path / "saved")
+    assert entry["input_size"] == [3, 64, 64]
+    assert entry["macs"] == glit_models.count_macs(SPEC, 64, 10)
+    assert agreements(tmp_path / "saved") == ALL_AGREE
+    path = tmp_path / "saved" / "config.json"  # as 0.1 wrote it
+    path.write_text(path.read_text().replace('"input_size": [3, 64, 64]', '"input_size": [3, 224, 224]'))
+    assert '"input_size": [3, 224, 224]' in path.read_text()
+    assert agreements(tmp_path / "saved") == ALL_AGREE
+
+
+def test_a_fused_model_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
+    for fused in (reparameterize_model(small_model()), small_model().fuse()):
+        with pytest.raises(WeightsError, match=r"^a fused model cannot be saved, .*; save it before `fuse\(\)`$"):
+            save_folder(fused, tmp_path / "saved")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_weights_that_overflow_half_precision_are_refused_and_nothing_is_written(tmp_path: Path) -> None:
@@ -235,6 +256,27 @@ def test_published_scores_are_not_claimed_for_other_weights(tmp_path: Path) -> N
     assert "metrics" not in entry
 
 
+def test_weights_of_an_unregistered_name_take_no_class_names_or_preprocessing_of_the_default(tmp_path: Path) -> None:
+    model = timm.create_model("glit_tiny")
+    assert "label_names" not in model.pretrained_cfg
+    save_file(model.state_dict(), tmp_path / "mine.safetensors")
+    for name in ("glit_tiny", "glit_tiny.mine"):
+        convert(tmp_path / "mine.safetensors", name, out=tmp_path / name)
+        config = json.loads((tmp_path / name / "config.json").read_text())
+        assert "label_names" not in config
+        assert config["pretrained_cfg"]["mean"] == [0.485, 0.456, 0.406]
+
+
+def test_class_names_come_only_with_the_weights_that_they_are_of(tmp_path: Path) -> None:
+    loaded = timm.create_model("glit_tiny.fashion_mnist", pretrained=True)
+    assert len(loaded.pretrained_cfg["label_names"]) == 10
+    save_file(loaded.state_dict(), tmp_path / "mine.safetensors")
+    overlay: dict[str, Any] = {"file": str(tmp_path / "mine.safetensors")}
+    for more in ({}, {"label_names": CLASSES}):
+        own = timm.create_model("glit_tiny.fashion_mnist", pretrained=True, pretrained_cfg_overlay=overlay | more)
+        assert own.pretrained_cfg.get("label_names") == more.get("label_names")
+
+
 @pytest.mark.parametrize("name", ["glit_huge", "glit_small", "glit_tiny.mine"])
 def test_only_registered_names_can_be_installed(tmp_path: Path, name: str) -> None:
     with pytest.raises(WeightsError, match=f"{name}.* cannot be installed; use out="):
@@ -290,6 +332,49 @@ def test_what_a_card_needs_and_nobody_said_is_asked_for(tmp_path: Path, folder: 
         publish(str(folder), folder=tmp_path / "out", facts={"name": "glit_base.mine"})
     assert not (tmp_path / "out").exists()
     publish(str(tmp_path / "bare"), folder=tmp_path / "out", facts=FACTS)
+
+
+def test_costs_of_a_model_without_a_class_token_count_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = small_model(class_token=False, global_pool="avg")
+    save_folder(model, tmp_path / "saved", facts=FACTS)
+    assert main(["info", str(tmp_path / "saved"), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["params"] == sum(parameter.numel() for parameter in model.parameters())
+    assert found["macs"] == glit_models.count_macs(SPEC, 64, 10, class_token=False)
+    assert found["blocks"][0]["macs"] == SPEC.block_parts(0).num_macs(TokenGrid(4, 4, 0)) == 380_928
+    publish(str(tmp_path / "saved"), folder=tmp_path / "out")
+    assert "| 46,192 | 0.7 M |" in (tmp_path / "out" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("dataset", "named"),
+    [
+        ("Fashion-MNIST", ["fashion-mnist"]),
+        ("hfds/ylecun/mnist", ["ylecun/mnist"]),
+        ("torch/cifar10", None),
+        ("1,000 classes of fractals, drawn by formula (no photographs)", None),
+    ],
+)
+def test_a_card_names_only_data_sets_of_the_hub(
+    tmp_path: Path, folder: Path, dataset: str, named: list[str] | None
+) -> None:
+    publish(str(folder), folder=tmp_path / "out", facts={"dataset": dataset})
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    assert card.data.datasets == named
+    assert f"Data: {dataset}." in card.text
+
+
+@pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
+def test_the_reason_of_the_hub_for_refusing_a_card_is_shown(
+    server: HubServer, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(glit_models.weights.card, "_hub_data_sets", lambda name: ["a b", "c d"])
+    with pytest.raises(WeightsError) as error:
+        publish(str(folder), repo="somebody/glit-small")
+    assert str(error.value) == (
+        'somebody/glit-small: not published: the Hub refused the request (400): "datasets" must be names, got a b; '
+        '"datasets" must be names, got c d'
+    )
 
 
 @pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # the Hub's client of its HTTP library

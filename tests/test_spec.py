@@ -7,7 +7,7 @@ import random
 import pytest
 from specs import SMALL, TINY48, random_spec
 
-from glit_models import GLIT_BASE, GLIT_SMALL, GLIT_TINY, BlockSpec, GLiTSpec
+from glit_models import GLIT_BASE, GLIT_SMALL, GLIT_TINY, BlockSpec, GLiTSpec, parse_spec
 from glit_models.errors import GlitError, SpecError
 
 LOCAL = {"num_global_heads": 0, "num_local_heads": 3, "mlp_ratio": 4, "kernel_size": 31, "expand_ratio": 2}
@@ -76,6 +76,15 @@ def test_an_impossible_network_is_named_with_field_value_and_bound(change: dict[
     with pytest.raises(SpecError) as error:
         GLiTSpec.from_dict({**spec_dict(), **change})
     assert str(error.value) == message
+
+
+@pytest.mark.parametrize("size", [[7], {"a": 7}])
+def test_a_size_that_is_a_list_or_an_object_is_named(size: object) -> None:
+    block = {"num_global_heads": 1, "num_local_heads": 2, "mlp_ratio": 2, "qkv_ratio": 1, "window_size": size}
+    data = {**spec_dict(), "blocks": [block | {"local_part": "window_attention"}]}
+    with pytest.raises(SpecError) as error:
+        parse_spec(data)
+    assert str(error.value) == f"blocks[0].window_size must be a number or a text, got {size!r}"
 
 
 def test_every_spec_error_is_one_line_that_the_command_line_may_print() -> None:

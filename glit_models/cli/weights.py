@@ -29,6 +29,7 @@ def _run_list(args: argparse.Namespace) -> int:
     from ..weights import resolve
 
     entries = list(resolve.registry().values())
+    outside = [_outside_facts(name) for name in resolve.outside_cfgs()]
     if args.json:
         print_json(
             [
@@ -36,6 +37,7 @@ def _run_list(args: argparse.Namespace) -> int:
                 | entry.to_dict()
                 for entry in entries
             ]
+            + outside
         )
         return 0
     rows = [
@@ -50,6 +52,9 @@ def _run_list(args: argparse.Namespace) -> int:
         )
         for entry in entries
     ]
+    for facts in outside:
+        costs = f"{facts['params'] / 1e6:.2f} M", f"{facts['macs'] / 1e9:.3f} G"
+        rows.append((facts["name"], facts["where"], "-", f"{facts['input_size'][1]}", *costs, "-"))
     columns = [("model", "left"), ("weights", "left"), ("data", "left"), ("pixels", "right"), ("parameters", "right")]
     print_table(None, [*columns, ("MACs", "right"), ("score", "right")], rows)
     for entry in entries:
@@ -57,6 +62,27 @@ def _run_list(args: argparse.Namespace) -> int:
             unverified = "; the installed file is unverified" if resolve.is_unverified(entry) else ""
             echo(f"{entry.name}: {metric.name} {metric.value:g} ({metric.source}{unverified})")
     return 0
+
+
+def _outside_facts(name: str) -> dict[str, Any]:
+    """What is known of a model of a family from outside the package: its spec's costs, and timm's configuration."""
+    from timm.models import PretrainedCfg
+
+    from ..cost import count_macs, count_params
+    from ..families import named_specs
+    from ..weights import resolve
+
+    cfg = resolve.outside_cfg(name) or PretrainedCfg()
+    places = {"file": cfg.file, "hub": cfg.hf_hub_id, "url": cfg.url}
+    spec, (channels, height, width) = named_specs()[name.partition(".")[0]], cfg.input_size
+    return {
+        "name": name,
+        "where": next((place for place, source in places.items() if source), "none"),
+        "params": count_params(spec, cfg.num_classes, (height, width), channels),
+        "macs": count_macs(spec, (height, width), cfg.num_classes, channels),
+        "input_size": cfg.input_size,
+        "num_classes": cfg.num_classes,
+    }
 
 
 # ---- glit info ----
@@ -75,10 +101,11 @@ def _run_info(args: argparse.Namespace) -> int:
 
     spec, task, weights = _describe(args.model)
     size, num_classes, in_chans = task["img_size"], task["num_classes"], task["in_chans"]
-    blocks = _block_rows(spec, size)
+    class_token = task.setdefault("class_token", True)
+    blocks = _block_rows(spec, size, class_token)
     total = {
-        "params": count_params(spec, num_classes, size, in_chans),
-        "macs": count_macs(spec, size, num_classes, in_chans),
+        "params": count_params(spec, num_classes, size, in_chans, class_token),
+        "macs": count_macs(spec, size, num_classes, in_chans, class_token),
     }
     if args.json:
         print_json({"model": args.model, **task, "spec": spec.to_dict(), "blocks": blocks, **total, "weights": weights})
@@ -116,11 +143,11 @@ def _show(value: Any) -> str:
     return "-" if value is None else f"{value:g}" if isinstance(value, (int, float)) else str(value)
 
 
-def _block_rows(spec: Spec, size: tuple[int, int]) -> list[dict[str, Any]]:
+def _block_rows(spec: Spec, size: tuple[int, int], class_token: bool) -> list[dict[str, Any]]:
     from ..cost import count_block_macs, count_block_params
     from ..parts import TokenGrid
 
-    tokens = TokenGrid(size[0] // spec.patch_size, size[1] // spec.patch_size)
+    tokens = TokenGrid(size[0] // spec.patch_size, size[1] // spec.patch_size, int(class_token))
     headings, blocks = spec.block_table()
     return [
         {
@@ -143,9 +170,16 @@ def _describe(model: str) -> tuple[Spec, dict[str, Any], str]:
         config = read_config(path)
         channels, height, width = config["pretrained_cfg"].get("input_size", (3, 224, 224))
         task = {"img_size": (height, width), "num_classes": config.get("num_classes", 1000), "in_chans": channels}
+        task["class_token"] = bool(config["model_args"].get("class_token", True))
         return spec_of(config), task, f"in {model}"
     if path.suffix == ".json" or path.is_file():
         return parse_spec(path), {"img_size": (224, 224), "num_classes": 1000, "in_chans": 3}, "none, a bare spec"
+    architecture = model.partition(".")[0]
+    if architecture in named_specs() and not resolve.is_registered(architecture):
+        facts = _outside_facts(model)
+        channels, height, width = facts["input_size"]
+        task = {"img_size": (height, width), "num_classes": facts["num_classes"], "in_chans": channels}
+        return named_specs()[architecture], task, f"{model}, {facts['where']}"
     entry = resolve.get_entry(model)
     channels, height, width = entry.input_size
     task = {"img_size": (height, width), "num_classes": entry.num_classes, "in_chans": channels}

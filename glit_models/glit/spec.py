@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
@@ -83,6 +83,9 @@ class BlockSpec:
         for name in genes:
             if name not in _NAMED_SIZES and name not in given:
                 raise SpecError(f"local_sizes of {self.local_part} lacks {name!r}")
+        for name, value in given.items():
+            if not isinstance(value, Hashable):
+                raise SpecError(f"{name} must be a number or a text, got {value!r:.60}")
         for name in _NAMED_SIZES:
             if name not in genes:
                 object.__setattr__(self, name, None)

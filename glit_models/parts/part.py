@@ -381,7 +381,7 @@ class BlockParts:
     @property
     def has_running_statistics(self) -> bool:
         """Whether any part has running statistics."""
-        return any(part.has_running_statistics for part in self.mixers)
+        return any(part.has_running_statistics for _, part in self.named())
 
     @property
     def num_params(self) -> int:

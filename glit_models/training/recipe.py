@@ -34,7 +34,9 @@ class ModelSection:
     drop_rate: float = 0.0
     drop_path_rate: float = 0.0
     freeze: tuple[str, ...] = ()  # prefixes of parameters to freeze, with their normalisation statistics
-    grad_checkpointing: bool = False  # recompute activations in the backward pass: less memory, a third more time
+    # Recompute activations in the backward pass: less memory, a third more time. BatchNorm's running statistics are
+    # updated twice per step.
+    grad_checkpointing: bool = False
     compile: bool = False  # torch.compile
 
 

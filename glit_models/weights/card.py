@@ -17,8 +17,13 @@ from .registry import WeightEntry
 __all__ = ["model_card"]
 
 
-def model_card(entry: WeightEntry, spec: Spec, repo: str | None) -> str:
-    """The README of the weights `entry`, metadata first; `repo` is its repository, None for a local folder."""
+def model_card(entry: WeightEntry, spec: Spec, repo: str | None, class_token: bool = True) -> str:
+    """The README of the weights `entry`, metadata first.
+
+    Args:
+        spec: of the network. class_token: whether it has one.
+        repo: the repository of the weights; None for a local folder.
+    """
     sections = (
         _metadata(entry, spec),
         f"# {entry.name}\n\n{_summary(entry, spec)}",
@@ -27,7 +32,7 @@ def model_card(entry: WeightEntry, spec: Spec, repo: str | None) -> str:
         f"## Scores\n\n{_scores(entry)}",
         "## Architecture\n\n"
         "![Blocks from first to last: what mixes tokens above, feed-forward network below](architecture.png)\n\n"
-        f"{_blocks_table(entry, spec)}",
+        f"{_blocks_table(entry, spec, class_token)}",
         f"## Limits\n\n{_limits(entry)}",
         f"## Citation\n\n```bibtex\n{_paper(entry).citation}\n```",
     )
@@ -42,12 +47,30 @@ def _metadata(entry: WeightEntry, spec: Spec) -> str:
         "pipeline_tag": "image-classification",
         "license": entry.license.lower() if is_identifier else "other",
         "tags": ["image-classification", "timm", "transformers", spec.family],
-        "datasets": [entry.dataset.lower().replace(" ", "-")],
+        "datasets": _hub_data_sets(entry.dataset),
         "metrics": ["accuracy"],
     }
+    if not data["datasets"]:
+        del data["datasets"]
     if not is_identifier:
         data["license_name"] = entry.license.lower().replace(" ", "-")
     return "\n".join(["---", *(f"{key}: {json.dumps(value)}" for key, value in data.items()), "---"])
+
+
+def _hub_data_sets(name: str) -> list[str]:
+    """The data set as the Hub names it; empty for any other name, with which the Hub would reject the card."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # documented there
+
+    source, _, identifier = name.partition("/")
+    if source in ("torch", "wds", "tfds"):
+        return []
+    identifier = identifier if source in ("hfds", "hfids") else name.lower()
+    try:
+        validate_repo_id(identifier)
+    except HFValidationError:
+        return []
+    return [identifier]
 
 
 def _summary(entry: WeightEntry, spec: Spec) -> str:
@@ -122,9 +145,9 @@ def _as_source(source: str) -> str:
     return f"`{source}`" if source.startswith(("glit ", "python ")) else source
 
 
-def _blocks_table(entry: WeightEntry, spec: Spec) -> str:
+def _blocks_table(entry: WeightEntry, spec: Spec, class_token: bool) -> str:
     height, width = entry.input_size[1:]
-    tokens = TokenGrid(height // spec.patch_size, width // spec.patch_size)
+    tokens = TokenGrid(height // spec.patch_size, width // spec.patch_size, int(class_token))
     headings, blocks = spec.block_table()
     rows = []
     for index, block in enumerate(blocks):

@@ -199,6 +199,8 @@ def explain(error: Exception) -> str:
 
     response = getattr(_root(error), "response", None)
     if response is not None:
+        if response.status_code in (400, 422):
+            return f"the Hub refused the request ({response.status_code}): {_server_message(error)}"
         return _explain_status(response.status_code, response.headers.get("Retry-After"))
     return (
         f"the Hub ({constants.ENDPOINT}) could not be reached ({_cause(error)}); "
@@ -274,6 +276,16 @@ def within(seconds: float, call: Callable[[], T], progress: Callable[[], int] = 
 
 def _cause(error: BaseException) -> str:
     return first_line(_root(error)).rstrip(" .")
+
+
+def _server_message(error: BaseException) -> str:
+    """What the Hub said of the request that it refused, in one line."""
+    text = "no reason given"
+    cause: BaseException | None = error
+    while cause is not None:
+        text = getattr(cause, "server_message", None) or text
+        cause = cause.__cause__
+    return "; ".join(text.split("\n"))
 
 
 def _root(error: BaseException) -> BaseException:

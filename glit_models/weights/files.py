@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import pickle
+import re
 import warnings
 import zipfile
 from collections.abc import Collection, Mapping
@@ -45,6 +46,8 @@ GOLDEN_FILE = "golden.safetensors"
 ENTRY_FILE = "entry.json"
 # The `problem_type` of a configuration, as in transformers, and of its model: several labels per image, or none.
 MULTILABEL = "multi_label_classification"
+# What DistributedDataParallel, AveragedModel and torch.compile put before the names of a model's tensors.
+_WRAPPERS = re.compile(r"^((module|_orig_mod)\.)+")
 
 
 # ---- installed weights ----
@@ -169,7 +172,9 @@ def _unwrap(path: Path, checkpoint: Any) -> dict[str, Tensor]:
             raise WeightsError(f"{path}: {key!r} must be a dense tensor, got {value.layout} on {value.device}")
         if value.numel() * value.element_size() > value.untyped_storage().nbytes():
             raise WeightsError(f"{path}: {key!r} has {value.numel():,} numbers, of which the file holds fewer")
-    return {key.removeprefix("module."): value for key, value in checkpoint.items()}
+    plain = {_WRAPPERS.sub("", key): value for key, value in checkpoint.items()}
+    plain.pop("n_averaged", None)  # the counter of torch's AveragedModel
+    return plain
 
 
 def write_state_dict(state_dict: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
@@ -188,9 +193,15 @@ def write_state_dict(state_dict: Mapping[str, Tensor], path: Path, metadata: dic
 
 
 def check_fits(
-    state_dict: Mapping[str, Tensor], model: torch.nn.Module, ignore: Collection[str] = (), where: str = "weights"
+    state_dict: Mapping[str, Tensor],
+    model: torch.nn.Module,
+    ignore: Collection[str] = (),
+    where: str = "weights",
+    strict: bool = True,
 ) -> None:
     """Compare a state dict with what `model` expects, except for keys with a prefix in `ignore`.
+
+    With `strict=False`, only the shapes of the keys that both have are compared.
 
     Raises:
         WeightsError: names the first missing key, unknown key, or key whose shape differs, with both shapes.
@@ -199,6 +210,8 @@ def check_fits(
     expected = {key: value for key, value in model.state_dict().items() if not key.startswith(prefixes)}
     given = {key: value for key, value in state_dict.items() if not key.startswith(prefixes)}
     for key, value in expected.items():
+        if key not in given and not strict:
+            continue
         if key not in given:
             raise WeightsError(f"{where} do not fit the model: {key!r} is missing")
         if given[key].shape != value.shape:
@@ -207,5 +220,5 @@ def check_fits(
                 f"the model needs {tuple(value.shape)}"
             )
     for key in given:
-        if key not in expected:
+        if key not in expected and strict:
             raise WeightsError(f"{where} do not fit the model: it has no {key!r}")

@@ -20,6 +20,7 @@ from timm.models._hub import save_config_for_hf
 from torch import Tensor
 
 from ..activations import check_memory
+from ..block import Block
 from ..cost import count_macs
 from ..errors import GlitError, WeightsError, first_line
 from ..families import family_of_architecture, named_specs
@@ -81,10 +82,11 @@ def save_folder(
         The registry entry as stored in `entry.json`, with the fields that are known.
 
     Raises:
-        WeightsError: if the weights are not finite in `dtype`, or the number of class names is wrong.
+        WeightsError: if the weights are not finite in `dtype`, the model is fused, or the class names are not as many.
         WriteError: if the folder cannot be written.
     """
     directory = Path(directory)
+    _refuse_fused(model)
     config = _hub_config(model, class_names, data_config, name, facts or {})
     entry = describe(model, config, name, facts or {})
     state = _stored_state(model, dtype)
@@ -142,6 +144,8 @@ def _hub_config(
     cfg = config["pretrained_cfg"]
     for key in _OF_THE_SOURCE:
         cfg.pop(key, None)
+    if not {"input_size", "img_size"} & set(data_config or ()):  # timm keeps that of the source for a dynamic size
+        cfg["input_size"] = [model.in_chans, *model.patch_embed.img_size]
     cfg["paper_ids"] = family_of_architecture(config["architecture"]).paper_of(config["architecture"]).identifier
     if name and "." in name:
         cfg["tag"] = name.partition(".")[2]
@@ -168,6 +172,14 @@ def describe(
         "multilabel": config.get("problem_type") == MULTILABEL or None,
     }
     return {key: value for key, value in entry.items() if value is not None and value != []}
+
+
+def _refuse_fused(model: SpecTransformer) -> None:
+    for block in model.blocks:
+        for part, module in block.part_modules() if isinstance(block, Block) else ():
+            names = [name for name, _ in module.named_buffers()]
+            if part.has_running_statistics and not any(name.endswith("running_mean") for name in names):
+                raise WeightsError("a fused model cannot be saved, its BatchNorm is gone; save it before `fuse()`")
 
 
 def _stored_state(model: SpecTransformer, dtype: str) -> dict[str, Tensor]:

@@ -76,12 +76,12 @@ def load_model(source: str | Path, *, any_timm: bool = False) -> LoadedModel:
 
 
 def _is_ours(source: str) -> bool:
-    """Whether `source` names a model of this package, in a form that `open_folder` reads."""
+    """Whether `source` is a weight folder or the name of registered weights, which `open_folder` reads."""
     path = Path(source)
     if path.exists():
         return (path / WEIGHTS_FILE).is_file() and _architecture(path / CONFIG_FILE) in named_specs()
     if source.partition(".")[0] in named_specs():
-        return True
+        return resolve.is_registered(source.partition(".")[0])
     if is_repository(source):
         repo, revision = download.split_revision(source)
         return _architecture(download.fetch(repo, CONFIG_FILE, revision)) in named_specs()
@@ -89,10 +89,16 @@ def _is_ours(source: str) -> bool:
 
 
 def is_other_model(source: str | Path) -> bool:
-    """Whether `source` is the name or the folder of a timm model that is not from this package."""
+    """Whether `source` is the name or the folder of a timm model that is not from this package.
+
+    Names of models of families from outside the package count as well, because the registry does not know them.
+    """
     folder = Path(source)
-    name = _architecture(folder / CONFIG_FILE) if folder.is_dir() else str(source).partition(".")[0]
-    return name not in named_specs() and timm.is_model(name)
+    if folder.is_dir():
+        name = _architecture(folder / CONFIG_FILE)
+        return name not in named_specs() and timm.is_model(name)
+    name = str(source).partition(".")[0]
+    return not resolve.is_registered(name) and timm.is_model(name)
 
 
 def _is_timms(name: str) -> bool:

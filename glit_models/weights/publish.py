@@ -90,8 +90,10 @@ def convert(
         # Only the authors' code writes this layout, and they released one checkpoint of the named network.
         if registered is not None and not given:
             facts = _facts_of(registered, Path(checkpoint), sha256)
-    registered_name = _with_tag(name) if _with_tag(name) in resolve.registry() else architecture
-    model: SpecTransformer = timm.create_model(registered_name, **given)
+    # The preprocessing of weights of an unknown name is taken to be ImageNet's, not that of the default weights.
+    names = (_with_tag(name), f"{architecture}.in1k")
+    known = next((known for known in names if known in resolve.registry()), architecture)
+    model: SpecTransformer = timm.create_model(known, **given)
     check_fits(state, model, where=str(checkpoint))
     model.load_state_dict(state)
     if install:
@@ -254,7 +256,7 @@ def _stage(source: str, staged: Path, repo: str | None, facts: Mapping[str, Any]
         shutil.copyfile(found.weights, folder / WEIGHTS_FILE)
         (folder / CONFIG_FILE).write_text(to_json(found.config()), encoding="utf-8")
         write_state_dict(golden, folder / GOLDEN_FILE, {"format": "pt", "weights_sha256": str(entry.sha256)})
-        (folder / "README.md").write_text(model_card(entry, model.spec, repo), encoding="utf-8")
+        (folder / "README.md").write_text(model_card(entry, model.spec, repo, model.has_class_token), encoding="utf-8")
         draw_network(model.spec, folder / "architecture.png")
     return entry, model.spec
 

@@ -13,10 +13,12 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import timm
+from timm.models import get_arch_pretrained_cfgs
 from torch import Tensor
 
-from ..errors import WeightsError
-from ..families import Family
+from ..errors import WeightsError, first_line
+from ..families import Family, named_specs
 from . import download
 from .files import ENTRY_FILE, WEIGHTS_FILE, installed_folder, read_state_dict, sha256_checked_before
 from .registry import WeightEntry, read_registry
@@ -27,8 +29,11 @@ __all__ = [
     "find",
     "find_unverified",
     "get_entry",
+    "is_registered",
     "is_unverified",
     "locate",
+    "outside_cfg",
+    "outside_cfgs",
     "registry",
     "warn_of",
     "where",
@@ -63,7 +68,32 @@ def get_entry(name: str) -> WeightEntry:
     known = ", ".join(entry.name for entry in entries if entry.tag)
     if entries:
         raise WeightsError(f"{name}: no such weights; {architecture} has {known or 'none'}")
+    if architecture in named_specs():
+        raise WeightsError(f"{name}: not in the registry of this package; give the folder of its weights")
     raise WeightsError(f"{name}: no such model; known: {', '.join(registry())}")
+
+
+def is_registered(architecture: str) -> bool:
+    """Whether the registry has entries of an architecture; it has none of families from outside the package."""
+    return any(entry.architecture == architecture for entry in registry().values())
+
+
+def outside_cfgs() -> dict[str, Any]:
+    """timm's configurations, by `model.tag`, of all models of families from outside the package."""
+    names = [name for name in named_specs() if not is_registered(name)]
+    return {name: cfg for architecture in names for name, cfg in get_arch_pretrained_cfgs(architecture).items()}
+
+
+def outside_cfg(name: str) -> Any:
+    """timm's configuration of a model of a family from outside the package; None if it has none.
+
+    Raises:
+        WeightsError: if the model has no such tag.
+    """
+    try:
+        return timm.get_pretrained_cfg(name)
+    except RuntimeError as error:
+        raise WeightsError(f"{name}: no such weights ({first_line(error)})") from None
 
 
 def where(entry: WeightEntry) -> str:
@@ -204,18 +234,21 @@ class Located(NamedTuple):
         state_dict: the content of a local file. The overlay holds a placeholder instead, because timm would copy, and
             keep, all tensors of a state dict in its configuration.
         source: timm's field, which replaces the placeholder in the model's configuration after loading.
+        is_described: whether timm's configuration describes these weights, so that its class names are theirs.
     """
 
     overlay: dict[str, Any]
     state_dict: dict[str, Tensor] | None = None
     source: str | None = None
+    is_described: bool = False
 
 
 def locate(variant: str, pretrained_cfg: Any, overlay: Mapping[str, Any] | None) -> Located:
     """Find the weights that timm is to load.
 
     A source that the caller names (file, URL, state dict, repository, folder) is kept; a local file is read here, once.
-    Otherwise the registry's file is found and verified.
+    Otherwise the registry's file is found and verified. A model of a family from outside the package, of which the
+    registry knows nothing, has the source of its `default_cfgs`.
 
     Args:
         variant: name of the architecture.
@@ -228,28 +261,34 @@ def locate(variant: str, pretrained_cfg: Any, overlay: Mapping[str, Any] | None)
     overlay = dict(overlay or {})
     cfg = _as_mapping(pretrained_cfg)
     tag = pretrained_cfg if isinstance(pretrained_cfg, str) else cfg.get("tag")
+    name = f"{variant}.{tag}" if tag else variant
+    if not cfg and not is_registered(variant):
+        cfg = _as_mapping(outside_cfg(name))
     named = {key: cfg.get(key) for key in (*_SOURCES, "source")}
-    entry = registry().get(f"{variant}.{tag}")
+    entry = registry().get(name)
     if entry is not None and all(value == _timm_source(entry).get(key) for key, value in named.items() if value):
         named = {}  # timm's copy of the registry's configuration: find and verify the file again
-    named |= {key: overlay[key] for key in (*_SOURCES, "source") if key in overlay}
+    if any(overlay.get(key) is not None for key in _SOURCES):
+        overlay = dict.fromkeys((*_SOURCES, "source", "hf_hub_filename")) | overlay  # else timm prefers another source
+        named = overlay
     if any(named.get(key) is not None for key in _SOURCES):
+        is_described = named is not overlay
         file = named.get("file")
         if file and not named.get("state_dict"):
             state_dict = _read_source(Path(file), folder=named.get("source") == "local-dir")
             head = state_dict.get("head.weight")
-            if head is not None and "file" in overlay:
+            if head is not None and overlay.get("file"):
                 # timm would drop a head whose size differs from the default configuration's; use this file's size
                 overlay.setdefault("num_classes", head.shape[0])
             stand_in = {"state_dict": {"file": str(file)}, "source": None}
-            return Located(overlay | stand_in, state_dict, named.get("source"))
-        return Located(overlay)
+            return Located(overlay | stand_in, state_dict, named.get("source"), is_described)
+        return Located(overlay, is_described=is_described)
     if cfg and entry is None:
         raise WeightsError(f"{variant}: this pretrained_cfg names no weights; give it a file, url or hf_hub_id")
-    entry = get_entry(f"{variant}.{tag}" if tag else variant)
+    entry = get_entry(name)
     file = find(entry)
     warn_of(entry)
-    return Located(overlay | {"file": str(file), "source": None})
+    return Located(overlay | {"file": str(file), "source": None}, is_described=True)
 
 
 def warn_of(entry: WeightEntry) -> None:

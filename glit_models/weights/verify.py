@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from timm.layers import to_2tuple
 
 from ..activations import check_memory
 from ..cost import count_params
@@ -65,14 +66,13 @@ def _check_params(folder: WeightFolder) -> Check:
     try:
         config = folder.config()
         cfg, args = config["pretrained_cfg"], config["model_args"]
-        channels, height, width = cfg["input_size"]
-        expected = count_params(
-            spec_of(config), config["num_classes"], (height, width), channels, args.get("class_token", True)
-        )
+        channels, *sides = cfg["input_size"]
+        size = to_2tuple(args.get("img_size") or sides)
+        expected = count_params(spec_of(config), config["num_classes"], size, channels, args.get("class_token", True))
         if folder.entry is not None:
             expected = folder.entry.params
         state = read_state_dict(folder.weights)
-    except (GlitError, KeyError, ValueError) as error:
+    except (GlitError, KeyError, TypeError, ValueError) as error:
         return Check("parameters", "", str(error), False)
     found = sum(tensor.numel() for key, tensor in state.items() if not key.endswith(_BUFFERS))
     return Check("parameters", f"{expected:,}", f"{found:,}", found == expected)

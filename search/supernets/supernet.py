@@ -130,7 +130,8 @@ class Supernet(nn.Module):
         for module in self.net.blocks.modules():
             if isinstance(module, nn.Linear):
                 trunc_normal_(module.weight, std=0.02)
-                nn.init.zeros_(module.bias)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
 
     def parts_of(self, index: int, block: Any, width: int) -> BlockParts:
         """The parts of a block at its index in a network of this width."""
