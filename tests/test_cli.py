@@ -83,7 +83,7 @@ def test_list_names_every_registered_model(capsys: pytest.CaptureFixture[str]) -
     table = capsys.readouterr().out
     assert main(["list", "--json"]) == 0
     listed = json.loads(capsys.readouterr().out)
-    assert [row["name"] for row in listed] == list(resolve.registry())
+    assert [row["name"] for row in listed] == [*resolve.registry(), *resolve.outside_cfgs()]
     assert all(row["name"] in table for row in listed)
     assert "76.4 (as published: the authors' repository)" in table
 
