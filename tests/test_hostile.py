@@ -99,6 +99,9 @@ def test_yaml_that_repeats_itself_a_little_is_read() -> None:
     assert parse_yaml("a: &a {b: 1}\nc: [*a, *a]") == {"a": {"b": 1}, "c": [{"b": 1}, {"b": 1}]}
 
 
+MANY = {"num_global_heads": [1], "num_local_heads": [0], "mlp_ratios": list(range(1, 60001)), "qkv_ratios": [1]}
+
+
 @pytest.mark.parametrize(
     ("space", "complaint"),
     [
@@ -108,6 +111,7 @@ def test_yaml_that_repeats_itself_a_little_is_read() -> None:
         ({"space": "autoformer_tiny", "depth": [10**9]}, "blocks must describe depth=1000000000 blocks, got 1000"),
         ({"embed_dim": 8, "num_heads": 1, "blocks": [{"repeat": 10**9, "choices": []}]}, "repeat must be .* to 1000"),
         ({"space": "glit", "kernel_sizes": list(range(1, 60001, 2))}, "at most 100,000 combinations, got 3,240,000"),
+        ({"embed_dim": 8, "num_heads": 1, "blocks": [{"choices": [MANY, {**MANY, "qkv_ratios": [2]}]}]}, "got 120,000"),
     ],
 )
 def test_a_space_is_bounded_before_it_is_written_out(space: dict[str, object], complaint: str) -> None:

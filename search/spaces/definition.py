@@ -118,18 +118,14 @@ class SpaceDefinition:
             raise SearchError(f"blocks must hold at most {MAX_BLOCKS} blocks, got {len(self.blocks)}")
         if max(self.depths) != len(self.blocks):
             raise SearchError(f"blocks must describe depth={max(self.depths)} blocks, got {len(self.blocks)}")
-        count = 0
+        count = sum(map(self._count, dict.fromkeys(product for choices in self.blocks for product in choices)))
+        if count > _MAX_COMBINATIONS:
+            raise SearchError(f"all choices must give at most {_MAX_COMBINATIONS:,} combinations, got {count:,}")
         for choices in dict.fromkeys(self.blocks):
             where = f"blocks[{self.blocks.index(choices)}]"
             if not choices:
                 raise SearchError(f"{where}.choices must hold at least one product of choices, got none")
             for index, product in enumerate(choices):
-                count += self._count(product)
-                if count > _MAX_COMBINATIONS:
-                    raise SearchError(
-                        f"the choices of different blocks must have at most {_MAX_COMBINATIONS:,} combinations in all, "
-                        f"and have {count:,} up to {where}.choices[{index}]"
-                    )
                 self._check(f"{where}.choices[{index}]", product)
 
     def _count(self, product: BlockChoices) -> int:
