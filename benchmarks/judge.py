@@ -4,7 +4,8 @@ The supernet is trained on the table's 20,000 training images, sees six times as
 table, and scores them on the table's 10,000 search images. Their scores on the test set are the ground truth. `--set`
 changes the supernet's training: `--set supernet.paths=2`. The command can be stopped and resumed.
 
-`--compare DIR DIR ...` compares finished runs with the first of them instead, on the networks that all of them have.
+`--compare DIR ...` compares finished runs, and the size of the networks, with the first of them instead, on the
+networks that all of them have.
 """
 
 import argparse
@@ -20,6 +21,7 @@ from glit_models.search.run.context import Interrupted, RunContext
 from glit_models.search.run.stage import Stage
 from scipy.stats import kendalltau
 
+from glit_models import Spec
 from glit_models.runs.files import write_json
 
 from . import report
@@ -74,28 +76,34 @@ def main() -> None:
 
 
 def compare(folders: Sequence[Path]) -> None:
-    """Print the tau of each run's inherited loss with the loss after training, and its difference to the first run's.
+    """Print the tau of each run's inherited loss, and of size, with the loss after training; and the difference to the
+    first run's.
 
     The intervals are those of a bootstrap over networks; for the difference, both runs have the same networks.
     """
     runs = [Ranking.from_dict(json.loads((folder / "judged.json").read_text())) for folder in folders]
-    inherited = [{network.spec: network.predictions["inherited loss"] for network in run.networks} for run in runs]
+    orders = {folder.name: _predictions(run, "inherited loss") for folder, run in zip(folders, runs, strict=True)}
+    orders |= {size: _predictions(runs[0], size) for size in ("MACs", "parameters")}
     trained = {network.spec: network.trained["loss"] for network in runs[0].networks}
-    specs = [spec for spec in trained if all(spec in losses for losses in inherited)]
-    sides = np.array([[losses[spec] for spec in specs] for losses in (trained, *inherited)])  # [1 + runs, networks]
+    specs = [spec for spec in trained if all(spec in order for order in orders.values())]
+    sides = np.array([[order[spec] for spec in specs] for order in (trained, *orders.values())])  # [1 + O, networks]
     rng = np.random.default_rng(0)
     drawn = np.array([_taus(sides[:, rng.integers(len(specs), size=len(specs))]) for _ in range(RESAMPLES)])
     taus = _taus(sides)
     rows: list[report.Row] = [
         {
-            "run": folder.name,
+            "run, or size": name,
             "tau with loss (95 %)": _interval(taus[place], drawn[:, place]),
             f"to {folders[0].name}": _interval(taus[place] - taus[0], drawn[:, place] - drawn[:, 0]) if place else "",
         }
-        for place, folder in enumerate(folders)
+        for place, name in enumerate(orders)
     ]
     print(f"{len(specs)} networks\n")
     report.print_rows(rows)
+
+
+def _predictions(run: Ranking, measure: str) -> dict[Spec, float]:
+    return {network.spec: network.predictions[measure] for network in run.networks}
 
 
 def _taus(sides: np.ndarray) -> list[float]:
