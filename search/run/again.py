@@ -54,11 +54,11 @@ def again_recipe(folder: str | Path, overrides: Overrides, keep_winner: bool = F
     recipe = load_search_recipe(str(folder / RECIPE_FILE), values)
     if not recipe.fitness_class.needs_supernet:
         raise SearchError(f"fitness {recipe.fitness} uses no supernet; take one that does, such as inherited_loss")
-    trained_within = base.supernet.sampling in ("budget", "identity")
+    trained_within = base.supernet.sampling == "budget"
     if trained_within and (base.budget, base.evolution.uniform_over) != (recipe.budget, recipe.evolution.uniform_over):
         raise SearchError(
-            "budget and evolution.uniform_over cannot change on supernets that were trained for the budget "
-            f"(supernet.sampling={base.supernet.sampling})"
+            "budget and evolution.uniform_over cannot change on supernets that were trained within the budget "
+            "(supernet.sampling=budget)"
         )
     if keep_winner:
         if len(base.method_class.stages) < 2:
