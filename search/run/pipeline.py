@@ -207,11 +207,8 @@ class SearchRun:
         The networks of the control and the winner are scored on the test set, and so is the result.
         """
         context, model = self.context, self.out / "model"
-        final, controls, starts = (
-            self._final_task(winner),
-            self._control_tasks(winner.spec),
-            self._start_tasks(winner.spec),
-        )
+        final, controls = self._final_task(winner), self._control_tasks(winner.spec)
+        starts = self._start_tasks(winner.spec)
         tasks = [*([final] if final else []), *(task for _, task in controls), *(task for *_, task in starts)]
         results = context.run(tasks)
         run = self.out / "final" if final else winner.folder
